@@ -1,0 +1,103 @@
+"""Modular arithmetic as a finite data set: all pairs (a, b) of residues, split once at random.
+
+Shapes: N pairs, P residues. A pair is two integers in 0..p-1; `a_N`, `b_N`, `y_N` are int64.
+Division leaves out b = 0 (no inverse), so it has p(p-1) pairs instead of p^2.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from studycore.streams import generator
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Inputs and labels of some of the pairs."""
+
+    a_N: Tensor
+    b_N: Tensor
+    y_N: Tensor
+
+    def __len__(self) -> int:
+        return len(self.y_N)
+
+    def to(self, device: torch.device | str) -> "Pairs":
+        return Pairs(self.a_N.to(device), self.b_N.to(device), self.y_N.to(device))
+
+    def __getitem__(self, index: Tensor | slice) -> "Pairs":
+        return Pairs(self.a_N[index], self.b_N[index], self.y_N[index])
+
+
+def answer(a_N: Tensor, b_N: Tensor, p: int, operation: str) -> Tensor:
+    """(a op b) mod p; division multiplies by the inverse b^(p-2) (Fermat), so p must be prime there."""
+    if operation == "add":
+        return (a_N + b_N) % p
+    if operation == "subtract":
+        return (a_N - b_N) % p
+    if operation == "multiply":
+        return (a_N * b_N) % p
+    if operation == "divide":
+        inverse_P = torch.tensor([pow(int(b), p - 2, p) for b in range(p)])
+        return (a_N * inverse_P[b_N]) % p
+    raise ValueError(f"operation: '{operation}' is none of add, subtract, multiply, divide")
+
+
+def all_pairs(p: int, operation: str) -> Pairs:
+    """Every pair for which the operation is defined, ordered by a, then b."""
+    b_range = torch.arange(1 if operation == "divide" else 0, p)
+    a_N, b_N = (grid.reshape(-1) for grid in torch.meshgrid(torch.arange(p), b_range, indexing="ij"))
+    return Pairs(a_N, b_N, answer(a_N, b_N, p, operation))
+
+
+class ModularArithmeticDataset:
+    """The pairs as one-hot vectors [one_hot(a), one_hot(b)] of width 2p, for the MLPs.
+
+    `train_frac` of the pairs, rounded, are for training; the split depends on (data_seed, p, operation) alone.
+    """
+
+    def __init__(self, p: int, operation: str = "add", train_frac: float = 0.3, data_seed: int = 42):
+        self.p, self.operation = p, operation
+        self.pairs = all_pairs(p, operation)
+        n_train = round(train_frac * len(self.pairs))
+        if not 0 < n_train < len(self.pairs):
+            raise ValueError(
+                f"train_frac: {train_frac} of {len(self.pairs)} pairs leaves {n_train} for training and "
+                f"{len(self.pairs) - n_train} for testing; choose it so that both are at least 1"
+            )
+        order = torch.randperm(len(self.pairs), generator=generator(data_seed, "split", p, operation))
+        # Sorted, so that reductions over the pairs run in one order whatever the shuffle.
+        self.train_index, self.test_index = order[:n_train].sort().values, order[n_train:].sort().values
+        self.train, self.test = self.pairs[self.train_index], self.pairs[self.test_index]
+
+    def inputs(self, pairs: Pairs) -> Tensor:
+        """[N, 2p] float32."""
+        one_hot = torch.nn.functional.one_hot
+        return torch.cat([one_hot(pairs.a_N, self.p), one_hot(pairs.b_N, self.p)], dim=-1).float()
+
+    def get_train(self) -> tuple[Tensor, Tensor]:
+        """(inputs, labels) of the training pairs."""
+        return self.inputs(self.train), self.train.y_N
+
+    def get_test(self) -> tuple[Tensor, Tensor]:
+        """(inputs, labels) of the held-out pairs."""
+        return self.inputs(self.test), self.test.y_N
+
+    def get_all(self) -> tuple[Tensor, Tensor]:
+        """(inputs, labels) of every pair, ordered by a, then b."""
+        return self.inputs(self.pairs), self.pairs.y_N
+
+
+class SequenceArithmeticDataset(ModularArithmeticDataset):
+    """The pairs as token sequences [a, op, b, =], for the transformers; op is token p, = is token p + 1."""
+
+    def inputs(self, pairs: Pairs) -> Tensor:
+        """[N, 4] int64."""
+        return pair_tokens(pairs.a_N, pairs.b_N, self.p)
+
+
+def pair_tokens(a_N: Tensor, b_N: Tensor, p: int) -> Tensor:
+    """[N, 4] int64: the sequence a, op, b, =."""
+    op_N, eq_N = torch.full_like(a_N, p), torch.full_like(a_N, p + 1)
+    return torch.stack([a_N, op_N, b_N, eq_N], dim=-1)
