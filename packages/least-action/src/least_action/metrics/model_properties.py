@@ -1,0 +1,45 @@
+"""Norms of representations and weights. Shapes: N samples, D width.
+
+All norms are Euclidean; norms of weights cover frozen parameters too.
+"""
+
+from collections.abc import Collection, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from least_action.models import PairModel
+
+
+def compute_representation_norm(model: PairModel, a_N: Tensor, b_N: Tensor) -> float:
+    """Mean over pairs of the norm of what the output layer reads, [N, D]."""
+    with torch.no_grad():
+        representation_ND = model.forward_pairs(a_N, b_N).representation_ND
+        return torch.linalg.vector_norm(representation_ND, dim=-1).double().mean().item()
+
+
+def compute_layer_weight_norms(model: nn.Module) -> dict[str, float]:
+    """Norm of each layer's own parameters together, by the name of the module that owns them.
+
+    A shared parameter counts for the first module that owns it, so the squares add up to `total_weight_norm`^2.
+    """
+    norms: dict[str, list[Tensor]] = {}
+    for name, parameter in model.named_parameters():
+        norms.setdefault(name.rpartition(".")[0], []).append(parameter)
+    return {layer: _norm(parameters) for layer, parameters in norms.items()}
+
+
+def total_weight_norm(model: nn.Module) -> float:
+    """Norm of all parameters as one vector."""
+    return _norm(model.parameters())
+
+
+def decayed_weight_norm(model: nn.Module, names: Collection[str]) -> float:
+    """Norm of the named parameters as one vector (those that weight decay acts on). KeyError for unknown names."""
+    parameters = dict(model.named_parameters())
+    return _norm(parameters[name] for name in sorted(names))
+
+
+def _norm(tensors: Iterable[Tensor]) -> float:
+    norms = [torch.linalg.vector_norm(tensor.detach(), dtype=torch.float64) for tensor in tensors]
+    return torch.linalg.vector_norm(torch.stack(norms)).item() if norms else 0.0

@@ -1,0 +1,176 @@
+"""Checkpoints that survive kill -9 and refuse to load as something else.
+
+    step-<n>/  config.json          every constructor argument of what was saved
+               model.safetensors    optimizer.safetensors
+               state.json           the loop's own numbers
+               probe.safetensors    fixed inputs and the outputs they gave
+               manifest.json        sha256 of each of these, written last
+
+Writing: a temporary folder beside it, fsync of each file, manifest last, os.replace, fsync of the parent, then the
+index, then pruning. Loading: checksums, the model built from config.json, strict loading, the probe replayed.
+"""
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from studycore.configuration import differences
+from studycore.errors import UserError
+from studycore.files import read_json, sha256, sync_folder, write_json
+
+FILES = ("config.json", "model.safetensors", "optimizer.safetensors", "state.json", "probe.safetensors")
+Tensors = Mapping[str, Tensor]
+Model = TypeVar("Model", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What was read, with checksums verified."""
+
+    path: Path
+    step: int
+    config: dict[str, Any]
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    state: dict[str, Any]
+    probe: dict[str, Tensor]
+
+
+def save_checkpoint(
+    root: Path,
+    step: int,
+    *,
+    config: Mapping[str, Any],
+    model: Tensors,
+    optimizer: Tensors,
+    state: Mapping[str, Any],
+    probe: Tensors,
+    best: bool = False,
+    keep: int = 2,
+) -> Path:
+    """Writes root/step-<step>, names it `last` (and `best`, on request) in root/index.json, then prunes.
+
+    `probe` holds inputs under names that start with "input" and outputs under names that start with "output". The newest
+    `keep` checkpoints and the best one stay.
+    """
+    from safetensors.torch import save_file
+
+    root.mkdir(parents=True, exist_ok=True)
+    target, temporary = root / f"step-{step}", root / f"tmp-step-{step}"
+    if temporary.exists():
+        shutil.rmtree(temporary)
+    temporary.mkdir()
+    (temporary / "config.json").write_text(json.dumps(config, indent=2, allow_nan=False))
+    (temporary / "state.json").write_text(json.dumps(state, indent=2, allow_nan=False))
+    for name, tensors in (("model", model), ("optimizer", optimizer), ("probe", probe)):
+        detached = {key: tensor.detach().to("cpu", copy=True).contiguous() for key, tensor in tensors.items()}
+        save_file(detached, temporary / f"{name}.safetensors")
+    for name in FILES:
+        with open(temporary / name, "rb") as file:
+            os.fsync(file.fileno())
+    write_json(temporary / "manifest.json", {"step": step, "sha256": {name: sha256(temporary / name) for name in FILES}})
+    if target.exists():
+        shutil.rmtree(target)
+    os.replace(temporary, target)
+    sync_folder(root)
+    index = read_index(root) | {"last": target.name} | ({"best": target.name} if best else {})
+    write_json(root / "index.json", index)
+    prune(root, keep)
+    return target
+
+
+def read_index(root: Path) -> dict[str, str]:
+    """The names `last` and `best`."""
+    path = root / "index.json"
+    return dict(read_json(path)) if path.exists() else {}
+
+
+def prune(root: Path, keep: int) -> None:
+    """Removes temporary folders and all but the newest `keep` checkpoints and the best one."""
+    kept = {path.name for path in steps(root)[-keep:]} | set(read_index(root).values())
+    for path in [*steps(root), *root.glob("tmp-step-*")]:
+        if path.name not in kept:
+            shutil.rmtree(path)
+
+
+def steps(root: Path) -> list[Path]:
+    """Checkpoint folders by step."""
+    return sorted(root.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Reads and verifies one checkpoint folder. UserError says what is wrong with it."""
+    from safetensors.torch import load_file
+
+    if not (path / "manifest.json").exists():
+        raise UserError(f"{path}: no manifest.json, so the checkpoint was never completed; use another one")
+    manifest = read_json(path / "manifest.json")
+    sums = manifest.get("sha256") if isinstance(manifest, dict) else None
+    if not isinstance(sums, dict) or set(sums) != set(FILES) or not isinstance(manifest.get("step"), int):
+        raise UserError(f"{path}/manifest.json: does not list {', '.join(FILES)} and the step; use another checkpoint")
+    for name, expected in sums.items():
+        if not (path / name).exists():
+            raise UserError(f"{path}/{name}: missing; use another checkpoint")
+        if sha256(path / name) != expected:
+            raise UserError(f"{path}/{name}: its checksum differs from the manifest's (damaged); use another checkpoint")
+    tensors = {name: load_file(path / f"{name}.safetensors") for name in ("model", "optimizer", "probe")}
+    return Checkpoint(path, manifest["step"], read_json(path / "config.json"), state=read_json(path / "state.json"), **tensors)
+
+
+def load_latest(root: Path) -> Checkpoint | None:
+    """The newest checkpoint that verifies, saying on stderr why newer ones were passed over; None if there is none.
+
+    UserError when there are checkpoints and none of them verifies.
+    """
+    found = steps(root) if root.is_dir() else []
+    for path in reversed(found):
+        try:
+            return load_checkpoint(path)
+        except UserError as error:
+            print(f"passed over: {error}", file=sys.stderr)
+    if found:
+        raise UserError(f"{root}: none of the {len(found)} checkpoints verifies; remove the folder to start at step 0")
+    return None
+
+
+def rebuild(
+    checkpoint: Checkpoint,
+    build: Callable[[dict[str, Any]], Model],
+    replay: Callable[[Model, dict[str, Tensor]], dict[str, Tensor]],
+    expected: Mapping[str, Any] | None = None,
+    tolerance: float = 1e-5,
+) -> Model:
+    """The model, built from the checkpoint's own configuration, loaded strictly and checked on its probe.
+
+    `replay(model, inputs)` returns the probe's outputs. `expected` is the caller's own idea of the configuration; where
+    it differs from the stored one, UserError lists field by field how. `tolerance` is relative to the largest stored
+    output: it passes other threads and library versions (rounding) and nothing that changes the function.
+    """
+    if expected is not None and (differing := differences(checkpoint.config, expected)):
+        raise UserError(f"{checkpoint.path}: of another architecture: {'; '.join(differing)}; use its own configuration")
+    model = build(checkpoint.config)
+    try:
+        model.load_state_dict(checkpoint.model, strict=True)
+    except RuntimeError as error:
+        raise UserError(f"{checkpoint.path}: does not fit its configuration: {' '.join(str(error).split())}") from None
+    with torch.no_grad():
+        outputs = replay(model, {key: value for key, value in checkpoint.probe.items() if key.startswith("input")})
+    for key, stored in checkpoint.probe.items():
+        if not key.startswith("output"):
+            continue
+        got = outputs[key].detach().cpu()
+        error = float((got - stored).abs().max() / stored.abs().max().clamp_min(1e-30)) if got.shape == stored.shape else float("inf")
+        if not error <= tolerance:
+            raise UserError(
+                f"{checkpoint.path}: replaying its probe changes {key} by {error:.1e} of its maximum (allowed "
+                f"{tolerance:.0e}): the code or a setting outside the weights is another; use the version that wrote it"
+            )
+    return model

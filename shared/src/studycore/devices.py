@@ -1,0 +1,73 @@
+"""Which device a run uses and why, threads, and starting one process per device."""
+
+import os
+import platform
+import sys
+from importlib import metadata
+from typing import Any
+
+from studycore.errors import UserError
+
+
+def choose_device(name: str) -> tuple[str, str]:
+    """(device, reason) for "auto", "cpu", "cuda" or "mps". UserError when the one asked for is not there."""
+    import torch
+
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        if there["cuda"]:
+            return "cuda", f"a CUDA device is there: {torch.cuda.get_device_name()}"
+        return ("mps", "Apple's GPU is there") if there["mps"] else ("cpu", "no GPU is there")
+    if not there.get(name, False):
+        found = [device for device, yes in there.items() if yes]
+        raise UserError(f"--device: '{name}' is not there; this machine has {', '.join(found)} (or use auto)")
+    return name, "asked for"
+
+
+def set_threads(threads: int | None) -> int:
+    """Sets PyTorch's intra-operation threads, where given, and returns their number."""
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return torch.get_num_threads()
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def relaunch(module: str, argv: list[str], num_processes: int | None, device: str) -> None:
+    """Replaces this process by torchrun with one process per device, when there is more than one to use.
+
+    Returns when the process is already one of several, or when one is enough.
+    """
+    import torch
+
+    if "LOCAL_RANK" in os.environ:
+        return
+    wanted = num_processes or (torch.cuda.device_count() if device in ("auto", "cuda") else 1)
+    if wanted > 1:
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={wanted}", "-m", module]
+        sys.stdout.flush()
+        os.execv(sys.executable, [sys.executable, *launcher, *argv])
+
+
+def versions(*distributions: str) -> dict[str, str]:
+    """Versions of Python and the named distributions."""
+    return {"python": platform.python_version()} | {name: metadata.version(name) for name in distributions}
+
+
+def describe(device: str) -> dict[str, Any]:
+    """What the bitwise promise depends on besides the code."""
+    import torch
+
+    name = torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor() or platform.machine()
+    return {
+        "device": device,
+        "name": name,
+        "threads": torch.get_num_threads(),
+        "world_size": int(os.environ.get("WORLD_SIZE", "1")),
+        "platform": platform.platform(),
+    }

@@ -1,0 +1,78 @@
+"""A run's metrics: metrics.jsonl is the record; Parquet parts while it runs and history.parquet at the end are made from it."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from studycore.files import write_atomic
+
+Row = Mapping[str, Any]
+
+
+class MetricsLog:
+    """Append-only rows with a non-decreasing integer "step"; absent values are left out, NaN is an error."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.path = folder, folder / "metrics.jsonl"
+        self.parts = folder / "history"
+        self.rows: list[dict[str, Any]] = read_rows(self.path)
+        self._in_parts = 0
+
+    def append(self, row: Row) -> None:
+        """Writes one row and hands it to the system; nothing but a crash of the machine loses it."""
+        kept = {name: value for name, value in row.items() if value is not None}
+        with open(self.path, "a") as file:
+            file.write(json.dumps(kept, allow_nan=False) + "\n")
+        self.rows.append(kept)
+
+    def rewind(self, step: int) -> None:
+        """Drops rows after `step`, and a torn last line; `step` -1 drops all. History parts start anew."""
+        self.rows = [row for row in self.rows if row["step"] <= step]
+        write_atomic(self.path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in self.rows))
+        shutil.rmtree(self.parts, ignore_errors=True)
+        self._in_parts = 0
+        self.write_part()
+
+    def write_part(self) -> None:
+        """Makes the rows durable and puts those since the last part into history/part-<first step>.parquet."""
+        new = self.rows[self._in_parts :]
+        if not new:
+            return
+        with open(self.path, "a") as file:
+            os.fsync(file.fileno())
+        self.parts.mkdir(exist_ok=True)
+        write_parquet(self.parts / f"part-{new[0]['step']:09d}-{self._in_parts:06d}.parquet", new)
+        self._in_parts = len(self.rows)
+
+    def compact(self) -> Path:
+        """Writes history.parquet from all rows and removes the parts."""
+        write_parquet(self.folder / "history.parquet", self.rows)
+        shutil.rmtree(self.parts, ignore_errors=True)
+        return self.folder / "history.parquet"
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The whole rows of a metrics.jsonl; what follows the last line break was torn by a crash and is left out."""
+    if not path.exists():
+        return []
+    whole = path.read_bytes().rpartition(b"\n")[0]
+    return [json.loads(line) for line in whole.splitlines() if line.strip()]
+
+
+def write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Typed columns: the union of the rows' keys in order of appearance; what a row lacks is null."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    table = pa.table({name: pa.array([_number(row.get(name)) for row in rows]) for name in names})
+    buffer = pa.BufferOutputStream()
+    parquet.write_table(table, buffer)
+    write_atomic(path, buffer.getvalue().to_pybytes())
+
+
+def _number(value: Any) -> Any:
+    return value if value is None or isinstance(value, bool | int | float | str) else json.dumps(value)

@@ -1,0 +1,146 @@
+"""Results and reports: results.json, one self-contained report.html, the same as report.md, and an index over all runs."""
+
+import html
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from studycore.files import read_json, write_atomic, write_json
+from studycore.runs import list_runs, state_of
+
+
+@dataclass
+class Table:
+    """Rows of text or numbers under a title; None is shown as "not run"."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    note: str = ""
+
+
+@dataclass
+class Picture:
+    """An SVG or PNG file in the run folder, with the sentence that says what it shows."""
+
+    path: Path
+    caption: str
+
+
+@dataclass
+class Report:
+    """What a report says, in this order."""
+
+    title: str
+    question: str
+    """What was asked, in one sentence."""
+    answer: str
+    """What was found, in one or two sentences."""
+    tables: Sequence[Table] = field(default_factory=list)
+    pictures: Sequence[Picture] = field(default_factory=list)
+    notes: Sequence[str] = field(default_factory=list)
+    """Deviations, limits, decisions."""
+
+
+def write_results(folder: Path, study: str, verb: str, metrics: Mapping[str, Any], claims: Sequence[Mapping[str, Any]]) -> None:
+    """results.json; ValueError for NaN or infinity."""
+    write_json(
+        folder / "results.json",
+        {"schema_version": 1, "study": study, "verb": verb, "metrics": dict(metrics), "claims": list(claims)},
+    )
+
+
+def write_report(folder: Path, report: Report) -> Path:
+    """report.html and report.md in the run folder, from `report`, results.json and manifest.json. Returns the former."""
+    results, manifest = read_json(folder / "results.json"), read_json(folder / "manifest.json")
+    config = (folder / "config.yaml").read_text()
+    context = {
+        "report": report,
+        "claims": results["claims"],
+        "manifest": manifest,
+        "config": config,
+        "pictures": [(_inline(picture.path), picture.caption) for picture in report.pictures],
+    }
+    page = _environment().get_template("report.html.j2").render(context)
+    write_atomic(folder / "report.html", page)
+    context["pictures"] = [(picture.path.relative_to(folder).as_posix(), picture.caption) for picture in report.pictures]
+    write_atomic(folder / "report.md", _environment(escape=False).get_template("report.md.j2").render(context))
+    return folder / "report.html"
+
+
+def write_index(root: Path) -> Path:
+    """runs/index.html: the newest finished run of each study and verb with every claim, and a list of all runs."""
+    studies = []
+    for folder in sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []:
+        runs = list_runs(root, folder.name)
+        newest: dict[str, Any] = {}
+        listed = []
+        for path, manifest in runs:
+            state = state_of(path, manifest)
+            listed.append((path.relative_to(root).as_posix(), manifest, state, (path / "report.html").exists()))
+            if state == "done" and (path / "results.json").exists():
+                newest[manifest["verb"]] = (path.relative_to(root).as_posix(), read_json(path / "results.json"))
+        if runs:
+            studies.append((folder.name, newest, listed[::-1]))
+    root.mkdir(parents=True, exist_ok=True)
+    write_atomic(root / "index.html", _environment().get_template("index.html.j2").render({"studies": studies}))
+    return root / "index.html"
+
+
+def number(value: Any) -> str:
+    """Three significant digits; None is "not run"."""
+    if value is None:
+        return "not run"
+    if isinstance(value, bool) or not isinstance(value, float):
+        return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    if value == int(value) and abs(value) < 1e6:
+        return f"{int(value):,}"
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}" if abs(value) < 1e6 else f"{value:.2e}"
+
+
+def claims_text(claims: Sequence[Mapping[str, Any]]) -> str:
+    """The claims as lines for a terminal."""
+    lines = []
+    for claim in claims:
+        lines.append(f"  {claim['verdict'].upper():<13}{claim['statement']}")
+        if claim["measured"] is not None:
+            low, high = claim["interval95"]
+            figure = f"{number(claim['measured'])} [{number(low)}, {number(high)}] {claim['unit']}, n = {claim['n']}"
+            lines.append(f"{'':<15}measured {figure}; predicted {claim['predicted']}")
+        else:
+            lines.append(f"{'':<15}{claim['why']}")
+    return "\n".join(lines)
+
+
+def _environment(escape: bool = True) -> Any:
+    import jinja2
+
+    templates = Path(str(resources.files("studycore"))) / "templates"
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(templates),
+        autoescape=escape,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = number
+    return environment
+
+
+def _inline(path: Path) -> Any:
+    """The picture as markup: SVG as it is, with identifiers made distinct per file; PNG as a data address."""
+    import base64
+
+    from markupsafe import Markup
+
+    if path.suffix == ".png":
+        return Markup(f'<img alt="" src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}">')
+    svg = path.read_text()
+    svg = svg[svg.index("<svg") :]
+    prefix = html.escape(re.sub(r"\W", "-", path.stem))
+    svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
+    svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}-", svg)
+    return Markup(svg)

@@ -1,0 +1,195 @@
+"""The run folder: what was asked, with what, in which state, and who is writing it."""
+
+import fcntl
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TextIO
+
+from studycore.configuration import config_hash, to_yaml
+from studycore.errors import UserError
+from studycore.files import read_json, write_atomic, write_json
+from studycore.metrics import MetricsLog
+
+RECORDED = ("torch", "numpy", "accelerate", "studycore")
+
+
+class Run:
+    """One run folder, opened for writing and locked against a second writer."""
+
+    def __init__(self, folder: Path, manifest: dict[str, Any], lock: TextIO):
+        self.folder, self.manifest, self._lock = folder, manifest, lock
+        self.metrics = MetricsLog(folder)
+        self._opened = time.monotonic()
+        self._seconds_before = float(manifest["times"].get("seconds", 0.0))
+
+    def update(self, **fields: Any) -> None:
+        """Changes fields of manifest.json, atomically."""
+        self.manifest.update(fields)
+        seconds = self._seconds_before + time.monotonic() - self._opened
+        self.manifest["times"] |= {"seconds": round(seconds, 3), "updated": now()}
+        write_json(self.folder / "manifest.json", self.manifest)
+
+    def finish(self, state: str, reason: str) -> None:
+        """The last word: state done, stopped or failed, and why."""
+        self.update(state=state, reason=reason, pid=None)
+        self.close()
+
+    def close(self) -> None:
+        self._lock.close()
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def new_folder(root: Path, study: str, verb: str, values: Mapping[str, Any]) -> Path:
+    """runs/<study>/<verb>-<time>-<hash>; the time is moved on when that folder is there."""
+    stamp = time.time()
+    while True:
+        name = f"{verb}-{time.strftime('%Y%m%d-%H%M%S', time.localtime(stamp))}-{config_hash(values)}"
+        if not (root / study / name).exists():
+            return root / study / name
+        stamp += 1
+
+
+def create_run(
+    folder: Path,
+    *,
+    study: str,
+    verb: str,
+    config: Mapping[str, Any],
+    argv: list[str],
+    seeds: list[int],
+    devices: Mapping[str, Any],
+    data: Mapping[str, str],
+    source: Path,
+    libraries: tuple[str, ...] = (),
+) -> Run:
+    """Makes the folder with config.yaml and manifest.json. UserError when it holds a run already.
+
+    `data` maps names to fingerprints; `source` is a file of the study, for the git commit.
+    """
+    if (folder / "manifest.json").exists():
+        raise UserError(f"--output-dir: {folder} holds a run already; resume it or choose another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = _lock(folder)
+    write_atomic(folder / "config.yaml", to_yaml(config))
+    manifest = {
+        "schema_version": 1,
+        "study": study,
+        "version": metadata.version(study_distribution(study)),
+        "verb": verb,
+        "argv": argv,
+        "git": git_state(source),
+        "configuration_hash": config_hash(config),
+        "seeds": seeds,
+        "versions": library_versions(libraries),
+        "devices": dict(devices),
+        "data_fingerprints": dict(data),
+        "times": {"started": now()},
+        "state": "running",
+        "reason": "",
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "resumed": [],
+    }
+    run = Run(folder, manifest, lock)
+    run.update()
+    return run
+
+
+def open_run(folder: Path) -> Run:
+    """Opens a run folder to go on writing it. UserError when it is no run folder or is being written."""
+    manifest = read_manifest(folder)
+    return Run(folder, manifest, _lock(folder))
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """UserError when `folder` is no run folder."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: there is no such run folder; `runs` lists those there are")
+    if not (folder / "manifest.json").exists():
+        raise UserError(f"{folder}: holds no manifest.json, so it is no run folder; `runs` lists those there are")
+    manifest = read_json(folder / "manifest.json")
+    needed = ("study", "verb", "state", "configuration_hash", "times", "versions", "devices")
+    lacks = [key for key in needed if not isinstance(manifest, dict) or key not in manifest]
+    if lacks:
+        raise UserError(f"{folder}/manifest.json: lacks {', '.join(lacks)}; restore it or start the run again")
+    return dict(manifest)
+
+
+def is_writing(folder: Path) -> bool:
+    """Whether a process has the run open."""
+    try:
+        _lock(folder).close()
+    except UserError:
+        return True
+    return False
+
+
+def list_runs(root: Path, study: str) -> list[tuple[Path, dict[str, Any]]]:
+    """Run folders of a study with their manifests, oldest first."""
+    folders = [path.parent for path in (root / study).glob("*/manifest.json")]
+    runs = [(folder, read_manifest(folder)) for folder in folders]
+    return sorted(runs, key=lambda item: item[1]["times"]["started"])
+
+
+def state_of(folder: Path, manifest: Mapping[str, Any]) -> str:
+    """The recorded state, or "interrupted" for a run that is marked running and that nobody writes."""
+    if manifest["state"] == "running" and not is_writing(folder):
+        return "interrupted"
+    return str(manifest["state"])
+
+
+def environment_changes(manifest: Mapping[str, Any], devices: Mapping[str, Any]) -> list[str]:
+    """What the bitwise promise depends on and has changed since the run began: phrases, empty when nothing has."""
+    then = dict(manifest["versions"]) | {key: manifest["devices"].get(key) for key in ("device", "threads", "world_size")}
+    here = library_versions(tuple(manifest["versions"])) | {key: devices.get(key) for key in ("device", "threads", "world_size")}
+    return [f"{key} {then[key]} -> {here.get(key)}" for key in then if then[key] != here.get(key)]
+
+
+def library_versions(extra: tuple[str, ...] = ()) -> dict[str, str]:
+    """Versions of Python and of the libraries that results depend on."""
+    from studycore.devices import versions
+
+    return versions(*dict.fromkeys(name for name in (*RECORDED, *extra) if name != "python"))
+
+
+def study_distribution(study: str) -> str:
+    """The distribution that a command belongs to."""
+    return "geometry-retrofit" if study == "retrofit" else study
+
+
+def git_state(source: Path) -> dict[str, Any]:
+    """Commit and dirtiness of the work tree that holds `source`; nulls for an installed copy."""
+
+    def git(*arguments: str) -> str | None:
+        command = ["git", "-C", str(source.parent), *arguments]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+        except (FileNotFoundError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    tracked = git("ls-files", "--error-unmatch", source.name)
+    if tracked is None:
+        return {"commit": None, "dirty": None}
+    status = git("status", "--porcelain", "--untracked-files=no")
+    return {"commit": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
+
+
+def _lock(folder: Path) -> TextIO:
+    """An exclusive lock that the system drops when the process ends, however it ends."""
+    file = open(folder / ".lock", "w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise UserError(f"{folder}: another process is writing this run; wait for it or stop it first") from None
+    return file
