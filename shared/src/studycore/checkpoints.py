@@ -59,12 +59,39 @@ def save_checkpoint(
     """Writes root/step-<step>, names it `last` (and `best`, on request) in root/index.json, then prunes.
 
     `probe` holds inputs under names that start with "input" and outputs under names that start with "output". The newest
-    `keep` checkpoints and the best one stay.
+    `keep` checkpoints and the best one stay. A whole checkpoint of that step is kept as it is: a step's state is
+    determined, and writing it again could only lose it.
     """
-    from safetensors.torch import save_file
-
     root.mkdir(parents=True, exist_ok=True)
     target, temporary = root / f"step-{step}", root / f"tmp-step-{step}"
+    if not _is_whole(target):
+        _write(target, temporary, step, config, model, optimizer, state, probe)
+    index = read_index(root) | {"last": target.name} | ({"best": target.name} if best else {})
+    write_json(root / "index.json", index)
+    prune(root, keep)
+    return target
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        load_checkpoint(path)
+    except UserError:
+        return False
+    return True
+
+
+def _write(
+    target: Path,
+    temporary: Path,
+    step: int,
+    config: Mapping[str, Any],
+    model: Tensors,
+    optimizer: Tensors,
+    state: Mapping[str, Any],
+    probe: Tensors,
+) -> None:
+    from safetensors.torch import save_file
+
     if temporary.exists():
         shutil.rmtree(temporary)
     temporary.mkdir()
@@ -80,11 +107,7 @@ def save_checkpoint(
     if target.exists():
         shutil.rmtree(target)
     os.replace(temporary, target)
-    sync_folder(root)
-    index = read_index(root) | {"last": target.name} | ({"best": target.name} if best else {})
-    write_json(root / "index.json", index)
-    prune(root, keep)
-    return target
+    sync_folder(target.parent)
 
 
 def read_index(root: Path) -> dict[str, str]:

@@ -27,60 +27,101 @@ def find_config(name: str, package: str) -> Path:
 
 
 def parse(
-    classes: Sequence[type], argv: Sequence[str], prog: str, package: str, description: str = "", partial: bool = False
+    classes: Sequence[type], argv: Sequence[str], prog: str, package: str, partial: bool = False, file: bool = True
 ) -> list[dict[str, Any]]:
     """The fields of each dataclass in `classes`, from `argv`.
 
     Flags may have dashes or underscores and win over `--config FILE` wherever that stands. With `partial` only
-    what was given is returned. UserError for whatever does not fit.
+    what was given is returned; without `file` there is no --config. UserError for whatever does not fit.
     """
+    import argparse
+
     import jsonargparse
 
-    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = jsonargparse.ArgumentParser(prog=prog, description=description, exit_on_error=False)
-    parser.add_argument("--config", action=jsonargparse.ActionConfigFile, help="a YAML file, or the name of a shipped one")
-    for cls in classes:
-        parser.add_class_arguments(cls, as_group=True)
+    parser = _parser(classes, prog)
+    if file:
+        help_text = "YAML file, or the name of a configuration that comes with the study"
+        parser.add_argument("--config", action=jsonargparse.ActionConfigFile, help=help_text)
+        path, rest = take_config(argv, package)
+        argv = [*([f"--config={path}"] if path else []), *rest]
     try:
-        parsed = parser.parse_args(_flags(argv, package), defaults=not partial)
-    except (jsonargparse.ArgumentError, argparse_error(), TypeError) as error:
+        values = parser.parse_args(_flags(argv, classes), defaults=not partial).as_dict()
+    except (argparse.ArgumentError, TypeError) as error:
         raise UserError(_sentence(str(error), classes)) from None
-    values = parsed.as_dict()
     return [{f.name: values[f.name] for f in dataclasses.fields(cls) if f.name in values} for cls in classes]
 
 
-def argparse_error() -> type[Exception]:
+def check_types(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Some fields of `cls`, with the types that `parse` would give them. UserError for whatever does not fit."""
     import argparse
 
-    return argparse.ArgumentError
+    try:
+        checked = _parser([cls], "").parse_object(dict(values), defaults=False).as_dict()
+    except (argparse.ArgumentError, TypeError) as error:
+        raise UserError(_sentence(str(error), [cls])) from None
+    return {name: checked[name] for name in values}
 
 
-def _flags(argv: Sequence[str], package: str) -> list[str]:
-    """`--a-b` as `--a_b`; `--config NAME` found and moved to the front, so that explicit flags win over it."""
-    first, rest = [], []
+def build(cls: type, values: Mapping[str, Any]) -> Any:
+    """`cls(**values)`; what its __post_init__ finds wrong is the user's mistake."""
+    try:
+        return cls(**values)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def take_config(argv: Sequence[str], package: str) -> tuple[Path | None, list[str]]:
+    """The file of `--config`, found, and the other arguments."""
+    path, rest = None, []
     items = iter(argv)
     for item in items:
         flag, equals, value = item.partition("=")
+        if flag == "--config":
+            path = find_config(value if equals else next(items, ""), package)
+        else:
+            rest.append(item)
+    return path, rest
+
+
+def _parser(classes: Sequence[type], prog: str) -> Any:
+    import jsonargparse
+
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = jsonargparse.ArgumentParser(prog=prog, exit_on_error=False)
+    for cls in classes:
+        parser.add_class_arguments(cls)
+    return parser
+
+
+def _flags(argv: Sequence[str], classes: Sequence[type]) -> list[str]:
+    """`--a-b` as `--a_b`, and a bare `--switch` as `--switch=true`."""
+    switches = {f.name for cls in classes for f in dataclasses.fields(cls) if f.type in (bool, "bool")}
+    flags = []
+    for item, following in zip(argv, [*argv[1:], "--"], strict=True):
+        flag, equals, value = item.partition("=")
         if flag.startswith("--"):
             flag = "--" + flag[2:].replace("-", "_")
-        if flag == "--config":
-            value = value if equals else next(items, "")
-            first.append(f"--config={find_config(value, package)}")
-        else:
-            rest.append(flag + equals + value if item.startswith("--") else item)
-    return first + rest
+            if flag[2:] in switches and not equals and following not in ("true", "false"):
+                equals, value = "=", "true"
+        flags.append(flag + equals + value)
+    return flags
 
 
 def _sentence(message: str, classes: Sequence[type]) -> str:
-    """jsonargparse's message on one line, with the nearest field name where one was misspelt."""
+    """jsonargparse's message as one sentence that names field, value and mend."""
     message = " ".join(message.split())
-    unknown = re.search(r"(?:Key|option|Unrecognized arguments:|does not accept (?:option|nested key)|:) '?(?:--)?([A-Za-z_]\w*)'?", message)
+    wrong = re.search(r'Parser key "(\w+)": (?:Expected an? )?(.*?)\.? Got value: (.*)', message)
+    if wrong:
+        name, expected, value = wrong.groups()
+        expected = re.sub(r"<class '(\w+)'>", r"\1", expected).replace("typing.Literal", "one of ")
+        return f"{name}: {value} does not fit; give {expected}"
+    unknown = re.search(r"(?:Option '|unrecognized arguments: --|Key ')([A-Za-z_]\w*)", message)
+    if unknown is None:
+        return message
     names = [f.name for cls in classes for f in dataclasses.fields(cls)]
-    if unknown and unknown.group(1) not in names:
-        near = difflib.get_close_matches(unknown.group(1), names, n=1)
-        if near:
-            message += f" (did you mean '{near[0]}'?)"
-    return message
+    near = difflib.get_close_matches(unknown.group(1), names, n=1)
+    mend = f"did you mean '{near[0]}'?" if near else "see --help for those there are"
+    return f"'{unknown.group(1)}' is no field here; {mend}"
 
 
 def to_dict(config: Any) -> dict[str, Any]:

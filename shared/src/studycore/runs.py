@@ -5,7 +5,8 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -193,3 +194,14 @@ def _lock(folder: Path) -> TextIO:
         file.close()
         raise UserError(f"{folder}: another process is writing this run; wait for it or stop it first") from None
     return file
+
+
+@contextmanager
+def recording(run: Run | None) -> Iterator[None]:
+    """Marks the run as failed, with the reason, when an error leaves the block."""
+    try:
+        yield
+    except Exception as error:
+        if run is not None:
+            run.finish("failed", f"{type(error).__name__}: {error}")
+        raise

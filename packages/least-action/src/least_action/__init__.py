@@ -1,0 +1,1 @@
+"""Grokking on modular arithmetic: training, routing, curvature and progress measures, censored times to grok."""

@@ -1,25 +1,246 @@
-"""The experiment's settings. Importing this module must stay cheap: no torch."""
+"""The settings of a run and of a sweep. Importing this module must stay cheap: no torch."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+OPERATIONS = ("add", "subtract", "multiply", "divide")
+TRANSFORMERS = ("transformer", "routed_transformer")
+
 
 @dataclass(frozen=True)
 class TrainerConfig:
+    """Everything that determines a run's numbers. ValueError names the field, its value and the mend."""
+
     p: int = 113
-    operation: str = "add"
+    """Modulus; a prime for multiply and divide."""
+    operation: Literal["add", "subtract", "multiply", "divide"] = "add"
+    """What is learnt: (a operation b) mod p."""
     train_frac: float = 0.3
-    data_seed: int = 42
+    """Fraction of all pairs that is for training."""
+    data_seed: int | None = 42
+    """Seed of the split; null: follows `seed`, so that seeds differ in the split as well."""
     seed: int = 42
-    model_type: str = "routed"
+    """Seed of initialisation, batch order and metric probes."""
+
+    model_type: Literal["baseline", "routed", "transformer", "routed_transformer"] = "routed"
+    """baseline: MLP; routed: MLP with routed heads; transformer; routed_transformer: matched to transformer."""
     hidden_dim: int = 128
+    """Width (d_model of a transformer)."""
     n_layers: int = 4
+    """Layers or blocks."""
     n_heads: int = 4
+    """Attention heads of a transformer, routing heads of a routed MLP (1: the single-head ablation)."""
     routing_heads: int = 4
+    """Heads of a routed transformer's feed-forward part."""
     freeze_gates: bool = False
+    """Keeps a routed transformer's gates uniform: the control that is the dense transformer in another guise."""
     tie_embeddings: bool = False
-    residual_norm: str = "layernorm"
-    sphere_temperature: float = 10.0
-    activation: str = "gelu"
+    """A transformer reads classes with the token table's first p rows."""
+    residual_norm: Literal["layernorm", "rmsnorm", "none"] = "layernorm"
+    """Norm before a transformer's sublayers."""
+    activation: Literal["gelu", "relu"] = "gelu"
+    """Non-linearity of MLPs and feed-forward parts."""
     mlp_bias: bool = True
+    """Biases of the baseline MLP."""
     init_std: float = 0.02
-    dtype: str = "float32"
+    """Standard deviation of a transformer's initial weights."""
+
+    epochs: int = 50000
+    """Passes over the training pairs; with full batches also the number of updates."""
+    batch_size: int | None = None
+    """Pairs per update over all processes; null: full batch."""
+    lr: float = 1e-3
+    """Learning rate after warm-up."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay (Loshchilov and Hutter 2019)."""
+    weight_decay_rule: Literal["matrices", "all"] = "matrices"
+    """matrices: embeddings, biases, norms and gates are spared; all: everything decays (Nanda et al. 2023)."""
+    optimizer: Literal["adamw"] = "adamw"
+    """AdamW; the recipe may replace it for some parameters."""
+    beta1: float = 0.9
+    """AdamW's first moment decay."""
+    beta2: float = 0.98
+    """AdamW's second moment decay."""
+    eps: float = 1e-8
+    """AdamW's epsilon."""
+    grad_clip: float | None = None
+    """Largest norm of the whole gradient; null: no clipping."""
+    warmup_epochs: int = 0
+    """Epochs over which the learning rate rises linearly from 0."""
+    recipe: Literal["none", "bounded_sphere", "constrained_norm", "orthograd_stablemax", "grokfast", "muon"] = "none"
+    """One acceleration recipe; recipes.py gives each with its source."""
+    sphere_temperature: float = 10.0
+    """bounded_sphere: logits are this times a cosine."""
+    constrained_norm_alpha: float = 0.8
+    """constrained_norm: the weights' norm is held at this times its start."""
+    grokfast_alpha: float = 0.98
+    """grokfast: decay of the gradient's moving average."""
+    grokfast_lambda: float = 2.0
+    """grokfast: weight of the moving average that is added."""
+
+    routing_regularizer: Literal["entropy", "sparsity", "gini", "consistency"] | None = "entropy"
+    """Regulariser of routing weights (routed models only; ignored by the others, as in every configuration here)."""
+    lambda_routing: float = 0.01
+    """Its weight in the loss."""
+    lambda_spectral: float = 0.0
+    """Weight of the spectral smoothness loss."""
+    spectral_interval: int = 100
+    """Updates between two uses of the spectral smoothness loss."""
+    lambda_jacobian: float = 0.0
+    """Weight of the input Jacobian's norm in the loss."""
+
+    dtype: Literal["float32", "float64"] = "float32"
+    """Of weights and activations."""
+    loss_dtype: Literal["float32", "float64"] = "float64"
+    """In which the cross-entropy is computed."""
+    forward: Literal["restructured", "plain"] = "restructured"
+    """restructured: exact, over the finite input set (tables.py); plain: every token of every pair."""
+
+    eval_every: int = 10
+    """Epochs between evaluations of loss and accuracy on all pairs."""
+    log_every: int = 100
+    """Epochs between console lines and rows with the input-sensitivity and progress metrics; a multiple of eval_every."""
+    checkpoint_every: int = 5000
+    """Epochs between checkpoints."""
+    compute_weight_curvature: bool = True
+    """Gradient norm, weight Hessian trace and Fisher trace."""
+    weight_curvature_interval: int = 100
+    """Epochs between them; a multiple of eval_every."""
+    curvature_probes: int = 10
+    """Rademacher probes of the Hessian traces; at least 2, for a standard error."""
+    metric_samples: int = 256
+    """Held-out pairs for input sensitivity and training pairs for the Fisher trace, drawn once."""
+    compute_optimizer_metrics: bool = True
+    """Adam's dynamics in rows at log_every."""
+    event_window: int = 5
+    """Consecutive evaluations for which an accuracy must hold to count as an event."""
+    stop_after_grok: int | None = None
+    """Ends the run this many epochs after it grokked (0.99); null: runs on."""
+
+    def __post_init__(self) -> None:
+        smallest = {"p": 3, "hidden_dim": 1, "n_layers": 1, "n_heads": 1, "routing_heads": 1, "epochs": 1, "eval_every": 1}
+        smallest |= {"log_every": 1, "checkpoint_every": 1, "weight_curvature_interval": 1, "spectral_interval": 1}
+        smallest |= {"curvature_probes": 2, "metric_samples": 2, "event_window": 1, "warmup_epochs": 0}
+        for name, least in smallest.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: {getattr(self, name)} is too small; give at least {least}")
+        for name in ("lr", "eps", "init_std", "sphere_temperature", "constrained_norm_alpha"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}: {getattr(self, name)} must be above 0")
+        for name in ("weight_decay", "lambda_routing", "lambda_spectral", "lambda_jacobian", "grokfast_lambda"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}: {getattr(self, name)} must not be negative")
+        for name in ("beta1", "beta2", "grokfast_alpha"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)} must lie in [0, 1)")
+        for name in ("grad_clip", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name}: {value} must be above 0, or null for none")
+        if self.operation in ("multiply", "divide") and not is_prime(self.p):
+            raise ValueError(f"p: {self.p} is not prime, which {self.operation} needs; {next_prime(self.p)} is the next prime")
+        n_pairs = self.p * (self.p - 1 if self.operation == "divide" else self.p)
+        n_train = round(self.train_frac * n_pairs)
+        if not 0 < n_train < n_pairs:
+            raise ValueError(
+                f"train_frac: {self.train_frac} of the {n_pairs} pairs leaves {n_train} for training and "
+                f"{n_pairs - n_train} for testing; choose it so that both are at least 1"
+            )
+        if self.batch_size is not None and self.batch_size > n_train:
+            raise ValueError(f"batch_size: {self.batch_size} exceeds the {n_train} training pairs; use null for full batch")
+        if self.model_type in TRANSFORMERS and self.hidden_dim % self.n_heads:
+            raise ValueError(f"n_heads: {self.n_heads} does not divide hidden_dim {self.hidden_dim}")
+        if self.model_type == "routed_transformer" and 4 * self.hidden_dim % self.routing_heads:
+            raise ValueError(f"routing_heads: {self.routing_heads} does not divide the feed-forward width {4 * self.hidden_dim}")
+        if self.recipe == "bounded_sphere" and self.model_type not in TRANSFORMERS:
+            raise ValueError(f"recipe: bounded_sphere needs a transformer, model_type is '{self.model_type}'")
+        if self.freeze_gates and self.model_type != "routed_transformer":
+            raise ValueError(f"freeze_gates: true needs model_type routed_transformer, it is '{self.model_type}'")
+        if self.tie_embeddings and self.model_type not in TRANSFORMERS:
+            raise ValueError(f"tie_embeddings: true needs a transformer, model_type is '{self.model_type}'")
+        for name in ("log_every", "weight_curvature_interval"):
+            if getattr(self, name) % self.eval_every:
+                raise ValueError(f"{name}: {getattr(self, name)} is no multiple of eval_every {self.eval_every}")
+
+    @property
+    def stream_norm(self) -> str:
+        """How a transformer's residual stream is normalised: residual_norm, or "sphere" by recipe."""
+        return "sphere" if self.recipe == "bounded_sphere" else self.residual_norm
+
+    @property
+    def split_seed(self) -> int:
+        return self.seed if self.data_seed is None else self.data_seed
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """Runs to make: every arm x every point of the grid x every seed."""
+
+    base: dict[str, Any] = field(default_factory=dict)
+    """TrainerConfig fields that all runs share."""
+    grid: dict[str, list[Any]] = field(default_factory=dict)
+    """TrainerConfig fields with the values to combine."""
+    arms: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Named changes to base, each compared with the others."""
+    name: str = ""
+    """Experiment names as a template over fields, such as "p{p}_lr{lr}_wd{weight_decay}"."""
+    seeds: int = 1
+    """Seeds per configuration, counted up from base's seed."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What does not change a run's numbers, beyond the bitwise promise."""
+
+    output_dir: str | None = None
+    """Run folder; without it runs/least-action/<verb>-<time>-<hash>."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+    threads: int | None = None
+    """CPU threads per process; without it PyTorch's choice (sweeps: cores / processes)."""
+    tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
+    """Dashboard that the rows are sent to as well."""
+    dry_run: bool = False
+    """Prints the configuration, what would run, and an estimate of memory and time."""
+    num_processes: int | None = None
+    """Data-parallel processes of one run; without it one per GPU."""
+
+
+@dataclass(frozen=True)
+class TrainOptions(RunOptions):
+    """Flags of `train`."""
+
+    resume: bool = False
+    """Continues the newest unfinished run of this configuration."""
+    extra_epochs: int = 0
+    """Epochs beyond the configuration's; with --resume a finished run goes on."""
+    seeds: int = 1
+    """Trains this many seeds, counted up from --seed, as a sweep of one configuration."""
+
+
+@dataclass(frozen=True)
+class SweepOptions(RunOptions):
+    """Flags of `sweep`."""
+
+    resume: bool = False
+    """Continues the newest unfinished sweep of this configuration."""
+    experiment: str | None = None
+    """Runs only the experiment of this name."""
+    start_from: int = 0
+    """Leaves out the experiments before this index."""
+    seeds: int | None = None
+    """Seeds per configuration, instead of the file's."""
+    processes: int | None = None
+    """Runs at the same time; without it one per core (CPU) or per device."""
+    stack: Literal["auto", "never", "always"] = "auto"
+    """Trains runs of one shape as one batched model: auto measures both ways and takes the faster."""
+    max_stack: int = 64
+    """Most runs in one batched model."""
+
+
+def is_prime(n: int) -> bool:
+    return n > 1 and all(n % k for k in range(2, int(n**0.5) + 1))
+
+
+def next_prime(n: int) -> int:
+    return n if is_prime(n) else next_prime(n + 1)

@@ -150,8 +150,8 @@ class Block(nn.Module):
         super().__init__()
         width = config.hidden_dim
         self.n_heads = config.n_heads
-        self.on_sphere = config.residual_norm == "sphere"
-        self.norm1, self.norm2 = norm(config.residual_norm, width), norm(config.residual_norm, width)
+        self.on_sphere = config.stream_norm == "sphere"
+        self.norm1, self.norm2 = norm(config.stream_norm, width), norm(config.stream_norm, width)
         self.query, self.key, self.value, self.out = (nn.Linear(width, width, bias=False) for _ in range(4))
         if config.model_type == "routed_transformer":
             self.ff: nn.Module = RoutedFeedForward(
@@ -209,7 +209,7 @@ class Block(nn.Module):
 class GrokTransformer(PairModel):
     """Decoder-only transformer on [a, op, b, =] that reads the class off the last position.
 
-    Pre-norm blocks with causal mask, bias-free attention projections, feed-forward width 4 D. `residual_norm`:
+    Pre-norm blocks with causal mask, bias-free attention projections, feed-forward width 4 D. `stream_norm`:
     "layernorm", "rmsnorm", "none" (Nanda et al. 2023, arXiv:2301.05217), or "sphere": the residual stream has unit
     length after every sum and the logits are `sphere_temperature` times the cosine with the unembedding's rows
     (Yildirim 2026, arXiv:2603.05228). `tie_embeddings` reads classes with the token table's first p rows.
@@ -219,12 +219,12 @@ class GrokTransformer(PairModel):
         super().__init__()
         self.p, width = config.p, config.hidden_dim
         self.routed = config.model_type == "routed_transformer"
-        self.on_sphere = config.residual_norm == "sphere"
+        self.on_sphere = config.stream_norm == "sphere"
         self.temperature = config.sphere_temperature
         self.token = nn.Embedding(config.p + 2, width)
         self.position = PositionTable(4, width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
-        self.final_norm = norm(config.residual_norm, width)
+        self.final_norm = norm(config.stream_norm, width)
         self.head = None if config.tie_embeddings else Unembedding(width, config.p, bias=not self.on_sphere)
 
     def plain_inputs(self, a_N: Tensor, b_N: Tensor) -> Tensor:

@@ -1,21 +1,22 @@
 """Gradients and curvature of the loss and of the function a network computes.
 
 Shapes: N samples, P residues (classes), E the shape of one continuous input (2P for MLPs, T x D for transformers),
-C classes or pairs handled at once, W trainable values.
+C pairs handled at once, W the values of one parameter.
 
 No function here changes the model: gradients are returned, never left in `.grad`, the training mode stays as it is,
 and random numbers come from the generator that the caller passes. Parameters with `requires_grad=False` are constants.
 A `loss_fn(logits_NP, y_N)` returns the mean loss of its batch as a scalar.
+
+Attention is made of elementary operations where a second derivative or one gradient per sample is asked for: the
+fused kernels have neither.
 """
 
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, jvp, vjp, vmap
+from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from least_action.data import Pairs
@@ -39,7 +40,7 @@ def estimate_mean(values_N: Tensor) -> Estimate:
     if n < 2:
         raise ValueError(f"values: {n} given; a standard error needs at least 2")
     values_N = values_N.double()
-    return Estimate(values_N.mean().item(), (values_N.std() / n**0.5).item(), n)
+    return Estimate(float(values_N.mean()), float(values_N.std()) / n**0.5, n)
 
 
 def rademacher(shape: tuple[int, ...] | torch.Size, like: Tensor, generator: torch.Generator) -> Tensor:
@@ -64,26 +65,25 @@ def compute_gradient_norm(model: PairModel, pairs: Pairs, loss_fn: LossFn) -> fl
         # A parameter that the loss doesn't depend on (the state update of the last routed layer) has gradient zero.
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
     norms = torch.stack([torch.linalg.vector_norm(g, dtype=torch.float64) for g in gradients])
-    return torch.linalg.vector_norm(norms).item()
+    return float(torch.linalg.vector_norm(norms))
 
 
-def compute_jacobian_norm(model: PairModel, x: Tensor, class_chunk: int = 8, input_chunk: int = 256) -> float:
+def compute_jacobian_norm(model: PairModel, x: Tensor, chunk: int = 256) -> float:
     """Mean over inputs of ||d logits / d embeddings||_F^2, exact.
 
     `x` holds N of the data set's inputs; the derivative is by the whole continuous input (for transformers: token
     plus position vectors of all four positions; for MLPs: the one-hot entries, taken as real numbers). Costs P
-    backward passes over N inputs, `class_chunk` classes times `input_chunk` inputs at once, which bounds the memory.
+    backward passes over the N inputs; `chunk` inputs at once bound the memory.
     """
     total = torch.zeros((), dtype=torch.float64, device=x.device)
-    with torch.no_grad(), _differentiable_attention():
-        for x_chunk in x.split(input_chunk):
-            logits_NP, pull_back = vjp(model.forward_from_embeddings, model.get_embeddings(x_chunk))
-            # Inputs don't interact, so row c of every input's Jacobian comes from one pass.
-            for rows_CP in torch.eye(logits_NP.shape[-1]).to(logits_NP).split(class_chunk):
-                weights_CNP = rows_CP[:, None].expand(-1, len(x_chunk), -1)
-                (jacobian_CNE,) = vmap(pull_back)(weights_CNP)
-                total += torch.linalg.vector_norm(jacobian_CNE, dtype=torch.float64) ** 2
-    return total.item() / len(x)
+    with torch.enable_grad():
+        for x_chunk in torch.split(x, chunk):
+            embeddings, logits_NP = _run_from_leaf(model, x_chunk)
+            for logit_N in logits_NP.unbind(dim=-1):
+                # Inputs don't interact, so one pass yields this class's row of every input's Jacobian.
+                (row_NE,) = torch.autograd.grad(logit_N.sum(), embeddings, retain_graph=True)
+                total += torch.linalg.vector_norm(row_NE, dtype=torch.float64) ** 2
+    return float(total) / len(x)
 
 
 def compute_jacobian_norm_seed(model: PairModel, x: Tensor, n_probes: int, generator: torch.Generator) -> float:
@@ -94,13 +94,14 @@ def compute_jacobian_norm_seed(model: PairModel, x: Tensor, n_probes: int, gener
     """
     _check_probes(n_probes)
     total = torch.zeros((), dtype=torch.float64, device=x.device)
-    with torch.no_grad(), _differentiable_attention():
-        logits_NP, pull_back = vjp(model.forward_from_embeddings, model.get_embeddings(x))
+    with torch.enable_grad():
+        embeddings, logits_NP = _run_from_leaf(model, x)
         for _ in range(n_probes):
             v_NP = torch.randn(logits_NP.shape, generator=generator, device=generator.device).to(logits_NP)
-            (projected_NE,) = pull_back(nn.functional.normalize(v_NP, dim=-1))
+            projection = (logits_NP * nn.functional.normalize(v_NP, dim=-1)).sum()
+            (projected_NE,) = torch.autograd.grad(projection, embeddings, retain_graph=True)
             total += torch.linalg.vector_norm(projected_NE, dtype=torch.float64) ** 2
-    return logits_NP.shape[-1] * total.item() / (n_probes * len(x))
+    return logits_NP.shape[-1] * float(total) / (n_probes * len(x))
 
 
 def compute_hessian_trace(model: PairModel, x: Tensor, n_probes: int, generator: torch.Generator) -> Estimate:
@@ -111,19 +112,24 @@ def compute_hessian_trace(model: PairModel, x: Tensor, n_probes: int, generator:
     inputs than `x`. Raises ValueError for fewer than 2 probes.
     """
     _check_probes(n_probes)
-    with torch.no_grad(), _differentiable_attention():
-        embeddings = model.get_embeddings(x)
-        top_N1 = model.forward_from_embeddings(embeddings).argmax(dim=-1, keepdim=True)
-
-        def top_logits(point: Tensor) -> Tensor:
-            return model.forward_from_embeddings(point).gather(-1, top_N1).sum()
-
-        values = []
+    values = []
+    with torch.enable_grad():
+        embeddings, logits_NP = _run_from_leaf(model, x)
+        (gradient,) = torch.autograd.grad(logits_NP.max(dim=-1).values.sum(), embeddings, create_graph=True)
         for _ in range(n_probes):
             v = rademacher(embeddings.shape, embeddings, generator)
-            _, product = jvp(grad(top_logits), (embeddings,), (v,))
-            values.append((v * product).sum(dtype=torch.float64) / len(x))
+            # The zero keeps the embeddings in the graph where the gradient is constant (ReLU networks).
+            slope = (gradient * v).sum() + 0 * embeddings.sum()
+            (product,) = torch.autograd.grad(slope, embeddings, retain_graph=True)
+            values.append((v * product.detach()).sum(dtype=torch.float64) / len(x))
     return estimate_mean(torch.stack(values))
+
+
+def _run_from_leaf(model: PairModel, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The continuous inputs as the start of a graph, and the logits [N, P] at its end. Needs gradients enabled."""
+    with sdpa_kernel(SDPBackend.MATH):
+        embeddings = model.get_embeddings(x).detach().requires_grad_()
+        return embeddings, model.forward_from_embeddings(embeddings)
 
 
 def compute_weight_hessian_trace(
@@ -131,35 +137,29 @@ def compute_weight_hessian_trace(
 ) -> Estimate:
     """Trace of the Hessian of the mean loss over `pairs` by all trainable parameters.
 
-    Hutchinson's estimator with Rademacher probes, whose variance is 2 (||H||_F^2 - sum of H_ii^2) per probe; on the
-    exact loss of all `pairs` in one batch, by curvlinops' Hessian-vector products. The trace falls as cross entropy
-    saturates, whatever the weights do, so read it beside the loss (trace / loss is the caller's to form).
-    Raises ValueError for fewer than 2 probes.
+    Hutchinson's estimator with Rademacher probes, whose variance is 2 (||H||_F^2 - sum of H_ii^2) per probe, on the
+    exact loss of all `pairs` in one batch. The trace falls as cross entropy saturates, whatever the weights do, so
+    read it beside the loss (trace / loss is the caller's to form). Raises ValueError for fewer than 2 probes.
+
+    The products come from a second backward pass and not from curvlinops' HessianLinearOperator: version 3.0.1 takes
+    gradients by torch.func.jacrev, whose vmap rule for the backward pass of layer_norm is wrong once the norm's
+    weight and input are both differentiated (torch 2.13), so its products are wrong for every model with LayerNorm.
+    The tests compare with it where it is right.
     """
     _check_probes(n_probes)
-    with warnings.catch_warnings():
-        # A dependency of curvlinops still uses torch.jit.script at import.
-        warnings.filterwarnings("ignore", r".*torch\.jit\.script", DeprecationWarning)
-        # Imported here because it takes seconds, which programs without this metric shouldn't pay.
-        from curvlinops import HessianLinearOperator
-
-    parameters = list(trainable_parameters(model).values())
-    pairs_N2 = torch.stack([pairs.a_N, pairs.b_N], dim=-1)
-    hessian = HessianLinearOperator(
-        _OnPairs(model),
-        _MeanLoss(loss_fn),
-        parameters,
-        [(pairs_N2, pairs.y_N)],
-        # Both would cost extra passes: several to compare repeated products, one to count the pairs.
-        check_deterministic=False,
-        num_data=len(pairs),
-    )
+    parameters = tuple(trainable_parameters(model).values())
     values = []
-    for _ in range(n_probes):  # one at a time: the operator keeps all activations for every probe it gets at once
-        probe = [rademacher(parameter.shape, parameter, generator) for parameter in parameters]
-        product = hessian @ probe
-        terms = [(v * hv).sum(dtype=torch.float64) for v, hv in zip(probe, product, strict=True)]
-        values.append(torch.stack(terms).sum().detach())
+    with torch.enable_grad():
+        loss = loss_fn(model.forward_pairs(pairs.a_N, pairs.b_N).logits_NP, pairs.y_N)
+        gradients = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True, materialize_grads=True)
+        for _ in range(n_probes):
+            probe = [rademacher(parameter.shape, parameter, generator) for parameter in parameters]
+            slope = torch.stack([(g * v).sum() for g, v in zip(gradients, probe, strict=True)]).sum()
+            product = torch.autograd.grad(
+                slope, parameters, retain_graph=True, allow_unused=True, materialize_grads=True
+            )
+            terms = [(v * hv).sum(dtype=torch.float64) for v, hv in zip(probe, product, strict=True)]
+            values.append(torch.stack(terms).sum())
     return estimate_mean(torch.stack(values))
 
 
@@ -180,23 +180,12 @@ def compute_fisher_trace(model: PairModel, pairs: Pairs, loss_fn: LossFn, chunk:
 
     gradients_of = vmap(grad(loss_of_one), in_dims=(None, 0, 0))
     values = []
-    with torch.no_grad(), _differentiable_attention():
-        for x_chunk, y_C in zip(x.split(chunk), pairs.y_N.split(chunk), strict=True):
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        for x_chunk, y_C in zip(torch.split(x, chunk), torch.split(pairs.y_N, chunk), strict=True):
             gradients = gradients_of(parameters, x_chunk, y_C).values()
             squares = [torch.linalg.vector_norm(g_CW.flatten(1), dim=1) ** 2 for g_CW in gradients]
             values.append(torch.stack(squares).sum(dim=0, dtype=torch.float64))
     return estimate_mean(torch.cat(values))
-
-
-class _OnPairs(nn.Module):
-    """The restructured pass as a function of one tensor, pairs [N, 2] -> logits [N, P]."""
-
-    def __init__(self, model: PairModel):
-        super().__init__()
-        self.model = model
-
-    def forward(self, pairs_N2: Tensor) -> Tensor:
-        return self.model.forward_pairs(pairs_N2[:, 0], pairs_N2[:, 1]).logits_NP
 
 
 class _Plain(nn.Module):
@@ -208,26 +197,6 @@ class _Plain(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model.forward_from_embeddings(self.model.get_embeddings(x))
-
-
-class _MeanLoss(nn.Module):
-    """A loss function in the form that curvlinops asks for."""
-
-    reduction = "mean"
-
-    def __init__(self, loss_fn: LossFn):
-        super().__init__()
-        self.loss_fn = loss_fn
-
-    def forward(self, logits_NP: Tensor, y_N: Tensor) -> Tensor:
-        return self.loss_fn(logits_NP, y_N)
-
-
-@contextmanager
-def _differentiable_attention() -> Iterator[None]:
-    """Attention from elementary operations: the fused kernels have no second derivative and no vmap rule."""
-    with sdpa_kernel(SDPBackend.MATH):
-        yield
 
 
 def _check_probes(n_probes: int) -> None:

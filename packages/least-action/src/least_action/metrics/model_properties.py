@@ -15,7 +15,7 @@ def compute_representation_norm(model: PairModel, a_N: Tensor, b_N: Tensor) -> f
     """Mean over pairs of the norm of what the output layer reads, [N, D]."""
     with torch.no_grad():
         representation_ND = model.forward_pairs(a_N, b_N).representation_ND
-        return torch.linalg.vector_norm(representation_ND, dim=-1).double().mean().item()
+        return float(torch.linalg.vector_norm(representation_ND, dim=-1).double().mean())
 
 
 def compute_layer_weight_norms(model: nn.Module) -> dict[str, float]:
@@ -42,4 +42,4 @@ def decayed_weight_norm(model: nn.Module, names: Collection[str]) -> float:
 
 def _norm(tensors: Iterable[Tensor]) -> float:
     norms = [torch.linalg.vector_norm(tensor.detach(), dtype=torch.float64) for tensor in tensors]
-    return torch.linalg.vector_norm(torch.stack(norms)).item() if norms else 0.0
+    return float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0

@@ -21,13 +21,13 @@ def softmax_collapse(logits_NP: Tensor, dtype: torch.dtype) -> float:
     """
     z_NP = logits_NP.detach().to(dtype)
     sums_N = (z_NP - z_NP.amax(dim=-1, keepdim=True)).exp().sum(dim=-1)
-    return (sums_N == 1).double().mean().item()
+    return float((sums_N == 1).double().mean())
 
 
 def logit_scale(logits_NP: Tensor) -> float:
     """Root mean square of the logits after removal of each sample's mean over classes, which the softmax ignores."""
     z_NP = logits_NP.detach().double()
-    return (z_NP - z_NP.mean(dim=-1, keepdim=True)).square().mean().sqrt().item()
+    return float((z_NP - z_NP.mean(dim=-1, keepdim=True)).square().mean().sqrt())
 
 
 def find_slingshots(

@@ -75,26 +75,36 @@ def compute_adam_metrics(
     ratio = m_hat / denominator
     ratio_seed = m / (v + eps).sqrt()
     root_seed = (v + 1e-8).sqrt()
+    decayed_norm = _norm(w[is_decayed])
     has_decay = weight_decay > 0 and bool(is_decayed.any())
-    decay_norm = weight_decay * _norm(w[is_decayed])
-    values = torch.stack(
+    values = torch.stack(  # one transfer from the device for all of them
         [
-            (lr / denominator).double().mean(),
-            (lr / denominator).double().max(),
-            ratio.abs().double().mean(),
-            ratio.abs().double().max(),
-            _norm(ratio[is_decayed]) / decay_norm,
-            root_seed.double().mean(),
-            root_seed.double().max(),
-            ratio_seed.abs().double().mean(),
-            ratio_seed.abs().double().max(),
-            _norm(ratio_seed) / (weight_decay**0.5 * _norm(w[is_decayed])),
+            *_mean_and_max(lr / denominator),
+            *_mean_and_max(ratio.abs()),
+            _norm(ratio[is_decayed]) / (weight_decay * decayed_norm),
+            *_mean_and_max(root_seed),
+            *_mean_and_max(ratio_seed.abs()),
+            _norm(ratio_seed) / (weight_decay**0.5 * decayed_norm),
         ]
     ).tolist()
-    if not has_decay:
-        values[4] = values[9] = None
-    return AdamMetrics(*values)
+    return AdamMetrics(
+        effective_lr_mean=values[0],
+        effective_lr_max=values[1],
+        adam_ratio_mean=values[2],
+        adam_ratio_max=values[3],
+        update_decay_ratio=values[4] if has_decay else None,
+        effective_lr_mean_seed=values[5],
+        effective_lr_max_seed=values[6],
+        adam_ratio_mean_seed=values[7],
+        adam_ratio_max_seed=values[8],
+        update_decay_ratio_seed=values[9] if has_decay else None,
+    )
+
+
+def _mean_and_max(x: Tensor) -> tuple[Tensor, Tensor]:
+    return x.mean(dtype=torch.float64), x.max().double()
 
 
 def _norm(x: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(x, dtype=torch.float64)
+    norm: Tensor = torch.linalg.vector_norm(x, dtype=torch.float64)
+    return norm

@@ -11,7 +11,7 @@ from torch import Tensor
 class PathSignatures:
     """The paths, one dominant head per layer, that samples take through a routed network."""
 
-    n_paths: int
+    distinct: int
     """Number of distinct paths."""
     entropy: float
     """Entropy of the distribution of samples over paths, in nats."""
@@ -19,7 +19,7 @@ class PathSignatures:
 
 def routing_entropy(weights_NR: Tensor) -> float:
     """Mean over samples of the entropy of their weights, in nats: 0 for one head, log R for a uniform mixture."""
-    return -torch.xlogy(weights_NR, weights_NR).sum(dim=-1).mean().item()
+    return float(-torch.xlogy(weights_NR, weights_NR).sum(dim=-1).mean())
 
 
 def head_utilization(weights_NR: Tensor) -> Tensor:
@@ -39,4 +39,4 @@ def path_signatures(routing: Sequence[Tensor]) -> PathSignatures:
     paths_NL = torch.stack([dominant_head(weights_NR) for weights_NR in routing], dim=-1)
     counts = torch.unique(paths_NL, dim=0, return_counts=True)[1]
     shares = counts.double() / counts.sum()
-    return PathSignatures(len(counts), -torch.xlogy(shares, shares).sum().item())
+    return PathSignatures(len(counts), float(-torch.xlogy(shares, shares).sum()))

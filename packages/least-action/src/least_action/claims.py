@@ -1,0 +1,133 @@
+"""The study's claims. Each compares arms that differ in one thing, seed by seed; thresholds stand here, before the run.
+
+A time to grok that was not reached counts as the run's length (it is at least that), so ratios of times are bounds
+towards 1 when the slower arm is censored.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from least_action.config import TrainerConfig
+from least_action.events import Events
+from studycore.claims import Statement, judge, not_run
+from studycore.configuration import to_dict
+from studycore.statistics import Interval, mean_interval, share_interval
+
+GROKKING = Statement(
+    "grokking", "Runs with weight decay reach 0.99 test accuracy", "Power et al. 2022, arXiv:2201.02177", "every run",
+    "share of runs", 0.5, "above",
+)  # fmt: skip
+DELAY = Statement(
+    "delay", "Test accuracy reaches 0.99 later than training accuracy", "Power et al. 2022, arXiv:2201.02177",
+    "10x or more (AdamW); none (bounded sphere)", "x, time to generalise over time to memorise", 1.0, "above",
+)  # fmt: skip
+WEIGHT_DECAY = Statement(
+    "weight_decay", "Without weight decay grokking takes longer", "the seed study; Power et al. 2022", "critical",
+    "x, time to grok without over with", 1.0, "above",
+)  # fmt: skip
+ROUTING = Statement(
+    "routing", "Routing slows grokking against the matched transformer", "the seed study (confounded there)", "4x slower",
+    "x, time to grok routed over dense", 1.0, "above",
+)  # fmt: skip
+CURVATURE = Statement(
+    "curvature", "The weight Hessian's trace is lower after grokking than at memorisation", "the seed study",
+    "falls", "x, trace after grokking over trace at memorisation", 1.0, "below",
+)  # fmt: skip
+CURVATURE_PER_LOSS = Statement(
+    "curvature_per_loss", "So is the trace per unit of training loss", "this study: the trace falls with the loss alone",
+    "falls", "x, trace/loss after grokking over trace/loss at memorisation", 1.0, "below",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What claims need of one finished run."""
+
+    name: str
+    config: TrainerConfig
+    events: Events
+    rows: Sequence[dict[str, Any]]
+
+    @property
+    def time(self) -> int:
+        """Epoch of grokking at 0.99, or the last epoch when it was not reached."""
+        return self.events.last_epoch if self.events.grokked_99 is None else self.events.grokked_99
+
+
+def make_claims(runs: Sequence[RunSummary]) -> list[dict[str, Any]]:
+    """Every claim of the study on the finished runs; "not run" where the arms or seeds it needs are missing."""
+    decayed = [run for run in runs if run.config.weight_decay > 0 and run.config.model_type != "routed_transformer"]
+    grokked = [run for run in decayed if run.events.delay is not None]
+    claims = []
+    if decayed:
+        share = share_interval(sum(run.events.grokked_99 is not None for run in decayed), len(decayed))
+        claims.append(judge(GROKKING, share, "Exact binomial interval over runs."))
+    else:
+        claims.append(not_run(GROKKING, "No finished run with weight decay."))
+    delays = [(run.time, max(1, run.events.memorised or 0)) for run in grokked]
+    claims.append(_ratio_claim(DELAY, delays, "runs that grokked"))
+    claims.append(_paired_claim(WEIGHT_DECAY, runs, _without_decay))
+    claims.append(_paired_claim(ROUTING, runs, _routed))
+    for statement, column in ((CURVATURE, "weight_hessian_trace"), (CURVATURE_PER_LOSS, "weight_hessian_per_loss")):
+        found = [pair for run in grokked if (pair := _after_and_before(run, column)) is not None]
+        claims.append(_ratio_claim(statement, found, "runs that grokked, with positive traces measured at both times"))
+    return claims
+
+
+def geometric_ratio(pairs: Sequence[tuple[float, float]]) -> Interval:
+    """Geometric mean of x / y over pairs, with Student's t interval on the logarithms; at least 2 pairs."""
+    interval = mean_interval([math.log(x / y) for x, y in pairs])
+    return Interval(math.exp(interval.estimate), math.exp(interval.low), math.exp(interval.high), interval.n)
+
+
+def _ratio_claim(statement: Statement, pairs: Sequence[tuple[float, float]], what: str) -> dict[str, Any]:
+    if len(pairs) < 2:
+        return not_run(statement, f"Needs at least 2 {what}; there are {len(pairs)} (more with --seeds).")
+    return judge(statement, geometric_ratio(pairs), f"Geometric mean over {what}.")
+
+
+def _paired_claim(statement: Statement, runs: Sequence[RunSummary], partner: Callable[[TrainerConfig], TrainerConfig | None]) -> dict[str, Any]:
+    """Ratio of times, treated over control, over runs with the same seed that differ as `partner` says."""
+    by_config = {str(_identity(run.config)): run for run in runs}
+    pairs, censored = [], 0
+    for control in runs:
+        treated_config = partner(control.config)
+        treated = treated_config and by_config.get(str(_identity(treated_config)))
+        if treated:
+            pairs.append((float(max(1, treated.time)), float(max(1, control.time))))
+            censored += treated.events.grokked_99 is None
+    if len(pairs) < 2:
+        return not_run(statement, f"Needs at least 2 pairs of runs that differ in this alone; there are {len(pairs)}.")
+    note = f"Geometric mean over pairs with the same seed and split; {censored} of {len(pairs)} of the slower kind never grokked and count with their length."
+    return judge(statement, geometric_ratio(pairs), note)
+
+
+def _without_decay(config: TrainerConfig) -> TrainerConfig | None:
+    return _changed(config, weight_decay=0.0) if config.weight_decay > 0 else None
+
+
+def _routed(config: TrainerConfig) -> TrainerConfig | None:
+    return _changed(config, model_type="routed_transformer") if config.model_type == "transformer" else None
+
+
+def _changed(config: TrainerConfig, **changes: Any) -> TrainerConfig:
+    return TrainerConfig(**{**to_dict(config), **changes})
+
+
+def _identity(config: TrainerConfig) -> dict[str, Any]:
+    """The configuration without what an arm may set for its own sake: length, and routing settings of dense models."""
+    values = to_dict(config)
+    for name in ("epochs", "stop_after_grok", "routing_regularizer", "lambda_routing", "routing_heads"):
+        values.pop(name)
+    return values
+
+
+def _after_and_before(run: RunSummary, column: str) -> tuple[float, float] | None:
+    """The column's first values at or after grokking and memorisation; None without both, or unless both are positive."""
+    assert run.events.memorised is not None and run.events.grokked_99 is not None
+    values = []
+    for epoch in (run.events.grokked_99, run.events.memorised):
+        values.append(next((row[column] for row in run.rows if row["epoch"] >= epoch and row.get(column, 0) > 0), None))
+    return None if None in values else (values[0], values[1])

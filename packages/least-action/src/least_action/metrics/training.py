@@ -1,0 +1,288 @@
+"""A row of a run's history, and how it is measured."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from least_action.config import TrainerConfig
+from least_action.data import ModularArithmeticDataset, Pairs
+from least_action.losses import data_loss
+from least_action.metrics.curvature import (
+    compute_fisher_trace,
+    compute_gradient_norm,
+    compute_hessian_trace,
+    compute_jacobian_norm,
+    compute_weight_hessian_trace,
+)
+from least_action.metrics.fourier import (
+    character_power,
+    grid_logits,
+    progress_measures,
+    spectral_smoothness,
+    spectral_smoothness_seed,
+    weight_ginis,
+)
+from least_action.metrics.model_properties import decayed_weight_norm, total_weight_norm
+from least_action.metrics.numerics import logit_scale, softmax_collapse
+from least_action.metrics.optimizer import compute_adam_metrics
+from least_action.metrics.routing import head_utilization, path_signatures, routing_entropy
+from least_action.models import Output, PairModel
+from least_action.recipes import learning_rate
+from least_action.roles import decayed_parameters
+from studycore.metrics import read_rows, write_parquet
+from studycore.streams import generator
+
+
+@dataclass
+class TrainingMetrics:
+    """One row; None is "not measured at this step". Losses and accuracies are means over all pairs of the split."""
+
+    step: int
+    """Updates so far."""
+    epoch: int
+    train_loss: float | None = None
+    test_loss: float | None = None
+    train_acc: float | None = None
+    test_acc: float | None = None
+
+    spectral_smoothness: float | None = None
+    """Low-frequency share of the centred logits' power in the operation's own group; higher is smoother."""
+    spectral_smoothness_seed: float | None = None
+    """The same of the predicted class as a number, constant included, on the residues."""
+    aligned_power: float | None = None
+    """Share of the logits' power that depends on the operation's result only; noise: 1 / (n + 1)."""
+    key_frequencies: str | None = None
+    """Frequencies of the result with more power than chance, as text."""
+    key_share: float | None = None
+    restricted_loss: float | None = None
+    excluded_loss: float | None = None
+    gini_embedding: float | None = None
+    gini_unembedding: float | None = None
+
+    jacobian_norm: float | None = None
+    """Mean squared Frobenius norm of d logits / d continuous input."""
+    hessian_trace: float | None = None
+    """Mean trace of the argmax logit's Hessian in the continuous input."""
+    hessian_trace_se: float | None = None
+    representation_norm: float | None = None
+    weight_norm: float | None = None
+    decayed_weight_norm: float | None = None
+    logit_scale: float | None = None
+    softmax_collapse: float | None = None
+    """Share of training pairs whose sum of exponentials is exactly 1 in float32."""
+    routing_entropy: float | None = None
+    """Mean over layers, nats."""
+    routing_max_use: float | None = None
+    """Largest mean weight of a head, over heads and layers."""
+    routing_paths: int | None = None
+    """Distinct dominant-head paths over all pairs."""
+
+    gradient_norm: float | None = None
+    weight_hessian_trace: float | None = None
+    weight_hessian_trace_se: float | None = None
+    weight_hessian_per_loss: float | None = None
+    """The trace over the training loss, since the trace falls as the loss saturates."""
+    fisher_trace: float | None = None
+    fisher_trace_se: float | None = None
+
+    lr: float | None = None
+    effective_lr_mean: float | None = None
+    effective_lr_max: float | None = None
+    adam_ratio_mean: float | None = None
+    adam_ratio_max: float | None = None
+    update_decay_ratio: float | None = None
+    effective_lr_mean_seed: float | None = None
+    effective_lr_max_seed: float | None = None
+    adam_ratio_mean_seed: float | None = None
+    adam_ratio_max_seed: float | None = None
+    update_decay_ratio_seed: float | None = None
+
+    def row(self) -> dict[str, Any]:
+        """What was measured; a value that is not finite counts as not measured."""
+        values = ((f.name, getattr(self, f.name)) for f in dataclasses.fields(self))
+        return {k: v for k, v in values if v is not None and not (isinstance(v, float) and not math.isfinite(v))}
+
+    def console(self) -> str:
+        """The seed's line."""
+        text = f"Epoch {self.epoch:7d} | Train: {_percent(self.train_acc)} | Test: {_percent(self.test_acc)} | "
+        text += f"Loss: {self.train_loss:.2e}"
+        shown = (("rnorm", self.representation_norm, ".1f"), ("smooth", self.spectral_smoothness, ".3f"))
+        shown += (("jac", self.jacobian_norm, ".2e"),)
+        for name, value, form in shown:
+            text += "" if value is None else f", {name}={value:{form}}"
+        return text + ("" if self.hessian_trace is None else f", |hess|={abs(self.hessian_trace):.2e}")
+
+
+class MetricsHistory:
+    """Rows over training."""
+
+    def __init__(self, rows: list[dict[str, Any]] | None = None):
+        self.rows: list[dict[str, Any]] = [] if rows is None else rows
+
+    @classmethod
+    def load(cls, run: Path) -> "MetricsHistory":
+        """The rows of a run folder, finished or not."""
+        return cls(read_rows(run / "metrics.jsonl"))
+
+    def append(self, metrics: TrainingMetrics) -> None:
+        self.rows.append(metrics.row())
+
+    def series(self, name: str) -> tuple[list[int], list[float]]:
+        """(epochs, values) of a column, where it was measured."""
+        measured = [row for row in self.rows if row.get(name) is not None]
+        return [row["epoch"] for row in measured], [row[name] for row in measured]
+
+    def save(self, path: Path) -> None:
+        """Parquet with typed columns."""
+        write_parquet(path, self.rows)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The fixed samples that metrics use, drawn from streams of their own."""
+
+    data: ModularArithmeticDataset
+    all: Pairs
+    train_mask_N: Tensor
+    sensitivity: Pairs
+    """Held-out pairs for input derivatives."""
+    fisher: Pairs
+    """Training pairs for the Fisher trace."""
+
+    @classmethod
+    def draw(cls, data: ModularArithmeticDataset, config: TrainerConfig, device: str) -> "Probe":
+        mask_N = torch.zeros(len(data.pairs), dtype=torch.bool)
+        mask_N[data.train_index] = True
+        samples = []
+        for name, pairs in (("sensitivity", data.test), ("fisher", data.train)):
+            order = torch.randperm(len(pairs), generator=generator(config.split_seed, "metrics", name))
+            samples.append(pairs[order[: config.metric_samples]].to(device))
+        return cls(data, data.pairs.to(device), mask_N.to(device), samples[0], samples[1])
+
+
+def measure_basics(output: Output, probe: Probe, config: TrainerConfig) -> dict[str, float]:
+    """Loss and accuracy on both splits, from one pass over all pairs."""
+    loss, right_N, basics = data_loss(config), output.logits_NP.argmax(dim=-1) == probe.all.y_N, {}
+    for split, mask_N in (("train", probe.train_mask_N), ("test", ~probe.train_mask_N)):
+        basics[f"{split}_loss"] = loss(output.logits_NP[mask_N], probe.all.y_N[mask_N]).item()
+        basics[f"{split}_acc"] = right_N[mask_N].double().mean().item()
+    return basics
+
+
+def measure_function(
+    model: PairModel, output: Output, probe: Probe, config: TrainerConfig, epoch: int
+) -> dict[str, Any]:
+    """Spectra, progress measures, input sensitivity, norms and routing."""
+    p, operation, loss = config.p, config.operation, data_loss(config)
+    grid_IJK = grid_logits(output.logits_NP, probe.all, p, operation)
+    progress = progress_measures(output.logits_NP, probe.all, probe.train_mask_N, p, operation, loss)
+    gini_embedding, gini_unembedding = weight_ginis(model, operation)
+    x = model.plain_inputs(probe.sensitivity.a_N, probe.sensitivity.b_N)
+    hessian = compute_hessian_trace(model, x, config.curvature_probes, generator(config.seed, "hessian", epoch))
+    # The seed's formula needs the whole p x p grid of residues, which division has not.
+    whole = len(probe.all) == p * p
+    measured: dict[str, Any] = {
+        "spectral_smoothness": spectral_smoothness(grid_IJK),
+        "spectral_smoothness_seed": spectral_smoothness_seed(output.logits_NP.argmax(-1).reshape(p, p), p // 4)
+        if whole
+        else None,
+        "aligned_power": character_power(grid_IJK).aligned,
+        "key_frequencies": " ".join(map(str, progress.key_frequencies)),
+        "key_share": progress.key_share,
+        "restricted_loss": progress.restricted_loss,
+        "excluded_loss": progress.excluded_loss,
+        "gini_embedding": gini_embedding,
+        "gini_unembedding": gini_unembedding,
+        "jacobian_norm": compute_jacobian_norm(model, x),
+        "hessian_trace": hessian.value,
+        "hessian_trace_se": hessian.standard_error,
+        "representation_norm": output.representation_ND[~probe.train_mask_N].norm(dim=-1).mean().item(),
+        "weight_norm": total_weight_norm(model),
+        "decayed_weight_norm": decayed_weight_norm(model, decayed_parameters(model, config.weight_decay_rule)),
+        "logit_scale": logit_scale(output.logits_NP),
+        "softmax_collapse": softmax_collapse(output.logits_NP[probe.train_mask_N], torch.float32),
+    }
+    if output.routing:
+        entropies = [routing_entropy(weights_NR) for weights_NR in output.routing]
+        measured["routing_entropy"] = sum(entropies) / len(entropies)
+        measured["routing_max_use"] = max(head_utilization(weights_NR).max().item() for weights_NR in output.routing)
+        measured["routing_paths"] = path_signatures(output.routing).distinct
+    return measured
+
+
+def measure_weight_curvature(
+    model: PairModel, probe: Probe, config: TrainerConfig, epoch: int, train_loss: float
+) -> dict[str, float | None]:
+    """Gradient norm and traces of the training loss (data part) in the weights."""
+    loss, train = data_loss(config), probe.all[probe.train_mask_N]
+    stream = generator(config.seed, "weight hessian", epoch)
+    hessian = compute_weight_hessian_trace(model, train, loss, config.curvature_probes, stream)
+    fisher = compute_fisher_trace(model, probe.fisher, loss)
+    return {
+        "gradient_norm": compute_gradient_norm(model, train, loss),
+        "weight_hessian_trace": hessian.value,
+        "weight_hessian_trace_se": hessian.standard_error,
+        "weight_hessian_per_loss": hessian.value / train_loss if train_loss > 0 else None,
+        "fisher_trace": fisher.value,
+        "fisher_trace_se": fisher.standard_error,
+    }
+
+
+def measure_adam(
+    model: PairModel, state: Mapping[str, Tensor], config: TrainerConfig, epoch: int
+) -> dict[str, float | None]:
+    """Adam's dynamics from its state by name (recipes.optimizer_tensors); empty before the first update."""
+    moments = {
+        key: {n.rpartition("/")[0]: t for n, t in state.items() if n.endswith(f"/{key}")}
+        for key in ("exp_avg", "exp_avg_sq", "step")
+    }
+    if not moments["exp_avg"]:
+        return {}
+    parameters = {name: q.detach() for name, q in model.named_parameters() if name in moments["exp_avg"]}
+    adam = compute_adam_metrics(
+        parameters,
+        moments["exp_avg"],
+        moments["exp_avg_sq"],
+        step=int(next(iter(moments["step"].values()))),
+        lr=learning_rate(max(epoch - 1, 0), config),
+        beta1=config.beta1,
+        beta2=config.beta2,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        decayed=decayed_parameters(model, config.weight_decay_rule),
+    )
+    return dataclasses.asdict(adam)
+
+
+def measure(
+    model: PairModel,
+    adam_state: Mapping[str, Tensor],
+    probe: Probe,
+    config: TrainerConfig,
+    epoch: int,
+    step: int,
+    last: bool,
+) -> TrainingMetrics:
+    """The row due at this epoch: losses and accuracies always, the rest at its intervals and at the end."""
+    with torch.no_grad():
+        output = model.forward_pairs(probe.all.a_N, probe.all.b_N)
+        basics = measure_basics(output, probe, config)
+        measured: dict[str, Any] = {}
+        if last or epoch % config.log_every == 0:
+            measured |= measure_function(model, output, probe, config, epoch)
+            measured["lr"] = learning_rate(epoch, config)
+            if config.compute_optimizer_metrics:
+                measured |= measure_adam(model, adam_state, config, epoch)
+    if config.compute_weight_curvature and (last or epoch % config.weight_curvature_interval == 0):
+        measured |= measure_weight_curvature(model, probe, config, epoch, basics["train_loss"])
+    return TrainingMetrics(step=step, epoch=epoch, **basics, **measured)
+
+
+def _percent(share: float | None) -> str:
+    return "     ?" if share is None else f"{100 * share:5.1f}%"

@@ -1,0 +1,120 @@
+"""Optimiser, learning rate and acceleration recipes.
+
+Recipes (`TrainerConfig.recipe`), each with its source:
+- bounded_sphere: residual stream of unit length, cosine logits (Yildirim 2026, arXiv:2603.05228); in models.py.
+- constrained_norm: after every update all weights are scaled back to `constrained_norm_alpha` times their initial
+  norm, without weight decay (Liu et al. 2023, Omnigrok, arXiv:2210.01117).
+- orthograd_stablemax: each tensor's gradient loses its component along the tensor and keeps its length; the softmax
+  in the loss becomes StableMax (Prieto et al. 2025, arXiv:2501.04697); the loss is in losses.py.
+- grokfast: a moving average of the gradient is added to it (Lee et al. 2024, arXiv:2405.20233, Algorithm EMA).
+- muon: orthogonalised momentum for weight matrices, AdamW for the rest (Jordan et al. 2024; Tveit et al. 2025,
+  arXiv:2504.16041, for grokking).
+
+Gradient and weight transforms are pure functions of tensors, so that runs can be stacked (stacked.py).
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from least_action.config import TrainerConfig
+from least_action.roles import decayed_parameters, parameter_roles
+
+
+def learning_rate(epoch: int, config: TrainerConfig) -> float:
+    """Linear warm-up from 0 to lr over warmup_epochs, then constant."""
+    return config.lr * min(1.0, (epoch + 1) / config.warmup_epochs) if config.warmup_epochs else config.lr
+
+
+def muon_parameters(model: nn.Module, config: TrainerConfig) -> set[str]:
+    """Names of what Muon updates: weight matrices, under its recipe."""
+    return {n for n, role in parameter_roles(model).items() if role == "matrix"} if config.recipe == "muon" else set()
+
+
+def create_optimizers(model: nn.Module, config: TrainerConfig) -> list[torch.optim.Optimizer]:
+    """AdamW with a decayed and an undecayed group; under the muon recipe Muon for the matrices as well."""
+    decayed, by_muon = decayed_parameters(model, config.weight_decay_rule), muon_parameters(model, config)
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    groups = [
+        {"params": [q for n, q in trained.items() if n in decayed - by_muon], "weight_decay": config.weight_decay},
+        {"params": [q for n, q in trained.items() if n not in decayed | by_muon], "weight_decay": 0.0},
+    ]
+    adamw = torch.optim.AdamW(
+        [group for group in groups if group["params"]], lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps
+    )
+    if not by_muon:
+        return [adamw]
+    matrices = [q for n, q in trained.items() if n in by_muon]
+    # match_rms_adamw: Muon's update has the size of AdamW's, so that one learning rate serves both.
+    muon = torch.optim.Muon(matrices, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
+    return [adamw, muon]
+
+
+def orthogonal_gradient(weight: Tensor, gradient: Tensor) -> Tensor:
+    """g - (w.g / w.w) w, scaled back to g's length (Prieto et al. 2025, section 5, OrthoGrad), per tensor."""
+    tiny = torch.finfo(weight.dtype).tiny
+    along = (weight * gradient).sum() / (weight * weight).sum().clamp_min(tiny)
+    orthogonal = gradient - along * weight
+    return orthogonal * (gradient.norm() / orthogonal.norm().clamp_min(tiny))
+
+
+def grokfast_average(average: Tensor, gradient: Tensor, alpha: float) -> Tensor:
+    """alpha m + (1 - alpha) g; the first average is g itself (Lee et al. 2024, Algorithm EMA)."""
+    return alpha * average + (1 - alpha) * gradient
+
+
+def total_norm(tensors: Mapping[str, Tensor]) -> Tensor:
+    """L2 norm of all tensors together."""
+    return torch.stack([tensor.pow(2).sum() for tensor in tensors.values()]).sum().sqrt()
+
+
+def transform_gradients(
+    weights: Mapping[str, Tensor], gradients: Mapping[str, Tensor], averages: Mapping[str, Tensor], config: TrainerConfig
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The recipe's gradients and, for grokfast, the new averages (empty `averages`: none yet)."""
+    if config.recipe == "orthograd_stablemax":
+        return {name: orthogonal_gradient(weights[name], g) for name, g in gradients.items()}, {}
+    if config.recipe == "grokfast":
+        new = {n: grokfast_average(averages.get(n, g), g, config.grokfast_alpha) for n, g in gradients.items()}
+        return {name: g + config.grokfast_lambda * new[name] for name, g in gradients.items()}, new
+    return dict(gradients), {}
+
+
+def clip_factor(gradients: Mapping[str, Tensor], largest: float | None) -> Tensor | float:
+    """What gradients are multiplied with so that their norm is at most `largest` (as torch's clip_grad_norm_)."""
+    return 1.0 if largest is None else (largest / (total_norm(gradients) + 1e-6)).clamp(max=1.0)
+
+
+def optimizer_tensors(
+    model: nn.Module, optimizers: list[torch.optim.Optimizer], averages: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """All state of the optimisers by name: "<parameter>/<key>", such as "head.weight/exp_avg"."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    state = {
+        f"{names[parameter]}/{key}": torch.as_tensor(value)
+        for optimizer in optimizers
+        for parameter, values in optimizer.state.items()
+        for key, value in values.items()
+    }
+    return state | {f"{name}/grokfast": average for name, average in averages.items()}
+
+
+def restore_optimizers(
+    model: nn.Module, optimizers: list[torch.optim.Optimizer], tensors: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Puts back what `optimizer_tensors` gave; returns grokfast's averages. ValueError for names that fit nothing."""
+    parameters = dict(model.named_parameters())
+    owner = {parameter: o for o in optimizers for group in o.param_groups for parameter in group["params"]}
+    averages = {}
+    for full, tensor in tensors.items():
+        name, _, key = full.rpartition("/")
+        if name not in parameters:
+            raise ValueError(f"optimizer state '{full}' belongs to no parameter of the model")
+        parameter = parameters[name]
+        if key == "grokfast":
+            averages[name] = tensor.to(parameter.device)
+        else:
+            # AdamW keeps its step count on the CPU.
+            owner[parameter].state[parameter][key] = tensor.clone() if key == "step" else tensor.to(parameter.device)
+    return averages

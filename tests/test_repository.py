@@ -1,0 +1,200 @@
+"""What the repository's own files promise: the layout, make, compose, images and metadata, for every folder in packages/."""
+
+import os
+import re
+import subprocess
+import tomllib
+from functools import cache
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[1]
+STUDIES = sorted(path.parent.name for path in ROOT.glob("packages/*/pyproject.toml"))
+MAIN_FILES = [
+    "README.md",
+    "LICENSE",
+    "CITATION.cff",
+    "CONTRIBUTING.md",
+    "Makefile",
+    "compose.yaml",
+    "compose.gpu.yaml",
+    "tox.ini",
+    "constraints.txt",
+    ".dockerignore",
+    ".ci/run",
+    "shared/pyproject.toml",
+    "shared/README.md",
+    "shared/CHANGELOG.md",
+]
+each_study = pytest.mark.parametrize("study", STUDIES)
+
+
+def project(folder: str) -> dict:
+    return tomllib.loads((ROOT / folder / "pyproject.toml").read_text())["project"]
+
+
+@cache
+def compose(name: str) -> dict:
+    return yaml.safe_load((ROOT / name).read_text())
+
+
+def make(*arguments: str) -> str:
+    environment = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKELEVEL", "SIZE", "PYTHON")}
+    done = subprocess.run(["make", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_there_are_studies():
+    assert STUDIES
+
+
+@pytest.mark.parametrize("name", MAIN_FILES)
+def test_layout(name):
+    assert (ROOT / name).is_file()
+
+
+@each_study
+def test_layout_of_a_study(study):
+    folder = ROOT / "packages" / study
+    for name in ("README.md", "CHANGELOG.md"):
+        assert (folder / name).is_file(), name
+    for name in ("benchmarks", "tests"):
+        assert any((folder / name).glob("*.py")), name
+    (source,) = (folder / "src").glob("*/__init__.py")
+    assert any((source.parent / "configs").glob("*.yaml"))
+    assert (ROOT / "docker" / study / "Dockerfile").is_file()
+
+
+@each_study
+def test_metadata(study):
+    """A study has a command of its folder's name and depends on the present studycore and on no other study."""
+    metadata = project(f"packages/{study}")
+    assert study in metadata["scripts"]
+    requirements = {canonicalize_name((r := Requirement(text)).name): r for text in metadata["dependencies"]}
+    assert requirements["studycore"].specifier.contains(project("shared")["version"])
+    others = {canonicalize_name(project(f"packages/{other}")["name"]) for other in STUDIES if other != study}
+    assert not others & set(requirements)
+
+
+@pytest.mark.parametrize("folder", ["shared", *(f"packages/{study}" for study in STUDIES)])
+def test_every_direct_dependency_is_pinned(folder):
+    pins = {}
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        if line and not line.startswith("#"):
+            name, version = re.fullmatch(r"([a-z0-9-]+)==([0-9][\w.]*)", line).groups()
+            assert name not in pins
+            pins[name] = version
+    metadata = project(folder)
+    extras = [text for extra in metadata.get("optional-dependencies", {}).values() for text in extra]
+    for requirement in map(Requirement, metadata["dependencies"] + extras):
+        if not requirement.name.startswith("studycore"):
+            assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), requirement
+    assert pins["torch"] == "2.13.0"
+
+
+@each_study
+def test_changelog_names_the_version(study):
+    assert f"## {project(f'packages/{study}')['version']}" in (ROOT / "packages" / study / "CHANGELOG.md").read_text()
+
+
+def test_changelog_of_studycore_names_the_version():
+    assert f"## {project('shared')['version']}" in (ROOT / "shared/CHANGELOG.md").read_text()
+
+
+def test_compose_has_the_studies_and_nothing_else():
+    assert sorted(compose("compose.yaml")["services"]) == STUDIES
+    assert "cache" in compose("compose.yaml")["volumes"]
+
+
+@each_study
+def test_compose_service(study):
+    service = compose("compose.yaml")["services"][study]
+    assert service["profiles"] == [study]
+    assert service["image"] == f"geometry-of-learning/{study}"
+    assert service["build"]["context"] == "."
+    assert service["build"]["dockerfile"] == f"docker/{study}/Dockerfile"
+    assert set(service["volumes"]) == {"./runs:/work/runs", "cache:/cache"}
+    assert service["user"] == "${UID:-1000}:${GID:-1000}"
+    assert service["init"] is True
+    assert service["stop_grace_period"] == "2m"
+    assert service["shm_size"] == "8gb"
+    assert not {"entrypoint", "command", "deploy", "gpus"} & set(service)
+
+
+@each_study
+def test_gpu_file_adds_devices_and_nothing_else(study):
+    file = compose("compose.gpu.yaml")
+    assert sorted(file["services"]) == STUDIES
+    assert set(file) <= {"services", "x-gpu"}
+    (device,) = file["services"][study]["deploy"]["resources"]["reservations"]["devices"]
+    assert device == {"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}
+    assert file["services"][study] == {"deploy": {"resources": {"reservations": {"devices": [device]}}}}
+
+
+@each_study
+def test_dockerfile(study):
+    text = (ROOT / "docker" / study / "Dockerfile").read_text()
+    final = text[text.rindex("\nFROM ") :]
+    assert f'ENTRYPOINT ["{study}"]' in final
+    assert "WORKDIR /work\n" in final
+    assert re.search(r"^USER [1-9]\d*$", final, re.MULTILINE)
+    assert "useradd --no-log-init" in final
+    for name in ("HF_HOME", "NLTK_DATA", "MPLCONFIGDIR", "TORCHINDUCTOR_CACHE_DIR"):
+        assert re.search(rf"{name}=/cache/\w+", final), name
+    assert "NVIDIA_VISIBLE_DEVICES=all" in final
+    assert "NVIDIA_DRIVER_CAPABILITIES=compute,utility" in final
+    assert set(compose("compose.yaml")["services"][study]["build"]["args"]) == set(
+        re.findall(r"^ARG (\w+)", text, re.M)
+    )
+
+
+def test_make_lists_its_targets():
+    listed = re.findall(r"^  make ([\w-]+)  ", make(), re.MULTILINE)
+    assert {"setup", "studies", "test", "lint", "bench", "images", "clean", *STUDIES} <= set(listed)
+    for target in listed:
+        make("--dry-run", target)
+
+
+@each_study
+def test_make_knows_the_main_job(study):
+    for size in ("quick", "full"):
+        assert re.search(rf"^\.venv/bin/{study} .*\b{size}\b", make("--dry-run", study, f"SIZE={size}"), re.MULTILINE)
+
+
+@each_study
+def test_tox_has_every_study(study):
+    text = (ROOT / "tox.ini").read_text()
+    assert re.search(rf"^    py{{311,312,313}}-{study}$", text, re.MULTILINE)
+    assert f"    {study}: -e {{tox_root}}/packages/{study}[test]\n" in text
+    assert f"    {study}: {{tox_root}}/packages/{study}\n" in text
+
+
+@pytest.mark.parametrize("folder", ["shared", *(f"packages/{study}" for study in STUDIES)])
+def test_warnings_are_errors_in_the_tests_of_every_package(folder):
+    options = tomllib.loads((ROOT / folder / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
+    assert options["filterwarnings"][0] == "error"
+    assert all(":" in entry for entry in options["filterwarnings"][1:])
+    assert {"--strict-markers", "--strict-config"} <= set(options["addopts"])
+    assert options["xfail_strict"] is True
+
+
+def test_ci_runs_what_the_readme_says():
+    readme = (ROOT / "README.md").read_text()
+    assert "make studies" in readme
+    assert "make test" in readme
+    assert os.access(ROOT / ".ci/run", os.X_OK)
+    assert re.search(r"^make test\b", (ROOT / ".ci/run").read_text(), re.MULTILINE)
+
+
+def test_citation():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["cff-version"] == "1.2.0"
+    assert citation["title"] == "Geometry of Learning: five reproducible studies"
+    assert citation["license"] == "MIT"
+    assert citation["message"]
+    assert all("name" in author or "family-names" in author for author in citation["authors"])

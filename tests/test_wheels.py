@@ -1,0 +1,101 @@
+"""The wheels of all packages together: built, installed in a new environment, and used from outside the repository.
+
+Editable installs hide files that a wheel lacks and let the repository's folders be imported; here nothing of it is near.
+"""
+
+import os
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = sorted(path.parent for path in [ROOT / "shared/pyproject.toml", *ROOT.glob("packages/*/pyproject.toml")])
+PROJECTS = {folder.name: tomllib.loads((folder / "pyproject.toml").read_text())["project"] for folder in FOLDERS}
+SOURCES = {folder.name: next((folder / "src").glob("*/__init__.py")).parent for folder in FOLDERS}
+COMMANDS = [(folder, command) for folder, project in PROJECTS.items() for command in project["scripts"]]
+each_package = pytest.mark.parametrize("folder", list(PROJECTS))
+
+
+class Installed:
+    """An environment with all wheels in it, and a folder outside the repository to work from."""
+
+    def __init__(self, wheels: Path, outside: Path):
+        self.outside = outside
+        self.bin = outside / "venv" / "bin"
+        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+        self.run(*pip, "wheel", "--quiet", "--no-deps", "--wheel-dir", wheels, *FOLDERS)
+        self.wheels = sorted(wheels.glob("*.whl"))
+        self.run(sys.executable, "-m", "venv", outside / "venv")
+        pip[0] = self.bin / "python"
+        constraints = ("--constraint", ROOT / "constraints.txt")
+        self.run(*pip, "install", "--quiet", "--no-compile", *constraints, *self.wheels)
+        self.run(*pip, "check")
+
+    def run(self, *command: str | Path) -> str:
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON") and k != "VIRTUAL_ENV"}
+        done = subprocess.run(
+            list(map(str, command)), cwd=self.outside, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+    def python(self, code: str, *arguments: str) -> str:
+        return self.run(self.bin / "python", "-I", "-c", code, *arguments).strip()
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory):
+    outside = tmp_path_factory.mktemp("outside")
+    assert ROOT not in outside.parents
+    return Installed(tmp_path_factory.mktemp("wheels"), outside)
+
+
+def test_one_wheel_a_package(installed):
+    assert len(installed.wheels) == len(FOLDERS)
+
+
+def test_a_wheel_holds_its_package_alone(installed):
+    for wheel in installed.wheels:
+        tops = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
+        assert len([top for top in tops if not top.endswith(".dist-info")]) == 1, tops
+
+
+@each_package
+def test_every_module_imports(installed, folder):
+    code = """if True:
+        import importlib, pkgutil, sys
+        package = importlib.import_module(sys.argv[1])
+        for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+            if not module.name.endswith("__main__"):
+                importlib.import_module(module.name)
+        print(package.__file__)
+    """
+    assert Path(installed.python(code, SOURCES[folder].name)).is_relative_to(installed.bin.parent)
+
+
+@pytest.mark.parametrize(("folder", "command"), COMMANDS)
+def test_console_script(installed, folder, command):
+    assert command in installed.run(installed.bin / command, "--help")
+    assert PROJECTS[folder]["version"] in installed.run(installed.bin / command, "--version")
+
+
+@each_package
+def test_package_data_is_there(installed, folder):
+    """Everything beside the modules: configurations, the report's templates."""
+    source = SOURCES[folder]
+    data = [
+        path.relative_to(source) for path in source.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")
+    ]
+    assert any(path.match("configs/*.yaml" if folder != "shared" else "templates/report.html.*") for path in data)
+    package = installed.python(
+        "import importlib, sys; print(importlib.import_module(sys.argv[1]).__path__[0])", source.name
+    )
+    assert [str(path) for path in data if not (Path(package) / path).is_file()] == []
+
+
+def test_no_module_is_named_shared(installed):
+    assert installed.python("import importlib.util; print(importlib.util.find_spec('shared'))") == "None"
