@@ -216,19 +216,20 @@ def find_key_frequencies(grid_IJK: Tensor) -> tuple[int, ...]:
     P(ratio > t) = (1 + t / b)^-b, b the number of independent background slots. The threshold is the t at which this
     is FALSE_ALARM divided by the number of frequencies, doubled, because a network that embeds a and b by one random
     table u has twice the background's power in slot (f, f) (E|u^2|^2 = 2 (E|u|^2)^2 for complex Gaussian u). It is
-    22 for n = 113 and 12, and 174 for n = 4. At f = n / 2 it is doubled again: the slot is real, and its
-    power over its mean exceeds 2 t less often than a complex one's exceeds t. There, i + j and i - j are the same
-    function, so this frequency doesn't tell a sum from a difference.
+    22 for n = 113 and for n = 12, and 175 for n = 4; groups of 2 and 3 have no background and so no key frequencies.
+    At f = n / 2 it is doubled again: that slot is real, and its power exceeds 2 t means less often than a complex
+    one's exceeds t. There, i + j and i - j are the same function, so this frequency can't tell a sum from a
+    difference.
     """
     n = len(grid_IJK)
-    power_XY = slot_power(grid_IJK)
+    power_XY = slot_power(grid_IJK).cpu()
     # Against rounding: a background of nothing but rounding errors is no measure of anything.
     floor = float(power_XY.mean()) * torch.finfo(grid_IJK.dtype).eps
     found = []
     for f in range(1, n // 2 + 1):
         other = [y for y in range(1, n) if y not in (f, n - f)]
-        if not other:
-            raise ValueError(f"a group of {n} elements has no background to compare frequency {f} with")
+        if not other:  # a group of 2 or 3
+            continue
         background = float((power_XY[f, other].mean() + power_XY[other, f].mean()) / 2)
         nyquist = 2 * f == n
         b = len(other) if nyquist else 2 * len(other)  # slot (n / 2, y) is the conjugate of (n / 2, n - y)

@@ -261,25 +261,34 @@ def measure_adam(
 
 
 def measure(
-    model: PairModel,
+    model: PairModel | None,
     adam_state: Mapping[str, Tensor],
     probe: Probe,
     config: TrainerConfig,
     epoch: int,
     step: int,
     last: bool,
+    basics: Mapping[str, float] | None = None,
 ) -> TrainingMetrics:
-    """The row due at this epoch: losses and accuracies always, the rest at its intervals and at the end."""
-    with torch.no_grad():
-        output = model.forward_pairs(probe.all.a_N, probe.all.b_N)
-        basics = measure_basics(output, probe, config)
-        measured: dict[str, Any] = {}
-        if last or epoch % config.log_every == 0:
-            measured |= measure_function(model, output, probe, config, epoch)
-            measured["lr"] = learning_rate(epoch, config)
-            if config.compute_optimizer_metrics:
-                measured |= measure_adam(model, adam_state, config, epoch)
-    if config.compute_weight_curvature and (last or epoch % config.weight_curvature_interval == 0):
+    """The row due at this epoch: losses and accuracies always, the rest at its intervals and at the end.
+
+    `basics` are the losses and accuracies where they are known already; `model` may then be None at epochs at which
+    nothing else is due.
+    """
+    measured: dict[str, Any] = {}
+    detailed = last or epoch % config.log_every == 0
+    curved = config.compute_weight_curvature and (last or epoch % config.weight_curvature_interval == 0)
+    if model is not None and (detailed or basics is None):
+        with torch.no_grad():
+            output = model.forward_pairs(probe.all.a_N, probe.all.b_N)
+            basics = basics or measure_basics(output, probe, config)
+            if detailed:
+                measured |= measure_function(model, output, probe, config, epoch)
+                measured["lr"] = learning_rate(epoch, config)
+                if config.compute_optimizer_metrics:
+                    measured |= measure_adam(model, adam_state, config, epoch)
+    assert basics is not None and (model is not None or not (detailed or curved))
+    if model is not None and curved:
         measured |= measure_weight_curvature(model, probe, config, epoch, basics["train_loss"])
     return TrainingMetrics(step=step, epoch=epoch, **basics, **measured)
 
