@@ -134,6 +134,16 @@ def test_character_power_reads_the_diagonal_slots(n):
 
 
 @pytest.mark.parametrize("n", [12, 13])
+def test_slot_power_is_the_whole_transforms(n):
+    grid_IJK = noise(n, n, n) + 100 * noise(n, name="bias")
+    centred_IJK = grid_IJK - grid_IJK.mean(dim=2, keepdim=True)
+    power_XY = torch.fft.fft2(centred_IJK, dim=(0, 1)).abs().square().sum(dim=2) / n**2
+    power_XY[0, 0] = 0
+    torch.testing.assert_close(slot_power(grid_IJK), power_XY)
+    assert slot_power(grid_IJK).sum().item() == pytest.approx(fourier.centre(grid_IJK).square().sum().item())
+
+
+@pytest.mark.parametrize("n", [12, 13])
 @pytest.mark.parametrize("radius", [None, 2, 6])
 def test_spectral_smoothness_is_the_low_share_without_the_constant(n, radius):
     grid_IJK = noise(n, n, n)

@@ -116,6 +116,7 @@ def test_norms(model_type):
     flat = torch.cat([parameter.detach().reshape(-1) for parameter in model.parameters()])
     assert total_weight_norm(model) == pytest.approx(flat.norm().item(), rel=1e-5)
     layers = compute_layer_weight_norms(model)
+    assert set(layers) == {name for name, module in model.named_modules() if list(module.parameters(recurse=False))}
     assert sum(norm**2 for norm in layers.values()) == pytest.approx(total_weight_norm(model) ** 2)
     head = math.hypot(model.head.weight.detach().norm(), model.head.bias.detach().norm())
     assert layers["head"] == pytest.approx(head, rel=1e-5)

@@ -97,7 +97,7 @@ def _flags(argv: Sequence[str], classes: Sequence[type]) -> list[str]:
     """`--a-b` as `--a_b`, and a bare `--switch` as `--switch=true`."""
     switches = {f.name for cls in classes for f in dataclasses.fields(cls) if f.type in (bool, "bool")}
     flags = []
-    for item, following in zip(argv, [*argv[1:], "--"], strict=True):
+    for item, following in zip(argv, [*argv[1:], "--"], strict=False):
         flag, equals, value = item.partition("=")
         if flag.startswith("--"):
             flag = "--" + flag[2:].replace("-", "_")

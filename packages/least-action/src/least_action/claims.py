@@ -117,11 +117,12 @@ def _changed(config: TrainerConfig, **changes: Any) -> TrainerConfig:
 
 
 def _identity(config: TrainerConfig) -> dict[str, Any]:
-    """The configuration without what an arm may set for its own sake: length, and routing settings of dense models."""
-    values = to_dict(config)
-    for name in ("epochs", "stop_after_grok", "routing_regularizer", "lambda_routing", "routing_heads"):
-        values.pop(name)
-    return values
+    """The configuration without what arms may set and that leaves a dense run's path alone: what is measured when, and
+    the settings of routing."""
+    measuring = ("stop_after_grok", "log_every", "checkpoint_every", "compute_weight_curvature", "weight_curvature_interval")
+    measuring += ("curvature_probes", "metric_samples", "compute_optimizer_metrics")
+    routing = ("routing_regularizer", "lambda_routing", "routing_heads")
+    return {name: value for name, value in to_dict(config).items() if name not in measuring + routing}
 
 
 def _after_and_before(run: RunSummary, column: str) -> tuple[float, float] | None:

@@ -18,7 +18,7 @@ STUDY = Study(
     },
     report="least_action.report:report_command",
     resume="least_action.cli:resume_run",
-    libraries=("accelerate", "curvlinops-for-pytorch"),
+    libraries=("accelerate",),
 )
 PACKAGE = "least_action"
 

@@ -19,7 +19,6 @@ from studycore.runs import Run, create_run, environment_changes, now, open_run
 
 STUDY = "least-action"
 PROBE_PAIRS = 16
-LIBRARIES = ("curvlinops-for-pytorch",)
 
 
 def data_fingerprint(data: ModularArithmeticDataset) -> str:
@@ -44,7 +43,6 @@ def open_or_create(
             devices=devices,
             data=fingerprints,
             source=Path(__file__),
-            libraries=LIBRARIES,
         )
     if changed := differences(read_yaml(folder / "config.yaml"), to_dict(config)):
         raise UserError(f"{folder}: its configuration is another: {'; '.join(changed)}; start a new run for this one")

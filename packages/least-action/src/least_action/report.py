@@ -121,6 +121,11 @@ def plot_survival(arms: dict[str, list[RunSummary]], path: Path) -> Path:
     return save_figure(figure, path)
 
 
+def _height(curve: Survival, time: float) -> float:
+    """S at a time."""
+    return next((s for t, s in reversed(list(zip(curve.times, curve.survival, strict=True))) if t <= time), 1.0)
+
+
 def plot_arm_curves(arms: dict[str, list[RunSummary]], path: Path) -> Path:
     """Test accuracy of every run, one panel per arm."""
     columns = min(3, len(arms))

@@ -125,26 +125,34 @@ def _train(
     failed: dict[str, str] = {}
     bar = tqdm(total=total, unit="run", disable=not sys.stderr.isatty())
     ended, started = 0, time.monotonic()
+    for name in experiments:
+        if is_done(run.folder / name):
+            run.metrics.append(_row(run, name, experiments, "done"))
     for key, done in run_in_processes(train_job, jobs, processes, stop):
         for folder in jobs[key].folders:
             name, ended = folder.name, ended + 1
-            planned, config = experiments[name]
             state = "done" if is_done(folder) else done.state
-            row: dict[str, Any] = {"step": ended, "run": name, "arm": planned.arm, "seed": config.seed, "state": state}
-            if state == "done":
-                summary = summarise(folder)
-                row |= {k: v for k, v in summary.events.as_dict().items() if v is not None}
-                row |= {k: summary.rows[-1][k] for k in ("train_acc", "test_acc", "train_loss", "test_loss")}
-            elif state == "failed":
+            if state == "failed":
                 failed[name] = done.reason
-            # A run that ends again after a resume has its row anew.
+            row = _row(run, name, experiments, state)
             run.metrics.append(row)
             bar.update(1)
             left = (time.monotonic() - started) / ended * (total - ended)
-            grokked = f"grokked at {row['grokked_99']}" if "grokked_99" in row else f"{state}, {done.reason or 'not grokked'}"
-            tqdm.write(f"  {name}: {grokked} ({ended} of {total}; about {left:.0f} s left)")
+            how = f"grokked at {row['grokked_99']}" if "grokked_99" in row else f"{state}, {done.reason or 'not grokked'}"
+            tqdm.write(f"  {name}: {how} ({ended} of {total}; about {left:.0f} s left)")
     bar.close()
     return failed
+
+
+def _row(run: Run, name: str, experiments: Mapping[str, tuple[Planned, TrainerConfig]], state: str) -> dict[str, Any]:
+    """The sweep's row on a run that ended: step counts the runs."""
+    planned, config = experiments[name]
+    row = {"step": len(run.metrics.rows) + 1, "run": name, "arm": planned.arm, "seed": config.seed, "state": state}
+    if state == "done":
+        summary = summarise(run.folder / name)
+        row |= {k: v for k, v in summary.events.as_dict().items() if v is not None}
+        row |= {k: summary.rows[-1][k] for k in ("train_acc", "test_acc", "train_loss", "test_loss")}
+    return row
 
 
 def report_sweep(folder: Path, failed: Mapping[str, str] | None = None) -> None:

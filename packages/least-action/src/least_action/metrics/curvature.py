@@ -118,9 +118,7 @@ def compute_hessian_trace(model: PairModel, x: Tensor, n_probes: int, generator:
         (gradient,) = torch.autograd.grad(logits_NP.max(dim=-1).values.sum(), embeddings, create_graph=True)
         for _ in range(n_probes):
             v = rademacher(embeddings.shape, embeddings, generator)
-            # The zero keeps the embeddings in the graph where the gradient is constant (ReLU networks).
-            slope = (gradient * v).sum() + 0 * embeddings.sum()
-            (product,) = torch.autograd.grad(slope, embeddings, retain_graph=True)
+            (product,) = torch.autograd.grad((gradient * v).sum(), embeddings, retain_graph=True)
             values.append((v * product.detach()).sum(dtype=torch.float64) / len(x))
     return estimate_mean(torch.stack(values))
 

@@ -131,7 +131,7 @@ def low_frequency_share(grid_IJK: Tensor, radius: int | None = None) -> Tensor:
 def slot_power(grid_IJK: Tensor) -> Tensor:
     """Power of the centred table in each Fourier slot, summed over classes: [n, n] float64.
 
-    Scaled so that the sum is the sum of the table's squares. Slot (0, 0) is exactly 0.
+    Scaled so that the sum is the sum of the table's squares; slot (0, 0) has only rounding errors.
     """
     n = len(grid_IJK)
     spectrum = torch.fft.rfft2(centre(grid_IJK).permute(2, 0, 1))
@@ -139,8 +139,7 @@ def slot_power(grid_IJK: Tensor) -> Tensor:
     # The columns that rfft2 leaves out are the complex conjugates of the slots opposite to them.
     opposite_X = -torch.arange(n, device=half_XY.device) % n
     other_XY = half_XY[opposite_X][:, opposite_X[n // 2 + 1 :]]
-    power_XY = torch.cat([half_XY, other_XY], dim=1)
-    return power_XY * (torch.arange(n * n, device=power_XY.device) > 0).reshape(n, n)
+    return torch.cat([half_XY, other_XY], dim=1)
 
 
 def _within(n: int, radius: int, device: torch.device) -> Tensor:
