@@ -20,6 +20,8 @@ class Table:
     columns: Sequence[str]
     rows: Sequence[Sequence[Any]]
     note: str = ""
+    folded: bool = False
+    """Shown after the figures, and closed until it is asked for."""
 
 
 @dataclass

@@ -42,7 +42,12 @@ class Run:
         self.close()
 
     def close(self) -> None:
+        """Lets others write the run."""
         self._lock.close()
+
+    @property
+    def closed(self) -> bool:
+        return self._lock.closed
 
 
 def now() -> str:
@@ -197,11 +202,13 @@ def _lock(folder: Path) -> TextIO:
 
 
 @contextmanager
-def recording(run: Run | None) -> Iterator[None]:
-    """Marks the run as failed, with the reason, when an error leaves the block."""
+def recording(*runs: Run) -> Iterator[None]:
+    """When an error leaves the block, marks the runs that are still open as failed, with the reason, and closes them."""
     try:
         yield
-    except Exception as error:
-        if run is not None:
-            run.finish("failed", f"{type(error).__name__}: {error}")
+    except BaseException as error:
+        for run in runs:
+            if not run.closed and isinstance(error, Exception):
+                run.finish("failed", f"{type(error).__name__}: {error}")
+            run.close()
         raise

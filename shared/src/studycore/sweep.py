@@ -97,7 +97,7 @@ def run_in_processes(
                 while waiting or running:
                     while waiting and len(running) < processes and not stop:
                         name, value = waiting.pop(0)
-                        running[pool.submit(job, value)] = name
+                        running[pool.submit(_guarded, job, value)] = name
                     if not running:
                         break
                     finished, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
@@ -135,8 +135,18 @@ def _start_worker() -> None:
     threading.Thread(target=_follow_parent, daemon=True).start()
 
 
+_busy = threading.Lock()
+
+
+def _guarded(job: Callable[[Any], Done], value: Any) -> Done:
+    with _busy:
+        return job(value)
+
+
 def _follow_parent() -> None:
     parent = parent_process()
     assert parent is not None
     parent.join()
     os.kill(os.getpid(), signal.SIGTERM)
+    with _busy:  # the job has saved and ended; nobody is left to hand it on to
+        os._exit(3)

@@ -1,5 +1,6 @@
 """The reports of a run and of a sweep: results.json, figures, report.html and report.md."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ def write_run_report(folder: Path, config: TrainerConfig, model: PairModel) -> N
         ("metric", "value", "epoch"),
         [(name, value, at[name]) for name, value in measured.items()],
         "Names that end in _seed follow the seed study's formulas, for comparison.",
+        folded=True,
     )
     report = Report(
         f"least-action train: {config.operation} mod {config.p}, {config.model_type}",
@@ -162,7 +164,7 @@ def write_sweep_report(folder: Path, arms: dict[str, list[RunSummary]], failed: 
     tables = [
         Table("Time to grok by arm (epochs)", ("arm", "runs", "grokked", "censored", "median [95 % interval]", "last test accuracy"), table_rows,
               "Kaplan-Meier median with the interval of Brookmeyer and Crowley; runs that never grokked are censored at their end."),
-        event_table(runs),
+        dataclasses.replace(event_table(runs), folded=len(runs) > 8),
     ]  # fmt: skip
     if failed:
         tables.append(Table("Runs that did not finish", ("run", "reason"), list(failed.items())))

@@ -30,7 +30,7 @@ from studycore.checkpoints import load_latest, save_checkpoint
 from studycore.configuration import to_dict
 from studycore.devices import choose_device, describe, set_threads
 from studycore.errors import Stopped, UserError
-from studycore.runs import Run
+from studycore.runs import Run, recording
 from studycore.stopping import stop_on_signals
 
 PER_RUN = ("seed", "data_seed", "lr", "weight_decay")
@@ -254,7 +254,7 @@ def train_stack(
 
     # ------------------------------------------------------------------------------------------------------ loop
     start = starts.pop()
-    with stop_on_signals() as stop:
+    with stop_on_signals() as stop, recording(*[lane.run for lane in lanes]):
         for epoch in range(start, first.epochs + 1):
             # evaluate
             at_end = epoch == first.epochs

@@ -135,7 +135,7 @@ def train(
     trained = {name: q for name, q in model.named_parameters() if q.requires_grad}
     bar = tqdm(total=last_epoch, initial=first_epoch, unit="epoch", disable=quiet or not main or not sys.stderr.isatty())
     outcome, told, started = "", time.monotonic(), time.monotonic()
-    with stop_on_signals() as stop, recording(run):
+    with stop_on_signals() as stop, recording(*[run] if run else []):
         for epoch in range(first_epoch, last_epoch + 1):
             # evaluate
             last = epoch == last_epoch
@@ -210,18 +210,18 @@ def train(
                 told = time.monotonic()
                 left = (told - started) / (epoch + 1 - first_epoch) * (last_epoch - epoch - 1)
                 print(f"epoch {epoch + 1} of {last_epoch}, about {left:.0f} s left", flush=True)
-    bar.close()
+        bar.close()
 
-    # ---------------------------------------------------------------------------------------------------- record
-    if tracker:
-        accelerator.end_training()
-    if run is not None:
-        if outcome == "done":
-            run.metrics.compact()
-            write_run_report(run.folder, config, model)
-            run.finish("done", f"reached epoch {epoch}")
-        else:
-            run.finish("stopped", outcome)
-    if outcome != "done":
-        raise Stopped(f"{outcome} and saved; `least-action resume {folder}` continues")
+        # ---------------------------------------------------------------------------------------------------- record
+        if tracker:
+            accelerator.end_training()
+        if run is not None:
+            if outcome == "done":
+                run.metrics.compact()
+                write_run_report(run.folder, config, model)
+                run.finish("done", f"reached epoch {epoch}")
+            else:
+                run.finish("stopped", outcome)
+        if outcome != "done":
+            raise Stopped(f"{outcome} and saved; `least-action resume {folder}` continues")
     return folder

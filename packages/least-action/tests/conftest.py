@@ -1,0 +1,23 @@
+"""Shared by the tests: one thread, and small configurations."""
+
+import pytest
+import torch
+
+from least_action.config import TrainerConfig
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def small():
+    """A configuration of a tiny transformer, with changes."""
+
+    def make(**changes):
+        values = {
+            "p": 7, "train_frac": 0.5, "model_type": "transformer", "hidden_dim": 8, "n_layers": 1, "n_heads": 2,
+            "epochs": 30, "eval_every": 5, "log_every": 10, "checkpoint_every": 10, "weight_curvature_interval": 10,
+            "curvature_probes": 2, "metric_samples": 4, "lr": 1e-2, "weight_decay": 1.0, "seed": 3,
+        }  # fmt: skip
+        return TrainerConfig(**(values | changes))
+
+    return make

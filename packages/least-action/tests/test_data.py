@@ -1,0 +1,47 @@
+"""The data set by exhaustive enumeration."""
+
+import pytest
+import torch
+
+from least_action.data import ModularArithmeticDataset, SequenceArithmeticDataset, all_pairs
+
+
+@pytest.mark.parametrize("p", [3, 7, 13])
+@pytest.mark.parametrize("operation", ["add", "subtract", "multiply", "divide"])
+def test_answers_solve_the_operation(p, operation):
+    pairs = all_pairs(p, operation)
+    for a, b, y in zip(pairs.a_N.tolist(), pairs.b_N.tolist(), pairs.y_N.tolist(), strict=True):
+        if operation == "divide":
+            assert b != 0
+            assert y * b % p == a
+        else:
+            assert y == {"add": a + b, "subtract": a - b, "multiply": a * b}[operation] % p
+    assert len(set(zip(pairs.a_N.tolist(), pairs.b_N.tolist(), strict=True))) == (p * (p - 1) if operation == "divide" else p * p)
+
+
+def test_split_is_a_partition_that_depends_on_the_data_seed_alone():
+    one, same = ModularArithmeticDataset(7, data_seed=1), SequenceArithmeticDataset(7, data_seed=1)
+    other = ModularArithmeticDataset(7, data_seed=2)
+    union = torch.cat([one.train_index, one.test_index]).sort().values
+    assert union.tolist() == list(range(49))
+    assert one.train_index.tolist() == same.train_index.tolist()
+    assert one.train_index.tolist() != other.train_index.tolist()
+    assert len(one.train) == round(0.3 * 49)
+
+
+def test_inputs_of_both_kinds_say_the_same():
+    one_hot, tokens = ModularArithmeticDataset(5), SequenceArithmeticDataset(5)
+    for get in ("get_train", "get_test", "get_all"):
+        (x, y), (t, y2) = getattr(one_hot, get)(), getattr(tokens, get)()
+        assert y.tolist() == y2.tolist()
+        assert x[:, :5].argmax(-1).tolist() == t[:, 0].tolist()
+        assert x[:, 5:].argmax(-1).tolist() == t[:, 2].tolist()
+        assert (x.sum(-1) == 2).all()
+        assert (t[:, 1] == 5).all()
+        assert (t[:, 3] == 6).all()
+
+
+@pytest.mark.parametrize("train_frac", [0.0, 1.0, 0.001, 1.5, -1])
+def test_a_fraction_that_leaves_nothing_is_refused(train_frac):
+    with pytest.raises(ValueError, match="train_frac"):
+        ModularArithmeticDataset(5, train_frac=train_frac)

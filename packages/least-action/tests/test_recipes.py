@@ -1,0 +1,105 @@
+"""Recipes against their formulas."""
+
+import pytest
+import torch
+
+from least_action.models import create_model
+from least_action.recipes import (
+    clip_factor,
+    create_optimizers,
+    grokfast_average,
+    learning_rate,
+    optimizer_tensors,
+    orthogonal_gradient,
+    restore_optimizers,
+    total_norm,
+    transform_gradients,
+)
+from least_action.roles import decayed_parameters
+
+
+def test_orthogonal_gradient():
+    w, g = torch.randn(5, 4), torch.randn(5, 4)
+    new = orthogonal_gradient(w, g)
+    assert (new * w).sum().abs() < 1e-5 * w.norm() * g.norm()
+    assert new.norm() == pytest.approx(g.norm().item(), rel=1e-5)
+    assert (new * g).sum() > 0
+    assert torch.equal(orthogonal_gradient(torch.zeros(3), torch.ones(3)), torch.ones(3))
+
+
+def test_grokfast_against_the_sum_written_out(small):
+    config = small(recipe="grokfast", grokfast_alpha=0.5, grokfast_lambda=3.0)
+    gradients = [torch.tensor([1.0]), torch.tensor([4.0]), torch.tensor([-2.0])]
+    averages, outs = {}, []
+    for g in gradients:
+        new, averages = transform_gradients({"w": torch.zeros(1)}, {"w": g}, averages, config)
+        outs.append(new["w"].item())
+    # m: 1, 2.5, 0.25
+    assert outs == [1 + 3 * 1, 4 + 3 * 2.5, -2 + 3 * 0.25]
+    assert grokfast_average(torch.tensor(2.0), torch.tensor(4.0), 0.75) == 2.5
+
+
+def test_warm_up_is_linear_from_zero(small):
+    config = small(warmup_epochs=4, lr=0.8)
+    assert [learning_rate(e, config) for e in range(6)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 0.8, 0.8])
+    assert learning_rate(0, small(lr=0.8)) == 0.8
+
+
+def test_clip_factor_is_torch_clipping():
+    g = {"a": torch.randn(3), "b": torch.randn(4)}
+    parameters = [torch.nn.Parameter(torch.zeros_like(x)) for x in g.values()]
+    for q, x in zip(parameters, g.values(), strict=True):
+        q.grad = x.clone()
+    torch.nn.utils.clip_grad_norm_(parameters, 0.1)
+    torch.testing.assert_close(parameters[0].grad, g["a"] * clip_factor(g, 0.1))
+    assert clip_factor(g, None) == 1.0
+    assert total_norm(g) == pytest.approx(torch.cat(list(g.values())).norm().item())
+
+
+@pytest.mark.parametrize("rule", ["matrices", "all"])
+@pytest.mark.parametrize("recipe", ["none", "muon"])
+@pytest.mark.parametrize("model_type", ["transformer", "routed"])
+def test_decay_reaches_what_the_rule_names_and_nothing_else(small, rule, recipe, model_type):
+    """With zero gradients and moments only decay moves a weight."""
+    config = small(model_type=model_type, recipe=recipe, weight_decay_rule=rule, weight_decay=0.5, lr=0.1)
+    model = create_model(config)
+    with torch.no_grad():
+        for q in model.parameters():
+            q.fill_(1.0)
+    for optimizer in create_optimizers(model, config):
+        for group in optimizer.param_groups:
+            for q in group["params"]:
+                q.grad = torch.zeros_like(q)
+        optimizer.step()
+    decayed = decayed_parameters(model, rule)
+    for name, q in model.named_parameters():
+        # Muon decays what it updates, the weight matrices, which both rules name.
+        assert torch.allclose(q, torch.full_like(q, 0.95 if name in decayed else 1.0)), name
+
+
+@pytest.mark.parametrize("recipe", ["none", "muon"])
+def test_optimizer_state_goes_out_and_in_by_name(small, recipe):
+    config = small(recipe=recipe)
+    model = create_model(config)
+    optimizers = create_optimizers(model, config)
+
+    def step():
+        model.forward_pairs(torch.tensor([1, 2]), torch.tensor([3, 4])).logits_NP.square().sum().backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+
+    step()
+    state, weights = optimizer_tensors(model, optimizers, {}), {k: v.clone() for k, v in model.state_dict().items()}
+    state = {name: tensor.clone() for name, tensor in state.items()}
+    step()
+    expected = {k: v.clone() for k, v in model.state_dict().items()}
+    model = create_model(config)
+    model.load_state_dict(weights)
+    optimizers = create_optimizers(model, config)
+    assert restore_optimizers(model, optimizers, state) == {}
+    step()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, expected[name]), name
+    with pytest.raises(ValueError, match="no parameter"):
+        restore_optimizers(model, optimizers, {"nothing/exp_avg": torch.zeros(1)})

@@ -1,0 +1,251 @@
+"""Training: reproducible, resumable to the bit, untouched by metrics, the same on two processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from least_action.config import RunOptions
+from least_action.metrics.training import MetricsHistory
+from least_action.record import load_run_checkpoint
+from least_action.train import batches, create_dataset, train
+from studycore.checkpoints import read_index
+from studycore.configuration import to_dict, to_yaml
+from studycore.errors import UserError
+from studycore.metrics import read_rows
+
+CPU = RunOptions(device="cpu", threads=1)
+
+
+def weights(folder: Path, which: str = "last") -> dict[str, torch.Tensor]:
+    checkpoints = folder / "checkpoints"
+    return load_file(checkpoints / read_index(checkpoints)[which] / "model.safetensors")
+
+
+def same(one: Path, other: Path) -> None:
+    """Bitwise: weights, optimiser and every row."""
+    for file in ("model", "optimizer"):
+        a, b = (load_file(f / "checkpoints" / read_index(f / "checkpoints")["last"] / f"{file}.safetensors") for f in (one, other))
+        assert a.keys() == b.keys()
+        for name in a:
+            assert torch.equal(a[name], b[name]), name
+    assert (one / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
+
+
+def command(*arguments: str, **kwargs) -> subprocess.Popen:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "-m", "least_action", *arguments], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, **kwargs)
+
+
+def test_the_first_twenty_steps_are_the_recorded_ones(small, tmp_path):
+    """A change that moves these numbers changes every result; do it on purpose, and say so in the change log."""
+    config = small(epochs=20, eval_every=1, log_every=20, weight_curvature_interval=20, dtype="float64", p=11, hidden_dim=16)
+    train(config, tmp_path / "run", CPU, quiet=True)
+    losses = [row["train_loss"] for row in read_rows(tmp_path / "run" / "metrics.jsonl")]
+    recorded = json.loads((Path(__file__).parent / "loss_series.json").read_text())
+    assert losses == pytest.approx(recorded, rel=1e-9)
+
+
+def test_metrics_leave_training_alone(small, tmp_path):
+    often = small(eval_every=1, log_every=1, weight_curvature_interval=1, checkpoint_every=3)
+    seldom = small(eval_every=30, log_every=30, compute_weight_curvature=False, weight_curvature_interval=30, compute_optimizer_metrics=False)
+    state = torch.random.get_rng_state()
+    for name, config in (("often", often), ("seldom", seldom)):
+        train(config, tmp_path / name, CPU, quiet=True)
+    for name, value in weights(tmp_path / "often").items():
+        assert torch.equal(value, weights(tmp_path / "seldom")[name])
+    torch.random.set_rng_state(state)
+    torch.rand(100)  # the global stream plays no part
+    train(seldom, tmp_path / "again", CPU, quiet=True)
+    same(tmp_path / "seldom", tmp_path / "again")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"recipe": "grokfast"},
+        {"recipe": "muon", "batch_size": 10},
+        {"recipe": "constrained_norm", "warmup_epochs": 25},
+        {"recipe": "bounded_sphere", "grad_clip": 0.1, "lambda_jacobian": 0.01},
+        {"model_type": "routed", "n_layers": 2, "routing_regularizer": "consistency", "lambda_spectral": 0.1, "spectral_interval": 2},
+        {"model_type": "baseline", "recipe": "orthograd_stablemax"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("extra", [0, 15])
+def test_resuming_is_bitwise(small, tmp_path, changes, extra):
+    """Stopped at epoch 12 of 30 by losing all that came after the checkpoint at 10, then continued."""
+    straight, cut = tmp_path / "straight", tmp_path / "cut"
+    config = small(**changes)
+    train(config, straight, CPU, quiet=True)
+    if extra:
+        train(config, straight, CPU, resume=True, extra_epochs=extra, quiet=True)
+    import least_action.train as module
+
+    calls = {"n": 0}
+    original = module.learning_rate
+
+    def dies(epoch, config):
+        calls["n"] += 1
+        if epoch == 12:
+            raise KeyboardInterrupt
+        return original(epoch, config)
+
+    module.learning_rate = dies
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train(config, cut, CPU, quiet=True)
+    finally:
+        module.learning_rate = original
+    assert calls["n"] >= 12
+    train(config, cut, CPU, resume=True, extra_epochs=extra, quiet=True)
+    same(straight, cut)
+    assert json.loads((cut / "manifest.json").read_text())["state"] == "done"
+    assert not list((cut / "history").glob("*")) if (cut / "history").exists() else True
+
+
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_process_resumes_to_the_bit(small, tmp_path, sign):
+    config = small(epochs=1500, eval_every=10, log_every=500, weight_curvature_interval=500, checkpoint_every=100)
+    file = tmp_path / "c.yaml"
+    file.write_text(to_yaml(to_dict(config)))
+    flags = ["--config", str(file), "--device", "cpu", "--threads", "1"]
+    process = command("train", *flags, "--output-dir", str(tmp_path / "cut"))
+    rows = tmp_path / "cut" / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (rows.exists() and len(rows.read_text().splitlines()) > 30):
+        time.sleep(0.02)
+    process.send_signal(sign)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == (-9 if sign == signal.SIGKILL else 3), errors
+    state = json.loads((tmp_path / "cut" / "manifest.json").read_text())["state"]
+    assert state == ("running" if sign == signal.SIGKILL else "stopped")
+    resumed = command("resume", str(tmp_path / "cut"))
+    _, errors = resumed.communicate(timeout=120)
+    assert resumed.returncode == 0, errors
+    train(config, tmp_path / "straight", CPU, quiet=True)
+    same(tmp_path / "straight", tmp_path / "cut")
+
+
+def test_a_run_without_a_checkpoint_resumes_at_step_zero(small, tmp_path):
+    config = small()
+    train(config, tmp_path / "straight", CPU, quiet=True)
+    train(config, tmp_path / "cut", CPU, quiet=True)
+    import shutil
+
+    shutil.rmtree(tmp_path / "cut" / "checkpoints")
+    train(config, tmp_path / "cut", CPU, resume=True, quiet=True)
+    same(tmp_path / "straight", tmp_path / "cut")
+
+
+def test_resume_refuses_another_configuration_data_and_architecture(small, tmp_path):
+    train(small(), tmp_path / "run", CPU, quiet=True)
+    with pytest.raises(UserError, match=r"lr: stored 0.01, given 0.5"):
+        train(small(lr=0.5), tmp_path / "run", CPU, resume=True, quiet=True)
+    with pytest.raises(UserError, match="holds a run already"):
+        train(small(), tmp_path / "run", CPU, quiet=True)
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    manifest["data_fingerprints"]["training pairs"] = "0" * 64
+    (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="training pairs"):
+        train(small(), tmp_path / "run", CPU, resume=True, quiet=True)
+    # Another architecture's checkpoint put into the folder.
+    train(small(hidden_dim=16), tmp_path / "wide", CPU, quiet=True)
+    import shutil
+
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    shutil.copytree(tmp_path / "wide" / "checkpoints", tmp_path / "run" / "checkpoints")
+    with pytest.raises(UserError, match=r"another architecture: hidden_dim: stored 16, given 8"):
+        load_run_checkpoint(tmp_path / "run", small())
+
+
+def test_a_setting_that_no_tensor_shows_is_caught_by_the_probe(small, tmp_path):
+    """A changed temperature loads strictly and is another function."""
+    train(small(recipe="bounded_sphere"), tmp_path / "run", CPU, quiet=True)
+    checkpoints = tmp_path / "run" / "checkpoints"
+    newest = checkpoints / read_index(checkpoints)["last"]
+    stored = json.loads((newest / "config.json").read_text())
+    (newest / "config.json").write_text(json.dumps(stored | {"sphere_temperature": 11.0}))
+    from studycore.checkpoints import FILES
+    from studycore.files import sha256
+
+    manifest = json.loads((newest / "manifest.json").read_text())
+    manifest["sha256"] = {name: sha256(newest / name) for name in FILES}
+    (newest / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="probe"):
+        load_run_checkpoint(tmp_path / "run")
+
+
+def test_a_small_sphere_groks_and_stops_some_epochs_later(small, tmp_path):
+    config = small(p=23, train_frac=0.8, hidden_dim=32, activation="relu", init_std=0.15, recipe="bounded_sphere", weight_decay_rule="all", seed=0, epochs=2000, log_every=1000, weight_curvature_interval=1000, stop_after_grok=25)  # fmt: skip
+    train(config, tmp_path / "run", CPU, quiet=True)
+    results = json.loads((tmp_path / "run" / "results.json").read_text())["metrics"]
+    assert results["grokked_99"] + 25 <= results["epoch"] < results["grokked_99"] + 30
+    assert results["memorised"] <= results["grokked_99"]
+
+
+def test_batches_cover_each_epoch_once_and_differ_between_epochs(small):
+    config = small(batch_size=10)
+    pairs = create_dataset(config).train
+    orders = []
+    for epoch in (0, 1):
+        parts = [part for part, _ in batches(pairs, config, epoch, 0, 1)]
+        order = [pair for part in parts for pair in zip(part.a_N.tolist(), part.b_N.tolist(), strict=True)]
+        assert sorted(order) == sorted(zip(pairs.a_N.tolist(), pairs.b_N.tolist(), strict=True))
+        orders.append(order)
+    assert orders[0] != orders[1]
+    assert [len(part) for part, _ in batches(pairs, config, 0, 0, 1)] == [10, 10, 4]
+    ranks = [[(len(part), share) for part, share in batches(pairs, config, 0, rank, 2)] for rank in (0, 1)]
+    assert ranks[0][0] == (5, 1.0)
+    whole, _ = zip(*[(p, s) for p, s in batches(pairs, small(), 0, 0, 1)], strict=True)
+    assert torch.equal(whole[0].y_N, pairs.y_N)
+
+
+@pytest.mark.parametrize("changes", [{}, {"batch_size": 11, "model_type": "routed", "n_layers": 2}], ids=str)
+def test_two_processes_equal_one(small, tmp_path, changes):
+    config = small(dtype="float64", epochs=10, **changes)
+    train(config, tmp_path / "one", CPU, quiet=True)
+    file = tmp_path / "c.yaml"
+    file.write_text(yaml.safe_dump(to_dict(config)))
+    process = command("train", "--config", str(file), "--device", "cpu", "--threads", "1", "--num-processes", "2", "--output-dir", str(tmp_path / "two"))
+    out, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert "2 processes" in out
+    assert json.loads((tmp_path / "two" / "manifest.json").read_text())["devices"]["world_size"] == 2
+    for name, value in weights(tmp_path / "one").items():
+        torch.testing.assert_close(weights(tmp_path / "two")[name], value, rtol=1e-9, atol=1e-10)
+
+
+def test_a_run_folder_holds_what_the_contract_names(small, tmp_path):
+    train(small(model_type="routed_transformer"), tmp_path / "run", CPU, argv=["least-action", "train"], quiet=True)
+    names = {path.relative_to(tmp_path / "run").as_posix() for path in (tmp_path / "run").rglob("*")}
+    expected = {"config.yaml", "manifest.json", "metrics.jsonl", "history.parquet", "results.json", "report.html", "report.md"}
+    expected |= {f"figures/{name}.svg" for name in ("training_curves", "spectral_analysis", "routing_heatmap", "curvature")}
+    assert expected <= names
+    history = MetricsHistory.load(tmp_path / "run")
+    epochs, accuracy = history.series("test_acc")
+    assert epochs == list(range(0, 31, 5))
+    assert all(0 <= a <= 1 for a in accuracy)
+    from pyarrow import parquet
+
+    table = parquet.read_table(tmp_path / "run" / "history.parquet").to_pydict()
+    assert table["epoch"] == epochs
+    assert table["weight_hessian_trace"][1] is None
+    assert table["weight_hessian_trace"][2] is not None
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_in_one_sentence(small, tmp_path):
+    config = small(lr=1e18, epochs=50, model_type="baseline", n_layers=3, loss_dtype="float32")
+    with pytest.raises(UserError, match="lr: 1e"):
+        train(config, tmp_path / "run", CPU, quiet=True)
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["state"] == "failed"
+    assert "lr" in manifest["reason"]
