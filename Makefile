@@ -44,8 +44,9 @@ $(STUDIES): check-size setup
 	$(BIN)/$@ $(job.$@)
 
 test: $(TOX) ## test every package on this Python, the wheels installed together, and lint (plain tox: every Python)
-	@python=py$$($(PYTHON) -c 'import sys; print(*sys.version_info[:2], sep="")'); \
-	$(TOX) run -e "$$(printf "$$python-%s," studycore $(STUDIES))wheels,lint"
+	@read -r factor path < <($(PYTHON) -c 'import sys; print("py%d%d" % sys.version_info[:2], sys.executable)'); \
+	$(TOX) run --discover "$$path" --skip-missing-interpreters false \
+		-e "$$(printf "$$factor-%s," studycore $(STUDIES))wheels,lint"
 
 lint: $(TOX) ## ruff, mypy, hadolint and the checks of the repository's own files
 	@$(TOX) run -e lint

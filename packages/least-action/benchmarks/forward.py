@@ -22,7 +22,12 @@ from least_action.recipes import create_optimizers
 from least_action.train import PairForward, create_dataset
 
 SHAPES = {
-    "1 layer, no norms, ReLU (Nanda et al.)": {"n_layers": 1, "residual_norm": "none", "activation": "relu", "init_std": 0.088},
+    "1 layer, no norms, ReLU (Nanda et al.)": {
+        "n_layers": 1,
+        "residual_norm": "none",
+        "activation": "relu",
+        "init_std": 0.088,
+    },
     "1 layer, bounded sphere": {"n_layers": 1, "recipe": "bounded_sphere", "activation": "relu", "init_std": 0.088},
     "1 layer, pre-norm, GELU": {"n_layers": 1},
     "2 layers, pre-norm, GELU (the seed's)": {"n_layers": 2},
@@ -70,12 +75,16 @@ def stepper(config: TrainerConfig, restructured: bool) -> Callable[[], None]:
     return step
 
 
-def floor_flops(layers: int, p: int = 113, n: int = 3831, d: int = 128) -> float:
-    """Matrix arithmetic of one restructured step: the rows that the function needs, forward and twice that backward."""
-    inner = 2 * n * (12 * d * d) * (layers - 1)  # blocks before the last: two positions per pair, 12 D^2 each
-    inner += n * (d * d * 9) + n * d * p  # last block: out D^2, feed-forward 8 D^2, one row per pair; unembedding
-    inner += 2 * n * 2 * d * d * (layers - 1) + n * d * d * (layers - 1) - 2 * n * 3 * d * d * (layers - 1)  # q, k, v
-    return 3 * 2 * inner
+def floor_flops(layers: int, n: int, p: int = 113, d: int = 128) -> float:
+    """Matrix arithmetic of one restructured step, 2 per multiply-add, forward and twice that backward.
+
+    The last block and the output work on the n rows of the = position (out D^2, feed-forward 8 D^2, D P); every block
+    before it on the 2 n rows of the last two positions; key and value of what follows on these, query where it is read.
+    """
+    products = n * (9 * d * d + d * p)
+    if layers > 1:
+        products += (layers - 1) * (2 * n * 9 * d * d + 2 * n * 2 * d * d) + (2 * (layers - 2) + 1) * n * d * d
+    return 3 * 2 * products
 
 
 def main() -> None:
@@ -89,15 +98,23 @@ def main() -> None:
         single, double = (TrainerConfig(**values, dtype=dtype) for dtype in ("float32", "float64"))
         truth = gradients(double, pairs, restructured=False)
         print(name)
-        checked = [("float64 restructured against plain", double, True), ("float32 restructured against float64", single, True), ("float32 plain against float64", single, False)]
+        checked = [
+            ("float64 restructured against plain", double, True),
+            ("float32 restructured against float64", single, True),
+            ("float32 plain against float64", single, False),
+        ]
         for label, config, restructured in checked:
-            print("  {}: logits {:.1e}, gradients {:.1e} of their maximum".format(label, *error(gradients(config, pairs, restructured), truth)))
+            print(
+                "  {}: logits {:.1e}, gradients {:.1e} of their maximum".format(
+                    label, *error(gradients(config, pairs, restructured), truth)
+                )
+            )
         for threads in options.threads:
             torch.set_num_threads(threads)
             big = torch.randn(2048, 2048)
             rate = 2 * 2048**3 / timed(lambda big=big: big @ big, 5)
             plain, fast = (timed(stepper(single, restructured), options.steps) for restructured in (False, True))
-            floor = floor_flops(single.n_layers) / rate
+            floor = floor_flops(single.n_layers, len(pairs)) / rate
             print(
                 f"  {threads} threads: plain {plain * 1e3:.0f} ms, restructured {fast * 1e3:.0f} ms a step, ratio {plain / fast:.2f}; "
                 f"floor {floor * 1e3:.0f} ms, {fast / floor:.1f} times the floor"

@@ -29,9 +29,15 @@ SPHERE = {
 }  # fmt: skip
 
 
-def steps_per_second(config: TrainerConfig, restructured: bool, steps: int, device: str, barrier: Barrier | None = None) -> float:
+def steps_per_second(
+    config: TrainerConfig, restructured: bool, steps: int, device: str, barrier: Barrier | None = None
+) -> float:
     """One run's steps per second, from the median step; with a barrier all processes measure at the same time."""
-    model, pairs, loss = create_model(config).to(device), create_dataset(config).train.to(device), LeastActionLoss(config)
+    model, pairs, loss = (
+        create_model(config).to(device),
+        create_dataset(config).train.to(device),
+        LeastActionLoss(config),
+    )
     (optimizer,) = create_optimizers(model, config)
     forward = PairForward(model, restructured)
     taken = []
@@ -83,7 +89,10 @@ def stacked(runs: int, steps: int, device: str) -> float:
 
 def largest_difference(steps: int = 200) -> float:
     """Weights of stacked runs against the plain loop in float64, relative to each tensor's maximum."""
-    configs = [TrainerConfig(**SPHERE | {"lr": lr}, p=23, hidden_dim=32, dtype="float64", seed=s) for s, lr in enumerate((3e-4, 1e-3))]
+    configs = [
+        TrainerConfig(**SPHERE | {"lr": lr}, p=23, hidden_dim=32, dtype="float64", seed=s)
+        for s, lr in enumerate((3e-4, 1e-3))
+    ]
     training, worst = StackedTraining(configs, [create_model(config) for config in configs], "cpu"), 0.0
     for step in range(steps):
         training.step(step)
@@ -117,7 +126,9 @@ def main() -> None:
     if options.device == "cpu":
         rates[f"{cores()} processes"] = over_processes(cores(), options.steps)
     for name, rate in rates.items():
-        print(f"{name}: {rate:.2f} run-steps/s, {rate / plain:.2f} times the plain loop, {rate / fast:.2f} times the restructured run")
+        print(
+            f"{name}: {rate:.2f} run-steps/s, {rate / plain:.2f} times the plain loop, {rate / fast:.2f} times the restructured run"
+        )
     print(f"stacked against the plain loop, float64, 200 steps: {largest_difference():.1e} of each tensor's maximum")
 
 

@@ -27,7 +27,9 @@ def arms(small, dense, no_decay, routed, trace=lambda s: (100.0, 10.0 + s)):
     for s, times in enumerate(zip(dense, no_decay, routed, strict=True)):
         made.append(run(small(seed=s), times[0], trace=trace(s)))
         made.append(run(small(seed=s, weight_decay=0.0, log_every=20), times[1], trace=trace(s)))
-        made.append(run(small(seed=s, model_type="routed_transformer", routing_regularizer=None), times[2], trace=trace(s)))
+        made.append(
+            run(small(seed=s, model_type="routed_transformer", routing_regularizer=None), times[2], trace=trace(s))
+        )
     return made
 
 
@@ -35,7 +37,13 @@ def test_planted_effects_are_found(small):
     seeds = range(8)
     runs = arms(small, [100 + s for s in seeds], [1000] * 8, [400 + 3 * s for s in seeds])
     assert verdicts(runs) == dict.fromkeys(IDS, "supported")
-    opposite = arms(small, [400 + s for s in seeds], [100 + s for s in seeds], [100 + 2 * s for s in seeds], lambda s: (10.0, 100.0 + s))
+    opposite = arms(
+        small,
+        [400 + s for s in seeds],
+        [100 + s for s in seeds],
+        [100 + 2 * s for s in seeds],
+        lambda s: (10.0, 100.0 + s),
+    )
     found = verdicts(opposite)
     assert found["weight_decay"] == found["routing"] == found["curvature"] == "refuted"
 
@@ -65,7 +73,9 @@ def test_missing_inputs_are_not_run(small):
 
 def test_pairs_need_the_same_split_and_start(small):
     """Arms that differ in more than the thing compared are no pair."""
-    runs = [run(small(seed=s), 100) for s in range(4)] + [run(small(seed=s, weight_decay=0.0, lr=0.5), 900) for s in range(4)]
+    runs = [run(small(seed=s), 100) for s in range(4)] + [
+        run(small(seed=s, weight_decay=0.0, lr=0.5), 900) for s in range(4)
+    ]
     assert verdicts(runs)["weight_decay"] == "not run"
 
 

@@ -13,7 +13,14 @@ from least_action.sweep import plan_sweep
 from studycore.configuration import check_types, read_yaml
 
 CONFIGS = Path(str(resources.files("least_action"))) / "configs"
-SEED_CONFIGS = {"baseline", "validate", "transformer", "validate_transformer", "transformer_sweep", "new_year_validation_sweep"}
+SEED_CONFIGS = {
+    "baseline",
+    "validate",
+    "transformer",
+    "validate_transformer",
+    "transformer_sweep",
+    "new_year_validation_sweep",
+}
 
 
 @pytest.mark.parametrize(
@@ -28,7 +35,7 @@ SEED_CONFIGS = {"baseline", "validate", "transformer", "validate_transformer", "
         (["train", "--lr", "-1"], ["lr: -1", "above 0"]),
         (["train", "--operation", "power"], ["operation", "power", "add"]),
         (["train", "--config", "nowhere"], ["nowhere", "baseline"]),
-        (["train", "--config", "transformer_sweep"], ["base"]),
+        (["train", "--config", "transformer_sweep"], ["transformer_sweep", "least-action sweep"]),
         (["train", "--batch-size", "100000"], ["batch_size: 100000"]),
         (["train", "--model-type", "transformer", "--n-heads", "3"], ["n_heads: 3", "128"]),
         (["train", "--recipe", "bounded_sphere", "--model-type", "baseline"], ["bounded_sphere", "baseline"]),
@@ -59,7 +66,9 @@ def test_mistakes_get_one_sentence_and_exit_code_2(arguments, named, capsys, tmp
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("text", ["p: 17\nlearning_rate: 3", "p: [1, 2]", "- 1", "p: {", "lr: 1e-3\nepochs: two", "\x00"])
+@pytest.mark.parametrize(
+    "text", ["p: 17\nlearning_rate: 3", "p: [1, 2]", "- 1", "p: {", "lr: 1e-3\nepochs: two", "\x00"]
+)
 def test_bad_yaml_gets_one_sentence(text, capsys, tmp_path):
     (tmp_path / "c.yaml").write_text(text)
     assert main(["train", "--config", str(tmp_path / "c.yaml")]) == 2
@@ -67,8 +76,13 @@ def test_bad_yaml_gets_one_sentence(text, capsys, tmp_path):
 
 
 def test_flags_win_over_the_file_wherever_they_stand(capsys, tmp_path):
-    (tmp_path / "c.yaml").write_text("lr: 1e-3\neps: 1e-9\ngrad_clip: null\np: 17\ntrain_frac: 0.5\nepochs: 10\nmodel_type: baseline\n")
-    for order in (["--lr", "0.5", "--config", str(tmp_path / "c.yaml")], ["--config", str(tmp_path / "c.yaml"), "--lr=0.5"]):
+    (tmp_path / "c.yaml").write_text(
+        "lr: 1e-3\neps: 1e-9\ngrad_clip: null\np: 17\ntrain_frac: 0.5\nepochs: 10\nmodel_type: baseline\n"
+    )
+    for order in (
+        ["--lr", "0.5", "--config", str(tmp_path / "c.yaml")],
+        ["--config", str(tmp_path / "c.yaml"), "--lr=0.5"],
+    ):
         assert main(["train", *order, "--dry-run"]) == 0
         shown = yaml.safe_load(capsys.readouterr().out.split("\n\n")[0])
         assert (shown["lr"], shown["eps"], shown["grad_clip"], shown["p"]) == (0.5, 1e-9, None, 17)

@@ -16,7 +16,9 @@ def test_answers_solve_the_operation(p, operation):
             assert y * b % p == a
         else:
             assert y == {"add": a + b, "subtract": a - b, "multiply": a * b}[operation] % p
-    assert len(set(zip(pairs.a_N.tolist(), pairs.b_N.tolist(), strict=True))) == (p * (p - 1) if operation == "divide" else p * p)
+    assert len(set(zip(pairs.a_N.tolist(), pairs.b_N.tolist(), strict=True))) == (
+        p * (p - 1) if operation == "divide" else p * p
+    )
 
 
 def test_split_is_a_partition_that_depends_on_the_data_seed_alone():

@@ -7,14 +7,22 @@ from least_action.events import find_events, first_window
 
 
 def rows(train, test, every=10):
-    return [{"epoch": i * every, "train_acc": a, "test_acc": b} for i, (a, b) in enumerate(zip(train, test, strict=True))]
+    return [
+        {"epoch": i * every, "train_acc": a, "test_acc": b} for i, (a, b) in enumerate(zip(train, test, strict=True))
+    ]
 
 
 def test_planted_run():
     train = [0.1, 0.5] + [1.0] * 18
     test = [0.01] * 5 + [0.2] * 5 + [0.96] * 4 + [1.0] * 6
     events = find_events(rows(train, test), p=113, window=3)
-    assert (events.memorised, events.onset, events.grokked_95, events.grokked_99, events.delay) == (20, 50, 100, 140, 120)
+    assert (events.memorised, events.onset, events.grokked_95, events.grokked_99, events.delay) == (
+        20,
+        50,
+        100,
+        140,
+        120,
+    )
     assert events.last_epoch == 190
 
 

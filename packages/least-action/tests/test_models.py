@@ -47,7 +47,11 @@ def test_the_restructured_pass_is_the_plain_pass(small, shape, dtype):
     model = create_model(small(p=11, dtype=dtype, init_std=0.3, **shape))
     pairs = all_pairs(11, "add")[torch.randperm(121, generator=torch.Generator().manual_seed(0))[:60]]
     (plain, plain_gradients), (fast, fast_gradients) = both_passes(model, pairs)
-    pieces = zip((plain.logits_NP, plain.representation_ND, *plain.routing), (fast.logits_NP, fast.representation_ND, *fast.routing), strict=True)
+    pieces = zip(
+        (plain.logits_NP, plain.representation_ND, *plain.routing),
+        (fast.logits_NP, fast.representation_ND, *fast.routing),
+        strict=True,
+    )
     for one, other in pieces:
         assert (one - other).abs().max() <= tolerance * one.abs().max()
     largest = max(g.abs().max() for g in plain_gradients)
@@ -85,7 +89,9 @@ def test_routed_transformer_starts_as_the_dense_one_and_stays_it_with_frozen_gat
     trained = [sum(q.numel() for q in m.parameters() if q.requires_grad) for m in (dense, routed, frozen)]
     assert trained[1] - trained[0] == (8 + 1) * 4
     assert trained[2] == trained[0]
-    optimizers = [torch.optim.AdamW([q for q in m.parameters() if q.requires_grad], lr=1e-2) for m in (dense, routed, frozen)]
+    optimizers = [
+        torch.optim.AdamW([q for q in m.parameters() if q.requires_grad], lr=1e-2) for m in (dense, routed, frozen)
+    ]
     for model, optimizer in zip((dense, routed, frozen), optimizers, strict=True):
         for _ in range(20):
             F.cross_entropy(model.forward_pairs(pairs.a_N, pairs.b_N).logits_NP, pairs.y_N).backward()
@@ -114,7 +120,9 @@ def test_routed_layer_is_the_weighted_sum_of_its_heads(small):
     x, state = torch.randn(5, 8, dtype=torch.float64), torch.randn(5, 8, dtype=torch.float64)
     output, _, weights = layer(x, state)
     up, down = layer.up.weight.reshape(3, 32, 8), layer.down.weight.reshape(8, 3, 32)
-    heads = [F.gelu(x @ up[r].T + layer.up.bias.reshape(3, 32)[r]) @ down[:, r].T + layer.down_bias_RD[r] for r in range(3)]
+    heads = [
+        F.gelu(x @ up[r].T + layer.up.bias.reshape(3, 32)[r]) @ down[:, r].T + layer.down_bias_RD[r] for r in range(3)
+    ]
     expected = layer.norm(x + sum(weights[:, r, None] * heads[r] for r in range(3)))
     torch.testing.assert_close(output, expected)
 

@@ -33,7 +33,14 @@ def write(path, **sweep):
 
 def run_sweep_command(*arguments, cwd):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-m", "least_action", "sweep", *arguments], cwd=cwd, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        [sys.executable, "-m", "least_action", "sweep", *arguments],
+        cwd=cwd,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 def plain_loop(config, steps):
@@ -63,7 +70,10 @@ def plain_loop(config, steps):
     return {name: q.detach() for name, q in weights.items()}
 
 
-LANES = [{"seed": s, "data_seed": None, "lr": lr, "weight_decay": wd} for s, lr, wd in ((0, 1e-3, 0.0), (1, 3e-4, 1.0), (2, 2e-3, 0.5))]
+LANES = [
+    {"seed": s, "data_seed": None, "lr": lr, "weight_decay": wd}
+    for s, lr, wd in ((0, 1e-3, 0.0), (1, 3e-4, 1.0), (2, 2e-3, 0.5))
+]
 FORMS = [
     {"recipe": "bounded_sphere", "activation": "relu", "init_std": 0.2, "weight_decay_rule": "all"},
     {"residual_norm": "none", "activation": "relu", "init_std": 0.2, "grad_clip": 0.5, "warmup_epochs": 30},
@@ -97,11 +107,22 @@ def test_one_stacked_step_equals_a_plain_one_where_rounding_grows(small):
         stack.step(step)
         for s, config in enumerate(configs):
             for name, expected in plain_loop(config, step + 1).items():
-                torch.testing.assert_close(stack.weights[name][s], expected, rtol=1e-11, atol=1e-12 * float(expected.abs().max()))
+                torch.testing.assert_close(
+                    stack.weights[name][s], expected, rtol=1e-11, atol=1e-12 * float(expected.abs().max())
+                )
 
 
 def test_a_stack_writes_what_single_runs_write(small, tmp_path):
-    base = {"dtype": "float64", "recipe": "bounded_sphere", "init_std": 0.2, "p": 23, "train_frac": 0.8, "hidden_dim": 32, "activation": "relu"}
+    base = {
+        "dtype": "float64",
+        "recipe": "bounded_sphere",
+        "init_std": 0.15,
+        "n_heads": 4,
+        "p": 23,
+        "train_frac": 0.8,
+        "hidden_dim": 32,
+        "activation": "relu",
+    }
     configs = [small(**base, seed=s, data_seed=None, epochs=400, eval_every=5, log_every=50, checkpoint_every=50, weight_curvature_interval=50, stop_after_grok=20, weight_decay_rule="all") for s in (0, 1)]  # fmt: skip
     train_stack(configs, [tmp_path / f"stack{s}" for s in (0, 1)], CPU)
     for s, config in enumerate(configs):
@@ -110,9 +131,14 @@ def test_a_stack_writes_what_single_runs_write(small, tmp_path):
         for one, other in zip(stacked[:20], alone[:20], strict=True):
             assert one.keys() == other.keys()
             for name in one:
-                expected = other[name] if isinstance(other[name], str) else pytest.approx(other[name], rel=1e-5, abs=1e-7)
-                    assert one[name] == expected, (name, one["epoch"])
-        events = [json.loads((tmp_path / f"{kind}{s}" / "results.json").read_text())["metrics"]["grokked_99"] for kind in ("stack", "alone")]
+                expected = (
+                    other[name] if isinstance(other[name], str) else pytest.approx(other[name], rel=1e-5, abs=1e-7)
+                )
+                assert one[name] == expected, (name, one["epoch"])
+        events = [
+            json.loads((tmp_path / f"{kind}{s}" / "results.json").read_text())["metrics"]["grokked_99"]
+            for kind in ("stack", "alone")
+        ]
         assert abs(events[0] - events[1]) <= 30
         assert json.loads((tmp_path / f"stack{s}" / "manifest.json").read_text())["state"] == "done"
 
@@ -147,12 +173,18 @@ def test_a_stack_resumes_and_its_runs_may_go_on_alone(small, tmp_path):
 
 
 def test_stacks_hold_runs_of_one_shape_and_leave_no_process_idle(small, tmp_path):
-    configs = {f"a{s}": small(seed=s, lr=0.1 * (s + 1)) for s in range(6)} | {"muon": small(recipe="muon"), "wide": small(hidden_dim=16)}
+    configs = {f"a{s}": small(seed=s, lr=0.1 * (s + 1)) for s in range(6)} | {
+        "muon": small(recipe="muon"),
+        "wide": small(hidden_dim=16),
+    }
     always = SweepOptions(stack="always", max_stack=2)
     stacks, said = make_stacks(configs, "cpu", always, 2, tmp_path)
     assert stacks == [("a0", "a1"), ("a2", "a3"), ("a4", "a5"), ("muon",), ("wide",)]
     assert "--stack always" in said
-    assert make_stacks(configs, "cpu", SweepOptions(stack="always"), 2, tmp_path)[0][:2] == [("a0", "a1", "a2"), ("a3", "a4", "a5")]
+    assert make_stacks(configs, "cpu", SweepOptions(stack="always"), 2, tmp_path)[0][:2] == [
+        ("a0", "a1", "a2"),
+        ("a3", "a4", "a5"),
+    ]
     assert all(len(stack) == 1 for stack in make_stacks(configs, "cpu", SweepOptions(stack="never"), 2, tmp_path)[0])
     _, measured = make_stacks(configs, "cpu", SweepOptions(stack="auto"), 2, tmp_path)
     assert "times as fast" in measured
@@ -160,9 +192,30 @@ def test_stacks_hold_runs_of_one_shape_and_leave_no_process_idle(small, tmp_path
 
 def test_a_sweep_runs_reports_and_records_failures(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    arms = {"decay": {"weight_decay": 1.0}, "none": {"weight_decay": 0.0}, "bad": {"lr": 1e18, "n_layers": 3, "loss_dtype": "float32"}}
+    arms = {
+        "decay": {"weight_decay": 1.0},
+        "none": {"weight_decay": 0.0},
+        "bad": {"lr": 1e18, "n_layers": 3, "loss_dtype": "float32"},
+    }
     file = write(tmp_path / "s.yaml", base=TINY, arms=arms, seeds=2)
-    assert main(["sweep", "--config", file, "--device", "cpu", "--processes", "2", "--output-dir", "out", "--stack", "never"]) == 0
+    assert (
+        main(
+            [
+                "sweep",
+                "--config",
+                file,
+                "--device",
+                "cpu",
+                "--processes",
+                "2",
+                "--output-dir",
+                "out",
+                "--stack",
+                "never",
+            ]
+        )
+        == 0
+    )
     out = tmp_path / "out"
     assert {p.name for p in out.iterdir() if p.is_dir()} >= {f"{arm}_s{s}" for arm in arms for s in (42, 43)}
     results = json.loads((out / "results.json").read_text())
@@ -182,7 +235,9 @@ def test_a_sweep_runs_reports_and_records_failures(tmp_path, monkeypatch, capsys
 
 
 def test_a_killed_sweep_keeps_what_is_done_and_resumes_the_rest(tmp_path):
-    file = write(tmp_path / "s.yaml", base={**TINY, "epochs": 400, "log_every": 400, "weight_curvature_interval": 400}, seeds=4)
+    file = write(
+        tmp_path / "s.yaml", base={**TINY, "epochs": 400, "log_every": 400, "weight_curvature_interval": 400}, seeds=4
+    )
     flags = ["--config", file, "--device", "cpu", "--processes", "2", "--stack", "never", "--output-dir", "out"]
     process = run_sweep_command(*flags, cwd=tmp_path)
     deadline = time.monotonic() + 90
@@ -194,7 +249,13 @@ def test_a_killed_sweep_keeps_what_is_done_and_resumes_the_rest(tmp_path):
     finished = {name: (tmp_path / "out" / name / "results.json").stat().st_mtime_ns for name in done}
     assert done
     time.sleep(2)  # the workers see that their parent is gone, save and end
-    resumed = subprocess.run([sys.executable, "-m", "least_action", "resume", "out"], cwd=tmp_path, capture_output=True, text=True, timeout=180)
+    resumed = subprocess.run(
+        [sys.executable, "-m", "least_action", "resume", "out"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
     assert resumed.returncode == 0, resumed.stderr
     rows = read_rows(tmp_path / "out" / "metrics.jsonl")
     assert sorted(row["run"] for row in rows) == [f"run_s{s}" for s in (42, 43, 44, 45)]

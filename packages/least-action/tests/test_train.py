@@ -33,7 +33,10 @@ def weights(folder: Path, which: str = "last") -> dict[str, torch.Tensor]:
 def same(one: Path, other: Path) -> None:
     """Bitwise: weights, optimiser and every row."""
     for file in ("model", "optimizer"):
-        a, b = (load_file(f / "checkpoints" / read_index(f / "checkpoints")["last"] / f"{file}.safetensors") for f in (one, other))
+        a, b = (
+            load_file(f / "checkpoints" / read_index(f / "checkpoints")["last"] / f"{file}.safetensors")
+            for f in (one, other)
+        )
         assert a.keys() == b.keys()
         for name in a:
             assert torch.equal(a[name], b[name]), name
@@ -42,12 +45,21 @@ def same(one: Path, other: Path) -> None:
 
 def command(*arguments: str, **kwargs) -> subprocess.Popen:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-m", "least_action", *arguments], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, **kwargs)
+    return subprocess.Popen(
+        [sys.executable, "-m", "least_action", *arguments],
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+        **kwargs,
+    )
 
 
 def test_the_first_twenty_steps_are_the_recorded_ones(small, tmp_path):
     """A change that moves these numbers changes every result; do it on purpose, and say so in the change log."""
-    config = small(epochs=20, eval_every=1, log_every=20, weight_curvature_interval=20, dtype="float64", p=11, hidden_dim=16)
+    config = small(
+        epochs=20, eval_every=1, log_every=20, weight_curvature_interval=20, dtype="float64", p=11, hidden_dim=16
+    )
     train(config, tmp_path / "run", CPU, quiet=True)
     losses = [row["train_loss"] for row in read_rows(tmp_path / "run" / "metrics.jsonl")]
     recorded = json.loads((Path(__file__).parent / "loss_series.json").read_text())
@@ -56,7 +68,13 @@ def test_the_first_twenty_steps_are_the_recorded_ones(small, tmp_path):
 
 def test_metrics_leave_training_alone(small, tmp_path):
     often = small(eval_every=1, log_every=1, weight_curvature_interval=1, checkpoint_every=3)
-    seldom = small(eval_every=30, log_every=30, compute_weight_curvature=False, weight_curvature_interval=30, compute_optimizer_metrics=False)
+    seldom = small(
+        eval_every=30,
+        log_every=30,
+        compute_weight_curvature=False,
+        weight_curvature_interval=30,
+        compute_optimizer_metrics=False,
+    )
     state = torch.random.get_rng_state()
     for name, config in (("often", often), ("seldom", seldom)):
         train(config, tmp_path / name, CPU, quiet=True)
@@ -75,7 +93,13 @@ def test_metrics_leave_training_alone(small, tmp_path):
         {"recipe": "muon", "batch_size": 10},
         {"recipe": "constrained_norm", "warmup_epochs": 25},
         {"recipe": "bounded_sphere", "grad_clip": 0.1, "lambda_jacobian": 0.01},
-        {"model_type": "routed", "n_layers": 2, "routing_regularizer": "consistency", "lambda_spectral": 0.1, "spectral_interval": 2},
+        {
+            "model_type": "routed",
+            "n_layers": 2,
+            "routing_regularizer": "consistency",
+            "lambda_spectral": 0.1,
+            "spectral_interval": 2,
+        },
         {"model_type": "baseline", "recipe": "orthograd_stablemax"},
     ],
     ids=str,
@@ -215,7 +239,19 @@ def test_two_processes_equal_one(small, tmp_path, changes):
     train(config, tmp_path / "one", CPU, quiet=True)
     file = tmp_path / "c.yaml"
     file.write_text(yaml.safe_dump(to_dict(config)))
-    process = command("train", "--config", str(file), "--device", "cpu", "--threads", "1", "--num-processes", "2", "--output-dir", str(tmp_path / "two"))
+    process = command(
+        "train",
+        "--config",
+        str(file),
+        "--device",
+        "cpu",
+        "--threads",
+        "1",
+        "--num-processes",
+        "2",
+        "--output-dir",
+        str(tmp_path / "two"),
+    )
     out, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     assert "2 processes" in out
@@ -227,8 +263,18 @@ def test_two_processes_equal_one(small, tmp_path, changes):
 def test_a_run_folder_holds_what_the_contract_names(small, tmp_path):
     train(small(model_type="routed_transformer"), tmp_path / "run", CPU, argv=["least-action", "train"], quiet=True)
     names = {path.relative_to(tmp_path / "run").as_posix() for path in (tmp_path / "run").rglob("*")}
-    expected = {"config.yaml", "manifest.json", "metrics.jsonl", "history.parquet", "results.json", "report.html", "report.md"}
-    expected |= {f"figures/{name}.svg" for name in ("training_curves", "spectral_analysis", "routing_heatmap", "curvature")}
+    expected = {
+        "config.yaml",
+        "manifest.json",
+        "metrics.jsonl",
+        "history.parquet",
+        "results.json",
+        "report.html",
+        "report.md",
+    }
+    expected |= {
+        f"figures/{name}.svg" for name in ("training_curves", "spectral_analysis", "routing_heatmap", "curvature")
+    }
     assert expected <= names
     history = MetricsHistory.load(tmp_path / "run")
     epochs, accuracy = history.series("test_acc")

@@ -62,11 +62,17 @@ def save_checkpoint(
     `keep` checkpoints and the best one stay. A whole checkpoint of that step is kept as it is: a step's state is
     determined, and writing it again could only lose it.
     """
+    assert any(key.startswith("output") for key in probe), "a probe without outputs proves nothing"
     root.mkdir(parents=True, exist_ok=True)
     target, temporary = root / f"step-{step}", root / f"tmp-step-{step}"
     if not _is_whole(target):
         _write(target, temporary, step, config, model, optimizer, state, probe)
-    index = read_index(root) | {"last": target.name} | ({"best": target.name} if best else {})
+    try:
+        index = read_index(root)
+    except UserError as error:
+        print(f"started anew: {error}", file=sys.stderr)
+        index = {}
+    index |= {"last": target.name} | ({"best": target.name} if best else {})
     write_json(root / "index.json", index)
     prune(root, keep)
     return target
@@ -111,22 +117,28 @@ def _write(
 
 
 def read_index(root: Path) -> dict[str, str]:
-    """The names `last` and `best`."""
+    """The names `last` and `best`; UserError when the file is damaged."""
     path = root / "index.json"
-    return dict(read_json(path)) if path.exists() else {}
+    index = read_json(path) if path.exists() else {}
+    if not isinstance(index, dict) or not set(index) <= {"last", "best"} or not all(isinstance(v, str) for v in index.values()):
+        raise UserError(f"{path}: does not name the last and the best checkpoint; remove it, the next save writes it")
+    return index
 
 
 def prune(root: Path, keep: int) -> None:
-    """Removes temporary folders and all but the newest `keep` checkpoints and the best one."""
+    """Removes what unfinished writes left and all but the newest `keep` checkpoints and the best one."""
     kept = {path.name for path in steps(root)[-keep:]} | set(read_index(root).values())
     for path in [*steps(root), *root.glob("tmp-step-*")]:
         if path.name not in kept:
             shutil.rmtree(path)
+    for file in root.glob(".*.tmp"):
+        file.unlink()
 
 
 def steps(root: Path) -> list[Path]:
-    """Checkpoint folders by step."""
-    return sorted(root.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
+    """Checkpoint folders by step; what has another name, such as a copy that somebody made, is none."""
+    found = [path for path in root.glob("step-*") if path.name.removeprefix("step-").isdecimal()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -139,10 +151,16 @@ def load_checkpoint(path: Path) -> Checkpoint:
     sums = manifest.get("sha256") if isinstance(manifest, dict) else None
     if not isinstance(sums, dict) or set(sums) != set(FILES) or not isinstance(manifest.get("step"), int):
         raise UserError(f"{path}/manifest.json: does not list {', '.join(FILES)} and the step; use another checkpoint")
+    if path.name != f"step-{manifest['step']}":
+        raise UserError(f"{path}/manifest.json: is of step {manifest['step']}, the folder's name of another; use another checkpoint")
     for name, expected in sums.items():
         if not (path / name).exists():
             raise UserError(f"{path}/{name}: missing; use another checkpoint")
-        if sha256(path / name) != expected:
+        try:
+            found = sha256(path / name)
+        except OSError as error:
+            raise UserError(f"{path}/{name}: cannot be read ({error.strerror}); use another checkpoint") from None
+        if found != expected:
             raise UserError(f"{path}/{name}: its checksum differs from the manifest's (damaged); use another checkpoint")
     tensors = {name: load_file(path / f"{name}.safetensors") for name in ("model", "optimizer", "probe")}
     return Checkpoint(path, manifest["step"], read_json(path / "config.json"), state=read_json(path / "state.json"), **tensors)
@@ -190,10 +208,10 @@ def rebuild(
         if not key.startswith("output"):
             continue
         got = outputs[key].detach().cpu()
-        error = float((got - stored).abs().max() / stored.abs().max().clamp_min(1e-30)) if got.shape == stored.shape else float("inf")
-        if not error <= tolerance:
+        apart = float((got - stored).abs().max() / stored.abs().max().clamp_min(1e-30)) if got.shape == stored.shape else float("inf")
+        if not apart <= tolerance:
             raise UserError(
-                f"{checkpoint.path}: replaying its probe changes {key} by {error:.1e} of its maximum (allowed "
+                f"{checkpoint.path}: replaying its probe changes {key} by {apart:.1e} of its maximum (allowed "
                 f"{tolerance:.0e}): the code or a setting outside the weights is another; use the version that wrote it"
             )
     return model

@@ -42,7 +42,8 @@ def main(study: Study, argv: Sequence[str] | None = None) -> int:
         "runs": lambda rest: _runs(study, rest),
         "doctor": lambda rest: _doctor(study, rest),
     }
-    try:
+
+    def act() -> None:
         if not arguments or arguments[0] in ("--help", "-h", "help"):
             print(_help(study))
         elif arguments[0] == "--version":
@@ -54,11 +55,23 @@ def main(study: Study, argv: Sequence[str] | None = None) -> int:
         else:
             there = ", ".join([*study.verbs, *common])
             raise UserError(f"'{arguments[0]}' is no verb of {study.name}; there are {there}")
+
+    return exit_code(study.name, act)
+
+
+def exit_code(name: str, act: Callable[[], None]) -> int:
+    """The exit code of `act()`, with the command `name` saying on stderr why it is not 0."""
+    try:
+        act()
     except UserError as error:
-        print(f"{study.name}: error: {error}", file=sys.stderr)
+        print(f"{name}: error: {error}", file=sys.stderr)
+        return 2
+    except (PermissionError, NotADirectoryError, FileExistsError) as error:
+        mend = "choose another place, or change its owner or rights"
+        print(f"{name}: error: {error.filename}: {error.strerror}; {mend}", file=sys.stderr)
         return 2
     except Stopped as stopped:
-        print(f"{study.name}: {stopped}", file=sys.stderr)
+        print(f"{name}: {stopped}", file=sys.stderr)
         return 3
     return 0
 
@@ -117,11 +130,10 @@ def _on_run(study: Study, verb: str, function: str, argv: list[str]) -> None:
 
 
 def _runs(study: Study, argv: list[str]) -> None:
-    import json
-
     from studycore.configuration import differences, read_yaml
+    from studycore.files import read_json
     from studycore.report import number
-    from studycore.runs import list_runs, state_of
+    from studycore.runs import list_runs, read_manifest, state_of
 
     parser = Parser(prog=f"{study.name} runs", description="list runs; with two run folders, compare them")
     parser.add_argument("compare", nargs="*", help="two run folders")
@@ -131,11 +143,14 @@ def _runs(study: Study, argv: list[str]) -> None:
         raise UserError(f"compare: {len(options.compare)} run folders given; name two, or none for the list")
     if options.compare:
         one, other = (Path(name) for name in options.compare)
-        for line in differences(read_yaml(one / "config.yaml"), read_yaml(other / "config.yaml")) or ["same configuration"]:
-            print(line.replace("stored", one.name).replace("given", other.name))
+        for folder in (one, other):
+            read_manifest(folder)
+        values_of_one, values_of_other = read_yaml(one / "config.yaml"), read_yaml(other / "config.yaml")
+        for line in differences(values_of_one, values_of_other, one.name, other.name) or ["same configuration"]:
+            print(line)
         for folder in (one, other):
             results = folder / "results.json"
-            values = json.loads(results.read_text())["metrics"] if results.exists() else {}
+            values = read_json(results)["metrics"] if results.exists() else {}
             print(f"{folder.name}: " + (", ".join(f"{k} {number(v)}" for k, v in values.items() if not isinstance(v, dict | list)) or "no results yet"))
         return
     found = list_runs(Path(options.runs_dir), study.name)

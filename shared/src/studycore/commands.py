@@ -1,10 +1,10 @@
 """The command `studycore`: what concerns all studies."""
 
 import sys
+from importlib import metadata
 from pathlib import Path
 
-from studycore.cli import Parser
-from studycore.errors import UserError
+from studycore.cli import Parser, exit_code
 
 
 def main() -> int:
@@ -13,21 +13,15 @@ def main() -> int:
     verbs = parser.add_subparsers(dest="verb", required=True)
     index = verbs.add_parser("index", help="write index.html over all runs, with every claim of every study")
     index.add_argument("--runs", default="runs", help="the folder that holds the studies' runs")
-    parser.add_argument("--version", action="store_true", help="print the version")
-    if sys.argv[1:] == ["--version"]:
-        from importlib import metadata
+    parser.add_argument("--version", action="version", version=f"studycore {metadata.version('studycore')}")
 
-        print(f"studycore {metadata.version('studycore')}")
-        return 0
-    try:
+    def act() -> None:
         options = parser.parse_args()
         from studycore.report import write_index
 
         print(write_index(Path(options.runs)))
-    except UserError as error:
-        print(f"studycore: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return exit_code("studycore", act)
 
 
 if __name__ == "__main__":

@@ -25,9 +25,11 @@ def choose_device(name: str) -> tuple[str, str]:
 
 
 def set_threads(threads: int | None) -> int:
-    """Sets PyTorch's intra-operation threads, where given, and returns their number."""
+    """Sets PyTorch's intra-operation threads, where given, and returns their number. UserError below 1."""
     import torch
 
+    if threads is not None and threads < 1:
+        raise UserError(f"--threads: {threads} is too few; give at least 1, or leave it out")
     if threads is not None:
         torch.set_num_threads(threads)
     return torch.get_num_threads()
@@ -41,10 +43,12 @@ def cores() -> int:
 def relaunch(module: str, argv: list[str], num_processes: int | None, device: str) -> None:
     """Replaces this process by torchrun with one process per device, when there is more than one to use.
 
-    Returns when the process is already one of several, or when one is enough.
+    Returns when the process is already one of several, or when one is enough. UserError for less than one process.
     """
     import torch
 
+    if num_processes is not None and num_processes < 1:
+        raise UserError(f"--num-processes: {num_processes} is too few; give at least 1, or leave it out")
     if "LOCAL_RANK" in os.environ:
         return
     wanted = num_processes or (torch.cuda.device_count() if device in ("auto", "cuda") else 1)
@@ -55,8 +59,14 @@ def relaunch(module: str, argv: list[str], num_processes: int | None, device: st
 
 
 def versions(*distributions: str) -> dict[str, str]:
-    """Versions of Python and the named distributions."""
-    return {"python": platform.python_version()} | {name: metadata.version(name) for name in distributions}
+    """Versions of Python and the named distributions, "not installed" where one is not."""
+    found = {"python": platform.python_version()}
+    for name in distributions:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
 
 
 def describe(device: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """One look for all figures, saved as SVG whose bytes depend on the data alone."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -10,7 +10,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 """Okabe and Ito's palette: distinct for colour-blind readers too."""
 
 
-def new_figure(width: float = 7.0, height: float = 3.4, **subplots: object) -> "tuple[Figure, object]":
+def new_figure(width: float = 7.0, height: float = 3.4, **subplots: Any) -> "tuple[Figure, Any]":
     """A figure and its axes (array) without a display; sizes in inches."""
     import matplotlib
 
@@ -18,7 +18,7 @@ def new_figure(width: float = 7.0, height: float = 3.4, **subplots: object) -> "
     from cycler import cycler
     from matplotlib import pyplot
 
-    style = {
+    style: dict[str, Any] = {
         "axes.prop_cycle": cycler(color=COLOURS),
         "axes.spines.top": False,
         "axes.spines.right": False,
@@ -29,8 +29,8 @@ def new_figure(width: float = 7.0, height: float = 3.4, **subplots: object) -> "
         "svg.hashsalt": "geometry-of-learning",
         "svg.fonttype": "none",
     }
-    pyplot.rcParams.update(style)
-    return pyplot.subplots(figsize=(width, height), layout="constrained", **subplots)  # type: ignore[arg-type]
+    pyplot.rcParams.update(style)  # type: ignore[arg-type]
+    return pyplot.subplots(figsize=(width, height), layout="constrained", **subplots)
 
 
 def save_figure(figure: "Figure", path: Path) -> Path:

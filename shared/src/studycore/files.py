@@ -35,13 +35,25 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """UserError when it is missing or not JSON."""
+    """UserError when it is missing, can't be read or is not JSON."""
     try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path}: there is no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(f"{path}: not valid JSON ({error}); restore it or start the run again") from None
+
+
+def read_text(path: Path) -> str:
+    """UserError when it is missing, can't be read or is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such file; check the name") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check what it is and whose") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is no text in UTF-8 ({error.reason}); restore it or write it anew") from None
 
 
 def sha256(path: Path) -> str:

@@ -7,13 +7,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from studycore.errors import UserError
 from studycore.files import write_atomic
 
 Row = Mapping[str, Any]
 
 
 class MetricsLog:
-    """Append-only rows with a non-decreasing integer "step"; absent values are left out, NaN is an error."""
+    """Append-only rows with a non-decreasing integer "step"; absent values are left out, NaN is an error.
+
+    A log that was there before must be rewound before anything is appended to it.
+    """
 
     def __init__(self, folder: Path):
         self.folder, self.path = folder, folder / "metrics.jsonl"
@@ -22,7 +26,8 @@ class MetricsLog:
         self._in_parts = 0
 
     def append(self, row: Row) -> None:
-        """Writes one row and hands it to the system; nothing but a crash of the machine loses it."""
+        """Writes one row and hands it to the system; nothing but a crash of the machine loses it. ValueError for NaN."""
+        assert not self.rows or row["step"] >= self.rows[-1]["step"], (row["step"], self.rows[-1]["step"])
         kept = {name: value for name, value in row.items() if value is not None}
         with open(self.path, "a") as file:
             file.write(json.dumps(kept, allow_nan=False) + "\n")
@@ -55,11 +60,20 @@ class MetricsLog:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The whole rows of a metrics.jsonl; what follows the last line break was torn by a crash and is left out."""
-    if not path.exists():
-        return []
-    whole = path.read_bytes().rpartition(b"\n")[0]
-    return [json.loads(line) for line in whole.splitlines() if line.strip()]
+    """The whole rows of a metrics.jsonl; what follows the last line break was torn by a crash and is left out.
+
+    UserError names a line that is no row.
+    """
+    rows = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1] if path.exists() else [], start=1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+            raise UserError(f"{path}: line {number} is no row of metrics; restore it, or start the run again")
+        rows.append(row)
+    return rows
 
 
 def write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -1,13 +1,15 @@
 """Results and reports: results.json, one self-contained report.html, the same as report.md, and an index over all runs."""
 
-import html
+import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from studycore.errors import UserError
 from studycore.files import read_json, write_atomic, write_json
 from studycore.runs import list_runs, state_of
 
@@ -64,7 +66,7 @@ def write_report(folder: Path, report: Report) -> Path:
         "claims": results["claims"],
         "manifest": manifest,
         "config": config,
-        "pictures": [(_inline(picture.path), picture.caption) for picture in report.pictures],
+        "pictures": [(_inline(picture.path, f"picture{i}"), picture.caption) for i, picture in enumerate(report.pictures)],
     }
     page = _environment().get_template("report.html.j2").render(context)
     write_atomic(folder / "report.html", page)
@@ -84,7 +86,10 @@ def write_index(root: Path) -> Path:
             state = state_of(path, manifest)
             listed.append((path.relative_to(root).as_posix(), manifest, state, (path / "report.html").exists()))
             if state == "done" and (path / "results.json").exists():
-                newest[manifest["verb"]] = (path.relative_to(root).as_posix(), read_json(path / "results.json"))
+                try:
+                    newest[manifest["verb"]] = (path.relative_to(root).as_posix(), read_json(path / "results.json"))
+                except UserError as error:
+                    print(f"passed over: {error}", file=sys.stderr)
         if runs:
             studies.append((folder.name, newest, listed[::-1]))
     root.mkdir(parents=True, exist_ok=True)
@@ -98,9 +103,11 @@ def number(value: Any) -> str:
         return "not run"
     if isinstance(value, bool) or not isinstance(value, float):
         return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    if not math.isfinite(value):
+        return str(value)
     if value == int(value) and abs(value) < 1e6:
         return f"{int(value):,}"
-    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}" if abs(value) < 1e6 else f"{value:.2e}"
+    return f"{value:.3g}" if abs(value) < 999.5 else f"{value:,.0f}" if abs(value) < 1e6 else f"{value:.2e}"
 
 
 def claims_text(claims: Sequence[Mapping[str, Any]]) -> str:
@@ -129,11 +136,12 @@ def _environment(escape: bool = True) -> Any:
         lstrip_blocks=True,
     )
     environment.filters["number"] = number
+    environment.filters["cell"] = lambda value: " ".join(number(value).replace("|", "\\|").split())
     return environment
 
 
-def _inline(path: Path) -> Any:
-    """The picture as markup: SVG as it is, with identifiers made distinct per file; PNG as a data address."""
+def _inline(path: Path, prefix: str) -> Any:
+    """The picture as markup: SVG as it is, its identifiers distinguished by `prefix`; PNG as a data address."""
     import base64
 
     from markupsafe import Markup
@@ -142,7 +150,6 @@ def _inline(path: Path) -> Any:
         return Markup(f'<img alt="" src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}">')
     svg = path.read_text()
     svg = svg[svg.index("<svg") :]
-    prefix = html.escape(re.sub(r"\W", "-", path.stem))
     svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
     svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}-", svg)
     return Markup(svg)

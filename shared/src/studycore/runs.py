@@ -4,6 +4,7 @@ import fcntl
 import os
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +19,12 @@ from studycore.files import read_json, write_atomic, write_json
 from studycore.metrics import MetricsLog
 
 RECORDED = ("torch", "numpy", "accelerate", "studycore")
+FORM: dict[str, type] = {
+    **dict.fromkeys(("study", "version", "verb", "configuration_hash", "state", "reason"), str),
+    **dict.fromkeys(("git", "versions", "devices", "data_fingerprints", "times"), dict),
+    **dict.fromkeys(("argv", "seeds", "resumed"), list),
+}
+"""What a manifest must hold to be used."""
 
 
 class Run:
@@ -81,10 +88,14 @@ def create_run(
 
     `data` maps names to fingerprints; `source` is a file of the study, for the git commit.
     """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = _lock(folder)
+    except OSError as error:
+        raise UserError(f"--output-dir: {folder} cannot be written ({error.strerror}); choose another folder") from None
     if (folder / "manifest.json").exists():
+        lock.close()
         raise UserError(f"--output-dir: {folder} holds a run already; resume it or choose another folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = _lock(folder)
     write_atomic(folder / "config.yaml", to_yaml(config))
     manifest = {
         "schema_version": 1,
@@ -112,19 +123,23 @@ def create_run(
 
 def open_run(folder: Path) -> Run:
     """Opens a run folder to go on writing it. UserError when it is no run folder or is being written."""
-    manifest = read_manifest(folder)
-    return Run(folder, manifest, _lock(folder))
+    read_manifest(folder)
+    lock = _lock(folder)
+    for unfinished in folder.glob(".*.tmp"):
+        unfinished.unlink()
+    return Run(folder, read_manifest(folder), lock)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """UserError when `folder` is no run folder."""
+    """UserError when `folder` is no run folder, or its manifest is damaged."""
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such run folder; `runs` lists those there are")
     if not (folder / "manifest.json").exists():
         raise UserError(f"{folder}: holds no manifest.json, so it is no run folder; `runs` lists those there are")
     manifest = read_json(folder / "manifest.json")
-    needed = ("study", "verb", "state", "configuration_hash", "times", "versions", "devices")
-    lacks = [key for key in needed if not isinstance(manifest, dict) or key not in manifest]
+    lacks = [key for key, form in FORM.items() if not isinstance(manifest, dict) or not isinstance(manifest.get(key), form)]
+    if not lacks and "started" not in manifest["times"]:
+        lacks = ["times.started"]
     if lacks:
         raise UserError(f"{folder}/manifest.json: lacks {', '.join(lacks)}; restore it or start the run again")
     return dict(manifest)
@@ -132,18 +147,26 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def is_writing(folder: Path) -> bool:
     """Whether a process has the run open."""
+    # A shared lock on a file opened for reading: those who look don't see each other, and need no right to write.
     try:
-        _lock(folder).close()
-    except UserError:
+        with open(folder / ".lock") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
         return True
     return False
 
 
 def list_runs(root: Path, study: str) -> list[tuple[Path, dict[str, Any]]]:
-    """Run folders of a study with their manifests, oldest first."""
-    folders = [path.parent for path in (root / study).glob("*/manifest.json")]
-    runs = [(folder, read_manifest(folder)) for folder in folders]
-    return sorted(runs, key=lambda item: item[1]["times"]["started"])
+    """Run folders of a study with their manifests, oldest first. Says on stderr which have a damaged one."""
+    runs = []
+    for path in (root / study).glob("*/manifest.json"):
+        try:
+            runs.append((path.parent, read_manifest(path.parent)))
+        except UserError as error:
+            print(f"passed over: {error}", file=sys.stderr)
+    return sorted(runs, key=lambda item: (item[1]["times"]["started"], item[0].name))
 
 
 def state_of(folder: Path, manifest: Mapping[str, Any]) -> str:
@@ -193,12 +216,14 @@ def git_state(source: Path) -> dict[str, Any]:
 def _lock(folder: Path) -> TextIO:
     """An exclusive lock that the system drops when the process ends, however it ends."""
     file = open(folder / ".lock", "w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise UserError(f"{folder}: another process is writing this run; wait for it or stop it first") from None
-    return file
+    for _ in range(5):  # somebody who only looks holds it for a moment
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file
+        except BlockingIOError:
+            time.sleep(0.05)
+    file.close()
+    raise UserError(f"{folder}: another process is writing this run; wait for it or stop it first")
 
 
 @contextmanager

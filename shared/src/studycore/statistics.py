@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,7 +111,7 @@ def _first_at_most(times: list[float], values: list[float], level: float) -> flo
     return next((t for t, value in zip(times, values, strict=True) if value <= level + 1e-12), None)
 
 
-def _quiet(compute: Callable[[], object]) -> "object":
+def _quiet(compute: Callable[[], Any]) -> Any:
     import warnings
 
     with warnings.catch_warnings():

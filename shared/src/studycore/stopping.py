@@ -18,19 +18,30 @@ class StopFlag:
         return self.name is not None
 
 
+_flags: list[StopFlag] = []
+
+
 @contextmanager
-def stop_on_signals() -> Iterator[StopFlag]:
-    """A flag that signals raise; the former handlers come back at the end. Main thread only."""
+def stop_on_signals(patient: bool = False) -> Iterator[StopFlag]:
+    """A flag that signals raise; the former handlers come back at the end. Main thread only.
+
+    A block within another one shares its flag. When `patient`, a second signal changes nothing.
+    """
+    if _flags:
+        yield _flags[0]
+        return
     flag = StopFlag()
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if flag:
+        if flag and not patient:
             os._exit(128 + number)
-        flag.name = signal.Signals(number).name
+        flag.name = flag.name or signal.Signals(number).name
 
     former = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    _flags.append(flag)
     try:
         yield flag
     finally:
+        _flags.clear()
         for number, handler in former.items():
             signal.signal(number, handler)

@@ -6,7 +6,9 @@ import torch
 
 
 def derive_seed(seed: int, *names: object) -> int:
-    """A 63-bit seed from a seed and any names (a purpose, a step, a rank); the same on every machine."""
+    """A 63-bit seed from a seed and names (a purpose, a step, a rank), each text or an int; the same on every machine."""
+    # repr of anything else may hold an address, or differ between a NumPy integer and the int that equals it.
+    assert all(type(part) in (int, str) for part in (seed, *names)), (seed, *names)
     text = repr((seed, *names)).encode()
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1
 

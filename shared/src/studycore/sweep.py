@@ -2,18 +2,24 @@
 
 import itertools
 import os
+import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from typing import Any
 
 from studycore.errors import UserError
-from studycore.stopping import StopFlag
+from studycore.stopping import StopFlag, stop_on_signals
+
+
+RESERVED = ("checkpoints", "figures", "history")
+"""Folders that a sweep has for itself."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,7 @@ def plan(
 
     `name` is a template over the fields, such as "p{p}_lr{lr}_wd{weight_decay}"; numbers are written shortly (1e-3,
     3e-4, 1.0). Arms' names come first; "_s<seed>" is added when there are several seeds. UserError for an empty
-    grid value or for names that are not distinct.
+    grid value, and for names that are not distinct or cannot be folders of a sweep.
     """
     planned = []
     for field, choices in grid.items():
@@ -53,11 +59,15 @@ def plan(
                 part = name.format(**{key: short(value) for key, value in values.items()})
             except KeyError as error:
                 raise UserError(f"name: '{name}' uses {error}, which the sweep does not set; name fields of base or grid") from None
+            except (ValueError, IndexError, AttributeError) as error:
+                raise UserError(f"name: '{name}' is no template ({error}); write fields in braces, such as lr{{lr}}") from None
             label = "_".join(piece for piece in (arm, part) if piece) or "run"
             for seed in seeds:
                 full = f"{label}_s{seed}" if len(seeds) > 1 else label
                 planned.append(Planned(full, {**values, "seed": seed}, label, seed))
     names = [run.name for run in planned]
+    if unfit := [name for name in names if not re.fullmatch(r"\w[\w.,+=@-]*", name) or name in RESERVED]:
+        raise UserError(f"name: '{unfit[0]}' cannot be a run's folder; use letters, digits and _.,+=@- in names of arms and runs")
     doubled = sorted({name for name in names if names.count(name) > 1})
     if doubled:
         raise UserError(f"name: several runs would be called {', '.join(doubled)}; name every field that varies")
@@ -85,57 +95,68 @@ def run_in_processes(
 ) -> Iterator[tuple[str, Done]]:
     """Yields (name, how it ended) as jobs finish; `job` is called in one of `processes` workers with the job's value.
 
-    A worker that dies (kill -9, out of memory) costs only the jobs that it held: they are run again once. A raised `stop`
-    is passed to the workers, which save and end; jobs not begun are not started.
+    A job that raises is failed. A worker that dies (kill -9, out of memory) costs only its job, which is run again once. A
+    raised `stop` is passed to the workers, which save and end; jobs not begun are not started, nor yielded.
     """
-    todo, deaths = dict(jobs), dict.fromkeys(jobs, 0)
-    while todo and not stop:
-        with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_start_worker) as pool:
-            # One at a time per worker, so that a stop or a death finds few jobs begun.
-            waiting, running, told = list(todo.items()), {}, False
-            try:
-                while waiting or running:
-                    while waiting and len(running) < processes and not stop:
-                        name, value = waiting.pop(0)
-                        running[pool.submit(_guarded, job, value)] = name
-                    if not running:
-                        break
-                    finished, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
-                    if stop and not told:
-                        told = True
-                        for pid in list(pool._processes or {}):
-                            _tell(pid)
-                    for future in finished:
-                        name = running[future]
-                        result = future.result()
-                        del running[future], todo[name]
-                        yield name, result
-                    if stop and not running:
-                        return
-            except BrokenProcessPool:
-                for name in running.values():
-                    deaths[name] += 1
-                    if deaths[name] > 1:
-                        del todo[name]
-                        yield name, Done("failed", "its process died twice without a word (out of memory?)")
-                print("a worker process died; its runs go on from their checkpoints", file=sys.stderr)
-
-
-def _tell(pid: int) -> None:
+    waiting, deaths = list(jobs), dict.fromkeys(jobs, 0)
+    # One pool per worker: when a worker dies, its pool ends all workers that it has.
+    idle: list[ProcessPoolExecutor] = []
+    running: dict[Future[Done], tuple[str, ProcessPoolExecutor]] = {}
+    told = False
     try:
-        os.kill(pid, signal.SIGTERM)
-    except ProcessLookupError:
-        return
+        while running or (waiting and not stop):
+            while waiting and len(running) < processes and not stop:
+                pool = idle.pop() if idle else ProcessPoolExecutor(1, get_context("spawn"), _start_worker)
+                try:
+                    running[pool.submit(_guarded, job, jobs[waiting[0]])] = waiting[0], pool
+                except BrokenProcessPool:  # its worker died while it was idle
+                    pool.shutdown()
+                    continue
+                del waiting[0]
+            finished, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
+            if stop and not told:
+                told = True
+                _tell(running.values())
+            for future in finished:
+                name, pool = running.pop(future)
+                error = future.exception()
+                if isinstance(error, BrokenProcessPool):
+                    pool.shutdown()
+                    deaths[name] += 1
+                    if stop:
+                        continue
+                    if deaths[name] == 1:
+                        waiting.insert(0, name)
+                        print(f"the process of {name} died; it goes on from its checkpoint", file=sys.stderr)
+                        continue
+                    yield name, Done("failed", "its process died twice without a word (out of memory?)")
+                else:
+                    idle.append(pool)
+                    yield name, Done("failed", f"{type(error).__name__}: {error}") if error else future.result()
+    finally:
+        _tell(running.values())  # when the caller gives up midway; else nothing is running
+        for pool in [*idle, *(pool for _, pool in running.values())]:
+            pool.shutdown()
+
+
+def _tell(running: Iterable[tuple[str, ProcessPoolExecutor]]) -> None:
+    for pid in [pid for _, pool in running for pid in pool._processes or {}]:
+        try:
+            os.kill(pid, signal.SIGTERM)
+        except ProcessLookupError:
+            continue
+
+
+_busy = threading.Lock()
+_heard = ExitStack()
 
 
 def _start_worker() -> None:
     """A worker hears of Ctrl-C through its parent alone, and stops as if told to when the parent dies."""
     os.setpgid(0, 0)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    threading.Thread(target=_follow_parent, daemon=True).start()
-
-
-_busy = threading.Lock()
+    # Held for the worker's life, so that a signal between two jobs, or before a job listens, is not lost.
+    flag = _heard.enter_context(stop_on_signals(patient=True))
+    threading.Thread(target=_follow_parent, args=(flag,), daemon=True).start()
 
 
 def _guarded(job: Callable[[Any], Done], value: Any) -> Done:
@@ -143,10 +164,10 @@ def _guarded(job: Callable[[Any], Done], value: Any) -> Done:
         return job(value)
 
 
-def _follow_parent() -> None:
+def _follow_parent(flag: StopFlag) -> None:
     parent = parent_process()
     assert parent is not None
     parent.join()
-    os.kill(os.getpid(), signal.SIGTERM)
+    flag.name = flag.name or "the end of its parent"
     with _busy:  # the job has saved and ended; nobody is left to hand it on to
         os._exit(3)

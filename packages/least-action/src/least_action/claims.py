@@ -88,7 +88,9 @@ def _ratio_claim(statement: Statement, pairs: Sequence[tuple[float, float]], wha
     return judge(statement, geometric_ratio(pairs), f"Geometric mean over {what}.")
 
 
-def _paired_claim(statement: Statement, runs: Sequence[RunSummary], partner: Callable[[TrainerConfig], TrainerConfig | None]) -> dict[str, Any]:
+def _paired_claim(
+    statement: Statement, runs: Sequence[RunSummary], partner: Callable[[TrainerConfig], TrainerConfig | None]
+) -> dict[str, Any]:
     """Ratio of times, treated over control, over runs with the same seed that differ as `partner` says."""
     by_config = {str(_identity(run.config)): run for run in runs}
     pairs, censored = [], 0
@@ -119,7 +121,13 @@ def _changed(config: TrainerConfig, **changes: Any) -> TrainerConfig:
 def _identity(config: TrainerConfig) -> dict[str, Any]:
     """The configuration without what arms may set and that leaves a dense run's path alone: what is measured when, and
     the settings of routing."""
-    measuring = ("stop_after_grok", "log_every", "checkpoint_every", "compute_weight_curvature", "weight_curvature_interval")
+    measuring: tuple[str, ...] = (
+        "stop_after_grok",
+        "log_every",
+        "checkpoint_every",
+        "compute_weight_curvature",
+        "weight_curvature_interval",
+    )
     measuring += ("curvature_probes", "metric_samples", "compute_optimizer_metrics")
     routing = ("routing_regularizer", "lambda_routing", "routing_heads")
     return {name: value for name, value in to_dict(config).items() if name not in measuring + routing}
@@ -130,5 +138,7 @@ def _after_and_before(run: RunSummary, column: str) -> tuple[float, float] | Non
     assert run.events.memorised is not None and run.events.grokked_99 is not None
     values = []
     for epoch in (run.events.grokked_99, run.events.memorised):
-        values.append(next((row[column] for row in run.rows if row["epoch"] >= epoch and row.get(column, 0) > 0), None))
-    return None if None in values else (values[0], values[1])
+        positive = (row[column] for row in run.rows if row["epoch"] >= epoch and row.get(column, 0) > 0)
+        values += [next(positive, None)]
+    after, before = values
+    return None if after is None or before is None else (after, before)

@@ -30,8 +30,11 @@ def main(argv: list[str] | None = None) -> int:
 def train_verb(argv: list[str]) -> None:
     """`least-action train`."""
     from least_action.config import SweepConfig, TrainerConfig, TrainOptions
-    from studycore.configuration import build, parse, to_dict, to_yaml
+    from studycore.configuration import build, parse, read_yaml, take_config, to_dict, to_yaml
 
+    path, _ = take_config(argv, PACKAGE)
+    if path is not None and {"base", "grid", "arms"} & set(read_yaml(path)):
+        raise UserError(f"--config: {path} is a sweep's configuration; run it with `least-action sweep`")
     values, given = parse([TrainerConfig, TrainOptions], argv, "least-action train", PACKAGE)
     config, options = build(TrainerConfig, values), build(TrainOptions, given)
     if options.extra_epochs < 0:
@@ -158,11 +161,17 @@ def _folder(verb: str, values: dict[str, object], output_dir: str | None, resume
         return Path(output_dir)
     root = Path("runs")
     if resume:
-        same = [(f, m) for f, m in list_runs(root, STUDY.name) if m["verb"] == verb and m["configuration_hash"] == config_hash(values)]
+        same = [
+            (f, m)
+            for f, m in list_runs(root, STUDY.name)
+            if m["verb"] == verb and m["configuration_hash"] == config_hash(values)
+        ]
         open_ones = [f for f, m in same if state_of(f, m) not in ("done", "running")]
         found = open_ones or [f for f, m in same if state_of(f, m) == "done"]
         if not found:
-            raise UserError(f"--resume: no earlier {verb} run of this configuration under {root}/{STUDY.name}; leave --resume out")
+            raise UserError(
+                f"--resume: no earlier {verb} run of this configuration under {root}/{STUDY.name}; leave --resume out"
+            )
         return found[-1]
     return new_folder(root, STUDY.name, verb, values)
 

@@ -118,7 +118,15 @@ class TrainerConfig:
     """Ends the run this many epochs after it grokked (0.99); null: runs on."""
 
     def __post_init__(self) -> None:
-        smallest = {"p": 3, "hidden_dim": 1, "n_layers": 1, "n_heads": 1, "routing_heads": 1, "epochs": 1, "eval_every": 1}
+        smallest = {
+            "p": 3,
+            "hidden_dim": 1,
+            "n_layers": 1,
+            "n_heads": 1,
+            "routing_heads": 1,
+            "epochs": 1,
+            "eval_every": 1,
+        }
         smallest |= {"log_every": 1, "checkpoint_every": 1, "weight_curvature_interval": 1, "spectral_interval": 1}
         smallest |= {"curvature_probes": 2, "metric_samples": 2, "event_window": 1, "warmup_epochs": 0}
         for name, least in smallest.items():
@@ -138,7 +146,9 @@ class TrainerConfig:
             if value is not None and not value > 0:
                 raise ValueError(f"{name}: {value} must be above 0, or null for none")
         if self.operation in ("multiply", "divide") and not is_prime(self.p):
-            raise ValueError(f"p: {self.p} is not prime, which {self.operation} needs; {next_prime(self.p)} is the next prime")
+            raise ValueError(
+                f"p: {self.p} is not prime, which {self.operation} needs; {next_prime(self.p)} is the next prime"
+            )
         n_pairs = self.p * (self.p - 1 if self.operation == "divide" else self.p)
         n_train = round(self.train_frac * n_pairs)
         if not 0 < n_train < n_pairs:
@@ -147,11 +157,15 @@ class TrainerConfig:
                 f"{n_pairs - n_train} for testing; choose it so that both are at least 1"
             )
         if self.batch_size is not None and self.batch_size > n_train:
-            raise ValueError(f"batch_size: {self.batch_size} exceeds the {n_train} training pairs; use null for full batch")
+            raise ValueError(
+                f"batch_size: {self.batch_size} exceeds the {n_train} training pairs; use null for full batch"
+            )
         if self.model_type in TRANSFORMERS and self.hidden_dim % self.n_heads:
             raise ValueError(f"n_heads: {self.n_heads} does not divide hidden_dim {self.hidden_dim}")
         if self.model_type == "routed_transformer" and 4 * self.hidden_dim % self.routing_heads:
-            raise ValueError(f"routing_heads: {self.routing_heads} does not divide the feed-forward width {4 * self.hidden_dim}")
+            raise ValueError(
+                f"routing_heads: {self.routing_heads} does not divide the feed-forward width {4 * self.hidden_dim}"
+            )
         if self.recipe == "bounded_sphere" and self.model_type not in TRANSFORMERS:
             raise ValueError(f"recipe: bounded_sphere needs a transformer, model_type is '{self.model_type}'")
         if self.freeze_gates and self.model_type != "routed_transformer":

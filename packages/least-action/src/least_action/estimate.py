@@ -19,7 +19,15 @@ def estimate(configs: Sequence[TrainerConfig], device: str, processes: int | Non
     at_once = processes or (min(cores(), len(configs)) if device == "cpu" else 1)
     seconds, largest, shapes = 0.0, 0.0, {}
     for config in configs:
-        shape = (config.p, config.train_frac, config.model_type, config.hidden_dim, config.n_layers, config.forward, config.dtype)
+        shape = (
+            config.p,
+            config.train_frac,
+            config.model_type,
+            config.hidden_dim,
+            config.n_layers,
+            config.forward,
+            config.dtype,
+        )
         if shape not in shapes:
             shapes[shape] = _update_seconds(config, device)
         seconds += shapes[shape] * config.epochs
@@ -41,7 +49,11 @@ def _update_seconds(config: TrainerConfig, device: str, updates: int = 3) -> flo
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     model = create_model(config).to(device)
-    optimizers, loss, train = create_optimizers(model, config), LeastActionLoss(config), create_dataset(config).train.to(device)
+    optimizers, loss, train = (
+        create_optimizers(model, config),
+        LeastActionLoss(config),
+        create_dataset(config).train.to(device),
+    )
     forward = PairForward(model, config.forward == "restructured")
     taken = []
     for _ in range(updates + 1):

@@ -11,6 +11,7 @@ Every model has
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,7 +20,7 @@ from torch.nn import functional as F
 
 from least_action.config import TrainerConfig
 from least_action.data import pair_tokens
-from least_action.roles import InputLinear, PositionTable, Unembedding
+from least_action.roles import GateLinear, HeadsDown, InputLinear, PositionTable, Unembedding
 from least_action.routing import FeedForward, RoutedFeedForward, RoutedLayer
 from least_action.tables import PairIndex, Rows, join
 from studycore.streams import generator
@@ -106,9 +107,7 @@ class BaselineMLP(OneHotModel):
         super().__init__()
         self.p, width = config.p, config.hidden_dim
         self.input = InputLinear(2 * config.p, width, bias=config.mlp_bias)
-        self.hidden = nn.ModuleList(
-            nn.Linear(width, width, bias=config.mlp_bias) for _ in range(config.n_layers - 1)
-        )
+        self.hidden = nn.ModuleList(nn.Linear(width, width, bias=config.mlp_bias) for _ in range(config.n_layers - 1))
         self.head = Unembedding(width, config.p, bias=config.mlp_bias)
         self.activation = activation(config.activation)
 
@@ -223,7 +222,7 @@ class GrokTransformer(PairModel):
         self.temperature = config.sphere_temperature
         self.token = nn.Embedding(config.p + 2, width)
         self.position = PositionTable(4, width)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.blocks: Sequence[Block] = nn.ModuleList(Block(config) for _ in range(config.n_layers))  # type: ignore[assignment]
         self.final_norm = norm(config.stream_norm, width)
         self.head = None if config.tie_embeddings else Unembedding(width, config.p, bias=not self.on_sphere)
 
@@ -303,18 +302,19 @@ def create_model(config: TrainerConfig) -> PairModel:
 
 
 def _init(module: nn.Module, name: str, parameter: Tensor, stream: torch.Generator, std: float | None) -> None:
+    start = module.start if isinstance(module, GateLinear) else "default"
     if isinstance(module, nn.LayerNorm | nn.RMSNorm):
         parameter.fill_(0.0 if name == "bias" else 1.0)
-    elif getattr(module, "zero_init", False) or (std is not None and parameter.dim() == 1):
+    elif start == "zero" or (start == "small" and name == "bias") or (std is not None and parameter.dim() == 1):
         parameter.zero_()
     elif std is not None:
         parameter.normal_(0.0, std, generator=stream)
-    elif hasattr(module, "xavier_gain"):
-        parameter.zero_() if name == "bias" else nn.init.xavier_normal_(parameter, module.xavier_gain, stream)
+    elif start == "small":
+        nn.init.xavier_normal_(parameter, 0.1, generator=stream)
     else:
-        fan_in = getattr(module, "fan_in", None) or (
-            module.in_features if isinstance(module, nn.Linear) else 4 * parameter.shape[-1]
-        )
+        # PyTorch's default for a linear layer; the heads' stacked biases go with their hidden width, 4 D.
+        hidden = 4 * parameter.shape[-1]
+        fan_in = module.fan_in if isinstance(module, HeadsDown) else getattr(module, "in_features", hidden)
         bound = 1 / math.sqrt(fan_in)
         parameter.uniform_(-bound, bound, generator=stream)
 

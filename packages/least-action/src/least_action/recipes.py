@@ -70,7 +70,10 @@ def total_norm(tensors: Mapping[str, Tensor]) -> Tensor:
 
 
 def transform_gradients(
-    weights: Mapping[str, Tensor], gradients: Mapping[str, Tensor], averages: Mapping[str, Tensor], config: TrainerConfig
+    weights: Mapping[str, Tensor],
+    gradients: Mapping[str, Tensor],
+    averages: Mapping[str, Tensor],
+    config: TrainerConfig,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The recipe's gradients and, for grokfast, the new averages (empty `averages`: none yet)."""
     if config.recipe == "orthograd_stablemax":
@@ -81,16 +84,16 @@ def transform_gradients(
     return dict(gradients), {}
 
 
-def clip_factor(gradients: Mapping[str, Tensor], largest: float | None) -> Tensor | float:
+def clip_factor(gradients: Mapping[str, Tensor], largest: float) -> Tensor:
     """What gradients are multiplied with so that their norm is at most `largest` (as torch's clip_grad_norm_)."""
-    return 1.0 if largest is None else (largest / (total_norm(gradients) + 1e-6)).clamp(max=1.0)
+    return (largest / (total_norm(gradients) + 1e-6)).clamp(max=1.0)
 
 
 def optimizer_tensors(
     model: nn.Module, optimizers: list[torch.optim.Optimizer], averages: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """All state of the optimisers by name: "<parameter>/<key>", such as "head.weight/exp_avg"."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     state = {
         f"{names[parameter]}/{key}": torch.as_tensor(value)
         for optimizer in optimizers

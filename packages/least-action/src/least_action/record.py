@@ -28,7 +28,12 @@ def data_fingerprint(data: ModularArithmeticDataset) -> str:
 
 
 def open_or_create(
-    folder: Path, config: TrainerConfig, data: ModularArithmeticDataset, argv: Sequence[str], devices: Mapping[str, Any], resume: bool
+    folder: Path,
+    config: TrainerConfig,
+    data: ModularArithmeticDataset,
+    argv: Sequence[str],
+    devices: Mapping[str, Any],
+    resume: bool,
 ) -> Run:
     """A new run in `folder`, or with `resume` the one there, after checking that configuration and data are the same."""
     fingerprints = {"training pairs": data_fingerprint(data)}
@@ -93,7 +98,9 @@ def build_model(stored: Mapping[str, Any], path: Path) -> PairModel:
     return create_model(from_dict(TrainerConfig, stored, f"{path}/config.json"))
 
 
-def load_run_checkpoint(folder: Path, config: TrainerConfig | None = None) -> tuple[Checkpoint | None, PairModel | None]:
+def load_run_checkpoint(
+    folder: Path, config: TrainerConfig | None = None
+) -> tuple[Checkpoint | None, PairModel | None]:
     """The newest checkpoint of a run that verifies, and its model on the CPU; (None, None) when there is none yet.
 
     UserError lists field by field where the checkpoint's configuration differs from `config`.

@@ -74,7 +74,11 @@ def answer(run: RunSummary) -> str:
 
 def notes(config: TrainerConfig) -> list[str]:
     """Decisions that a reader of the numbers should know."""
-    rule = "matrices only (embeddings, biases, norms and gates spared)" if config.weight_decay_rule == "matrices" else "every parameter"
+    rule = (
+        "matrices only (embeddings, biases, norms and gates spared)"
+        if config.weight_decay_rule == "matrices"
+        else "every parameter"
+    )
     return [
         f"Weight decay {config.weight_decay} applies to {rule}.",
         f"An event is the first of {config.event_window} consecutive evaluations ({config.eval_every} epochs apart) at which the accuracy holds.",
@@ -89,9 +93,16 @@ def event_table(runs: Sequence[RunSummary]) -> Table:
     for run in runs:
         e = run.events
         times = (e.memorised, e.onset, e.grokked_95, e.grokked_99)
-        rows.append((run.name, *(f"> {e.last_epoch}" if t is None else t for t in times), "none" if e.delay is None else e.delay, run.rows[-1]["test_acc"]))
+        rows.append(
+            (
+                run.name,
+                *(f"> {e.last_epoch}" if t is None else t for t in times),
+                "none" if e.delay is None else e.delay,
+                run.rows[-1]["test_acc"],
+            )
+        )
     columns = ("run", "memorised", "onset", "grokked 0.95", "grokked 0.99", "delay", "last test accuracy")
-    return Table("Events (epochs)", columns, rows, "\"> n\": not within the n epochs that the run lasted (censored).")
+    return Table("Events (epochs)", columns, rows, '"> n": not within the n epochs that the run lasted (censored).')
 
 
 def arm_survival(runs: Sequence[RunSummary]) -> Survival:
@@ -115,7 +126,15 @@ def plot_survival(arms: dict[str, list[RunSummary]], path: Path) -> Path:
         xs, ys = [0.0, *curve.times, end], [1.0, *curve.survival, (curve.survival or [1.0])[-1]]
         axis.step(xs, ys, where="post", color=colour, label=f"{name} (n = {curve.n}, {curve.events} grokked)")
         if curve.times:
-            axis.fill_between([0.0, *curve.times, end], [1.0, *curve.low, curve.low[-1]], [1.0, *curve.high, curve.high[-1]], step="post", color=colour, alpha=0.12, linewidth=0)
+            axis.fill_between(
+                [0.0, *curve.times, end],
+                [1.0, *curve.low, curve.low[-1]],
+                [1.0, *curve.high, curve.high[-1]],
+                step="post",
+                color=colour,
+                alpha=0.12,
+                linewidth=0,
+            )
         censored = [run.time for run in runs if run.events.grokked_99 is None]
         axis.plot(censored, [_height(curve, t) for t in censored], "|", color=colour, markersize=9)
     axis.set(xlabel="epoch", ylabel="share that has not grokked (0.99)", ylim=(-0.03, 1.05), xlim=(0, None))
@@ -132,7 +151,9 @@ def plot_arm_curves(arms: dict[str, list[RunSummary]], path: Path) -> Path:
     """Test accuracy of every run, one panel per arm."""
     columns = min(3, len(arms))
     rows = -(-len(arms) // columns)
-    figure, axes = new_figure(3.2 * columns, 2.4 * rows, ncols=columns, nrows=rows, sharex=True, sharey=True, squeeze=False)
+    figure, axes = new_figure(
+        3.2 * columns, 2.4 * rows, ncols=columns, nrows=rows, sharex=True, sharey=True, squeeze=False
+    )
     for axis in axes.flat[len(arms) :]:
         axis.set_visible(False)
     for axis, (name, runs) in zip(axes.flat, arms.items(), strict=False):
@@ -149,16 +170,29 @@ def plot_arm_curves(arms: dict[str, list[RunSummary]], path: Path) -> Path:
     return save_figure(figure, path)
 
 
-def write_sweep_report(folder: Path, arms: dict[str, list[RunSummary]], failed: dict[str, str], extra: Sequence[str]) -> None:
+def write_sweep_report(
+    folder: Path, arms: dict[str, list[RunSummary]], failed: dict[str, str], extra: Sequence[str]
+) -> None:
     """Results, figures and report of a sweep. `failed`: runs that did not finish, with the reason."""
     runs = [run for arm in arms.values() for run in arm]
     table_rows, metrics = [], {}
     for name, arm in arms.items():
         curve = arm_survival(arm)
         median = curve.quantile()
-        metrics[name] = {"n": curve.n, "grokked": curve.events, "censored": curve.n - curve.events} | ({} if median is None else {"median_epochs_to_grok": median})
+        metrics[name] = {"n": curve.n, "grokked": curve.events, "censored": curve.n - curve.events} | (
+            {} if median is None else {"median_epochs_to_grok": median}
+        )
         accuracy = [run.rows[-1]["test_acc"] for run in arm]
-        table_rows.append((name, curve.n, curve.events, curve.n - curve.events, median_text(curve), f"{min(accuracy):.3f} to {max(accuracy):.3f}"))
+        table_rows.append(
+            (
+                name,
+                curve.n,
+                curve.events,
+                curve.n - curve.events,
+                median_text(curve),
+                f"{min(accuracy):.3f} to {max(accuracy):.3f}",
+            )
+        )
     claims = make_claims(runs)
     write_results(folder, "least-action", "sweep", {"runs": len(runs), "failed": len(failed), "arms": metrics}, claims)
     tables = [
@@ -169,8 +203,14 @@ def write_sweep_report(folder: Path, arms: dict[str, list[RunSummary]], failed: 
     if failed:
         tables.append(Table("Runs that did not finish", ("run", "reason"), list(failed.items())))
     pictures = [
-        Picture(plot_survival(arms, folder / "figures" / "survival.svg"), "Share of runs that have not grokked over training (Kaplan-Meier, 95 % band); ticks: runs that ended without having grokked."),
-        Picture(plot_arm_curves(arms, folder / "figures" / "accuracy_by_arm.svg"), "Accuracy over training, every run of each arm."),
+        Picture(
+            plot_survival(arms, folder / "figures" / "survival.svg"),
+            "Share of runs that have not grokked over training (Kaplan-Meier, 95 % band); ticks: runs that ended without having grokked.",
+        ),
+        Picture(
+            plot_arm_curves(arms, folder / "figures" / "accuracy_by_arm.svg"),
+            "Accuracy over training, every run of each arm.",
+        ),
     ]
     grokked = sum(run.events.grokked_99 is not None for run in runs)
     verdicts = [claim["verdict"] for claim in claims]

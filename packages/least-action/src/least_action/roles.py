@@ -5,6 +5,8 @@ Roles: "embedding" (token tables and the MLPs' first layer, which on one-hot inp
 A tied embedding counts as "embedding".
 """
 
+from typing import Literal
+
 from torch import nn
 
 DECAYED = {
@@ -23,7 +25,22 @@ class PositionTable(nn.Embedding):
 
 
 class GateLinear(nn.Linear):
-    """A linear layer that only serves to compute routing weights."""
+    """A linear layer that only serves to compute routing weights.
+
+    `start`: "default" as other layers; "small": Xavier with gain 0.1 and bias 0; "zero": everything 0.
+    """
+
+    def __init__(self, width: int, out: int, start: Literal["default", "small", "zero"] = "default"):
+        super().__init__(width, out)
+        self.start = start
+
+
+class HeadsDown(nn.Linear):
+    """The R down-projections F -> D of parallel heads side by side, without bias; each starts as a layer of its own."""
+
+    def __init__(self, n_heads: int, hidden: int, width: int):
+        super().__init__(n_heads * hidden, width, bias=False)
+        self.fan_in = hidden
 
 
 class Unembedding(nn.Linear):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from least_action.roles import GateLinear
+from least_action.roles import GateLinear, HeadsDown
 
 
 class RoutingGate(nn.Module):
@@ -20,8 +20,7 @@ class RoutingGate(nn.Module):
         super().__init__()
         self.state_proj = GateLinear(width, width)
         self.input_proj = GateLinear(width, width)
-        self.gate = GateLinear(width, n_heads)
-        self.gate.xavier_gain = 0.1
+        self.gate = GateLinear(width, n_heads, start="small")
 
     def forward(self, state_ND: Tensor, x_ND: Tensor) -> Tensor:
         return self.gate(F.gelu(self.state_proj(state_ND) + self.input_proj(x_ND))).softmax(dim=-1)
@@ -39,8 +38,7 @@ class RoutedLayer(nn.Module):
         self.n_heads = n_heads
         self.gate = RoutingGate(width, n_heads)
         self.up = nn.Linear(width, 4 * width * n_heads)
-        self.down = nn.Linear(4 * width * n_heads, width, bias=False)
-        self.down.fan_in = 4 * width
+        self.down = HeadsDown(n_heads, 4 * width, width)
         self.down_bias_RD = nn.Parameter(torch.zeros(n_heads, width))
         self.norm = nn.LayerNorm(width)
         self.state_update = GateLinear(2 * width, width)
@@ -68,8 +66,7 @@ class RoutedFeedForward(nn.Module):
         self.n_heads, self.freeze = n_heads, freeze
         self.up, self.down = nn.Linear(width, hidden), nn.Linear(hidden, width)
         self.activation = activation
-        self.gate = GateLinear(width, n_heads).requires_grad_(not freeze)
-        self.gate.zero_init = True
+        self.gate = GateLinear(width, n_heads, start="zero").requires_grad_(not freeze)
 
     def forward(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
         """(output [N, D], weights [N, R])."""

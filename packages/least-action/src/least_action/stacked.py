@@ -20,7 +20,7 @@ from least_action.config import RunOptions, SweepOptions, TrainerConfig
 from least_action.events import find_events
 from least_action.losses import LeastActionLoss, data_loss
 from least_action.metrics.training import Probe, measure
-from least_action.models import PairModel, count_parameters, create_model
+from least_action.models import Output, PairModel, count_parameters, create_model
 from least_action.recipes import clip_factor, learning_rate, total_norm, transform_gradients
 from least_action.record import checkpoint_tensors, load_run_checkpoint, open_or_create
 from least_action.report import write_run_report
@@ -73,14 +73,17 @@ class StackedTraining:
         self.warm_up = torch.ones((), dtype=torch.float64, device=device)
         self.decayed = decayed_parameters(models[0], first.weight_decay_rule)
         loss = LeastActionLoss(first)
-        self._gradients: Callable[..., Stacked] = vmap(
-            grad(lambda weights, a_N, b_N, y_N: loss(self.call(weights, a_N, b_N), y_N).total)
-        )
+
+        def total(weights: Stacked, a_N: Tensor, b_N: Tensor, y_N: Tensor) -> Tensor:
+            return loss(self.call(weights, a_N, b_N), y_N).total
+
+        self._gradients: Callable[..., Stacked] = vmap(grad(total))
         self._replay: Callable[[], None] | None = None
 
-    def call(self, weights: Mapping[str, Tensor], a_N: Tensor, b_N: Tensor) -> object:
+    def call(self, weights: Mapping[str, Tensor], a_N: Tensor, b_N: Tensor) -> Output:
         """One run's output from its weights [W]."""
-        return functional_call(self.function, {f"model.{name}": w for name, w in weights.items()}, (a_N, b_N))
+        output: Output = functional_call(self.function, {f"model.{name}": w for name, w in weights.items()}, (a_N, b_N))
+        return output
 
     def step(self, epoch: int) -> None:
         """One update of every run."""
@@ -97,7 +100,8 @@ class StackedTraining:
         gradients = self._gradients(self.weights, self.a_SN, self.b_SN, self.y_SN)
         with torch.no_grad():
             if config.grad_clip is not None:
-                factor_S = vmap(lambda g: clip_factor(g, config.grad_clip))(gradients)
+                largest = config.grad_clip
+                factor_S: Tensor = vmap(lambda g: clip_factor(g, largest))(gradients)
                 gradients = {name: g * _lanes(factor_S, g) for name, g in gradients.items()}
             if config.recipe in ("orthograd_stablemax", "grokfast"):
                 transform = vmap(lambda w, g, m: transform_gradients(w, g, m, config))
@@ -161,7 +165,7 @@ class StackedTraining:
         with torch.no_grad():
             for s, probe in enumerate(probes):
                 output = self.call({name: w[s] for name, w in self.weights.items()}, probe.all.a_N, probe.all.b_N)
-                logits_NP = output.logits_NP  # type: ignore[attr-defined]
+                logits_NP = output.logits_NP
                 right_N = (logits_NP.argmax(dim=-1) == probe.all.y_N).double()
                 for mask_N in (probe.train_mask_N, ~probe.train_mask_N):
                     values += [loss(logits_NP[mask_N], probe.all.y_N[mask_N]).double(), right_N[mask_N].mean()]
@@ -243,7 +247,9 @@ def train_stack(
         lanes.append(Lane(run, config, Probe.draw(data, config, device), best))
         step = int(checkpoint.state["step"]) if checkpoint else 0
         run.metrics.rewind(step - 1)
-        run.update(parameters=count_parameters(models[-1]), weight_decay_rule=config.weight_decay_rule, stack=len(configs))
+        run.update(
+            parameters=count_parameters(models[-1]), weight_decay_rule=config.weight_decay_rule, stack=len(configs)
+        )
     starts = {int(checkpoint.state["epoch"]) if checkpoint else 0 for checkpoint in checkpoints}
     if len(starts) > 1:
         raise UserError(f"stack: its runs stand at epochs {sorted(starts)}; runs of a stack go on from one epoch")
@@ -329,22 +335,25 @@ def make_stacks(
     groups: dict[str, list[str]] = {}
     for name, config in configs.items():
         shared = {k: v for k, v in to_dict(config).items() if k not in PER_RUN}
-        alone = name if not_stackable(config) else ""
-        groups.setdefault(f"{shared} {_epoch_of(folder / name)} {alone}", []).append(name)
-    alone_stacks = [(name,) for name in configs]
+        own = name if not_stackable(config) else ""
+        groups.setdefault(f"{shared} {_epoch_of(folder / name)} {own}", []).append(name)
+    alone_stacks: list[tuple[str, ...]] = [(name,) for name in configs]
     largest = max(groups.values(), key=len, default=[])
     if options.stack == "never" or len(largest) < 2:
         why = "--stack never" if options.stack == "never" else "no two of one shape"
         return alone_stacks, f"Runs are trained one by one in each process ({why})."
     said = "Runs of one shape are trained as one batched model (--stack always)."
     if options.stack == "auto":
-        alone, together = time_both([configs[name] for name in largest[:4]], device)
-        ratio = alone / together
+        one_by_one, together = time_both([configs[name] for name in largest[:4]], device)
+        ratio = one_by_one / together
         if ratio < 1.1:
-            return alone_stacks, f"Runs are trained one by one in each process: stacking {len(largest[:4])} is {ratio:.2f} times as fast here."
+            return (
+                alone_stacks,
+                f"Runs are trained one by one in each process: stacking {len(largest[:4])} is {ratio:.2f} times as fast here.",
+            )
         said = f"Runs of one shape are trained as one batched model: {ratio:.1f} times as fast as one by one here."
     size = options.max_stack
-    stacks = []
+    stacks: list[tuple[str, ...]] = []
     for names in groups.values():
         # At least as many stacks as processes, so that none idles.
         each = min(size, -(-len(names) // processes))

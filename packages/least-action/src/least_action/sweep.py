@@ -76,7 +76,9 @@ def train_job(job: Job) -> Done:
     return Done("done", "")
 
 
-def run_sweep(sweep: SweepConfig, folder: Path, options: SweepOptions, argv: Sequence[str], resume: bool = False) -> Path:
+def run_sweep(
+    sweep: SweepConfig, folder: Path, options: SweepOptions, argv: Sequence[str], resume: bool = False
+) -> Path:
     """Trains every planned run that is not done and writes the sweep's report.
 
     Each run has its folder under `folder`, named after the experiment, and resumes from its own checkpoints. Stopped
@@ -91,7 +93,9 @@ def run_sweep(sweep: SweepConfig, folder: Path, options: SweepOptions, argv: Seq
     threads = options.threads or (max(1, cores() // processes) if device == "cpu" else None)
     set_threads(threads)
     each = RunOptions(device=device, threads=threads, tracker=options.tracker)
-    print(f"least-action sweeps on {device} ({reason}): {len(chosen)} of {len(experiments)} runs, {processes} processes")
+    print(
+        f"least-action sweeps on {device} ({reason}): {len(chosen)} of {len(experiments)} runs, {processes} processes"
+    )
 
     run = _open(folder, sweep, [config for _, config in experiments.values()], argv, device, resume)
     with stop_on_signals() as stop, recording(run):
@@ -100,7 +104,9 @@ def run_sweep(sweep: SweepConfig, folder: Path, options: SweepOptions, argv: Seq
         print(how)
         run.update(runs=list(experiments), chosen=chosen, stacking=how)
         jobs = {
-            " ".join(names): Job(tuple(folder / n for n in names), tuple(experiments[n][1] for n in names), each, tuple(argv))
+            " ".join(names): Job(
+                tuple(folder / n for n in names), tuple(experiments[n][1] for n in names), each, tuple(argv)
+            )
             for names in stacks
         }
         failed = _train(jobs, run, experiments, processes, stop, len(todo))
@@ -138,7 +144,9 @@ def _train(
             run.metrics.append(row)
             bar.update(1)
             left = (time.monotonic() - started) / ended * (total - ended)
-            how = f"grokked at {row['grokked_99']}" if "grokked_99" in row else f"{state}, {done.reason or 'not grokked'}"
+            how = (
+                f"grokked at {row['grokked_99']}" if "grokked_99" in row else f"{state}, {done.reason or 'not grokked'}"
+            )
             tqdm.write(f"  {name}: {how} ({ended} of {total}; about {left:.0f} s left)")
     bar.close()
     return failed
@@ -189,7 +197,9 @@ def choose_experiments(names: list[str], options: SweepOptions) -> list[str]:
             raise UserError(f"--experiment: '{options.experiment}' is not in this sweep; there are {', '.join(names)}")
         return [options.experiment]
     if not 0 <= options.start_from < len(names):
-        raise UserError(f"--start-from: {options.start_from} is no index of the {len(names)} experiments; give 0 to {len(names) - 1}")
+        raise UserError(
+            f"--start-from: {options.start_from} is no index of the {len(names)} experiments; give 0 to {len(names) - 1}"
+        )
     return names[options.start_from :]
 
 

@@ -112,7 +112,9 @@ def train(
     run = open_or_create(folder, config, data, argv, describe(device), resume) if main else None
     checkpoint, model = load_run_checkpoint(folder, config) if resume else (None, None)
     model = (model or create_model(config)).to(device)
-    initial_norm = float(checkpoint.state["initial_norm"]) if checkpoint else total_norm(dict(model.named_parameters())).item()
+    initial_norm = (
+        float(checkpoint.state["initial_norm"]) if checkpoint else total_norm(dict(model.named_parameters())).item()
+    )
     optimizers = create_optimizers(model, config)
     averages = restore_optimizers(model, optimizers, checkpoint.optimizer) if checkpoint else {}
     stepper, *prepared = accelerator.prepare(PairForward(model, config.forward == "restructured"), *optimizers)
@@ -126,21 +128,27 @@ def train(
         extra_epochs += int(run.manifest.get("extra_epochs", 0))
         # The row at the checkpoint's own step is measured again, to the same bits.
         run.metrics.rewind(step - 1)
-        run.update(extra_epochs=extra_epochs, parameters=count_parameters(model), weight_decay_rule=config.weight_decay_rule)
+        run.update(
+            extra_epochs=extra_epochs, parameters=count_parameters(model), weight_decay_rule=config.weight_decay_rule
+        )
     last_epoch = config.epochs + extra_epochs
     if tracker:
         accelerator.init_trackers("least-action", config=dataclasses.asdict(config))
 
     # ------------------------------------------------------------------------------------------------------ loop
     trained = {name: q for name, q in model.named_parameters() if q.requires_grad}
-    bar = tqdm(total=last_epoch, initial=first_epoch, unit="epoch", disable=quiet or not main or not sys.stderr.isatty())
+    bar = tqdm(
+        total=last_epoch, initial=first_epoch, unit="epoch", disable=quiet or not main or not sys.stderr.isatty()
+    )
     outcome, told, started = "", time.monotonic(), time.monotonic()
     with stop_on_signals() as stop, recording(*[run] if run else []):
         for epoch in range(first_epoch, last_epoch + 1):
             # evaluate
             last = epoch == last_epoch
             if run is not None and (last or epoch % config.eval_every == 0):
-                metrics = measure(model, optimizer_tensors(model, optimizers, averages), probe, config, epoch, step, last)
+                metrics = measure(
+                    model, optimizer_tensors(model, optimizers, averages), probe, config, epoch, step, last
+                )
                 run.metrics.append(metrics.row())
                 accelerator.log({k: v for k, v in metrics.row().items() if not isinstance(v, str)}, step=step)
                 if metrics.representation_norm is not None and not quiet:
@@ -151,7 +159,9 @@ def train(
 
             # stop: every process learns of a signal or of the end that rank 0 saw
             if world > 1:
-                flags = accelerator.reduce(torch.tensor([float(last and main), float(bool(stop))], device=device), "sum")
+                flags = accelerator.reduce(
+                    torch.tensor([float(last and main), float(bool(stop))], device=device), "sum"
+                )
                 last, stopping = bool(flags[0] > 0), bool(flags[1] > 0)
             else:
                 stopping = bool(stop)
@@ -160,7 +170,12 @@ def train(
             due = last or stopping or (epoch > first_epoch and epoch % config.checkpoint_every == 0)
             if run is not None and due:
                 accuracy = run.metrics.rows[-1]["test_acc"] if run.metrics.rows else -1.0
-                state = {"epoch": epoch, "step": step, "best_test_acc": max(best, accuracy), "initial_norm": initial_norm}
+                state = {
+                    "epoch": epoch,
+                    "step": step,
+                    "best_test_acc": max(best, accuracy),
+                    "initial_norm": initial_norm,
+                }
                 save_checkpoint(
                     folder / "checkpoints",
                     step,
@@ -187,7 +202,9 @@ def train(
                 extra = loss_of.extra(model, batch.a_N, batch.b_N, grid, step, rank)
                 total = parts.total if extra is None else parts.total + extra
                 if not torch.isfinite(total):
-                    raise UserError(f"lr: {config.lr} made the loss {total.item()} at epoch {epoch}; lower it or set grad_clip")
+                    raise UserError(
+                        f"lr: {config.lr} made the loss {total.item()} at epoch {epoch}; lower it or set grad_clip"
+                    )
                 accelerator.backward(total if share == 1 else total * share)
                 gradients = {name: q.grad for name, q in trained.items() if q.grad is not None}
                 if config.grad_clip is not None:

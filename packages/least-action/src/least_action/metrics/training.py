@@ -112,9 +112,8 @@ class TrainingMetrics:
         """The seed's line."""
         text = f"Epoch {self.epoch:7d} | Train: {_percent(self.train_acc)} | Test: {_percent(self.test_acc)} | "
         text += f"Loss: {self.train_loss:.2e}"
-        shown = (("rnorm", self.representation_norm, ".1f"), ("smooth", self.spectral_smoothness, ".3f"))
-        shown += (("jac", self.jacobian_norm, ".2e"),)
-        for name, value, form in shown:
+        norm, smooth, jacobian = self.representation_norm, self.spectral_smoothness, self.jacobian_norm
+        for name, value, form in (("rnorm", norm, ".1f"), ("smooth", smooth, ".3f"), ("jac", jacobian, ".2e")):
             text += "" if value is None else f", {name}={value:{form}}"
         return text + ("" if self.hessian_trace is None else f", |hess|={abs(self.hessian_trace):.2e}")
 
@@ -290,7 +289,8 @@ def measure(
     assert basics is not None and (model is not None or not (detailed or curved))
     if model is not None and curved:
         measured |= measure_weight_curvature(model, probe, config, epoch, basics["train_loss"])
-    return TrainingMetrics(step=step, epoch=epoch, **basics, **measured)
+    measured |= basics
+    return TrainingMetrics(step=step, epoch=epoch, **measured)
 
 
 def _percent(share: float | None) -> str:

@@ -1,0 +1,50 @@
+"""Shared by the tests: one thread, a run folder, and the toy study beside this file."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from studycore.runs import create_run
+
+torch.set_num_threads(1)
+HERE = Path(__file__).parent
+
+
+@pytest.fixture
+def new_run(tmp_path):
+    """Makes a run of "studycore" in tmp_path/<name>, open for writing."""
+
+    def make(name="run", **changes):
+        arguments = {
+            "study": "studycore", "verb": "train", "config": {"lr": 0.1, "seed": 3}, "argv": ["studycore", "train"],
+            "seeds": [3], "devices": {"device": "cpu", "threads": 1, "world_size": 1}, "data": {"numbers": "abc"},
+            "source": Path(__file__),
+        }  # fmt: skip
+        return create_run(tmp_path / name, **(arguments | changes))
+
+    return make
+
+
+@pytest.fixture
+def start():
+    """Starts `python toy.py ARGUMENTS`; whatever still runs when the test ends is killed."""
+    started = []
+
+    def run(*arguments, **kwargs):
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE}:{os.environ.get('PYTHONPATH', '')}"}
+        command = [sys.executable, "-W", "error", str(HERE / "toy.py"), *map(str, arguments)]
+        process = subprocess.Popen(
+            command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, **kwargs
+        )
+        started.append(process)
+        return process
+
+    yield run
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()

@@ -1,0 +1,65 @@
+"""Files: replaced as a whole, synchronised, JSON without NaN."""
+
+import hashlib
+import json
+import os
+
+import pytest
+
+from studycore.errors import UserError
+from studycore.files import read_json, read_text, sha256, sync_folder, write_atomic, write_json
+
+
+def test_a_failed_replacement_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "a"
+    write_atomic(path, "old")
+
+    def fails(*_):
+        raise OSError("no")
+
+    for name in ("fsync", "replace"):
+        monkeypatch.setattr(os, name, fails)
+        with pytest.raises(OSError, match="no"):
+            write_atomic(path, "new")
+        monkeypatch.undo()
+        assert path.read_text() == "old"
+    write_atomic(path, b"\x00new")
+    assert path.read_bytes() == b"\x00new"
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_content_then_name_are_made_durable(tmp_path, monkeypatch):
+    done = []
+    real_fsync, real_replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: (done.append(os.readlink(f"/proc/self/fd/{handle}")), real_fsync(handle)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (done.append("replace"), real_replace(a, b)))
+    write_atomic(tmp_path / "a", "text")
+    assert done == [str(tmp_path / f".a.{os.getpid()}.tmp"), "replace", str(tmp_path)]
+    sync_folder(tmp_path)
+    assert done[-1] == str(tmp_path)
+
+
+def test_json_without_nan(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"x": [1, 2.5, None, "é"]})
+    assert read_json(path) == {"x": [1, 2.5, None, "é"]} == json.loads(path.read_text())
+    for value in (float("nan"), float("inf"), -float("inf")):
+        with pytest.raises(ValueError, match="JSON"):
+            write_json(path, {"x": [value]})
+    assert read_json(path)["x"][0] == 1
+
+
+def test_what_cannot_be_read_is_named(tmp_path):
+    for content, word in ((b"{", "not valid JSON"), (b"", "not valid JSON"), (b"\xff", "UTF-8"), (b"[" * 100000, "JSON")):
+        (tmp_path / "a.json").write_bytes(content)
+        with pytest.raises(UserError, match=rf"a\.json: .*{word}.*; "):
+            read_json(tmp_path / "a.json")
+    with pytest.raises(UserError, match=r"none: there is no such file; "):
+        read_text(tmp_path / "none")
+    with pytest.raises(UserError, match=r"cannot be read \(Is a directory\)"):
+        read_text(tmp_path)
+
+
+def test_sha256(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    assert sha256(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
