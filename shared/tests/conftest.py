@@ -16,7 +16,8 @@ HERE = Path(__file__).parent
 
 @pytest.fixture
 def new_run(tmp_path):
-    """Makes a run of "studycore" in tmp_path/<name>, open for writing."""
+    """Makes a run of "studycore" in tmp_path/<name>, open for writing until the test ends."""
+    runs = []
 
     def make(name="run", **changes):
         arguments = {
@@ -24,19 +25,22 @@ def new_run(tmp_path):
             "seeds": [3], "devices": {"device": "cpu", "threads": 1, "world_size": 1}, "data": {"numbers": "abc"},
             "source": Path(__file__),
         }  # fmt: skip
-        return create_run(tmp_path / name, **(arguments | changes))
+        runs.append(create_run(tmp_path / name, **(arguments | changes)))
+        return runs[-1]
 
-    return make
+    yield make
+    for run in runs:
+        run.close()
 
 
 @pytest.fixture
 def start():
-    """Starts `python toy.py ARGUMENTS`; whatever still runs when the test ends is killed."""
+    """Starts `python SCRIPT ARGUMENTS` with a script of this folder; whatever still runs when the test ends is killed."""
     started = []
 
-    def run(*arguments, **kwargs):
+    def run(script, *arguments, **kwargs):
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE}:{os.environ.get('PYTHONPATH', '')}"}
-        command = [sys.executable, "-W", "error", str(HERE / "toy.py"), *map(str, arguments)]
+        command = [sys.executable, "-W", "error", str(HERE / script), *map(str, arguments)]
         process = subprocess.Popen(
             command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, **kwargs
         )

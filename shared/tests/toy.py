@@ -1,10 +1,8 @@
-"""A toy study that uses studycore as the studies do: `toy.py train FOLDER [SECONDS A STEP]`, `toy.py sweep FOLDER`.
+"""A toy study that uses studycore as the studies do: `toy.py train FOLDER [SECONDS A STEP]`.
 
 It fits a line: y = scale * w x, by gradient descent with momentum on points drawn for each step.
 """
 
-import os
-import signal
 import sys
 import time
 from pathlib import Path
@@ -14,11 +12,10 @@ from torch import nn
 
 from studycore.checkpoints import load_latest, rebuild, save_checkpoint
 from studycore.cli import Study, main
-from studycore.errors import Stopped, UserError
+from studycore.errors import Stopped
 from studycore.runs import create_run, open_run, read_manifest, recording
 from studycore.stopping import stop_on_signals
 from studycore.streams import generator
-from studycore.sweep import Done, run_in_processes
 
 CONFIG = {"steps": 200, "lr": 0.05, "scale": 2.0, "width": 3, "seed": 1}
 
@@ -112,48 +109,8 @@ def report_run(folder):
     print(f"report of {folder}")
 
 
-def fail_verb(argv):
-    raise {"user": UserError("lr: 3 is wrong; give 2"), "stop": Stopped("stopped"), "fault": KeyError("x")}[argv[0]]
-
-
 def lost_checks():
     return [("data found", False, "fetch it")]
-
-
-def job(value):
-    """A job of a sweep: `kind` says how it ends. It leaves a line in its file whenever it begins."""
-    kind, file = value
-    with open(file, "a") as log:
-        log.write(f"{os.getpid()}\n")
-    if kind == "fails":
-        raise ValueError("no good")
-    if kind == "exits":
-        sys.exit(5)
-    if kind == "dies" or (kind == "dies once" and len(Path(file).read_text().splitlines()) == 1):
-        time.sleep(0.5)
-        os.kill(os.getpid(), signal.SIGKILL)
-    if kind == "is deaf at first":
-        time.sleep(1.5)
-    if kind in ("waits", "is deaf at first"):
-        with stop_on_signals() as stop:
-            for _ in range(3000):
-                if stop:
-                    Path(f"{file}.saved").write_text(str(stop.name))
-                    return Done("stopped", "saved")
-                time.sleep(0.01)
-    if kind == "slow":
-        time.sleep(1.0)
-    return Done("done", "")
-
-
-def sweep_verb(argv):
-    """`sweep FOLDER KIND...`: one job of each kind on two workers."""
-    jobs = {f"{i}-{kind}": (kind, str(Path(argv[0]) / f"{i}")) for i, kind in enumerate(argv[1:])}
-    with stop_on_signals() as stop:
-        for name, done in run_in_processes(job, jobs, 2, stop):
-            print(f"{name}: {done.state}: {done.reason}", flush=True)
-    if stop:
-        raise Stopped("sweep stopped")
 
 
 STUDY = Study(
@@ -163,13 +120,12 @@ STUDY = Study(
     question="Does a line fit?",
     verbs={
         "train": ("fit", "toy:train_verb"),
-        "sweep": ("fit many", "toy:sweep_verb"),
-        "fail": ("fail", "toy:fail_verb"),
+        "sweep": ("run jobs", "toy_jobs:sweep_verb"),
+        "fail": ("fail", "toy_jobs:fail_verb"),
     },
     report="toy:report_run",
     resume="toy:resume_run",
 )
 
 if __name__ == "__main__":
-    # Workers import this file as another name than "toy".
     sys.exit(main(STUDY))

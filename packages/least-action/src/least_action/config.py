@@ -67,7 +67,9 @@ class TrainerConfig:
     """Largest norm of the whole gradient; null: no clipping."""
     warmup_epochs: int = 0
     """Epochs over which the learning rate rises linearly from 0."""
-    recipe: Literal["none", "bounded_sphere", "constrained_norm", "orthograd_stablemax", "grokfast", "muon"] = "none"
+    recipe: Literal[
+        "none", "bounded_sphere", "constrained_norm", "orthograd", "orthograd_stablemax", "grokfast", "muon"
+    ] = "none"
     """One acceleration recipe; recipes.py gives each with its source."""
     sphere_temperature: float = 10.0
     """bounded_sphere: logits are this times a cosine."""

@@ -4,8 +4,9 @@ Recipes (`TrainerConfig.recipe`), each with its source:
 - bounded_sphere: residual stream of unit length, cosine logits (Yildirim 2026, arXiv:2603.05228); in models.py.
 - constrained_norm: after every update all weights are scaled back to `constrained_norm_alpha` times their initial
   norm, without weight decay (Liu et al. 2023, Omnigrok, arXiv:2210.01117).
-- orthograd_stablemax: each tensor's gradient loses its component along the tensor and keeps its length; the softmax
-  in the loss becomes StableMax (Prieto et al. 2025, arXiv:2501.04697); the loss is in losses.py.
+- orthograd: each tensor's gradient loses its component along the tensor and keeps its length;
+- orthograd_stablemax: the same, and the softmax in the loss becomes StableMax, which is in losses.py (both Prieto et
+  al. 2025, arXiv:2501.04697).
 - grokfast: a moving average of the gradient is added to it (Lee et al. 2024, arXiv:2405.20233, Algorithm EMA).
 - muon: orthogonalised momentum for weight matrices, AdamW for the rest (Jordan et al. 2024; Tveit et al. 2025,
   arXiv:2504.16041, for grokking).
@@ -76,7 +77,7 @@ def transform_gradients(
     config: TrainerConfig,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The recipe's gradients and, for grokfast, the new averages (empty `averages`: none yet)."""
-    if config.recipe == "orthograd_stablemax":
+    if config.recipe.startswith("orthograd"):
         return {name: orthogonal_gradient(weights[name], g) for name, g in gradients.items()}, {}
     if config.recipe == "grokfast":
         new = {n: grokfast_average(averages.get(n, g), g, config.grokfast_alpha) for n, g in gradients.items()}

@@ -103,7 +103,7 @@ class StackedTraining:
                 largest = config.grad_clip
                 factor_S: Tensor = vmap(lambda g: clip_factor(g, largest))(gradients)
                 gradients = {name: g * _lanes(factor_S, g) for name, g in gradients.items()}
-            if config.recipe in ("orthograd_stablemax", "grokfast"):
+            if config.recipe in ("orthograd", "orthograd_stablemax", "grokfast"):
                 transform = vmap(lambda w, g, m: transform_gradients(w, g, m, config))
                 gradients, new = transform(self.weights, gradients, self.averages or gradients)
                 for name, average in new.items():

@@ -1,0 +1,236 @@
+"""Results and reports: self-contained, escaped, never a number where there is none."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from studycore.claims import Statement, judge, not_run
+from studycore.errors import UserError
+from studycore.figures import new_figure, save_figure
+from studycore.files import read_json
+from studycore.report import Picture, Report, Table, claims_text, number, write_index, write_report, write_results
+from studycore.statistics import Interval
+
+HOSTILE = '<script>alert("x")</script> & \'q\' | `c`\nnew {{ line }}'
+STATEMENT = Statement("a", "it is larger", "somebody", "about 2", "bits", 1.0, "above")
+CLAIMS = [judge(STATEMENT, Interval(1.5, 1.2, 1.8, 7), "seven seeds"), not_run(STATEMENT, "no seeds")]
+VOID = {"meta", "link", "img", "br", "hr", "input", "path", "use", "rect"}
+
+
+class Page(HTMLParser):
+    """Elements with their attributes; an element that is not closed, or closed twice, is an error."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.open, self.words = [], [], []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.words).split())
+
+
+def picture(path):
+    figure, axis = new_figure(2, 2)
+    axis.plot([1, 2], label="a")
+    axis.legend()
+    return Picture(save_figure(figure, path), "what it shows")
+
+
+@pytest.fixture
+def finished(new_run):
+    """A finished run with results."""
+
+    def make(name="run", verb="train", claims=CLAIMS, **changes):
+        run = new_run(name, verb=verb, **changes)
+        write_results(run.folder, "studycore", verb, {"loss": 0.5}, claims)
+        run.finish("done", "")
+        return run.folder
+
+    return make
+
+
+def full(folder):
+    table = Table("Numbers", ("name", "value"), [("a", 0.123456), ("b", None), ("c", 12345678)], "A note.")
+    folded = Table("Details", ("x",), [(1,)], folded=True)
+    pictures = [picture(folder / "figures" / "p.svg"), picture(folder / "figures" / "more" / "p.svg"), picture(folder / "p.png")]
+    return Report("Title", "Question?", "Answer.", [table, folded], pictures, ["a deviation"])
+
+
+def test_results_hold_what_the_contract_names_and_no_nan(tmp_path):
+    write_results(tmp_path, "toy", "train", {"loss": 1.0}, CLAIMS)
+    assert read_json(tmp_path / "results.json") == {
+        "schema_version": 1, "study": "toy", "verb": "train", "metrics": {"loss": 1.0}, "claims": CLAIMS,
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="JSON"):
+        write_results(tmp_path, "toy", "train", {"loss": float("nan")}, [])
+
+
+def test_a_report_says_everything_once(finished):
+    folder = finished()
+    path = write_report(folder, full(folder))
+    page, text = Page(path.read_text()), (folder / "report.md").read_text()
+    for words in ("Title", "Question?", "Answer.", "Numbers", "0.123", "12,345,678", "A note.", "Details", "what it shows",
+                  "a deviation", "it is larger", "1.5 [1.2, 1.8] bits", "about 2", "seven seeds", "studycore train"):  # fmt: skip
+        assert words in page.text, words
+        assert words in text or words == "seven seeds", words
+    assert "lr: 0.1" in page.text  # the configuration
+    assert page.text.index("Numbers") < page.text.index("what it shows") < page.text.index("Details")
+
+
+def test_what_was_not_measured_is_not_run_and_never_a_number(finished):
+    folder = finished(claims=[CLAIMS[1]])
+    page = Page(write_report(folder, Report("T", "Q", "A", [Table("N", ("a",), [(None,)])])).read_text())
+    assert page.text.count("not run") >= 4  # verdict, figure, cell, the note on verdicts
+    assert "None" not in page.text
+    markdown = (folder / "report.md").read_text()
+    assert "| not run | it is larger | not run: no seeds | 0 |" in markdown
+    assert "None" not in markdown
+
+
+def test_a_missing_value_is_an_error_and_not_a_blank(finished):
+    import jinja2
+
+    folder = finished(claims=[{k: v for k, v in CLAIMS[0].items() if k != "predicted"}])
+    with pytest.raises(jinja2.UndefinedError):
+        write_report(folder, Report("T", "Q", "A"))
+    assert not (folder / "report.html").exists()
+    with pytest.raises(UserError, match="results.json: there is no such file"):
+        write_report(folder.parent, Report("T", "Q", "A"))
+
+
+def test_nothing_is_fetched_from_anywhere(finished, tmp_path):
+    folder = finished()
+    html = write_report(folder, full(folder)).read_text()
+    for tag, attributes in Page(html).elements:
+        assert tag not in ("script", "link", "iframe", "object", "embed", "base")
+        for name, value in attributes.items():
+            assert not name.startswith("on")
+            if name.split(":")[-1] in ("src", "href", "srcset", "action", "data"):
+                assert value.startswith(("#", "data:")), (tag, name, value)
+    assert not re.search(r"@import|url\((?!#)", html)
+    for _, attributes in Page(write_index(tmp_path).read_text()).elements:
+        assert ":" not in attributes.get("href", "")
+
+
+def test_hostile_text_stays_text(finished, tmp_path):
+    statement = Statement("a", HOSTILE, HOSTILE, HOSTILE, HOSTILE, 1.0, "above")
+    claims = [judge(statement, Interval(1.5, 1.2, 1.8, 7), HOSTILE), not_run(statement, HOSTILE)]
+    folder = finished("studycore/a b#?<i>", claims=claims, config={"x": HOSTILE}, argv=[HOSTILE])
+    shown = picture(folder / "figures" / 'p"<b>.svg')
+    shown.caption = HOSTILE
+    table = Table(HOSTILE, (HOSTILE, "b"), [(HOSTILE, 1)], HOSTILE)
+    path = write_report(folder, Report(HOSTILE, HOSTILE, HOSTILE, [table], [shown], [HOSTILE]))
+    plain = Page(path.read_text())
+    assert not {"script", "i", "b"} & {tag for tag, _ in plain.elements}
+    assert plain.text.count('<script>alert("x")</script>') >= 12
+    index = Page(write_index(tmp_path).read_text())
+    assert not {"script", "i"} & {tag for tag, _ in index.elements}
+    assert {a["href"] for tag, a in index.elements if tag == "a"} == {"studycore/a%20b%23%3F%3Ci%3E/report.html"}
+
+
+def test_identifiers_of_several_pictures_are_distinct_and_found(finished):
+    folder = finished()
+    elements = Page(write_report(folder, full(folder)).read_text()).elements
+    ids = [attributes["id"] for _, attributes in elements if "id" in attributes]
+    assert len(ids) > 20
+    assert len(set(ids)) == len(ids)
+    used = [value for _, a in elements for name, value in a.items() if name.endswith("href") and value.startswith("#")]
+    used += [f"#{name}" for _, a in elements for value in a.values() if value for name in re.findall(r"url\(#(.*?)\)", value)]
+    assert used
+    assert {name[1:] for name in used} <= set(ids)
+
+
+def test_markdown_tables_are_well_formed(finished):
+    statement = Statement("a", "a | b", "s\nt", "p|q", "u|v", 1.0, "above")
+    folder = finished(claims=[judge(statement, Interval(1.5, 1.2, 1.8, 7), ""), not_run(statement, "w|x\ny")])
+    table = Table("T", ("a|b", "c"), [("x | y", None), ("line\nbreak", 1.0), ("\\|", True)])
+    write_report(folder, Report("T", "Q", "A", [table, Table("U", ("one",), [(1,), (2,)])]))
+    blocks = re.findall(r"(?:^\|.*\n)+", (folder / "report.md").read_text(), flags=re.MULTILINE)
+    widths = []
+    for block in blocks:
+        rows = [re.split(r"(?<!\\)\|", line) for line in block.splitlines()]
+        assert all(row[0] == row[-1] == "" for row in rows)
+        assert len({len(row) for row in rows}) == 1, block
+        assert all(cell == "---" for cell in rows[1][1:-1])
+        widths.append((len(rows) - 2, len(rows[0]) - 2))
+    assert widths == [(2, 6), (3, 2), (2, 1)]
+
+
+def test_the_same_run_gives_the_same_bytes(finished):
+    folder = finished()
+    one = write_report(folder, full(folder)).read_bytes()
+    assert write_report(folder, full(folder)).read_bytes() == one
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "not run"), (True, "True"), (1234567, "1,234,567"), (0.0, "0"), (-0.0, "0"), (3.0, "3"), (0.123456, "0.123"),
+        (123.456, "123"), (999.4, "999"), (999.6, "1,000"), (12345.6, "12,346"), (1e6, "1.00e+06"), (1.5e-7, "1.5e-07"),
+        (-0.5, "-0.5"), ("text", "text"), (float("nan"), "nan"), (float("inf"), "inf"),
+    ],
+)  # fmt: skip
+def test_numbers(value, text):
+    assert number(value) == text
+
+
+def test_claims_for_a_terminal():
+    lines = claims_text(CLAIMS).splitlines()
+    assert lines[0].split() == ["SUPPORTED", "it", "is", "larger"]
+    assert lines[1].strip() == "measured 1.5 [1.2, 1.8] bits, n = 7; predicted about 2"
+    assert lines[2].split()[:2] == ["NOT", "RUN"]
+    assert lines[3].strip() == "no seeds"
+
+
+def test_the_index_has_every_claim_of_the_newest_finished_run_of_each_verb(finished, new_run, tmp_path, capsys):
+    assert "No runs yet" in write_index(tmp_path / "fresh").read_text()
+
+    def claim(text):
+        return [judge(Statement(text, text, "s", "p", "u", 0.0, "above"), Interval(1, 0.5, 2, 3), "")]
+
+    runs = tmp_path / "runs"
+    for name, verb, text, started in (
+        ("one/a", "train", "older claim", "2020"), ("one/b", "train", "newer claim", "2021"), ("one/c", "sweep", "sweep claim", "2019"),
+        ("two/a", "train", "claim of two", "2018"), ("two/b", "train", "damaged claim", "2022"),
+    ):  # fmt: skip
+        folder = finished(f"runs/{name}", verb, claim(text))
+        manifest = read_json(folder / "manifest.json")
+        manifest["times"]["started"] = started
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        if name != "one/c":
+            write_report(folder, Report("T", "Q", "A"))
+    (runs / "two" / "b" / "results.json").write_text("{")
+    new_run("runs/two/c").close()
+    (runs / "two" / "d").mkdir()
+    (runs / "two" / "d" / "manifest.json").write_text("{")
+    (runs / "empty").mkdir()
+    (runs / "a file").write_text("")
+    page = Page(write_index(runs).read_text())
+    for words in ("newer claim", "sweep claim", "claim of two", "interrupted", "All 3 runs", "one/a"):
+        assert words in page.text, words
+    for words in ("older claim", "damaged claim", "empty", "two/d"):
+        assert words not in page.text, words
+    links = [a["href"] for tag, a in page.elements if tag == "a"]
+    assert all((runs / link).exists() for link in links if "one/c" not in link)
+    errors = capsys.readouterr().err
+    assert "two/b/results.json" in errors
+    assert "two/d/manifest.json" in errors
