@@ -13,10 +13,26 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = sorted(path.parent for path in [ROOT / "shared/pyproject.toml", *ROOT.glob("packages/*/pyproject.toml")])
-PROJECTS = {folder.name: tomllib.loads((folder / "pyproject.toml").read_text())["project"] for folder in FOLDERS}
-SOURCES = {folder.name: next((folder / "src").glob("*/__init__.py")).parent for folder in FOLDERS}
-COMMANDS = [(folder, command) for folder, project in PROJECTS.items() for command in project["scripts"]]
+FOLDERS = sorted(
+    path.parent
+    for path in [
+        ROOT / "shared/pyproject.toml",
+        *ROOT.glob("packages/*/pyproject.toml"),
+    ]
+)
+PROJECTS = {
+    folder.name: tomllib.loads((folder / "pyproject.toml").read_text())["project"]
+    for folder in FOLDERS
+}
+SOURCES = {
+    folder.name: next((folder / "src").glob("*/__init__.py")).parent
+    for folder in FOLDERS
+}
+COMMANDS = [
+    (folder, command)
+    for folder, project in PROJECTS.items()
+    for command in project["scripts"]
+]
 each_package = pytest.mark.parametrize("folder", list(PROJECTS))
 
 
@@ -36,11 +52,21 @@ class Installed:
         self.run(*pip, "check")
 
     def run(self, *command: str | Path) -> str:
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON") and k != "VIRTUAL_ENV"}
+        environment = {
+            k: v
+            for k, v in os.environ.items()
+            if not k.startswith("PYTHON") and k != "VIRTUAL_ENV"
+        }
         done = subprocess.run(
-            list(map(str, command)), cwd=self.outside, env=environment, capture_output=True, text=True
+            list(map(str, command)),
+            cwd=self.outside,
+            env=environment,
+            capture_output=True,
+            text=True,
         )
-        assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}"
+        assert done.returncode == 0, (
+            f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}"
+        )
         return done.stdout
 
     def python(self, code: str, *arguments: str) -> str:
@@ -74,13 +100,17 @@ def test_every_module_imports(installed, folder):
                 importlib.import_module(module.name)
         print(package.__file__)
     """
-    assert Path(installed.python(code, SOURCES[folder].name)).is_relative_to(installed.bin.parent)
+    assert Path(installed.python(code, SOURCES[folder].name)).is_relative_to(
+        installed.bin.parent
+    )
 
 
 @pytest.mark.parametrize(("folder", "command"), COMMANDS)
 def test_console_script(installed, folder, command):
     assert command in installed.run(installed.bin / command, "--help")
-    assert PROJECTS[folder]["version"] in installed.run(installed.bin / command, "--version")
+    assert PROJECTS[folder]["version"] in installed.run(
+        installed.bin / command, "--version"
+    )
 
 
 @each_package
@@ -88,14 +118,27 @@ def test_package_data_is_there(installed, folder):
     """Everything beside the modules: configurations, the report's templates."""
     source = SOURCES[folder]
     data = [
-        path.relative_to(source) for path in source.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")
+        path.relative_to(source)
+        for path in source.rglob("*")
+        if path.is_file() and path.suffix not in (".py", ".pyc")
     ]
-    assert any(path.match("configs/*.yaml" if folder != "shared" else "templates/report.html.*") for path in data)
+    assert any(
+        path.match(
+            "configs/*.yaml" if folder != "shared" else "templates/report.html.*"
+        )
+        for path in data
+    )
     package = installed.python(
-        "import importlib, sys; print(importlib.import_module(sys.argv[1]).__path__[0])", source.name
+        "import importlib, sys; print(importlib.import_module(sys.argv[1]).__path__[0])",
+        source.name,
     )
     assert [str(path) for path in data if not (Path(package) / path).is_file()] == []
 
 
 def test_no_module_is_named_shared(installed):
-    assert installed.python("import importlib.util; print(importlib.util.find_spec('shared'))") == "None"
+    assert (
+        installed.python(
+            "import importlib.util; print(importlib.util.find_spec('shared'))"
+        )
+        == "None"
+    )

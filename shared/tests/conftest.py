@@ -35,7 +35,7 @@ def new_run(tmp_path):
 
 @pytest.fixture
 def start():
-    """Starts `python SCRIPT ARGUMENTS` with a script of this folder; whatever still runs when the test ends is killed."""
+    """Starts `python SCRIPT ARGUMENTS` of this folder; whatever still runs when the test ends is killed."""
     started = []
 
     def run(script, *arguments, **kwargs):

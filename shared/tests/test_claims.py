@@ -35,7 +35,13 @@ def test_a_claim_holds_what_the_contract_names():
 
 def test_without_inputs_there_is_no_number():
     claim = not_run(ABOVE, "no seeds")
-    assert (claim["measured"], claim["interval95"], claim["n"], claim["verdict"], claim["why"]) == (None, None, 0, "not run", "no seeds")
+    assert (claim["measured"], claim["interval95"], claim["n"], claim["verdict"], claim["why"]) == (
+        None,
+        None,
+        0,
+        "not run",
+        "no seeds",
+    )
     assert set(claim) == set(judge(ABOVE, Interval(1.5, 1.2, 1.8, 7), ""))
 
 

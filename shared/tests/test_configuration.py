@@ -135,7 +135,9 @@ def test_values_are_read_alike_from_a_flag_and_a_file(file, name, text, value):
     from_flag = read(f"--{name}", text)[0][name]
     from_file = read("--config", str(file(f"{name}: {text}")))[0][name]
     checked = check_types(Training, read_yaml(file(f"{name}: {text}")))[name]
-    assert (from_flag, type(from_flag)) == (from_file, type(from_file)) == (checked, type(checked)) == (value, type(value))
+    assert (
+        (from_flag, type(from_flag)) == (from_file, type(from_file)) == (checked, type(checked)) == (value, type(value))
+    )
 
 
 def test_text_stays_text_and_mappings_are_read(file):
@@ -223,7 +225,9 @@ def test_garbage_is_always_the_users_mistake(file):
     def structure(depth):
         kind = draw.randrange(9 if depth else 6)
         if kind > 6:
-            return {draw.choice(["epochs", "base", "x", 1, None]): structure(depth - 1) for _ in range(draw.randrange(3))}
+            return {
+                draw.choice(["epochs", "base", "x", 1, None]): structure(depth - 1) for _ in range(draw.randrange(3))
+            }
         if kind == 6:
             return [structure(depth - 1) for _ in range(draw.randrange(3))]
         return draw.choice([None, True, 3, -1e300, float("inf"), "text", "1e-8", "{", "\x00", "é", ""])
@@ -321,7 +325,14 @@ def test_differences_name_each_field_that_differs():
 
 
 def test_yaml_comes_back_as_it_was(file):
-    values = {"b": 1e-8, "a": None, "c": [True, "1e-8", "null", "2001-01-01"], "d": {"x": -1.5e300}, "e": "1:30", "f": 3}
+    values = {
+        "b": 1e-8,
+        "a": None,
+        "c": [True, "1e-8", "null", "2001-01-01"],
+        "d": {"x": -1.5e300},
+        "e": "1:30",
+        "f": 3,
+    }
     again = read_yaml(file(to_yaml(values)))
     assert again == values
     assert list(again) == list(values)

@@ -48,7 +48,12 @@ def test_the_device_asked_for_or_the_best_there_is(monkeypatch):
 
 def test_several_devices_get_a_process_each(execv, monkeypatch):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    for count, asked, device, processes in ((4, None, "auto", 4), (4, None, "cuda", 4), (4, 2, "auto", 2), (0, 3, "cpu", 3)):
+    for count, asked, device, processes in (
+        (4, None, "auto", 4),
+        (4, None, "cuda", 4),
+        (4, 2, "auto", 2),
+        (0, 3, "cpu", 3),
+    ):
         monkeypatch.setattr(torch.cuda, "device_count", lambda count=count: count)
         with pytest.raises(Replaced):
             devices.relaunch("toy", ["train", "--lr", "1 2"], asked, device)

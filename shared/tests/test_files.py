@@ -31,7 +31,9 @@ def test_a_failed_replacement_leaves_the_old_file(tmp_path, monkeypatch):
 def test_content_then_name_are_made_durable(tmp_path, monkeypatch):
     done = []
     real_fsync, real_replace = os.fsync, os.replace
-    monkeypatch.setattr(os, "fsync", lambda handle: (done.append(os.readlink(f"/proc/self/fd/{handle}")), real_fsync(handle)))
+    monkeypatch.setattr(
+        os, "fsync", lambda handle: (done.append(os.readlink(f"/proc/self/fd/{handle}")), real_fsync(handle))
+    )
     monkeypatch.setattr(os, "replace", lambda a, b: (done.append("replace"), real_replace(a, b)))
     write_atomic(tmp_path / "a", "text")
     assert done == [str(tmp_path / f".a.{os.getpid()}.tmp"), "replace", str(tmp_path)]
@@ -50,7 +52,12 @@ def test_json_without_nan(tmp_path):
 
 
 def test_what_cannot_be_read_is_named(tmp_path):
-    for content, word in ((b"{", "not valid JSON"), (b"", "not valid JSON"), (b"\xff", "UTF-8"), (b"[" * 100000, "JSON")):
+    for content, word in (
+        (b"{", "not valid JSON"),
+        (b"", "not valid JSON"),
+        (b"\xff", "UTF-8"),
+        (b"[" * 100000, "JSON"),
+    ):
         (tmp_path / "a.json").write_bytes(content)
         with pytest.raises(UserError, match=rf"a\.json: .*{word}.*; "):
             read_json(tmp_path / "a.json")

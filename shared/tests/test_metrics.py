@@ -64,7 +64,9 @@ def test_rewinding_drops_later_rows_and_a_torn_line(tmp_path, log):
     again.append({"step": 11, "loss": 0.0})
     again.write_part()
     assert read_rows(again.path)[-1] == {"step": 11, "loss": 0.0}
-    steps = [s for path in sorted((tmp_path / "history").iterdir()) for s in parquet.read_table(path)["step"].to_pylist()]
+    steps = [
+        s for path in sorted((tmp_path / "history").iterdir()) for s in parquet.read_table(path)["step"].to_pylist()
+    ]
     assert steps == [0, 10, 10, 11]
     again.rewind(-1)
     assert again.path.read_bytes() == b""

@@ -13,7 +13,7 @@ from studycore.files import read_json
 from studycore.report import Picture, Report, Table, claims_text, number, write_index, write_report, write_results
 from studycore.statistics import Interval
 
-HOSTILE = '<script>alert("x")</script> & \'q\' | `c`\nnew {{ line }}'
+HOSTILE = "<script>alert(\"x\")</script> & 'q' | `c`\nnew {{ line }}"
 STATEMENT = Statement("a", "it is larger", "somebody", "about 2", "bits", 1.0, "above")
 CLAIMS = [judge(STATEMENT, Interval(1.5, 1.2, 1.8, 7), "seven seeds"), not_run(STATEMENT, "no seeds")]
 VOID = {"meta", "link", "img", "br", "hr", "input", "path", "use", "rect"}
@@ -71,7 +71,11 @@ def finished(new_run):
 def full(folder):
     table = Table("Numbers", ("name", "value"), [("a", 0.123456), ("b", None), ("c", 12345678)], "A note.")
     folded = Table("Details", ("x",), [(1,)], folded=True)
-    pictures = [picture(folder / "figures" / "p.svg"), picture(folder / "figures" / "more" / "p.svg"), picture(folder / "p.png")]
+    pictures = [
+        picture(folder / "figures" / "p.svg"),
+        picture(folder / "figures" / "more" / "p.svg"),
+        picture(folder / "p.png"),
+    ]
     return Report("Title", "Question?", "Answer.", [table, folded], pictures, ["a deviation"])
 
 
@@ -88,8 +92,9 @@ def test_a_report_says_everything_once(finished):
     folder = finished()
     path = write_report(folder, full(folder))
     page, text = Page(path.read_text()), (folder / "report.md").read_text()
-    for words in ("Title", "Question?", "Answer.", "Numbers", "0.123", "12,345,678", "A note.", "Details", "what it shows",
-                  "a deviation", "it is larger", "1.5 [1.2, 1.8] bits", "about 2", "seven seeds", "studycore train"):  # fmt: skip
+    said = ["Title", "Question?", "Answer.", "Numbers", "0.123", "12,345,678", "A note.", "Details", "what it shows"]
+    said += ["a deviation", "it is larger", "1.5 [1.2, 1.8] bits", "about 2", "seven seeds", "studycore train"]
+    for words in said:
         assert words in page.text, words
         assert words in text or words == "seven seeds", words
     assert "lr: 0.1" in page.text  # the configuration
@@ -113,7 +118,7 @@ def test_a_missing_value_is_an_error_and_not_a_blank(finished):
     with pytest.raises(jinja2.UndefinedError):
         write_report(folder, Report("T", "Q", "A"))
     assert not (folder / "report.html").exists()
-    with pytest.raises(UserError, match="results.json: there is no such file"):
+    with pytest.raises(UserError, match=r"results\.json: there is no such file"):
         write_report(folder.parent, Report("T", "Q", "A"))
 
 
@@ -154,7 +159,9 @@ def test_identifiers_of_several_pictures_are_distinct_and_found(finished):
     assert len(ids) > 20
     assert len(set(ids)) == len(ids)
     used = [value for _, a in elements for name, value in a.items() if name.endswith("href") and value.startswith("#")]
-    used += [f"#{name}" for _, a in elements for value in a.values() if value for name in re.findall(r"url\(#(.*?)\)", value)]
+    used += [
+        f"#{name}" for _, a in elements for value in a.values() if value for name in re.findall(r"url\(#(.*?)\)", value)
+    ]
     assert used
     assert {name[1:] for name in used} <= set(ids)
 
@@ -184,7 +191,8 @@ def test_the_same_run_gives_the_same_bytes(finished):
 @pytest.mark.parametrize(
     ("value", "text"),
     [
-        (None, "not run"), (True, "True"), (1234567, "1,234,567"), (0.0, "0"), (-0.0, "0"), (3.0, "3"), (0.123456, "0.123"),
+        (None, "not run"), (True, "True"), (1234567, "1,234,567"), (0.0, "0"), (-0.0, "0"), (3.0, "3"),
+        (0.123456, "0.123"),
         (123.456, "123"), (999.4, "999"), (999.6, "1,000"), (12345.6, "12,346"), (1e6, "1.00e+06"), (1.5e-7, "1.5e-07"),
         (-0.5, "-0.5"), ("text", "text"), (float("nan"), "nan"), (float("inf"), "inf"),
     ],
@@ -209,7 +217,8 @@ def test_the_index_has_every_claim_of_the_newest_finished_run_of_each_verb(finis
 
     runs = tmp_path / "runs"
     for name, verb, text, started in (
-        ("one/a", "train", "older claim", "2020"), ("one/b", "train", "newer claim", "2021"), ("one/c", "sweep", "sweep claim", "2019"),
+        ("one/a", "train", "older claim", "2020"), ("one/b", "train", "newer claim", "2021"),
+        ("one/c", "sweep", "sweep claim", "2019"),
         ("two/a", "train", "claim of two", "2018"), ("two/b", "train", "damaged claim", "2022"),
     ):  # fmt: skip
         folder = finished(f"runs/{name}", verb, claim(text))
@@ -219,7 +228,9 @@ def test_the_index_has_every_claim_of_the_newest_finished_run_of_each_verb(finis
         if name != "one/c":
             write_report(folder, Report("T", "Q", "A"))
     (runs / "two" / "b" / "results.json").write_text("{")
-    new_run("runs/two/c").close()
+    unfinished = new_run("runs/two/c")
+    write_results(unfinished.folder, "two", "train", {}, claim("unfinished claim"))
+    unfinished.close()
     (runs / "two" / "d").mkdir()
     (runs / "two" / "d" / "manifest.json").write_text("{")
     (runs / "empty").mkdir()
@@ -227,7 +238,7 @@ def test_the_index_has_every_claim_of_the_newest_finished_run_of_each_verb(finis
     page = Page(write_index(runs).read_text())
     for words in ("newer claim", "sweep claim", "claim of two", "interrupted", "All 3 runs", "one/a"):
         assert words in page.text, words
-    for words in ("older claim", "damaged claim", "empty", "two/d"):
+    for words in ("older claim", "damaged claim", "unfinished claim", "empty", "two/d"):
         assert words not in page.text, words
     links = [a["href"] for tag, a in page.elements if tag == "a"]
     assert all((runs / link).exists() for link in links if "one/c" not in link)

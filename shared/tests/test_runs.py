@@ -176,10 +176,14 @@ def test_recording_marks_failures(new_run):
     assert not is_writing(run.folder)
     # One that has said its last word keeps it.
     one, other = new_run("b"), new_run("c")
-    with pytest.raises(Stopped), recording(one, other):
+
+    def stop():
         one.finish("stopped", "by SIGTERM")
         other.finish("done", "")
         raise Stopped("stopped")
+
+    with pytest.raises(Stopped), recording(one, other):
+        stop()
     assert (stored(one.folder)["state"], stored(other.folder)["state"]) == ("stopped", "done")
     # An interrupt is no failure: the run can be resumed.
     run = new_run("d")
@@ -253,7 +257,10 @@ def test_runs_are_listed_oldest_first(new_run, tmp_path):
 def test_changes_of_the_environment_are_phrases(new_run):
     manifest = new_run().manifest
     assert environment_changes(manifest, DEVICES) == []
-    assert environment_changes(manifest, DEVICES | {"threads": 4, "device": "cuda"}) == ["device cpu -> cuda", "threads 1 -> 4"]
+    assert environment_changes(manifest, DEVICES | {"threads": 4, "device": "cuda"}) == [
+        "device cpu -> cuda",
+        "threads 1 -> 4",
+    ]
     manifest["versions"]["torch"] = "0.1"
     manifest["versions"]["no-such-library"] = "3"
     changes = environment_changes(manifest, DEVICES)

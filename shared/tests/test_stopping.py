@@ -13,12 +13,16 @@ from studycore.stopping import StopFlag, stop_on_signals
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_raises_the_flag_and_the_handlers_come_back(number):
     former = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
-    with pytest.raises(ZeroDivisionError), stop_on_signals() as stop:
+
+    def fail(stop):
         assert not stop
         os.kill(os.getpid(), number)
         assert stop
         assert stop.name == number.name
         raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), stop_on_signals() as stop:
+        fail(stop)
     assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == former
     with stop_on_signals() as stop:
         assert not stop
@@ -34,7 +38,9 @@ with stop_on_signals(patient=PATIENT):
     print("still here")
 """
     for patient, expected in ((False, (143, "")), (True, (0, "still here\n"))):
-        done = subprocess.run([sys.executable, "-c", code.replace("PATIENT", str(patient))], capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-c", code.replace("PATIENT", str(patient))], capture_output=True, text=True
+        )
         assert (done.returncode, done.stdout) == expected
 
 

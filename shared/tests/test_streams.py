@@ -11,12 +11,26 @@ def test_known_values():
     assert derive_seed(42, "init", "layers.0.weight") == 6565277325715250756
     assert derive_seed(42, "batches", 7) == 7369642942623495292
     assert torch.randint(0, 1000, (5,), generator=generator(1, "x")).tolist() == [394, 539, 578, 820, 571]
-    assert torch.randn(3, generator=generator(1, "x")).tolist() == pytest.approx([0.17794147, 0.91581243, 0.14650051], abs=1e-6)
+    assert torch.randn(3, generator=generator(1, "x")).tolist() == pytest.approx(
+        [0.17794147, 0.91581243, 0.14650051], abs=1e-6
+    )
     assert torch.randperm(8, generator=generator(1, "x")).tolist() == [2, 4, 1, 3, 7, 5, 0, 6]
 
 
 def test_every_name_gives_its_own_stream():
-    names = [(0,), (1,), (0, "a"), (0, "b"), (0, "a", 1), (0, "a", 2), (0, "a1"), (0, "a", "1"), (0, "a", "b"), (0, "a, b"), (-1,)]
+    names = [
+        (0,),
+        (1,),
+        (0, "a"),
+        (0, "b"),
+        (0, "a", 1),
+        (0, "a", 2),
+        (0, "a1"),
+        (0, "a", "1"),
+        (0, "a", "b"),
+        (0, "a, b"),
+        (-1,),
+    ]
     seeds = [derive_seed(*name) for name in names]
     assert len(set(seeds)) == len(names)
     assert all(0 <= seed < 2**63 for seed in seeds)

@@ -40,7 +40,8 @@ def test_names():
     ("value", "text"),
     [
         (1e-3, "1e-3"), (3e-4, "3e-4"), (1.5e-5, "1.5e-5"), (1.0, "1.0"), (0.75, "0.75"), (0.01, "0.01"), (0.0, "0.0"),
-        (1e4, "1e4"), (2.5e6, "2.5e6"), (-1e-3, "-1e-3"), (17, "17"), (100000, "100000"), ("add", "add"), (True, "True"),
+        (1e4, "1e4"), (2.5e6, "2.5e6"), (-1e-3, "-1e-3"), (17, "17"), (100000, "100000"), ("add", "add"),
+        (True, "True"),
         (None, "None"),
     ],
 )  # fmt: skip
@@ -117,7 +118,9 @@ def test_each_job_ends_in_its_own_way_and_stops_no_other(start, tmp_path):
     ]  # fmt: skip
     begun = [len((tmp_path / f"{i}").read_text().splitlines()) for i in range(8)]
     assert begun == [1, 1, 2, 1, 1, 2, 1, 1]
-    assert errors.splitlines() == [f"the process of {name} died; it goes on from its checkpoint" for name in ("2-dies", "5-dies once")]
+    assert errors.splitlines() == [
+        f"the process of {name} died; it goes on from its checkpoint" for name in ("2-dies", "5-dies once")
+    ]
 
 
 @pytest.mark.parametrize("how", ["SIGTERM", "Ctrl-C"])

@@ -1,4 +1,4 @@
-"""Jobs of a sweep that end in every way: `toy_jobs.py sweep FOLDER KIND...`. No torch, so that workers start at once."""
+"""Jobs of a sweep that end in every way: `toy_jobs.py sweep FOLDER KIND...`. Without torch: quick."""
 
 import os
 import signal

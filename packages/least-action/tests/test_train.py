@@ -295,3 +295,12 @@ def test_a_loss_that_is_not_finite_ends_the_run_in_one_sentence(small, tmp_path)
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert manifest["state"] == "failed"
     assert "lr" in manifest["reason"]
+
+
+def test_a_tracker_that_is_not_installed_is_refused(small, tmp_path, monkeypatch):
+    import least_action.train as module
+
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="--tracker: wandb is not installed"):
+        train(small(), tmp_path / "run", RunOptions(device="cpu", threads=1, tracker="wandb"), quiet=True)
+    assert not (tmp_path / "run").exists()

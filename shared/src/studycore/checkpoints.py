@@ -109,7 +109,9 @@ def _write(
     for name in FILES:
         with open(temporary / name, "rb") as file:
             os.fsync(file.fileno())
-    write_json(temporary / "manifest.json", {"step": step, "sha256": {name: sha256(temporary / name) for name in FILES}})
+    write_json(
+        temporary / "manifest.json", {"step": step, "sha256": {name: sha256(temporary / name) for name in FILES}}
+    )
     if target.exists():
         shutil.rmtree(target)
     os.replace(temporary, target)
@@ -120,7 +122,11 @@ def read_index(root: Path) -> dict[str, str]:
     """The names `last` and `best`; UserError when the file is damaged."""
     path = root / "index.json"
     index = read_json(path) if path.exists() else {}
-    if not isinstance(index, dict) or not set(index) <= {"last", "best"} or not all(isinstance(v, str) for v in index.values()):
+    if (
+        not isinstance(index, dict)
+        or not set(index) <= {"last", "best"}
+        or not all(isinstance(v, str) for v in index.values())
+    ):
         raise UserError(f"{path}: does not name the last and the best checkpoint; remove it, the next save writes it")
     return index
 
@@ -152,7 +158,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if not isinstance(sums, dict) or set(sums) != set(FILES) or not isinstance(manifest.get("step"), int):
         raise UserError(f"{path}/manifest.json: does not list {', '.join(FILES)} and the step; use another checkpoint")
     if path.name != f"step-{manifest['step']}":
-        raise UserError(f"{path}/manifest.json: is of step {manifest['step']}, the folder's name of another; use another checkpoint")
+        raise UserError(
+            f"{path}/manifest.json: is of step {manifest['step']}, the folder's name of another; use another checkpoint"
+        )
     for name, expected in sums.items():
         if not (path / name).exists():
             raise UserError(f"{path}/{name}: missing; use another checkpoint")
@@ -161,9 +169,13 @@ def load_checkpoint(path: Path) -> Checkpoint:
         except OSError as error:
             raise UserError(f"{path}/{name}: cannot be read ({error.strerror}); use another checkpoint") from None
         if found != expected:
-            raise UserError(f"{path}/{name}: its checksum differs from the manifest's (damaged); use another checkpoint")
+            raise UserError(
+                f"{path}/{name}: its checksum differs from the manifest's (damaged); use another checkpoint"
+            )
     tensors = {name: load_file(path / f"{name}.safetensors") for name in ("model", "optimizer", "probe")}
-    return Checkpoint(path, manifest["step"], read_json(path / "config.json"), state=read_json(path / "state.json"), **tensors)
+    return Checkpoint(
+        path, manifest["step"], read_json(path / "config.json"), state=read_json(path / "state.json"), **tensors
+    )
 
 
 def load_latest(root: Path) -> Checkpoint | None:
@@ -196,7 +208,9 @@ def rebuild(
     output: it passes other threads and library versions (rounding) and nothing that changes the function.
     """
     if expected is not None and (differing := differences(checkpoint.config, expected)):
-        raise UserError(f"{checkpoint.path}: of another architecture: {'; '.join(differing)}; use its own configuration")
+        raise UserError(
+            f"{checkpoint.path}: of another architecture: {'; '.join(differing)}; use its own configuration"
+        )
     model = build(checkpoint.config)
     try:
         model.load_state_dict(checkpoint.model, strict=True)
@@ -208,7 +222,11 @@ def rebuild(
         if not key.startswith("output"):
             continue
         got = outputs[key].detach().cpu()
-        apart = float((got - stored).abs().max() / stored.abs().max().clamp_min(1e-30)) if got.shape == stored.shape else float("inf")
+        apart = (
+            float((got - stored).abs().max() / stored.abs().max().clamp_min(1e-30))
+            if got.shape == stored.shape
+            else float("inf")
+        )
         if not apart <= tolerance:
             raise UserError(
                 f"{checkpoint.path}: replaying its probe changes {key} by {apart:.1e} of its maximum (allowed "

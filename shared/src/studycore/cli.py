@@ -151,13 +151,21 @@ def _runs(study: Study, argv: list[str]) -> None:
         for folder in (one, other):
             results = folder / "results.json"
             values = read_json(results)["metrics"] if results.exists() else {}
-            print(f"{folder.name}: " + (", ".join(f"{k} {number(v)}" for k, v in values.items() if not isinstance(v, dict | list)) or "no results yet"))
+            print(
+                f"{folder.name}: "
+                + (
+                    ", ".join(f"{k} {number(v)}" for k, v in values.items() if not isinstance(v, dict | list))
+                    or "no results yet"
+                )
+            )
         return
     found = list_runs(Path(options.runs_dir), study.name)
     if not found:
         print(f"no runs under {options.runs_dir}/{study.name}")
     for folder, manifest in found:
-        print(f"{folder}  {state_of(folder, manifest)}  {manifest['times'].get('seconds', 0):.0f} s  {manifest['reason']}")
+        print(
+            f"{folder}  {state_of(folder, manifest)}  {manifest['times'].get('seconds', 0):.0f} s  {manifest['reason']}"
+        )
 
 
 def _doctor(study: Study, argv: list[str]) -> None:
@@ -171,7 +179,11 @@ def _doctor(study: Study, argv: list[str]) -> None:
     options = parser.parse_args(argv)
     device, reason = choose_device("auto")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    there = next(path for path in [Path(options.runs_dir).absolute(), *Path(options.runs_dir).absolute().parents] if path.exists())
+    there = next(
+        path
+        for path in [Path(options.runs_dir).absolute(), *Path(options.runs_dir).absolute().parents]
+        if path.exists()
+    )
     free = shutil.disk_usage(there).free / 2**30
     cache = Path(os.environ.get("MPLCONFIGDIR") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     checks = [
@@ -188,7 +200,9 @@ def _doctor(study: Study, argv: list[str]) -> None:
         print(f"{'ok    ' if holds else 'LACKS '}{what}{'' if holds else f': {mend}'}")
     lacking = [what for what, holds, _ in checks if not holds]
     if lacking:
-        raise UserError(f"doctor: {len(lacking)} of {len(checks)} checks fail: {'; '.join(lacking)}; see above what to do")
+        raise UserError(
+            f"doctor: {len(lacking)} of {len(checks)} checks fail: {'; '.join(lacking)}; see above what to do"
+        )
 
 
 def _writable(folder: Path) -> bool:

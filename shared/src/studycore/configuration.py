@@ -139,7 +139,11 @@ def _sentence(message: str, classes: Sequence[type]) -> str:
         value = wrong.group(2) or "''"
         return f"{wrong.group(1)}: {value} does not fit; give {_words(types[wrong.group(1)])}"
     if bare := re.search(r"argument --(\w+): expected one argument", message):
-        return f"{bare.group(1)}: no value is given; give {_words(types[bare.group(1)])}" if bare.group(1) in types else message
+        return (
+            f"{bare.group(1)}: no value is given; give {_words(types[bare.group(1)])}"
+            if bare.group(1) in types
+            else message
+        )
     if unknown := re.search(r"(?:Option '|unrecognized arguments: --|Key ')([A-Za-z_]\w*)", message):
         return _unknown(unknown.group(1), classes)
     if loose := re.search(r"unrecognized arguments: (.*)", message):
@@ -161,7 +165,15 @@ def _words(hint: Any) -> str:
         return f"one of {', '.join(map(repr, get_args(hint)))}"
     if get_origin(hint) is dict and (each := get_args(hint)[1]) is not Any:
         return f"a mapping, each value {_words(each)}"
-    plain = {type(None): "null", int: "an int", float: "a float", bool: "true or false", str: "text", dict: "a mapping", list: "a list"}
+    plain = {
+        type(None): "null",
+        int: "an int",
+        float: "a float",
+        bool: "true or false",
+        str: "text",
+        dict: "a mapping",
+        list: "a list",
+    }
     return plain.get(get_origin(hint) or hint, str(hint))
 
 
@@ -213,7 +225,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
             raise UserError(f"{path}: holds no mapping; write one 'field: value' a line")
         for name, value in values.items():
             if not _is_plain({name: value}):
-                raise UserError(f"{path}: {name}: holds what JSON cannot; use text, finite numbers, true, false, null, lists, mappings")
+                raise UserError(
+                    f"{path}: {name}: holds what JSON cannot; use text, finite numbers, true, false, null, lists, mappings"
+                )
     except (yaml.YAMLError, RecursionError) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}; mend it there") from None
     return values
@@ -235,6 +249,8 @@ _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
+
+
 class _Dumper(yaml.SafeDumper):
     """Quotes text that _Loader would take for a number."""
 

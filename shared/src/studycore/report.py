@@ -49,7 +49,9 @@ class Report:
     """Deviations, limits, decisions."""
 
 
-def write_results(folder: Path, study: str, verb: str, metrics: Mapping[str, Any], claims: Sequence[Mapping[str, Any]]) -> None:
+def write_results(
+    folder: Path, study: str, verb: str, metrics: Mapping[str, Any], claims: Sequence[Mapping[str, Any]]
+) -> None:
     """results.json; ValueError for NaN or infinity."""
     write_json(
         folder / "results.json",
@@ -66,11 +68,15 @@ def write_report(folder: Path, report: Report) -> Path:
         "claims": results["claims"],
         "manifest": manifest,
         "config": config,
-        "pictures": [(_inline(picture.path, f"picture{i}"), picture.caption) for i, picture in enumerate(report.pictures)],
+        "pictures": [
+            (_inline(picture.path, f"picture{i}"), picture.caption) for i, picture in enumerate(report.pictures)
+        ],
     }
     page = _environment().get_template("report.html.j2").render(context)
     write_atomic(folder / "report.html", page)
-    context["pictures"] = [(picture.path.relative_to(folder).as_posix(), picture.caption) for picture in report.pictures]
+    context["pictures"] = [
+        (picture.path.relative_to(folder).as_posix(), picture.caption) for picture in report.pictures
+    ]
     write_atomic(folder / "report.md", _environment(escape=False).get_template("report.md.j2").render(context))
     return folder / "report.html"
 

@@ -137,7 +137,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not (folder / "manifest.json").exists():
         raise UserError(f"{folder}: holds no manifest.json, so it is no run folder; `runs` lists those there are")
     manifest = read_json(folder / "manifest.json")
-    lacks = [key for key, form in FORM.items() if not isinstance(manifest, dict) or not isinstance(manifest.get(key), form)]
+    lacks = [
+        key for key, form in FORM.items() if not isinstance(manifest, dict) or not isinstance(manifest.get(key), form)
+    ]
     if not lacks and "started" not in manifest["times"]:
         lacks = ["times.started"]
     if lacks:
@@ -178,8 +180,12 @@ def state_of(folder: Path, manifest: Mapping[str, Any]) -> str:
 
 def environment_changes(manifest: Mapping[str, Any], devices: Mapping[str, Any]) -> list[str]:
     """What the bitwise promise depends on and has changed since the run began: phrases, empty when nothing has."""
-    then = dict(manifest["versions"]) | {key: manifest["devices"].get(key) for key in ("device", "threads", "world_size")}
-    here = library_versions(tuple(manifest["versions"])) | {key: devices.get(key) for key in ("device", "threads", "world_size")}
+    then = dict(manifest["versions"]) | {
+        key: manifest["devices"].get(key) for key in ("device", "threads", "world_size")
+    }
+    here = library_versions(tuple(manifest["versions"])) | {
+        key: devices.get(key) for key in ("device", "threads", "world_size")
+    }
     return [f"{key} {then[key]} -> {here.get(key)}" for key in then if then[key] != here.get(key)]
 
 
@@ -215,7 +221,7 @@ def git_state(source: Path) -> dict[str, Any]:
 
 def _lock(folder: Path) -> TextIO:
     """An exclusive lock that the system drops when the process ends, however it ends."""
-    file = open(folder / ".lock", "w")
+    file = open(folder / ".lock", "w")  # noqa: SIM115 - open as long as the lock is held
     for _ in range(5):  # somebody who only looks holds it for a moment
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -17,7 +17,6 @@ from typing import Any
 from studycore.errors import UserError
 from studycore.stopping import StopFlag, stop_on_signals
 
-
 RESERVED = ("checkpoints", "figures", "history")
 """Folders that a sweep has for itself."""
 
@@ -58,16 +57,22 @@ def plan(
             try:
                 part = name.format(**{key: short(value) for key, value in values.items()})
             except KeyError as error:
-                raise UserError(f"name: '{name}' uses {error}, which the sweep does not set; name fields of base or grid") from None
+                raise UserError(
+                    f"name: '{name}' uses {error}, which the sweep does not set; name fields of base or grid"
+                ) from None
             except (ValueError, IndexError, AttributeError) as error:
-                raise UserError(f"name: '{name}' is no template ({error}); write fields in braces, such as lr{{lr}}") from None
+                raise UserError(
+                    f"name: '{name}' is no template ({error}); write fields in braces, such as lr{{lr}}"
+                ) from None
             label = "_".join(piece for piece in (arm, part) if piece) or "run"
             for seed in seeds:
                 full = f"{label}_s{seed}" if len(seeds) > 1 else label
                 planned.append(Planned(full, {**values, "seed": seed}, label, seed))
     names = [run.name for run in planned]
     if unfit := [name for name in names if not re.fullmatch(r"\w[\w.,+=@-]*", name) or name in RESERVED]:
-        raise UserError(f"name: '{unfit[0]}' cannot be a run's folder; use letters, digits and _.,+=@- in names of arms and runs")
+        raise UserError(
+            f"name: '{unfit[0]}' cannot be a run's folder; use letters, digits and _.,+=@- in names of arms and runs"
+        )
     doubled = sorted({name for name in names if names.count(name) > 1})
     if doubled:
         raise UserError(f"name: several runs would be called {', '.join(doubled)}; name every field that varies")

@@ -8,6 +8,7 @@ from typing import Any
 from least_action.claims import RunSummary, make_claims
 from least_action.config import TrainerConfig
 from least_action.events import find_events
+from least_action.metrics.numerics import find_slingshots
 from least_action.models import PairModel, count_parameters
 from least_action.record import load_run_checkpoint, read_config
 from least_action.visualize import save_all_visualizations
@@ -19,6 +20,8 @@ from studycore.report import Picture, Report, Table, claims_text, write_report, 
 from studycore.runs import read_manifest
 from studycore.statistics import Survival, kaplan_meier
 
+SLINGSHOT_WINDOW = 10
+"""Evaluations over which a tenfold rise of the training loss counts as a slingshot."""
 QUESTION = "When does a network that has memorised modular arithmetic come to generalise, and what speeds it up?"
 
 
@@ -38,6 +41,7 @@ def write_run_report(folder: Path, config: TrainerConfig, model: PairModel) -> N
         **{k: last[k] for k in ("epoch", "step", "train_loss", "test_loss", "train_acc", "test_acc")},
         "best_test_acc": max(row["test_acc"] for row in run.rows),
         **{name: value for name, value in run.events.as_dict().items() if value is not None},
+        "slingshots": len(find_slingshots([row["train_loss"] for row in run.rows], SLINGSHOT_WINDOW)),
         "parameters": count_parameters(model),
     }
     write_results(folder, "least-action", "train", metrics, make_claims([run]))

@@ -8,6 +8,7 @@ import dataclasses
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ from least_action.config import RunOptions, TrainerConfig
 from least_action.data import ModularArithmeticDataset, Pairs, SequenceArithmeticDataset
 from least_action.events import find_events
 from least_action.losses import LeastActionLoss
-from least_action.metrics.training import Probe, measure
+from least_action.metrics.training import MetricsHistory, Probe, measure
 from least_action.models import Output, PairModel, count_parameters, create_model
 from least_action.recipes import (
     create_optimizers,
@@ -96,6 +97,8 @@ def train(
     if device == "mps" and "float64" in (config.dtype, config.loss_dtype):
         raise UserError("loss_dtype, dtype: float64 does not exist on mps; give --loss-dtype float32 --dtype float32")
     tracker = None if options.tracker == "none" else options.tracker
+    if tracker and find_spec(tracker) is None:
+        raise UserError(f"--tracker: {tracker} is not installed; `pip install {tracker}`, or leave --tracker out")
     ddp = DistributedDataParallelKwargs(find_unused_parameters=True)  # a routed layer's last state is not used
     accelerator = Accelerator(cpu=device == "cpu", log_with=tracker, project_dir=folder, kwargs_handlers=[ddp])
     main, rank, world = accelerator.is_main_process, accelerator.process_index, accelerator.num_processes
@@ -242,3 +245,17 @@ def train(
         if outcome != "done":
             raise Stopped(f"{outcome} and saved; `least-action resume {folder}` continues")
     return folder
+
+
+@dataclasses.dataclass(frozen=True)
+class Trainer:
+    """A configuration with its run folder, for use from a notebook: `Trainer(config, folder).train()`."""
+
+    config: TrainerConfig
+    folder: Path
+    options: RunOptions = dataclasses.field(default_factory=RunOptions)
+
+    def train(self, resume: bool = False, extra_epochs: int = 0) -> MetricsHistory:
+        """`train` as a function does it; returns the run's history."""
+        train(self.config, self.folder, self.options, resume=resume, extra_epochs=extra_epochs)
+        return MetricsHistory.load(self.folder)
