@@ -68,7 +68,7 @@ def test_help_names_every_verb_and_answers_in_a_second(capsys):
         assert words in text
     code = """
 from studycore.cli import Study, main
-main(Study("a", "studycore", "a", "Q?", {}, "a:b", "a:b"), ["--help"])
+main(Study("a", "studycore", "Q?", {}, "a:b", "a:b"), ["--help"])
 """
     times = []
     for _ in range(3):  # the best of three: other programs may be running

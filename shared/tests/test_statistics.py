@@ -5,7 +5,7 @@ from math import comb, exp, log, sqrt
 import numpy as np
 import pytest
 
-from studycore.statistics import Interval, bootstrap, kaplan_meier, mean_interval, restricted_mean, share_interval
+from studycore.statistics import Interval, bootstrap, kaplan_meier, mean_interval, share_interval
 
 Z = 1.959963984540054
 
@@ -122,9 +122,6 @@ def test_kaplan_meier_by_hand():
     assert curve.quantile() == 3
     assert curve.quantile(0.1) == 1
     assert curve.quantile(1.0) == 5
-    assert restricted_mean([1, 2, 3, 3, 4, 5], [True, False, True, True, False, True], 5) == pytest.approx(
-        1 + 2 * 5 / 6 + 2 * 5 / 12
-    )
 
 
 def test_an_event_counts_before_a_censoring_at_the_same_time():
@@ -136,7 +133,6 @@ def test_all_censored_and_none_censored():
     assert (curve.times, curve.n, curve.events) == ([], 3, 0)
     assert curve.quantile() is None
     assert curve.median_interval() == (None, None)
-    assert restricted_mean([3, 4, 5], [False] * 3, 3) == 3
     times = [5.0, 1.0, 4.0, 2.0, 3.0]
     curve = kaplan_meier(times, [True] * 5)
     assert curve.survival == pytest.approx([0.8, 0.6, 0.4, 0.2, 0.0])
@@ -168,14 +164,3 @@ def test_the_interval_of_the_median_by_hand_and_its_coverage():
         low, high = curve.median_interval()
         hits += low <= log(2) and (high is None or log(2) <= high)
     assert 0.90 < hits / draws <= 1.0
-
-
-def test_the_restricted_mean_is_the_mean_of_the_smaller_when_nothing_is_censored():
-    random = np.random.default_rng(3)
-    times = random.exponential(10, 50)
-    for horizon in (0.5, 5.0, 1000.0):
-        expected = np.minimum(times, horizon).mean()
-        assert restricted_mean(times.tolist(), [True] * 50, horizon) == pytest.approx(expected, rel=1e-12)
-    times = random.integers(1, 5, 50).astype(float)
-    for horizon in (1.0, 2.5, 4.0):
-        assert restricted_mean(times.tolist(), [True] * 50, horizon) == pytest.approx(np.minimum(times, horizon).mean())

@@ -116,7 +116,6 @@ def lost_checks():
 STUDY = Study(
     name="studycore",
     distribution="studycore",
-    package="studycore",
     question="Does a line fit?",
     verbs={
         "train": ("fit", "toy:train_verb"),

@@ -34,6 +34,7 @@ def job(value):
         with stop_on_signals() as stop:
             for _ in range(3000):
                 if stop:
+                    time.sleep(0.5)  # saving takes a while, in which the worker may be told again
                     Path(f"{file}.saved").write_text(str(stop.name))
                     return Done("stopped", "saved")
                 time.sleep(0.01)
@@ -55,4 +56,4 @@ def sweep_verb(argv):
 VERBS = {"sweep": ("run jobs", "toy_jobs:sweep_verb"), "fail": ("fail", "toy_jobs:fail_verb")}
 
 if __name__ == "__main__":
-    sys.exit(main(Study("studycore", "studycore", "studycore", "", VERBS, "toy:report_run", "toy:resume_run")))
+    sys.exit(main(Study("studycore", "studycore", "", VERBS, "toy:report_run", "toy:resume_run")))

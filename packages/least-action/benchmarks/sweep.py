@@ -104,7 +104,7 @@ def largest_difference(steps: int = 200) -> float:
             optimizer.step()
             optimizer.zero_grad()
         for name, q in model.named_parameters():
-            worst = max(worst, float((training.weights[name][s] - q).abs().max() / q.abs().max()))
+            worst = max(worst, float((training.weights[name][s] - q.detach()).abs().max() / q.detach().abs().max()))
     return worst
 
 

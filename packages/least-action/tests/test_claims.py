@@ -5,7 +5,7 @@ import numpy as np
 from least_action.claims import RunSummary, make_claims
 from least_action.events import Events
 
-IDS = ["grokking", "delay", "weight_decay", "routing", "curvature", "curvature_per_loss"]
+IDS = ["grokking", "delay", "weight_decay", "routing", "routing_fourfold", "curvature", "curvature_per_loss"]
 
 
 def run(config, time, memorised=10, trace=(100.0, 10.0), last=1000):
@@ -35,7 +35,7 @@ def arms(small, dense, no_decay, routed, trace=lambda s: (100.0, 10.0 + s)):
 
 def test_planted_effects_are_found(small):
     seeds = range(8)
-    runs = arms(small, [100 + s for s in seeds], [1000] * 8, [400 + 3 * s for s in seeds])
+    runs = arms(small, [100 + s for s in seeds], [1000] * 8, [600 + 5 * s for s in seeds])
     assert verdicts(runs) == dict.fromkeys(IDS, "supported")
     opposite = arms(
         small,

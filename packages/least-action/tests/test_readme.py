@@ -62,5 +62,5 @@ def test_the_commands_that_the_readme_names_exist():
     verbs = set(re.findall(r"least-action ([a-z]+)", re.sub(r"packages/least-action \w+", "", README)))
     assert verbs - {"trains"} <= set(STUDY.verbs) | {"report", "resume", "runs", "doctor"}
     configs = Path(str(resources.files("least_action"))) / "configs"
-    for name in re.findall(r"--config ([a-z_]+)", README):
+    for name in re.findall(r"--config ([a-z_]+)\b(?!/)", README):
         assert (configs / f"{name}.yaml").is_file(), name

@@ -19,7 +19,6 @@ class Study:
     name: str
     """Command, folder and compose service."""
     distribution: str
-    package: str
     question: str
     verbs: Mapping[str, tuple[str, str]]
     """Verb -> (what it does, "module:function"); the function takes the remaining arguments and returns nothing."""

@@ -18,7 +18,7 @@ from studycore.errors import UserError
 from studycore.files import read_json, write_atomic, write_json
 from studycore.metrics import MetricsLog
 
-RECORDED = ("torch", "numpy", "accelerate", "studycore")
+RECORDED = ("torch", "numpy", "studycore")
 FORM: dict[str, type] = {
     **dict.fromkeys(("study", "version", "verb", "configuration_hash", "state", "reason"), str),
     **dict.fromkeys(("git", "versions", "devices", "data_fingerprints", "times"), dict),

@@ -99,14 +99,6 @@ def kaplan_meier(times: Sequence[float], observed: Sequence[bool]) -> Survival:
     return Survival(at.tolist(), s.tolist(), low.tolist(), high.tolist(), len(t), int(seen.sum()))
 
 
-def restricted_mean(times: Sequence[float], observed: Sequence[bool], horizon: float) -> float:
-    """Mean of min(T, horizon), the area under the Kaplan-Meier curve up to `horizon` (Irwin 1949)."""
-    curve = kaplan_meier(times, observed)
-    edges = [0.0, *[t for t in curve.times if t < horizon], horizon]
-    heights = [1.0, *curve.survival]
-    return float(sum(h * (b - a) for h, a, b in zip(heights, edges[:-1], edges[1:], strict=False)))
-
-
 def _first_at_most(times: list[float], values: list[float], level: float) -> float | None:
     return next((t for t, value in zip(times, values, strict=True) if value <= level + 1e-12), None)
 

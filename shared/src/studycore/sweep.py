@@ -157,9 +157,11 @@ _heard = ExitStack()
 
 
 def _start_worker() -> None:
-    """A worker hears of Ctrl-C through its parent alone, and stops as if told to when the parent dies."""
-    os.setpgid(0, 0)
-    # Held for the worker's life, so that a signal between two jobs, or before a job listens, is not lost.
+    """A worker stops when it is told to, and as if told to when its parent dies.
+
+    The flag is held for the worker's life, so that a signal between two jobs, or before a job listens, is not lost. A
+    worker often hears twice: Ctrl-C and some schedulers signal all processes, and then its parent does.
+    """
     flag = _heard.enter_context(stop_on_signals(patient=True))
     threading.Thread(target=_follow_parent, args=(flag,), daemon=True).start()
 

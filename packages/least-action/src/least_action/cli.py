@@ -10,7 +10,6 @@ from studycore.errors import UserError
 STUDY = Study(
     name="least-action",
     distribution="least-action",
-    package="least_action",
     question="Grokking on modular arithmetic: when does a network that has memorised come to generalise?",
     verbs={
         "train": ("train one configuration (or several seeds of it)", "least_action.cli:train_verb"),

@@ -48,6 +48,7 @@ def open_or_create(
             devices=devices,
             data=fingerprints,
             source=Path(__file__),
+            libraries=("accelerate",),
         )
     if changed := differences(read_yaml(folder / "config.yaml"), to_dict(config)):
         raise UserError(f"{folder}: its configuration is another: {'; '.join(changed)}; start a new run for this one")

@@ -235,24 +235,24 @@ def train_stack(
     first = configs[0]
 
     # -------------------------------------------------------------------------------------------------- the runs
-    lanes, models, checkpoints = [], [], []
-    for config, folder in zip(configs, folders, strict=True):
-        data = create_dataset(config)
-        existing = (folder / "manifest.json").exists()
-        run = open_or_create(folder, config, data, argv, describe(device), existing)
-        checkpoint, model = load_run_checkpoint(folder, config) if existing else (None, None)
-        models.append(model or create_model(config))
-        checkpoints.append(checkpoint)
-        best = float(checkpoint.state["best_test_acc"]) if checkpoint else -1.0
-        lanes.append(Lane(run, config, Probe.draw(data, config, device), best))
-        step = int(checkpoint.state["step"]) if checkpoint else 0
-        run.metrics.rewind(step - 1)
-        run.update(
-            parameters=count_parameters(models[-1]), weight_decay_rule=config.weight_decay_rule, stack=len(configs)
-        )
+    resumed = [(folder / "manifest.json").exists() for folder in folders]
+    loaded = [
+        load_run_checkpoint(folder, config) if existing else (None, None)
+        for folder, config, existing in zip(folders, configs, resumed, strict=True)
+    ]
+    checkpoints = [checkpoint for checkpoint, _ in loaded]
     starts = {int(checkpoint.state["epoch"]) if checkpoint else 0 for checkpoint in checkpoints}
     if len(starts) > 1:
         raise UserError(f"stack: its runs stand at epochs {sorted(starts)}; runs of a stack go on from one epoch")
+    models = [model or create_model(config) for (_, model), config in zip(loaded, configs, strict=True)]
+    lanes = []
+    for config, folder, existing, checkpoint, model in zip(configs, folders, resumed, checkpoints, models, strict=True):
+        data = create_dataset(config)
+        run = open_or_create(folder, config, data, argv, describe(device), existing)
+        best = float(checkpoint.state["best_test_acc"]) if checkpoint else -1.0
+        lanes.append(Lane(run, config, Probe.draw(data, config, device), best))
+        run.metrics.rewind((int(checkpoint.state["step"]) if checkpoint else 0) - 1)
+        run.update(parameters=count_parameters(model), weight_decay_rule=config.weight_decay_rule, stack=len(configs))
     training = StackedTraining(configs, models, device)
     for s, checkpoint in enumerate(checkpoints):
         if checkpoint:
@@ -269,8 +269,16 @@ def train_stack(
                 for s, lane in enumerate(lanes):
                     detailed = at_end or epoch % first.log_every == 0 or epoch % first.weight_curvature_interval == 0
                     state = training.optimizer_tensors(s) if detailed else {}
-                    model = training.model(s) if detailed else None
-                    row = measure(model, state, lane.probe, lane.config, epoch, epoch, at_end, basics[s])
+                    row = measure(
+                        training.model(s) if detailed else None,
+                        state,
+                        lane.probe,
+                        lane.config,
+                        epoch,
+                        epoch,
+                        at_end,
+                        basics[s],
+                    )
                     lane.run.metrics.append(row.row())
                     if first.stop_after_grok is not None:
                         grokked = find_events(lane.run.metrics.rows, first.p, first.event_window).grokked_99

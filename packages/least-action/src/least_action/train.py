@@ -112,8 +112,8 @@ def train(
     grid = (probe.all.a_N, probe.all.b_N)
 
     # ------------------------------------------------------------------------------------- model and optimiser
-    run = open_or_create(folder, config, data, argv, describe(device), resume) if main else None
     checkpoint, model = load_run_checkpoint(folder, config) if resume else (None, None)
+    run = open_or_create(folder, config, data, argv, describe(device), resume) if main else None
     model = (model or create_model(config)).to(device)
     initial_norm = (
         float(checkpoint.state["initial_norm"]) if checkpoint else total_norm(dict(model.named_parameters())).item()
