@@ -8,7 +8,7 @@ from least_action.events import Events
 IDS = ["grokking", "delay", "weight_decay", "routing", "routing_fourfold", "curvature", "curvature_per_loss"]
 
 
-def run(config, time, memorised=10, trace=(100.0, 10.0), last=1000):
+def run(config, time, memorised=8, trace=(100.0, 10.0), last=1000):
     grokked = time if time < last else None
     events = Events(memorised, memorised, grokked, grokked, None if grokked is None else grokked - memorised, last)
     rows = [

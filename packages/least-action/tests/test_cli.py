@@ -133,3 +133,16 @@ def test_every_field_has_a_docstring():
                 if isinstance(field, ast.AnnAssign):
                     assert isinstance(following, ast.Expr), f"{cls.name}.{field.target.id}"
     assert dataclasses.fields(TrainerConfig)
+
+
+def test_resuming_a_finished_run_with_another_architecture_is_refused(capsys, tmp_path):
+    flags = "--p 5 --train-frac 0.5 --model-type baseline --hidden-dim 4 --epochs 10 --device cpu --threads 1".split()
+    folder = ["--output-dir", str(tmp_path / "run")]
+    assert main(["train", *flags, "--n-layers", "1", *folder]) == 0
+    capsys.readouterr()
+    assert main(["train", *flags, "--n-layers", "2", *folder, "--resume"]) == 2
+    assert "n_layers: stored 1, given 2" in capsys.readouterr().err
+    assert main(["train", *flags, "--n-layers", "1", *folder, "--resume"]) == 0
+    assert "finished" in capsys.readouterr().out
+    empty = ["--output-dir", str(tmp_path / "none")]
+    assert main(["train", *flags, "--n-layers", "1", *empty, "--resume", "--extra-epochs", "5"]) == 2

@@ -226,7 +226,7 @@ def test_a_sweep_runs_reports_and_records_failures(tmp_path, monkeypatch, capsys
     assert {row["state"] for row in rows} == {"done", "failed"}
     assert "lr: 1e+18" in (out / "report.md").read_text()
     manifest = json.loads((out / "manifest.json").read_text())
-    assert (manifest["state"], manifest["reason"]) == ("done", "2 runs failed")
+    assert (manifest["state"], manifest["reason"]) == ("done", "6 of 6 runs asked for, 2 failed")
     capsys.readouterr()
     assert main(["resume", "out"]) == 0
     assert "finished" in capsys.readouterr().out

@@ -20,8 +20,8 @@ GROKKING = Statement(
     "share of runs", 0.5, "above",
 )  # fmt: skip
 DELAY = Statement(
-    "delay", "Test accuracy reaches 0.99 later than training accuracy", "Power et al. 2022, arXiv:2201.02177",
-    "10x or more (AdamW); none (bounded sphere)", "x, time to generalise over time to memorise", 1.0, "above",
+    "delay", "Test accuracy reaches 0.99 ten times later than training accuracy does", "Power et al. 2022, arXiv:2201.02177",
+    "10x or more (AdamW)", "x, time to generalise over time to memorise", 10.0, "above",
 )  # fmt: skip
 WEIGHT_DECAY = Statement(
     "weight_decay", "Without weight decay grokking takes longer", "the seed study; Power et al. 2022", "critical",
@@ -77,7 +77,8 @@ def make_claims(runs: Sequence[RunSummary]) -> list[dict[str, Any]]:
     claims.append(_paired_claim(ROUTING_FOURFOLD, runs, _routed))
     for statement, column in ((CURVATURE, "weight_hessian_trace"), (CURVATURE_PER_LOSS, "weight_hessian_per_loss")):
         found = [pair for run in grokked if (pair := _after_and_before(run, column)) is not None]
-        claims.append(_ratio_claim(statement, found, "runs that grokked, with positive traces measured at both times"))
+        what = f"runs that grokked ({len(found)} of {len(grokked)} have two measurements, both positive)"
+        claims.append(_ratio_claim(statement, found, what))
     return claims
 
 
@@ -116,7 +117,8 @@ def _without_decay(config: TrainerConfig) -> TrainerConfig | None:
 
 
 def _routed(config: TrainerConfig) -> TrainerConfig | None:
-    return _changed(config, model_type="routed_transformer") if config.model_type == "transformer" else None
+    divides = 4 * config.hidden_dim % config.routing_heads == 0
+    return _changed(config, model_type="routed_transformer") if config.model_type == "transformer" and divides else None
 
 
 def _changed(config: TrainerConfig, **changes: Any) -> TrainerConfig:
@@ -139,11 +141,16 @@ def _identity(config: TrainerConfig) -> dict[str, Any]:
 
 
 def _after_and_before(run: RunSummary, column: str) -> tuple[float, float] | None:
-    """The column's first values at or after grokking and memorisation; None without both, or unless both are positive."""
+    """The column at its first measurements at or after grokking and memorisation.
+
+    None when these are not two measurements, or not both positive: then there is no ratio.
+    """
     assert run.events.memorised is not None and run.events.grokked_99 is not None
-    values = []
-    for epoch in (run.events.grokked_99, run.events.memorised):
-        positive = (row[column] for row in run.rows if row["epoch"] >= epoch and row.get(column, 0) > 0)
-        values += [next(positive, None)]
-    after, before = values
-    return None if after is None or before is None else (after, before)
+    measured = [row for row in run.rows if column in row]
+    after, before = (
+        next((row for row in measured if row["epoch"] >= epoch), None)
+        for epoch in (run.events.grokked_99, run.events.memorised)
+    )
+    if after is None or before is None or after is before or min(after[column], before[column]) <= 0:
+        return None
+    return after[column], before[column]

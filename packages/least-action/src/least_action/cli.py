@@ -67,10 +67,13 @@ def _train(folder: Path, config: object, options: object, resume: bool, extra_ep
     from least_action.config import RunOptions, TrainerConfig
     from least_action.report import print_report
     from least_action.train import train
+    from studycore.configuration import to_dict
 
     assert isinstance(config, TrainerConfig) and isinstance(options, RunOptions)
     existing = resume and (folder / "manifest.json").exists()
-    if existing and not extra_epochs and _finished(folder):
+    if extra_epochs and not existing:
+        raise UserError(f"--extra-epochs: {folder} holds no run to extend; leave it out, or name the run's folder")
+    if existing and not extra_epochs and _same(folder, to_dict(config)) and _finished(folder):
         return
     train(config, folder, options, argv, existing, extra_epochs)
     if os.environ.get("RANK", "0") == "0":
@@ -116,7 +119,7 @@ def _sweep(sweep: object, options: object, argv: list[str]) -> None:
     from least_action.report import print_report
 
     folder = _folder("sweep", to_dict(sweep), options.output_dir, options.resume, 0)
-    if options.resume and (folder / "manifest.json").exists() and _finished(folder):
+    if options.resume and (folder / "manifest.json").exists() and _same(folder, to_dict(sweep)) and _finished(folder):
         return
     run_sweep(sweep, folder, options, ["least-action", "sweep", *argv], options.resume)
     print_report(folder)
@@ -140,6 +143,13 @@ def resume_run(folder: Path) -> None:
         print_report(folder)
     else:
         _train(folder, read_config(folder), RunOptions(device=device, threads=threads), True, 0, argv)
+
+
+def _same(folder: Path, values: dict[str, object]) -> bool:
+    """Whether the run in the folder has this configuration; what differs is said later, by what opens it."""
+    from studycore.configuration import read_yaml
+
+    return read_yaml(folder / "config.yaml") == values
 
 
 def _finished(folder: Path) -> bool:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from least_action.config import TrainerConfig
+
 MEMORISED = 0.99
 LEVELS = {"grokked_95": 0.95, "grokked_99": 0.99}
 ONSET_ABOVE_CHANCE = 0.05
@@ -40,6 +42,11 @@ def first_window(epochs: Sequence[int], values: Sequence[float], level: float, w
         if held == window:
             return epochs[i - window + 1]
     return None
+
+
+def grokked_epoch(rows: Sequence[dict[str, Any]], config: TrainerConfig) -> int | None:
+    """When the run grokked at 0.99, by the rows so far; None when it has not."""
+    return find_events(rows, config.p, config.event_window).grokked_99 if rows else None
 
 
 def find_events(rows: Sequence[dict[str, Any]], p: int, window: int) -> Events:

@@ -201,7 +201,7 @@ def write_sweep_report(
     write_results(folder, "least-action", "sweep", {"runs": len(runs), "failed": len(failed), "arms": metrics}, claims)
     tables = [
         Table("Time to grok by arm (epochs)", ("arm", "runs", "grokked", "censored", "median [95 % interval]", "last test accuracy"), table_rows,
-              "Kaplan-Meier median with the interval of Brookmeyer and Crowley; runs that never grokked are censored at their end."),
+              "Kaplan-Meier median with the interval of Brookmeyer and Crowley; runs that never grokked are censored at their end. An upper bound \"not reached\": the curve's upper band stays above one half."),
         dataclasses.replace(event_table(runs), folded=len(runs) > 8),
     ]  # fmt: skip
     if failed:
@@ -217,8 +217,9 @@ def write_sweep_report(
         ),
     ]
     grokked = sum(run.events.grokked_99 is not None for run in runs)
+    held = sum(run.events.grokked_99 is not None and run.rows[-1]["test_acc"] >= 0.99 for run in runs)
     verdicts = [claim["verdict"] for claim in claims]
-    text = f"{grokked} of {len(runs)} runs grokked; of {len(claims)} claims {verdicts.count('supported')} are supported, {verdicts.count('refuted')} refuted, {verdicts.count('inconclusive')} inconclusive, {verdicts.count('not run')} not run."
+    text = f"{grokked} of {len(runs)} runs grokked, and {held} of these held 0.99 at their last evaluation; of {len(claims)} claims {verdicts.count('supported')} are supported, {verdicts.count('refuted')} refuted, {verdicts.count('inconclusive')} inconclusive, {verdicts.count('not run')} not run."
     shared = notes(runs[0].config)[1:3] if runs else []
     write_report(folder, Report("least-action sweep", QUESTION, text, tables, pictures, [*shared, *extra]))
 

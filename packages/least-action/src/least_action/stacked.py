@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.func import functional_call, grad, stack_module_state, vmap
 
 from least_action.config import RunOptions, SweepOptions, TrainerConfig
-from least_action.events import find_events
+from least_action.events import grokked_epoch
 from least_action.losses import LeastActionLoss, data_loss
 from least_action.metrics.training import Probe, measure
 from least_action.models import Output, PairModel, count_parameters, create_model
@@ -267,7 +267,13 @@ def train_stack(
             if at_end or epoch % first.eval_every == 0:
                 basics = training.basics([lane.probe for lane in lanes])
                 for s, lane in enumerate(lanes):
-                    detailed = at_end or epoch % first.log_every == 0 or epoch % first.weight_curvature_interval == 0
+                    if first.stop_after_grok is not None:
+                        grokked = grokked_epoch(lane.run.metrics.rows, first)
+                        lane.ended = grokked is not None and epoch >= grokked + first.stop_after_grok
+                    lane.ended = lane.ended or at_end
+                    detailed = (
+                        lane.ended or epoch % first.log_every == 0 or epoch % first.weight_curvature_interval == 0
+                    )
                     state = training.optimizer_tensors(s) if detailed else {}
                     row = measure(
                         training.model(s) if detailed else None,
@@ -280,14 +286,10 @@ def train_stack(
                         basics[s],
                     )
                     lane.run.metrics.append(row.row())
-                    if first.stop_after_grok is not None:
-                        grokked = find_events(lane.run.metrics.rows, first.p, first.event_window).grokked_99
-                        lane.ended = grokked is not None and epoch >= grokked + first.stop_after_grok
 
             # save
             due = epoch > start and epoch % first.checkpoint_every == 0
             for s, lane in enumerate(lanes):
-                lane.ended = lane.ended or at_end
                 if due or lane.ended or stop:
                     _save(training, s, lane, epoch)
                 if lane.ended:
@@ -328,6 +330,7 @@ def _save(training: StackedTraining, s: int, lane: Lane, epoch: int) -> None:
 
 def _finish(model: PairModel, lane: Lane, epoch: int) -> None:
     lane.run.metrics.compact()
+    lane.run.update()
     write_run_report(lane.run.folder, lane.config, model)
     lane.run.finish("done", f"reached epoch {epoch}")
 

@@ -14,7 +14,7 @@ from least_action.claims import RunSummary
 from least_action.config import RunOptions, SweepConfig, SweepOptions, TrainerConfig
 from least_action.record import STUDY
 from least_action.report import summarise, write_sweep_report
-from studycore.configuration import check_types, from_dict, read_yaml, to_dict
+from studycore.configuration import check_types, differences, from_dict, read_yaml, to_dict
 from studycore.devices import choose_device, cores, describe, set_threads
 from studycore.errors import Stopped, UserError
 from studycore.runs import Run, create_run, environment_changes, now, open_run, read_manifest, recording
@@ -88,7 +88,11 @@ def run_sweep(
 
     device, reason = choose_device(options.device)
     experiments = plan_sweep(sweep)
-    chosen = choose_experiments(list(experiments), options)
+    stored = read_manifest(folder) if resume and (folder / "manifest.json").exists() else {}
+    if stored and (changed := differences(read_yaml(folder / "config.yaml"), to_dict(sweep))):
+        raise UserError(f"{folder}: its configuration is another: {'; '.join(changed)}; start a new sweep for this one")
+    # A sweep that was cut off goes on with the experiments it was to run.
+    chosen = stored.get("chosen") or choose_experiments(list(experiments), options)
     processes = options.processes or (max(1, min(cores(), len(chosen))) if device == "cpu" else 1)
     threads = options.threads or (max(1, cores() // processes) if device == "cpu" else None)
     set_threads(threads)
@@ -114,8 +118,10 @@ def run_sweep(
             run.finish("stopped", f"stopped by {stop.name}")
             raise Stopped(f"stopped by {stop.name} and saved; `least-action resume {folder}` continues")
         run.metrics.compact()
+        run.update()
         report_sweep(folder, failed)
-        run.finish("done", f"{len(failed)} runs failed" if failed else "all runs finished")
+        done = f"{len(chosen)} of {len(experiments)} runs asked for"
+        run.finish("done", f"{done}, {len(failed)} failed" if failed else f"{done}, all finished")
     return folder
 
 

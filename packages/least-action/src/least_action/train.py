@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from least_action.config import RunOptions, TrainerConfig
 from least_action.data import ModularArithmeticDataset, Pairs, SequenceArithmeticDataset
-from least_action.events import find_events
+from least_action.events import grokked_epoch
 from least_action.losses import LeastActionLoss
 from least_action.metrics.training import MetricsHistory, Probe, measure
 from least_action.models import Output, PairModel, count_parameters, create_model
@@ -37,7 +37,7 @@ from studycore.checkpoints import save_checkpoint
 from studycore.configuration import to_dict
 from studycore.devices import choose_device, describe, set_threads
 from studycore.errors import Stopped, UserError
-from studycore.runs import recording
+from studycore.runs import read_manifest, recording
 from studycore.stopping import stop_on_signals
 from studycore.streams import generator
 
@@ -87,7 +87,7 @@ def train(
 ) -> Path:
     """Trains a run in the new `folder`, or goes on with the one there (`resume`), and returns the folder.
 
-    `extra_epochs` is added to config.epochs (and recorded); `quiet` leaves out console lines and the progress bar.
+    `extra_epochs` is added to config.epochs (and recorded), and then stop_after_grok no longer ends the run; `quiet` leaves out console lines and the progress bar.
     UserError for what can't be run; Stopped when a signal came, after saving.
     """
     options = options or RunOptions()
@@ -99,7 +99,7 @@ def train(
     tracker = None if options.tracker == "none" else options.tracker
     if tracker and find_spec(tracker) is None:
         raise UserError(f"--tracker: {tracker} is not installed; `pip install {tracker}`, or leave --tracker out")
-    ddp = DistributedDataParallelKwargs(find_unused_parameters=True)  # a routed layer's last state is not used
+    ddp = DistributedDataParallelKwargs(find_unused_parameters=config.model_type == "routed")  # its last state
     accelerator = Accelerator(cpu=device == "cpu", log_with=tracker, project_dir=folder, kwargs_handlers=[ddp])
     main, rank, world = accelerator.is_main_process, accelerator.process_index, accelerator.num_processes
     device = str(accelerator.device)
@@ -113,6 +113,7 @@ def train(
 
     # ------------------------------------------------------------------------------------- model and optimiser
     checkpoint, model = load_run_checkpoint(folder, config) if resume else (None, None)
+    was_done = resume and read_manifest(folder)["state"] == "done"
     run = open_or_create(folder, config, data, argv, describe(device), resume) if main else None
     model = (model or create_model(config)).to(device)
     initial_norm = (
@@ -128,13 +129,16 @@ def train(
     step = int(checkpoint.state["step"]) if checkpoint else 0
     best = float(checkpoint.state["best_test_acc"]) if checkpoint else -1.0
     if run is not None:
-        extra_epochs += int(run.manifest.get("extra_epochs", 0))
+        # Asked for again after the extension was cut off, it is the same extension.
+        recorded = int(run.manifest.get("extra_epochs", 0))
+        extra_epochs = recorded + extra_epochs if was_done else max(recorded, extra_epochs)
         # The row at the checkpoint's own step is measured again, to the same bits.
         run.metrics.rewind(step - 1)
         run.update(
             extra_epochs=extra_epochs, parameters=count_parameters(model), weight_decay_rule=config.weight_decay_rule
         )
     last_epoch = config.epochs + extra_epochs
+    stop_after = None if extra_epochs else config.stop_after_grok
     if tracker:
         accelerator.init_trackers("least-action", config=dataclasses.asdict(config))
 
@@ -148,6 +152,9 @@ def train(
         for epoch in range(first_epoch, last_epoch + 1):
             # evaluate
             last = epoch == last_epoch
+            if run is not None and stop_after is not None and epoch % config.eval_every == 0:
+                grokked = grokked_epoch(run.metrics.rows, config)
+                last = last or (grokked is not None and epoch >= grokked + stop_after)
             if run is not None and (last or epoch % config.eval_every == 0):
                 metrics = measure(
                     model, optimizer_tensors(model, optimizers, averages), probe, config, epoch, step, last
@@ -156,9 +163,6 @@ def train(
                 accelerator.log({k: v for k, v in metrics.row().items() if not isinstance(v, str)}, step=step)
                 if metrics.representation_norm is not None and not quiet:
                     tqdm.write(metrics.console())
-                if config.stop_after_grok is not None:
-                    grokked = find_events(run.metrics.rows, config.p, config.event_window).grokked_99
-                    last = last or (grokked is not None and epoch >= grokked + config.stop_after_grok)
 
             # stop: every process learns of a signal or of the end that rank 0 saw
             if world > 1:
@@ -238,6 +242,7 @@ def train(
         if run is not None:
             if outcome == "done":
                 run.metrics.compact()
+                run.update()
                 write_run_report(run.folder, config, model)
                 run.finish("done", f"reached epoch {epoch}")
             else:
