@@ -237,8 +237,6 @@ def train(
         bar.close()
 
         # ---------------------------------------------------------------------------------------------------- record
-        if tracker:
-            accelerator.end_training()
         if run is not None:
             if outcome == "done":
                 run.metrics.compact()
@@ -247,6 +245,10 @@ def train(
                 run.finish("done", f"reached epoch {epoch}")
             else:
                 run.finish("stopped", outcome)
+        if tracker or world > 1:
+            # Ends trackers and the process group; a process that leaves while others still work would abort.
+            accelerator.wait_for_everyone()
+            accelerator.end_training()
         if outcome != "done":
             raise Stopped(f"{outcome} and saved; `least-action resume {folder}` continues")
     return folder
