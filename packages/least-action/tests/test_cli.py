@@ -136,7 +136,22 @@ def test_every_field_has_a_docstring():
 
 
 def test_resuming_a_finished_run_with_another_architecture_is_refused(capsys, tmp_path):
-    flags = "--p 5 --train-frac 0.5 --model-type baseline --hidden-dim 4 --epochs 10 --device cpu --threads 1".split()
+    flags = [
+        "--p",
+        "5",
+        "--train-frac",
+        "0.5",
+        "--model-type",
+        "baseline",
+        "--hidden-dim",
+        "4",
+        "--epochs",
+        "10",
+        "--device",
+        "cpu",
+        "--threads",
+        "1",
+    ]
     folder = ["--output-dir", str(tmp_path / "run")]
     assert main(["train", *flags, "--n-layers", "1", *folder]) == 0
     capsys.readouterr()
