@@ -1,0 +1,1 @@
+"""Geometry-aware training of pre-trained language models: conditioning measured, penalties, transports, arms compared."""

@@ -1,0 +1,17 @@
+"""The seed study's full method: the Gram penalty and its row and column normalisation of every matrix."""
+
+from retrofit.arms.base import Moment
+from retrofit.arms.gram import Gram
+from retrofit.transports import glt_seed
+
+
+class Geometry(Gram):
+    summary = "the Gram penalty, and row and column normalisation of every matrix"
+    file = "geometry"
+    transports = True
+
+    def transport(self, now: Moment) -> None:
+        glt_seed(now.model)
+
+
+ARM = Geometry()

@@ -1,0 +1,18 @@
+"""A control that tells shrinking from conditioning: only the norms of the up projections follow another arm's."""
+
+import torch
+
+from retrofit.arms.base import Arm, Moment
+
+
+class NormMatched(Arm):
+    summary = "continued training with geometry's weight norms in the up projections"
+
+    @torch.no_grad()
+    def after_update(self, now: Moment) -> None:
+        assert now.reference is not None
+        for block, target in zip(now.blocks, now.reference[now.step], strict=True):
+            block.up.parameter.mul_(target / block.up.parameter.norm())
+
+
+ARM = NormMatched()

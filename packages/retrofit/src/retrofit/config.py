@@ -1,0 +1,227 @@
+"""The settings of a run, a comparison and a measurement. Importing this module must stay cheap: no torch."""
+
+import pkgutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+EMBEDDED_MODEL = "studycore/wordnet-lm"
+EMBEDDED_DATASET = "studycore/wordnet"
+
+
+def arm_names() -> list[str]:
+    """The methods that there are: one module each in retrofit/arms."""
+    return sorted(m.name for m in pkgutil.iter_modules([str(Path(__file__).parent / "arms")]) if m.name != "base")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that determines a run's numbers. ValueError names the field, its value and the mend."""
+
+    method: str
+    """What is done to the model besides training on: standard, gram, geometry, or another arm of the README's table."""
+    model: str = EMBEDDED_MODEL
+    """Hub id or folder of a causal language model; studycore/wordnet-lm comes with the studies."""
+    model_revision: str | None = None
+    """Commit or branch of a hub model; null: the newest."""
+    dataset: str = EMBEDDED_DATASET
+    """Hub id of a text dataset, a folder, or a .txt, .jsonl or .parquet file; studycore/wordnet needs no hub."""
+    dataset_config: str | None = None
+    """Name of a hub dataset's configuration."""
+    dataset_revision: str | None = None
+    """Commit or branch of a hub dataset; null: the newest."""
+    train_split: str = "train"
+    """Split of a hub dataset that is trained on."""
+    validation_split: str = "validation"
+    """Split of a hub dataset that perplexity is measured on."""
+    validation_dataset: str | None = None
+    """Another dataset to validate on; null: validation_split, or 5 % of a file's documents, chosen by their hash."""
+    text_column: str = "text"
+    """Column or key that holds a document's text."""
+    max_docs: int | None = 1000
+    """Training documents that are used; null: all."""
+    validation_docs: int | None = None
+    """Validation documents that are used; null: all."""
+    block_size: int = 128
+    """Tokens that the model sees at once."""
+    end_of_text: Literal["before", "none"] = "before"
+    """Whether each document begins with the end-of-text token (none: as in the seed study)."""
+    validation_blocks: int | None = None
+    """Validation blocks for the first and last perplexity; null: the whole split."""
+    trajectory_blocks: int = 64
+    """The first validation blocks, for perplexity in between and for the training perplexity (as many training blocks)."""
+    transport_blocks: int = 8
+    """The first validation blocks, for perplexity and KL divergence right before and after each transport."""
+    activation_tokens: int = 4096
+    """Validation tokens, always the same, from which conditioning of activations is measured."""
+
+    num_steps: int = 1000
+    """Updates."""
+    lr: float = 1e-4
+    """Learning rate."""
+    gram_weight: float = 0.01
+    """Weight of the Gram penalty."""
+    glt_interval: int = 50
+    """Updates between two transports."""
+    eval_interval: int = 100
+    """Updates between evaluations."""
+    batch_size: int = 16
+    """Blocks in one update, over all processes and accumulated parts."""
+    gradient_accumulation_steps: int = 1
+    """Parts that each process cuts its share of a batch into, to save memory; the batch stays the same."""
+    num_workers: int = 0
+    """Processes that load batches."""
+    seed: int = 0
+    """Seed of the order of batches, permutations and dropout."""
+    weight_decay: float = 0.01
+    """AdamW's decoupled weight decay, on every parameter as in the seed study."""
+    beta1: float = 0.9
+    """AdamW's first moment decay."""
+    beta2: float = 0.999
+    """AdamW's second moment decay."""
+    eps: float = 1e-8
+    """AdamW's epsilon."""
+    grad_clip: float | None = 1.0
+    """Largest norm of the cross-entropy's gradient; the penalty's is added after clipping. null: no clipping."""
+    dropout: float = 0.0
+    """Dropout everywhere in the model, instead of its own."""
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    """Precision of matrix products in training and of perplexities; bf16 is faster on CPUs with AMX and on GPUs."""
+    norm_reference: str | None = None
+    """norm_matched: folder of the run whose weight norms are followed, relative to this run's folder or the current one."""
+    checkpoint_every: int = 100
+    """Updates between checkpoints."""
+    save_model: bool = True
+    """Saves the retrofitted model as a Hugging Face folder, model/, at the end."""
+
+    def __post_init__(self) -> None:
+        if self.method not in arm_names():
+            raise ValueError(f"method: '{self.method}' is none of {', '.join(arm_names())}; give one of these")
+        positive = "block_size trajectory_blocks transport_blocks eval_interval glt_interval batch_size"
+        for name in f"{positive} gradient_accumulation_steps checkpoint_every".split():
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)} is too small; give at least 1")
+        for name in ("max_docs", "validation_docs", "validation_blocks"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)} is too small; give at least 1, or null for all")
+        for name in ("num_steps", "num_workers", "gram_weight", "weight_decay", "activation_tokens"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}: {getattr(self, name)} must not be negative")
+        for name in ("lr", "eps"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}: {getattr(self, name)} must be above 0")
+        for name in ("beta1", "beta2", "dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)} must lie in [0, 1)")
+        if self.grad_clip is not None and not self.grad_clip > 0:
+            raise ValueError(f"grad_clip: {self.grad_clip} must be above 0, or null for none")
+        if self.batch_size % self.gradient_accumulation_steps:
+            raise ValueError(
+                f"gradient_accumulation_steps: {self.gradient_accumulation_steps} does not divide batch_size {self.batch_size}"
+            )
+        if self.method == "norm_matched" and self.norm_reference is None:
+            raise ValueError("norm_reference: null; norm_matched follows a run's weight norms, so name its folder")
+
+    @property
+    def tokens(self) -> int:
+        """Training tokens of the run."""
+        return self.num_steps * self.batch_size * self.block_size
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Arms x seeds from one start."""
+
+    base: dict[str, Any] = field(default_factory=dict)
+    """RunConfig fields that all arms share."""
+    arms: list[str] = field(default_factory=lambda: ["standard", "gram", "geometry", "glt_fold"])
+    """Methods that are compared."""
+    seeds: int = 3
+    """Seeds per arm, counted up from base's seed."""
+
+    def __post_init__(self) -> None:
+        for name in self.arms:
+            if name not in arm_names() or name == "none":
+                known = ", ".join(known for known in arm_names() if known != "none")
+                raise ValueError(f"arms: '{name}' is none of {known}; give some of these")
+        if not self.arms or len(set(self.arms)) != len(self.arms):
+            raise ValueError(f"arms: {self.arms} must name at least one method, and each once")
+        if "norm_matched" in self.arms and "geometry" not in self.arms:
+            raise ValueError("arms: norm_matched follows geometry's weight norms; add geometry")
+        if self.seeds < 1:
+            raise ValueError(f"seeds: {self.seeds} is too few; give at least 1")
+
+
+@dataclass(frozen=True)
+class MeasureConfig:
+    """What `measure` looks at."""
+
+    model: str = EMBEDDED_MODEL
+    """Hub id or folder of a causal language model."""
+    model_revision: str | None = None
+    """Commit or branch of a hub model; null: the newest."""
+    embeddings: bool = False
+    """Embeddings too."""
+    dataset: str | None = EMBEDDED_DATASET
+    """Text from which activations are measured (as for `run`); null: weights alone."""
+    dataset_config: str | None = None
+    """Name of a hub dataset's configuration."""
+    dataset_revision: str | None = None
+    """Commit or branch of a hub dataset; null: the newest."""
+    validation_split: str = "validation"
+    """Split of a hub dataset that is read."""
+    text_column: str = "text"
+    """Column or key that holds a document's text."""
+    block_size: int = 128
+    """Tokens that the model sees at once."""
+    end_of_text: Literal["before", "none"] = "before"
+    """Whether each document begins with the end-of-text token."""
+    activation_tokens: int = 4096
+    """Tokens from which conditioning of activations is measured."""
+
+    def __post_init__(self) -> None:
+        for name in ("block_size", "activation_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)} is too small; give at least 1")
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What does not change a run's numbers, beyond the bitwise promise."""
+
+    output_dir: str | None = None
+    """Run folder; without it runs/retrofit/<verb>-<time>-<hash>."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+    threads: int | None = None
+    """PyTorch's threads; without it PyTorch's own choice."""
+    tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
+    """Where rows are sent besides the run folder."""
+    dry_run: bool = False
+    """Prints the configuration, what would run and an estimate, and ends."""
+    resume: bool = False
+    """Continues the newest unfinished run of this configuration."""
+
+
+@dataclass(frozen=True)
+class TrainOptions(RunOptions):
+    """Flags of `run`."""
+
+    output: str | None = None
+    """The seed study's JSON file, written besides results.json."""
+    num_processes: int | None = None
+    """Processes of one run; without it one per CUDA device."""
+
+
+@dataclass(frozen=True)
+class CompareOptions(RunOptions):
+    """Flags of `compare`."""
+
+    seeds: int | None = None
+    """Seeds per arm, instead of the file's."""
+    arms: list[str] | None = None
+    """Methods to compare, such as '[standard, geometry]', instead of the file's."""
+    processes: int | None = None
+    """Runs at the same time; without it one per core (CPU), else 1."""
+    save_models: Literal["none", "first", "all"] = "first"
+    """Of which runs the model is saved: of none, of each arm's first seed, of all."""

@@ -1,0 +1,169 @@
+"""Three conditionings, three names: of weights, of activations, and the seed study's own recipe.
+
+Shapes: O, I a matrix's outputs and inputs; k = min(O, I); N tokens, F the FFN's width.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from retrofit.blocks import FeedForward
+
+GRAM_LIMIT = 1e4
+"""Largest kappa taken from the Gram matrix in float64; its error in the smallest singular value grows as kappa^2 * 1e-16."""
+RELATIVE_RIDGE = 1e-6
+"""Added to an activation covariance, times its mean eigenvalue; scaling activations leaves kappa as it is."""
+SEED_RIDGE = 1e-5
+"""The seed study's absolute ridge."""
+
+
+@torch.no_grad()
+def singular_values(weight_OI: Tensor) -> Tensor:
+    """All k singular values, float64, descending: eigenvalues of the smaller Gram matrix, or svdvals where it is too coarse.
+
+    Relative error against float64 svdvals below 1e-6 for each.
+    """
+    w_OI = weight_OI.detach().double()
+    largest = w_OI.abs().amax()
+    if not largest > 0:
+        return torch.zeros(min(w_OI.shape), dtype=torch.float64, device=w_OI.device)
+    w_OI = w_OI / largest
+    gram_kk = w_OI @ w_OI.T if w_OI.shape[0] <= w_OI.shape[1] else w_OI.T @ w_OI
+    s_k = torch.linalg.eigvalsh(gram_kk).clamp_min(0).sqrt().flip(0)
+    if not s_k[0] < GRAM_LIMIT * s_k[-1]:
+        s_k = torch.linalg.svdvals(w_OI)
+    return s_k * largest
+
+
+@dataclass(frozen=True)
+class WeightSpectrum:
+    """What the singular values s of one matrix say."""
+
+    kappa: float
+    """Condition number s_1 / s_k; infinite at rank below k."""
+    gram_kappa: float
+    """Of W^T W on its smaller side: kappa squared."""
+    omega: float
+    """Arithmetic over geometric mean of the Gram eigenvalues s^2 (arXiv:2509.23439); 1 is perfect."""
+    effective_rank: float
+    """exp of the entropy of s / sum(s) (Roy and Vetterli 2007)."""
+    stable_rank: float
+    """sum(s^2) / s_1^2."""
+    spectral_norm: float
+    """s_1."""
+
+
+def weight_spectrum(s_k: Tensor) -> WeightSpectrum:
+    """From singular values in float64."""
+    first, last = float(s_k.max()), float(s_k.min())
+    if first == 0:
+        return WeightSpectrum(math.inf, math.inf, math.inf, 0.0, 0.0, 0.0)
+    eigen_k = s_k.square()
+    kappa = first / last if last > 0 else math.inf
+    omega = float(eigen_k.mean() / eigen_k.log().mean().exp()) if last > 0 else math.inf
+    p_k = s_k / s_k.sum()
+    rank = math.exp(float(-torch.special.xlogy(p_k, p_k).sum()))
+    return WeightSpectrum(kappa, kappa**2, omega, rank, float(eigen_k.sum() / eigen_k.max()), first)
+
+
+def gaussian_kappa(outputs: int, inputs: int) -> float:
+    """kappa of a large Gaussian matrix of this shape (Marchenko and Pastur 1967), to compare a trained one with."""
+    root = math.sqrt(min(outputs, inputs) / max(outputs, inputs))
+    return (1 + root) / (1 - root) if root < 1 else math.inf
+
+
+@dataclass
+class Moments:
+    """Sums over tokens of one block's features (what enters its down projection)."""
+
+    gram_FF: Tensor
+    """Sum of x x^T: float64, or float32 as the seed study takes it."""
+    sum_F: Tensor
+    tokens: int
+
+
+@contextmanager
+def _features(blocks: Sequence[FeedForward], each: Any) -> Iterator[None]:
+    """Calls `each(layer, x)` with the input of every down projection while the block lasts."""
+
+    def hook(layer: int) -> Any:
+        return lambda module, args: each(layer, args[0].detach().flatten(0, -2))
+
+    handles = [block.down.module.register_forward_pre_hook(hook(layer)) for layer, block in enumerate(blocks)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def activation_moments(
+    model: Any, blocks: Sequence[FeedForward], ids_NB: Tensor, batch: int = 16, dtype: torch.dtype = torch.float64
+) -> list[Moments]:
+    """Sums over all tokens of `ids_NB`, in evaluation mode and the model's own precision."""
+    moments: dict[int, Moments] = {}
+
+    def add(layer: int, x_NF: Tensor) -> None:
+        # mps has no float64
+        kind = torch.float32 if x_NF.device.type == "mps" else dtype
+        x_NF = x_NF.to(kind)
+        gram, total = x_NF.T @ x_NF, x_NF.sum(0)
+        if layer in moments:
+            m = moments[layer]
+            m.gram_FF += gram
+            m.sum_F += total
+            m.tokens += len(x_NF)
+        else:
+            moments[layer] = Moments(gram, total, len(x_NF))
+
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    with _features(blocks, add):
+        for part in ids_NB.split(batch):
+            # The output layer is not needed.
+            model.base_model(input_ids=part.to(device), use_cache=False)
+    model.train(was_training)
+    return [moments[layer] for layer in range(len(blocks))]
+
+
+def activation_kappa(moments: Moments, centred: bool, ridge: float = RELATIVE_RIDGE) -> float:
+    """Condition number of the (co)variance, E[x x^T] or with the mean taken off, plus ridge * mean eigenvalue * I."""
+    gram_FF = moments.gram_FF.double().cpu() / moments.tokens
+    if centred:
+        mean_F = moments.sum_F.double().cpu() / moments.tokens
+        gram_FF = gram_FF - mean_F[:, None] * mean_F[None, :]
+    gram_FF = gram_FF + ridge * gram_FF.diagonal().mean() * torch.eye(len(gram_FF), dtype=torch.float64)
+    e_F = torch.linalg.eigvalsh(gram_FF)
+    return float(e_F[-1] / e_F[0]) if e_F[0] > 0 else math.inf
+
+
+def seed_ff_gram_layer(moments: Moments) -> float:
+    """The seed study's recipe for one layer: float32, uncentred, + 1e-5 I, largest over smallest eigenvalue.
+
+    An absolute ridge falls when activations shrink, and few tokens raise the value: for reproduction only.
+    """
+    gram_FF = moments.gram_FF.float() / moments.tokens
+    gram_FF = gram_FF + SEED_RIDGE * torch.eye(len(gram_FF), device=gram_FF.device)
+    e_F = torch.linalg.eigvalsh(gram_FF)
+    return float(e_F[-1] / e_F[0])
+
+
+def seed_ff_gram(moments: Sequence[Moments]) -> float:
+    """Arithmetic mean over layers, as the seed study reports it."""
+    return sum(map(seed_ff_gram_layer, moments)) / len(moments)
+
+
+def geometric_mean(values: Sequence[float]) -> float:
+    return math.exp(sum(map(math.log, values)) / len(values))
+
+
+def median(values: Sequence[float]) -> float:
+    ordered, half = sorted(values), len(values) // 2
+    return ordered[half] if len(values) % 2 else (ordered[half - 1] + ordered[half]) / 2
