@@ -35,6 +35,8 @@ from studycore.streams import derive_seed, generator
 
 STUDY, VERB = "studycore", "reference-lm"
 END = "<|endoftext|>"
+PART = 512
+"""Targets whose logits are in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,9 @@ class Recipe:
     """Tokens in a row."""
     rows: int = 48
     """Rows in a step; those that are neither glosses nor reading are copying."""
-    steps: int = 4500
+    steps: int = 4000
     """Updates."""
-    first_stage: int = 1500
+    first_stage: int = 1200
     """Updates in which reading is learnt, in its plain wording."""
     first_text_rows: int = 8
     """Rows of glosses in the first stage."""
@@ -176,7 +178,7 @@ def create_model(recipe: Recipe, vocabulary: int) -> Any:
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
     torch.manual_seed(derive_seed(recipe.seed, "weights"))
-    return GPTNeoXForCausalLM(
+    model = GPTNeoXForCausalLM(
         GPTNeoXConfig(
             vocab_size=vocabulary,
             hidden_size=recipe.hidden_size,
@@ -193,6 +195,8 @@ def create_model(recipe: Recipe, vocabulary: int) -> Any:
             pad_token_id=0,
         )
     )
+    model.set_attn_implementation("eager")  # rows are short: fused attention's backward pass is slower on a CPU
+    return model
 
 
 class Batches:
@@ -271,7 +275,7 @@ class Batches:
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Weighted cross-entropy of hidden @ weight.T, 512 targets at a time, with its gradient: no [targets, vocabulary].
+    """Weighted cross-entropy of hidden @ weight.T, PART targets at a time, with its gradient: no [targets, vocabulary].
 
     The whole matrix of logits (300 MB at 5,000 targets) would be written and read four times; a part of it stays in
     the cache.
@@ -283,7 +287,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         matrix = weight.to(hidden.dtype)
         to_hidden, to_weight = torch.empty_like(hidden), torch.zeros_like(weight)
         nll = torch.empty(len(targets), device=hidden.device)
-        for part in torch.arange(len(targets), device=hidden.device).split(512):
+        for part in torch.arange(len(targets), device=hidden.device).split(PART):
             logits = (hidden[part] @ matrix.T).float()
             log_total = logits.logsumexp(1)
             nll[part] = log_total - logits.gather(1, targets[part, None])[:, 0]
@@ -316,9 +320,13 @@ class WeightedLoss(nn.Module):
         if torch.is_autocast_enabled(ids.device.type):
             hidden = hidden.to(torch.get_autocast_dtype(ids.device.type))
         matrix = self.model.get_output_embeddings().weight
+        chosen = [hidden[at], ids[:, 1:][at], weight[:, 1:][at]]
+        count = len(chosen[0])
+        # Whole parts only: a library that compiles kernels by shape would compile one for every step's rest.
+        chosen = [nn.functional.pad(x, (*(0, 0) * (x.ndim - 1), 0, -count % PART)) for x in chosen]
         with torch.autocast(ids.device.type, enabled=False):
-            loss, nll = _LinearCrossEntropy.apply(hidden[at], matrix, ids[:, 1:][at], weight[:, 1:][at])
-        return loss, nll
+            loss, nll = _LinearCrossEntropy.apply(chosen[0], matrix, *chosen[1:])
+        return loss, nll[:count]
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
