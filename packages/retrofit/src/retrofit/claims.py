@@ -152,8 +152,8 @@ def _paired(arms: dict[str, dict[int, RunResult]], one: str, other: str) -> list
 
 def _values(treated: dict[str, Any], control: dict[str, Any], key: str) -> tuple[float, float] | None:
     """Both values where they are there and positive (a ratio of float32 eigenvalues may be negative)."""
-    pair = treated.get(key), control.get(key)
-    return pair if pair[0] is not None and pair[1] is not None and min(pair) > 0 else None  # type: ignore[return-value]
+    pair = (float(treated.get(key) or 0), float(control.get(key) or 0))
+    return pair if min(pair) > 0 else None
 
 
 def _conditioning_versus(

@@ -52,10 +52,6 @@ def run_verb(argv: list[str]) -> None:
     from studycore.devices import relaunch
 
     values, given = parse([RunConfig, TrainOptions], argv, "retrofit run", PACKAGE)
-    if values.get("method") is None:
-        from retrofit.config import arm_names
-
-        raise UserError(f"--method: none is given; give one of {', '.join(arm_names())}")
     config, options = build(RunConfig, values), build(TrainOptions, given)
     if options.dry_run:
         from retrofit.estimate import estimate

@@ -18,8 +18,8 @@ def arm_names() -> list[str]:
 class RunConfig:
     """Everything that determines a run's numbers. ValueError names the field, its value and the mend."""
 
-    method: str
-    """What is done to the model besides training on: standard, gram, geometry, or another arm of the README's table."""
+    method: str = ""
+    """Required. What is done to the model besides training on: standard, gram, geometry, or another arm of the README's table."""
     model: str = EMBEDDED_MODEL
     """Hub id or folder of a causal language model; studycore/wordnet-lm comes with the studies."""
     model_revision: str | None = None
@@ -95,6 +95,8 @@ class RunConfig:
     """Saves the retrofitted model as a Hugging Face folder, model/, at the end."""
 
     def __post_init__(self) -> None:
+        if not self.method:
+            raise ValueError(f"method: none is given; give one of {', '.join(arm_names())}")
         if self.method not in arm_names():
             raise ValueError(f"method: '{self.method}' is none of {', '.join(arm_names())}; give one of these")
         positive = "block_size trajectory_blocks transport_blocks eval_interval glt_interval batch_size"

@@ -315,5 +315,5 @@ def micro_batches(blocks: Blocks, config: RunConfig, first_step: int, rank: int,
         yield [next(items) for _ in range(parts)]
 
 
-def _as_it_is(batch: Tensor) -> Tensor:
+def _as_it_is(batch: Any) -> Any:
     return batch

@@ -80,7 +80,8 @@ def build_model(config: Mapping[str, Any]) -> Any:
 
 def context_of(model: Any) -> int:
     """Positions that the model knows."""
-    return int(getattr(model.config, "max_position_embeddings", None) or getattr(model.config, "n_positions", 2**31))
+    known = getattr(model.config, "max_position_embeddings", None) or getattr(model.config, "n_positions", None)
+    return int(known or 2**31)
 
 
 def weights_fingerprint(model: Any) -> str:

@@ -41,8 +41,8 @@ def load_result(folder: Path) -> RunResult:
         for row in read_rows(folder / "metrics.jsonl")
         if row["kind"] == "transport"
     ]
-    documents = [read_evaluation(folder, row["step"]) for row in (rows[0], rows[-1])]
-    return RunResult(config.method, config.seed, rows[0], rows[-1], *documents, moves)
+    first, last = (read_evaluation(folder, row["step"]) for row in (rows[0], rows[-1]))
+    return RunResult(config.method, config.seed, rows[0], rows[-1], first, last, moves)
 
 
 def seed_file(method: str) -> str:
@@ -298,7 +298,7 @@ def comparison_table(merged: Mapping[str, Rows], arms: Mapping[str, Sequence[Pat
                 changes[1],
                 *(last.get(k) for k in keys),
                 metrics.get("clip_rate"),
-            )  # fmt: skip
+            )
         )
     return Table("Arms", columns, lines, f"Means over seeds. {METRICS_NOTE}")
 

@@ -90,7 +90,7 @@ def read_folder(folder: Path) -> dict[str, SeedResult]:
 
 def summarise(results: Mapping[str, SeedResult]) -> dict[str, Any]:
     """The seed study's summary.json."""
-    methods = {}
+    methods: dict[str, dict[str, dict[str, float]]] = {}
     for name, result in results.items():
         methods[name] = {}
         for title, key in (("conditioning", "cond"), ("perplexity", "ppl")):

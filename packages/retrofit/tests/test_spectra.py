@@ -1,0 +1,139 @@
+"""Conditioning against float64 svdvals, closed forms, and invariances; found in every orientation."""
+
+import math
+
+import pytest
+import torch
+from conftest import KINDS, tiny_model
+
+from retrofit.blocks import find_blocks, find_matrices
+from retrofit.spectra import (
+    Moments,
+    activation_kappa,
+    activation_moments,
+    gaussian_kappa,
+    seed_ff_gram,
+    seed_ff_gram_layer,
+    singular_values,
+    weight_spectrum,
+)
+from studycore.errors import UserError
+
+
+def matrix(m, n, kappa, seed=0):
+    """Singular values from 1 down to 1 / kappa."""
+    draw = torch.Generator().manual_seed(seed)
+    k = min(m, n)
+    u, _ = torch.linalg.qr(torch.randn(m, k, dtype=torch.float64, generator=draw))
+    v, _ = torch.linalg.qr(torch.randn(n, k, dtype=torch.float64, generator=draw))
+    return u * torch.logspace(0, -math.log10(kappa), k, dtype=torch.float64) @ v.T
+
+
+@pytest.mark.parametrize("shape", [(96, 24), (24, 96), (32, 32)])
+@pytest.mark.parametrize("kappa", [1.0, 3.0, 1e3, 9e3, 1e5, 1e7, 1e10])
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+def test_singular_values_equal_float64_svdvals(shape, kappa, scale):
+    w = matrix(*shape, kappa) * scale
+    # At kappa 1e10 svdvals itself knows the smallest only to 1e-16 * 1e10.
+    torch.testing.assert_close(singular_values(w), torch.linalg.svdvals(w), rtol=1e-6, atol=0)
+    torch.testing.assert_close(singular_values(w.float()), torch.linalg.svdvals(w.float().double()), rtol=1e-6, atol=0)
+
+
+def test_closed_forms():
+    s = weight_spectrum(torch.tensor([4.0, 2.0, 1.0], dtype=torch.float64))
+    assert s.kappa == 4
+    assert s.gram_kappa == 16
+    assert s.omega == pytest.approx((16 + 4 + 1) / 3 / (64 ** (1 / 3)))
+    p = [4 / 7, 2 / 7, 1 / 7]
+    assert s.effective_rank == pytest.approx(math.exp(-sum(x * math.log(x) for x in p)))
+    assert s.stable_rank == pytest.approx(21 / 16)
+    assert s.spectral_norm == 4
+    even = weight_spectrum(torch.full((5,), 3.0, dtype=torch.float64))
+    assert (even.kappa, even.omega) == (1, pytest.approx(1))
+    assert even.effective_rank == pytest.approx(5)
+    assert even.stable_rank == pytest.approx(5)
+    assert weight_spectrum(singular_values(torch.ones(4, 3))).kappa > 1e6
+    assert weight_spectrum(singular_values(torch.zeros(4, 3))).kappa == math.inf
+
+
+def test_a_gaussian_matrix_has_the_kappa_of_theory():
+    w = torch.randn(2048, 512, generator=torch.Generator().manual_seed(0))
+    assert weight_spectrum(singular_values(w)).kappa == pytest.approx(gaussian_kappa(2048, 512), rel=0.05)
+    assert gaussian_kappa(512, 2048) == pytest.approx(3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_projections_are_found_in_the_right_orientation(kind):
+    model = tiny_model(kind)
+    blocks = find_blocks(model)
+    width = 40 if kind == "llama" else 64
+    assert len(blocks) == 2
+    for block in blocks:
+        assert block.up.weight_OI.shape == (width, 16)
+        assert block.down.weight_OI.shape == (16, width)
+        assert (block.gate is not None) == (kind == "llama")
+        assert block.norm is not None
+        assert block.up.transposed == (kind == "gpt2")
+        x = torch.randn(3, 16)
+        torch.testing.assert_close(block.up.module(x), x @ block.up.weight_OI.T + block.up.bias)
+    names = [m.name for m in find_matrices(model)]
+    assert not any("wte" in n or "embed" in n or "lm_head" in n for n in names)
+    more = find_matrices(model, embeddings=True)
+    assert len({id(m.parameter) for m in more}) == len(more) > len(names)
+
+
+def test_a_model_without_known_blocks_is_refused():
+    from transformers import AutoModelForCausalLM, OPTConfig
+
+    config = OPTConfig(
+        vocab_size=16, hidden_size=8, ffn_dim=16, num_hidden_layers=1, num_attention_heads=2, word_embed_proj_dim=8
+    )
+    with pytest.raises(UserError, match="OPTForCausalLM has no feed-forward blocks of a known kind"):
+        find_blocks(AutoModelForCausalLM.from_config(config))
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gpt_neox", "llama"])
+def test_activation_moments_are_those_of_what_enters_the_down_projection(kind):
+    """Written out by hand, block by block."""
+    model = tiny_model(kind).eval()
+    ids = torch.randint(0, 64, (5, 12), generator=torch.Generator().manual_seed(2))
+    found = activation_moments(model, find_blocks(model), ids, batch=2)
+    for layer, block in enumerate(find_blocks(model)):
+        inputs = []
+        handle = block.norm.register_forward_hook(lambda m, a, out, inputs=inputs: inputs.append(out.detach()))
+        with torch.no_grad():
+            model(ids)
+        handle.remove()
+        x = inputs[0].flatten(0, 1)
+        mlp = dict(model.named_modules())[block.name]
+        act = mlp.act if hasattr(mlp, "act") else mlp.act_fn
+        h = act(block.gate.module(x)) * block.up.module(x) if block.gate else act(block.up.module(x))
+        h = h.detach().double()
+        assert found[layer].tokens == 60
+        torch.testing.assert_close(found[layer].gram_FF, h.T @ h, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(found[layer].sum_F, h.sum(0), rtol=1e-5, atol=1e-5)
+
+
+def moments(x):
+    return Moments(x.double().T @ x.double(), x.double().sum(0), len(x))
+
+
+def test_activation_kappa_does_not_depend_on_scale_and_the_seeds_does():
+    x = torch.nn.functional.gelu(torch.randn(4000, 12, generator=torch.Generator().manual_seed(0)))
+    for centred in (True, False):
+        big, small = activation_kappa(moments(x), centred), activation_kappa(moments(x * 0.01), centred)
+        assert big == pytest.approx(small, rel=1e-6)
+    assert seed_ff_gram_layer(moments(x * 0.001)) < seed_ff_gram_layer(moments(x)) / 2
+    # Constant features: the mean direction is all there is.
+    assert activation_kappa(moments(x + 10), centred=False) > 100 * activation_kappa(moments(x + 10), centred=True)
+
+
+def test_seed_ff_gram_is_the_seeds_recipe():
+    draw = torch.Generator().manual_seed(1)
+    xs = [torch.randn(500, 8, generator=draw) * (i + 1) for i in range(3)]
+    expected = []
+    for x in xs:
+        g = x.T @ x / 500 + 1e-5 * torch.eye(8)
+        e = torch.linalg.eigvalsh(g)
+        expected.append(float(e.max() / e.min()))
+    assert seed_ff_gram([moments(x) for x in xs]) == pytest.approx(sum(expected) / 3, rel=1e-4)

@@ -1,0 +1,318 @@
+"""Training: reproducible, resumable to the bit, the penalty once per update, the same on two processes, exact perplexity."""
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import KINDS
+from safetensors.torch import load_file
+
+import retrofit.train as module
+from retrofit.blocks import find_blocks
+from retrofit.config import RunOptions
+from retrofit.models import load_model
+from retrofit.record import read_evaluation
+from retrofit.train import train
+from studycore.checkpoints import read_index
+from studycore.configuration import to_dict, to_yaml
+from studycore.errors import UserError
+from studycore.metrics import read_rows
+
+CPU = RunOptions(device="cpu", threads=1)
+METHODS = ["standard", "gram", "gram_scale_free", "geometry", "glt_ffn", "glt_fold", "glt_perm"]
+
+
+def rows_of(folder: Path, kind: str) -> list[dict]:
+    return [row for row in read_rows(folder / "metrics.jsonl") if row["kind"] == kind]
+
+
+def final(folder: Path, file: str = "model") -> dict[str, torch.Tensor]:
+    checkpoints = folder / "checkpoints"
+    return load_file(checkpoints / read_index(checkpoints)["last"] / f"{file}.safetensors")
+
+
+def same(one: Path, other: Path) -> None:
+    """Bitwise: weights, optimiser and every row."""
+    for file in ("model", "optimizer"):
+        a, b = final(one, file), final(other, file)
+        assert a.keys() == b.keys()
+        for name in a:
+            assert torch.equal(a[name], b[name]), name
+    assert (one / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
+
+
+def command(*arguments: str) -> subprocess.Popen:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "retrofit", *arguments],
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+    )
+
+
+def test_the_first_twenty_steps_are_the_recorded_ones(small, tmp_path):
+    """A change that moves these numbers changes every result; do it on purpose, and say so in the change log."""
+    config = small(method="geometry", num_steps=20, eval_interval=20, glt_interval=6, lr=1e-3)
+    train(config, tmp_path / "run", CPU, quiet=True)
+    losses = [row["loss"] for row in rows_of(tmp_path / "run", "update")]
+    recorded = json.loads((Path(__file__).parent / "loss_series.json").read_text())
+    assert losses == pytest.approx(recorded, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_model_trains_with_the_fold_and_learns(small, tmp_path, kind):
+    config = small(kind, method="glt_fold", num_steps=12, save_model=True)
+    train(config, tmp_path / "run", CPU, quiet=True)
+    first, last = (rows_of(tmp_path / "run", "evaluation")[i] for i in (0, -1))
+    assert last["val_ppl"] < first["val_ppl"]
+    for row in rows_of(tmp_path / "run", "transport"):
+        assert row["transport_ppl_after"] == pytest.approx(row["transport_ppl_before"], rel=1e-4)
+        assert row["transport_kl"] < 1e-5
+    # The saved folder is an ordinary one, with the trained weights.
+    model, _ = load_model(str(tmp_path / "run" / "model"))
+    kept = {name: p for name, p in final(tmp_path / "run").items() if name in model.state_dict()}
+    for name, value in kept.items():
+        assert torch.equal(model.state_dict()[name], value), name
+    assert (tmp_path / "run" / "model" / "tokenizer.json").exists()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_resuming_is_bitwise(small, tmp_path, monkeypatch, method):
+    """Cut off in the middle of step 5 of 8, after the checkpoint at 3; accumulation does not divide the epoch."""
+    config = small(method=method, gradient_accumulation_steps=2, dropout=0.1, eval_interval=3)
+    train(config, tmp_path / "straight", CPU, quiet=True)
+    original = module.clip
+    calls = {"n": 0}
+
+    def dies(*arguments):
+        calls["n"] += 1
+        if calls["n"] == 6:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    monkeypatch.setattr(module, "clip", dies)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "cut", CPU, quiet=True)
+    monkeypatch.undo()
+    train(config, tmp_path / "cut", CPU, resume=True, quiet=True)
+    same(tmp_path / "straight", tmp_path / "cut")
+    assert json.loads((tmp_path / "cut" / "manifest.json").read_text())["state"] == "done"
+
+
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_process_resumes_to_the_bit(small, tmp_path, sign):
+    config = small(
+        method="geometry", num_steps=150, num_workers=1, checkpoint_every=10, eval_interval=50, glt_interval=20,
+        gradient_accumulation_steps=4, lr=1e-3,
+    )  # fmt: skip
+    file = tmp_path / "c.yaml"
+    file.write_text(to_yaml(to_dict(config)))
+    flags = ["--config", str(file), "--device", "cpu", "--threads", "1"]
+    process = command("run", *flags, "--output-dir", str(tmp_path / "cut"))
+    rows = tmp_path / "cut" / "metrics.jsonl"
+    deadline = time.monotonic() + 100
+    while time.monotonic() < deadline and not (rows.exists() and len(rows.read_text().splitlines()) > 25):
+        time.sleep(0.01)
+    process.send_signal(sign)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == (-9 if sign == signal.SIGKILL else 3), errors
+    state = json.loads((tmp_path / "cut" / "manifest.json").read_text())["state"]
+    assert state == ("running" if sign == signal.SIGKILL else "stopped")
+    resumed = command("resume", str(tmp_path / "cut"))
+    _, errors = resumed.communicate(timeout=120)
+    assert resumed.returncode == 0, errors
+    train(config, tmp_path / "straight", CPU, quiet=True)
+    same(tmp_path / "straight", tmp_path / "cut")
+
+
+def test_two_processes_equal_one(small, tmp_path):
+    config = small(method="geometry", gradient_accumulation_steps=2, lr=1e-3)
+    train(config, tmp_path / "one", CPU, quiet=True)
+    file = tmp_path / "c.yaml"
+    file.write_text(to_yaml(to_dict(config)))
+    process = command(
+        "run", "--config", str(file), "--device", "cpu", "--threads", "1", "--num-processes", "2",
+        "--output-dir", str(tmp_path / "two"),
+    )  # fmt: skip
+    out, errors = process.communicate(timeout=150)
+    assert process.returncode == 0, errors
+    assert "2 processes" in out
+    one, two = (rows_of(tmp_path / name, "evaluation") for name in ("one", "two"))
+    # The untrained model's perplexity: exact but for the order of sums.
+    assert two[0]["val_ppl"] == pytest.approx(one[0]["val_ppl"], rel=1e-6)
+    assert two[-1]["val_ppl"] == pytest.approx(one[-1]["val_ppl"], rel=1e-4)
+    losses = [[row["loss"] for row in rows_of(tmp_path / name, "update")] for name in ("one", "two")]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_accumulation_leaves_the_trajectory(small, tmp_path):
+    """The penalty too enters once per update, however many parts it has."""
+    for parts in (1, 4):
+        config = small(method="gram", gradient_accumulation_steps=parts, lr=1e-3)
+        train(config, tmp_path / str(parts), CPU, quiet=True)
+    one, four = (rows_of(tmp_path / str(parts), "update") for parts in (1, 4))
+    for key in ("loss", "penalty", "penalty_grad_norm", "grad_norm"):
+        assert [r[key] for r in four] == pytest.approx([r[key] for r in one], rel=2e-3), key
+
+
+def test_clipping_is_of_the_cross_entropy_alone(small, tmp_path, monkeypatch):
+    """A huge penalty leaves the reported cross-entropy gradient and its clipping as they are."""
+    seen = []
+    original = torch.optim.AdamW.step
+
+    def look(self, *arguments, **more):
+        grads = [p.grad for group in self.param_groups for p in group["params"]]
+        seen.append(float(torch.stack(torch._foreach_norm(grads)).norm()))
+        return original(self, *arguments, **more)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", look)
+    norms = {}
+    for weight in (0.0, 100.0):
+        config = small(method="gram", num_steps=1, gram_weight=weight, grad_clip=0.01)
+        train(config, tmp_path / str(weight), CPU, quiet=True)
+        (norms[weight],) = rows_of(tmp_path / str(weight), "update")
+    assert norms[0.0]["grad_norm"] == norms[100.0]["grad_norm"] > 0.01
+    assert norms[0.0]["clipped"]
+    assert norms[100.0]["clipped"]
+    assert seen[0] == pytest.approx(0.01, rel=1e-3)
+    assert seen[1] == pytest.approx(norms[100.0]["penalty_grad_norm"], rel=0.01)
+
+
+def test_the_null_arm_is_the_standard_one_but_for_rounding(small, tmp_path):
+    for method in ("standard", "glt_perm"):
+        train(small(method=method, lr=1e-3), tmp_path / method, CPU, quiet=True)
+    losses = [[row["loss"] for row in rows_of(tmp_path / name, "update")] for name in ("standard", "glt_perm")]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+def test_norm_matched_follows_the_other_runs_norms(small, tmp_path):
+    train(small(method="geometry"), tmp_path / "geometry_s0", CPU, quiet=True)
+    config = small(method="norm_matched", norm_reference="../geometry_s0")
+    train(config, tmp_path / "norm_matched_s0", CPU, quiet=True)
+    one, two = ([r["up_norms"] for r in rows_of(tmp_path / n, "update")] for n in ("geometry_s0", "norm_matched_s0"))
+    for a, b in zip(one, two, strict=True):
+        assert b == pytest.approx(a, rel=1e-5)
+    with pytest.raises(UserError, match="norm_reference"):
+        train(small(method="norm_matched", norm_reference="nowhere"), tmp_path / "x", CPU, quiet=True)
+    with pytest.raises(UserError, match="8 updates, and 9"):
+        longer = small(method="norm_matched", norm_reference=str(tmp_path / "geometry_s0"), num_steps=9)
+        train(longer, tmp_path / "y", CPU, quiet=True)
+
+
+def test_arms_of_a_seed_see_the_same_batches_and_seeds_do_not(small):
+    from retrofit.data import update_indices
+
+    config, other = small(), small(seed=1)
+    orders = [[update_indices(10, c, step) for step in range(5)] for c in (config, small(method="geometry"), other)]
+    assert orders[0] == orders[1] != orders[2]
+    for order in orders:  # each epoch covers all blocks once; batches go on over its end
+        assert sorted(sum(order, [])[:10]) == list(range(10))
+        assert sorted(sum(order, [])[10:]) == list(range(10))
+
+
+def test_perplexity_is_the_sum_over_every_token_once(small, tmp_path):
+    """Against a plain loop over the stream, one window at a time."""
+    from retrofit.data import load_data
+    from retrofit.evaluate import evaluate
+    from retrofit.models import load_tokenizer
+
+    config = small(validation_blocks=None)
+    model, _ = load_model(config.model)
+    data = load_data(config, load_tokenizer(config.model), 64)
+    texts = [json.loads(line)["text"] for line in Path(config.validation_dataset).read_text().splitlines()]
+    tokenizer = load_tokenizer(config.model)
+    stream = [i for t in texts for i in [0, *tokenizer(t)["input_ids"]]]
+    total = 0.0
+    with torch.no_grad():
+        for at in range(0, len(stream) - 1, 16):
+            window = torch.tensor(stream[at : at + 17])
+            logits = model.eval()(window[None, :-1]).logits[0].double()
+            total -= float(logits.log_softmax(-1).gather(1, window[1:, None]).sum())
+    for batch in (1, 5, 64):
+        found = evaluate(model, data.validation, batch)
+        assert found.tokens == len(stream) - 1
+        assert found.perplexity == pytest.approx(math.exp(total / (len(stream) - 1)), rel=1e-6)
+    halves = [evaluate(model, data.validation, 4, rank=r, world=2) for r in (0, 1)]
+    assert float(sum(h.nll_D.sum() for h in halves)) == pytest.approx(total, rel=1e-6)
+    assert float(sum(h.tokens_D.sum() for h in halves)) == found.tokens
+
+
+def test_a_run_folder_holds_what_the_contract_names(small, tmp_path):
+    train(small(method="geometry", save_model=True), tmp_path / "run", CPU, argv=["retrofit", "run"], quiet=True)
+    names = {path.relative_to(tmp_path / "run").as_posix() for path in (tmp_path / "run").rglob("*")}
+    assert names >= {
+        "config.yaml", "manifest.json", "metrics.jsonl", "history.parquet", "results.json", "report.html", "report.md",
+        "geometry.json", "figures/trajectories.svg", "model/config.json", "model/model.safetensors",
+    }  # fmt: skip
+    about = json.loads((tmp_path / "run" / "results.json").read_text())["metrics"]
+    assert about["block_size"] == about["stride"] == 16
+    assert about["end_of_text"] == "before"
+    assert "first 8 of" in about["validation_set"]
+    assert about["training_tokens"] == 8 * 4 * 16
+    table = read_evaluation(tmp_path / "run", 8)
+    assert table[:, 2].sum() == 8 * 16
+    assert math.exp(table[:, 1].sum() / 128) == pytest.approx(rows_of(tmp_path / "run", "evaluation")[-1]["val_ppl"])
+
+
+def test_resume_refuses_another_configuration_data_and_model(small, tmp_path):
+    train(small(), tmp_path / "run", CPU, quiet=True)
+    with pytest.raises(UserError, match=r"lr: stored 0.01, given 0.5"):
+        train(small(lr=0.5), tmp_path / "run", CPU, resume=True, quiet=True)
+    with pytest.raises(UserError, match="holds a run already"):
+        train(small(), tmp_path / "run", CPU, quiet=True)
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    manifest["data_fingerprints"]["training"] = "0" * 64
+    (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="model or data are not those"):
+        train(small(), tmp_path / "run", CPU, resume=True, quiet=True)
+
+
+def test_a_run_without_a_checkpoint_resumes_at_step_zero(small, tmp_path):
+    train(small(), tmp_path / "straight", CPU, quiet=True)
+    train(small(), tmp_path / "cut", CPU, quiet=True)
+    shutil.rmtree(tmp_path / "cut" / "checkpoints")
+    train(small(), tmp_path / "cut", CPU, resume=True, quiet=True)
+    same(tmp_path / "straight", tmp_path / "cut")
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_what_was_measured(small, tmp_path):
+    with pytest.raises(UserError, match=r"lr: 1e\+30 made"):
+        train(small(lr=1e30, num_steps=50), tmp_path / "run", CPU, quiet=True)
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["state"] == "failed"
+    assert rows_of(tmp_path / "run", "evaluation")[0]["val_ppl"] > 1
+
+
+def test_mixed_precision_trains_and_the_weights_stay_float32(small, tmp_path):
+    train(small(mixed_precision="bf16"), tmp_path / "run", CPU, quiet=True)
+    assert {t.dtype for t in final(tmp_path / "run").values()} == {torch.float32}
+    one, two = rows_of(tmp_path / "run", "evaluation")[0], rows_of(tmp_path / "run", "evaluation")[-1]
+    assert two["val_ppl"] < one["val_ppl"]
+    with pytest.raises(UserError, match="fp16 needs a GPU"):
+        train(small(mixed_precision="fp16"), tmp_path / "y", CPU, quiet=True)
+
+
+def test_a_penalty_in_a_loop_of_ones_own_lowers_kappa(small):
+    """The plain functions, without the package's training loop."""
+    from retrofit.penalty import penalty_of_blocks, scale_free_penalty_gradient
+    from retrofit.spectra import singular_values, weight_spectrum
+
+    model, _ = load_model(small().model)
+    blocks = find_blocks(model)
+    kappa = [weight_spectrum(singular_values(b.up.weight_OI)).kappa for b in blocks]
+    for _ in range(300):
+        _, parts = penalty_of_blocks(blocks, 1.0, scale_free_penalty_gradient)
+        for parameter, gradient in parts:
+            parameter.data -= 0.02 * gradient
+    after = [weight_spectrum(singular_values(b.up.weight_OI)).kappa for b in blocks]
+    assert all(b < a for a, b in zip(kappa, after, strict=True))
