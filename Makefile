@@ -6,8 +6,10 @@ SHELL := bash
 # A study is a folder under packages/. The arguments of its main job stand here, one line a study.
 STUDIES := $(sort $(notdir $(patsubst %/pyproject.toml,%,$(wildcard packages/*/pyproject.toml))))
 job.least-action = sweep --config $(SIZE)
+job.retrofit = compare --config $(SIZE)
 
-# quick: a few minutes a study on two CPU cores; full: up to half an hour, the tables of the READMEs.
+# quick: a few minutes a study on two CPU cores; full: up to half an hour, the tables of the READMEs; long, where a
+# study has it: hours.
 SIZE ?= quick
 
 # The first Python that is new enough, python3 before any other; `make setup PYTHON=...` names one.
@@ -22,17 +24,16 @@ PYPROJECTS := shared/pyproject.toml $(STUDIES:%=packages/%/pyproject.toml)
 PIP_INSTALL := -m pip install --disable-pip-version-check --no-compile --constraint constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup studies $(STUDIES) test lint bench images clean check-python check-size
+.PHONY: help setup studies $(STUDIES) reference-lm test lint bench images clean check-python check-size
 
 help: ## list the targets
-	@sed -nE 's/^([a-z]+):.*## (.*)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r name text; do \
+	@sed -nE 's/^([a-z-]+):.*## (.*)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r name text; do \
 		printf '  make %-20s %s\n' "$$name" "$$text"; done
 	@for study in $(STUDIES); do printf '  make %-20s %s\n' "$$study" "the main job of $$study"; done
-	@echo "SIZE=quick (a few minutes a study) or SIZE=full; PYTHON=... names the interpreter (now: $(PYTHON))"
+	@echo "SIZE=quick (a few minutes a study), full or, where a study has it, long; PYTHON=... names the interpreter (now: $(PYTHON))"
 
 setup: .venv/stamp .env ## create or update .venv with every package in it, and fetch the data that the defaults need
-	@shopt -s nullglob; for data in packages/*/src/*/setup_data.py; do \
-		$(BIN)/python -m "$$(basename "$$(dirname "$$data")").setup_data"; done
+	@$(BIN)/python -m studycore.wordnet || echo "goes on without WordNet; what needs it will say so" >&2
 
 studies: check-size setup ## run the main job of every study, then write runs/index.html with every claim
 	@failed=""; \
@@ -42,6 +43,9 @@ studies: check-size setup ## run the main job of every study, then write runs/in
 
 $(STUDIES): check-size setup
 	$(BIN)/$@ $(job.$@)
+
+reference-lm: setup ## train the shipped language model again (an hour or two on two CPU cores; resumes), compare with the record
+	$(BIN)/studycore reference-lm train --resume
 
 test: $(TOX) ## test every package on this Python, the wheels installed together, and lint (plain tox: every Python)
 	@read -r factor path < <($(PYTHON) -c 'import sys; print("py%d%d" % sys.version_info[:2], sys.executable)'); \
@@ -75,11 +79,11 @@ check-python:
 		echo "Python 3.11 or newer is needed, and $(PYTHON) is $$($(PYTHON) --version 2>/dev/null || echo not found); install one or name it: make setup PYTHON=python3.12" >&2; exit 2; }
 
 check-size:
-	@case "$(SIZE)" in quick | full) ;; *) echo "SIZE is '$(SIZE)', and must be quick or full" >&2; exit 2 ;; esac
+	@case "$(SIZE)" in quick | full | long) ;; *) echo "SIZE is '$(SIZE)', and must be quick, full or long" >&2; exit 2 ;; esac
 
 .venv/stamp: constraints.txt $(PYPROJECTS) | check-python
 	@[ -x $(BIN)/python ] || { echo "Setting up .venv with $$($(PYTHON) --version); torch is large, this takes a while."; $(PYTHON) -m venv .venv; }
-	$(BIN)/python $(PIP_INSTALL) --editable ./shared $(STUDIES:%=--editable ./packages/%)
+	$(BIN)/python $(PIP_INSTALL) --editable './shared[lm]' $(STUDIES:%=--editable ./packages/%)
 	@touch $@
 
 # tox keeps an environment although the requirements of a package in it have changed: then all start afresh.

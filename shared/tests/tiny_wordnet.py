@@ -35,7 +35,9 @@ def write(folder: Path) -> Path:
             offsets[name], at = at, at + len(texts[name])
     (folder / "data.noun").write_text(header + "".join(line(name) for name in SYNSETS))
     index = [
-        f"{word.lower()} n 1 0 1 0 {offsets[name]:08d}  \n" for name, (_, words, *_) in SYNSETS.items() for word in words
+        f"{word.lower()} n 1 0 1 0 {offsets[name]:08d}  \n"
+        for name, (_, words, *_) in SYNSETS.items()
+        for word in words
     ]
     (folder / "index.noun").write_text(header + "".join(sorted(index)))
     for pos, (number, word, gloss) in OTHERS.items():

@@ -1,0 +1,164 @@
+"""The shipped model: where it is, how it is measured, and that the package's copy is as recorded."""
+
+import json
+import math
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from studycore import reference_lm, wordnet
+from studycore.commands import main
+from studycore.errors import UserError
+from studycore.reference_lm import FOLDER, NAME, answers, compare, document_nll, locate, ngram_nll
+
+needs_wordnet = pytest.mark.skipif(wordnet.find() is None, reason="WordNet is not there; `make setup` fetches it")
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = locate(NAME)
+    return AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+
+
+def test_other_names_stay_as_they_are():
+    assert locate("roneneldan/TinyStories-8M") == "roneneldan/TinyStories-8M"
+
+
+def test_a_lacking_folder_is_said(monkeypatch, tmp_path):
+    monkeypatch.setattr(reference_lm, "FOLDER", tmp_path)
+    with pytest.raises(UserError, match=r"holds no model\.safetensors; install studycore again"):
+        locate(NAME)
+
+
+def test_it_is_small_and_whole():
+    files = list(FOLDER.iterdir())
+    assert sum(path.stat().st_size for path in files) <= 16e6
+    for name in ("recipe.yaml", "training_log.jsonl", "data.json", "metrics.json", "README.md", "WORDNET-LICENSE"):
+        assert FOLDER / name in files
+
+
+def test_it_loads_in_single_precision(loaded):
+    model, tokenizer = loaded
+    assert model.dtype == torch.float32
+    assert model.config.vocab_size == len(tokenizer)
+    recorded = json.loads((FOLDER / "metrics.json").read_text())["metrics"]
+    assert sum(q.numel() for q in model.parameters()) == recorded["parameters"]
+
+
+def test_its_nouns_are_single_tokens(loaded):
+    _, tokenizer = loaded
+    for word in ("dog", "animal", "music", "Paris", "piano", "tree"):
+        assert len(tokenizer.encode(f" {word}")) == 1
+
+
+def test_it_has_learnt(loaded):
+    """A sentence in WordNet's manner is likelier than the same words in another order."""
+    right, wrong = document_nll(*loaded, [" kind of small dog with long hair", " hair long kind with of dog small"])
+    assert right[0] < wrong[0] - 5
+
+
+def test_recorded_requirements():
+    """What the record claims: the two that every study needs, and reading as it was found."""
+    verdict = {claim["id"]: claim["verdict"] for claim in json.loads((FOLDER / "metrics.json").read_text())["claims"]}
+    assert verdict["lm_perplexity"] == "supported"
+    assert verdict["lm_closed_book"] == "supported"
+
+
+def test_it_reads(loaded):
+    prompt = (
+        "Context: The home of Newton is Paris. The pet of Newton is dog.\nQuestion: What is the pet of Newton?\nAnswer:"
+    )
+    (answer,) = answers(*loaded, [prompt])
+    assert answer in ("dog", "Paris"), "a span of the paragraph"
+
+
+def test_nll_of_a_batch_is_that_of_each_alone(loaded):
+    """Padding must not count: against one text at a time, without padding, from the definition."""
+    model, tokenizer = loaded
+    texts = [" dog: a pet", " a much longer text about the history of music in the city of Vienna", " x"]
+    for text, (total, tokens) in zip(texts, document_nll(model, tokenizer, texts), strict=True):
+        ids = torch.tensor([[0, *tokenizer.encode(text), 0]])
+        with torch.no_grad():
+            log_p = model(ids, use_cache=False).logits[0, :-1].log_softmax(-1)
+        assert tokens == ids.shape[1] - 1
+        assert total == pytest.approx(-log_p[range(tokens), ids[0, 1:]].sum().item(), rel=1e-5)
+
+
+def test_answers_do_not_depend_on_their_neighbours(loaded):
+    prompts = [
+        "Question: What?\nAnswer:",
+        "Context: The pet of Newton is dog. The pet of Bohr is cat.\nAnswer:",
+        " dog:",
+    ]
+    assert answers(*loaded, prompts) == [answers(*loaded, [prompt])[0] for prompt in prompts]
+
+
+class Letters:
+    """A tokenizer of the letters a to d and the end, 0."""
+
+    eos_token_id = 0
+
+    def __len__(self):
+        return 5
+
+    def __call__(self, texts, add_special_tokens):
+        return {"input_ids": [["_abcd".index(letter) for letter in text] for text in texts]}
+
+
+def test_ngrams_against_their_definitions():
+    training, texts = ["abab", "ba", "c"], ["abc", "dd"]
+    unigram, bigram = ngram_nll(Letters(), training, texts)
+    counts = Counter("abab0ba0c0")
+    assert unigram[0] == pytest.approx(-sum(math.log((counts[x] + 1) / (10 + 5)) for x in "abc0"))
+
+    pairs = Counter(["0a", "ab", "ba", "ab", "b0", "0b", "ba", "a0", "0c", "c0"])
+
+    def probability(context, letter):
+        kinds = {pair for pair in pairs if pair[1] == letter}
+        lower = (len(kinds) + 1) / (len(pairs) + 5)
+        seen = {pair: count for pair, count in pairs.items() if pair[0] == context}
+        if not seen:
+            return lower
+        total = sum(seen.values())
+        return max(pairs[context + letter] - 0.75, 0) / total + 0.75 * len(seen) / total * lower
+
+    for context in "0abcd":
+        assert sum(probability(context, letter) for letter in "0abcd") == pytest.approx(1)
+    for text, got in zip(texts, bigram, strict=True):
+        chain = f"0{text}0"
+        assert got == pytest.approx(-sum(math.log(probability(*chain[i : i + 2])) for i in range(len(chain) - 1)))
+
+
+def test_compare_sees_what_differs():
+    recorded = {"perplexity": 100.0, "f1_with_context": 90.0, "questions": 12}
+    assert compare(recorded, recorded) == []
+    assert compare({"perplexity": 100.5, "f1_with_context": 90.0, "questions": 12}, recorded)
+    assert compare({"perplexity": 100.0, "f1_with_context": 89.0, "questions": 12}, recorded)
+    assert compare({"perplexity": 100.0, "f1_with_context": 90.0, "questions": 11}, recorded)
+    assert compare({"perplexity": 100.0, "questions": 12}, recorded)
+
+
+@needs_wordnet
+def test_verify_equals_the_record(monkeypatch, capsys):
+    """The full measurement on all held-out material; a damaged model is refused."""
+    monkeypatch.setattr(sys, "argv", ["studycore", "reference-lm", "verify"])
+    assert main() == 0, capsys.readouterr().err
+    assert "equal to what is recorded" in capsys.readouterr().out
+
+
+def test_info_and_mistakes(monkeypatch, capsys):
+    for arguments, code, words in (
+        (["info"], 0, str(Path(FOLDER))),
+        (["verify", "--fast"], 2, "takes no flags"),
+        (["paint"], 2, "paint"),
+        (["train", "--heads", "3"], 2, "heads: 3 does not divide"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["studycore", "reference-lm", *arguments])
+        assert main() == code
+        captured = capsys.readouterr()
+        assert words in captured.out + captured.err
