@@ -9,6 +9,7 @@ evaluation at s, so that an evaluation never sees the moment right after it.
 
 import dataclasses
 import math
+import os
 import shutil
 import sys
 import time
@@ -294,10 +295,13 @@ def train(
             prepared.step()
             prepared.zero_grad()
             arm.after_update(dataclasses.replace(now, step=step + 1))
+            norms = up_norms(blocks)
+            if not all(map(math.isfinite, norms)):
+                raise UserError(f"lr: {config.lr} made weights infinite at step {step}; lower it")
 
             # log
             if run is not None:
-                run.metrics.append({**row, "up_norms": up_norms(blocks)})
+                run.metrics.append({**row, "up_norms": norms})
                 accelerator.log({k: v for k, v in row.items() if isinstance(v, int | float)}, step=step)
             bar.update(1)
             if main and not quiet and bar.disable and time.monotonic() - told > 30:
@@ -366,7 +370,7 @@ def norm_reference(config: RunConfig, folder: Path, layers: int, steps: int) -> 
     """Norms of the up projections of config.norm_reference by updates made. UserError when they don't fit the run."""
     if config.norm_reference is None:
         return None
-    place = next((p for p in (folder / config.norm_reference, Path(config.norm_reference)) if p.is_dir()), None)
+    place = next((p for p in (Path(os.path.normpath(folder / config.norm_reference)), Path(config.norm_reference)) if p.is_dir()), None)
     if place is None:
         raise UserError(f"norm_reference: there is no run folder '{config.norm_reference}'; name one")
     rows = [row for row in read_rows(place / "metrics.jsonl") if "up_norms" in row]
