@@ -1,0 +1,141 @@
+"""Documents from every kind of source, the guard against leaks, blocks and their documents."""
+
+import json
+
+import pytest
+import torch
+
+from retrofit.config import MeasureConfig
+from retrofit.data import check_overlap, load_data, load_documents, micro_batches, read_source
+from retrofit.models import load_tokenizer
+from studycore.errors import UserError
+
+TEXTS = [f"w{i} w{i + 1} w{i + 2}" for i in range(50)]
+
+
+def write(folder, kind):
+    if kind == "jsonl":
+        path = folder / "t.jsonl"
+        path.write_text("".join(json.dumps({"text": t}) + "\n" for t in TEXTS))
+    elif kind == "parquet":
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        path = folder / "t.parquet"
+        parquet.write_table(pa.table({"text": TEXTS, "n": list(range(50))}), path)
+    elif kind == "stories":
+        path = folder / "s.txt"
+        path.write_text("\n<|endoftext|>\n".join(TEXTS))
+    else:
+        path = folder / "p.txt"
+        path.write_text("\n\n".join(TEXTS))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "stories", "paragraphs"])
+def test_local_files_give_the_same_documents(tmp_path, kind):
+    found = read_source(MeasureConfig(), str(write(tmp_path, kind)), "", 20)
+    assert [t.strip() for t in found] == TEXTS[:20]
+
+
+def test_a_folder_in_the_hubs_form_is_read_by_the_hub_route(tmp_path, monkeypatch):
+    """The code path of a hub dataset: splits by name, no more rows than asked for."""
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for split, texts in (("train", TEXTS[:40]), ("validation", TEXTS[40:])):
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+    config = MeasureConfig()
+    assert read_source(config, str(folder), "train", 7) == TEXTS[:7]
+    assert read_source(config, str(folder), "validation", None) == TEXTS[40:]
+    with pytest.raises(UserError, match="no column 'story'; there are text"):
+        read_source(MeasureConfig(text_column="story"), str(folder), "train", 7)
+    with pytest.raises(UserError, match="cannot be read"):
+        read_source(config, str(folder), "test", 7)
+    with pytest.raises(UserError, match="nobody/nothing"):
+        read_source(config, "nobody/nothing", "train", 7)
+
+
+def test_an_overlap_stops_the_run_whatever_the_spacing(small, tmp_path):
+    with pytest.raises(UserError, match="1 documents stand in training and validation"):
+        check_overlap(["a b c", "d"], ["e", " a  b\nc "])
+    path = write(tmp_path, "jsonl")
+    with pytest.raises(UserError, match="50 documents stand"):
+        load_documents(small(dataset=str(path), validation_dataset=str(path)))
+
+
+def test_one_file_is_split_by_hash_and_without_overlap(small, tmp_path):
+    path = tmp_path / "many.txt"
+    texts = [f"w{i} w{j}" for i in range(60) for j in range(20)]
+    path.write_text("\n\n".join(texts))
+    train, held_out = load_documents(small(dataset=str(path), validation_dataset=None, max_docs=None))
+    assert set(train) | set(held_out) == set(texts)
+    assert not set(train) & set(held_out)
+    assert 30 < len(held_out) < 100
+    path.write_text("\n\n".join(texts[:-100]))
+    _, fewer = load_documents(small(dataset=str(path), validation_dataset=None, max_docs=None))
+    assert set(fewer) <= set(held_out)  # a document's split does not depend on the others
+
+
+def test_windows_predict_each_token_once_and_know_its_document(small):
+    config = small(end_of_text="before")
+    tokenizer = load_tokenizer(config.model)
+    data = load_data(config, tokenizer, 64)
+    validation = data.validation
+    stream = torch.cat([validation.ids_NT[0, :1], validation.ids_NT[:, 1:].flatten()])
+    owner = validation.document_NT.flatten()
+    counted = owner >= 0
+    assert not counted[int(counted.sum()) :].any()  # only the tail does not count
+    starts = (stream[1:][counted] == 0).nonzero().flatten()
+    # The end-of-text token before a document belongs to it.
+    assert owner[counted][starts].tolist() == list(range(1, validation.documents))
+    assert torch.equal(validation.ids_NT[1:, 0], validation.ids_NT[:-1, -1])
+    assert (data.train.document_NT >= 0).all()
+    plain = load_data(small(end_of_text="none"), tokenizer, 64)
+    assert not (plain.train.ids_NT == 0).any()
+
+
+def test_blocks_longer_than_the_context_and_too_little_text_are_refused(small, tmp_path):
+    tokenizer = load_tokenizer(small().model)
+    with pytest.raises(UserError, match="block_size: 128 is longer than the model's context of 64"):
+        load_data(small(block_size=128), tokenizer, 64)
+    short = tmp_path / "short.txt"
+    short.write_text("w1 w2")
+    with pytest.raises(UserError, match="fewer than a block"):
+        load_data(small(dataset=str(short)), tokenizer, 64)
+    empty = tmp_path / "empty.txt"
+    empty.write_text("  ")
+    with pytest.raises(UserError, match="no training documents"):
+        load_data(small(dataset=str(empty)), tokenizer, 64)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_go_on_where_they_stopped_and_are_shared_out(small, workers):
+    config = small(num_workers=workers, gradient_accumulation_steps=2, num_steps=6)
+    blocks = load_data(config, load_tokenizer(config.model), 64).train
+    whole = list(micro_batches(blocks, small(num_steps=6), 0, 0, 1))
+    assert [len(parts) for parts in whole] == [1] * 6
+    late = list(micro_batches(blocks, config, 4, 0, 1))
+    assert len(late) == 2
+    for parts, (expected,) in zip(late, whole[4:], strict=True):
+        assert torch.equal(torch.cat(parts), expected)
+    ranks = [list(micro_batches(blocks, config, 0, rank, 2)) for rank in (0, 1)]
+    for one, two, (expected,) in zip(*ranks, whole, strict=True):
+        assert torch.equal(torch.stack([torch.cat(one), torch.cat(two)], 1).flatten(0, 1), expected)
+    with pytest.raises(UserError, match="not divisible by 3 processes"):
+        next(micro_batches(blocks, config, 0, 0, 3))
+
+
+def test_the_embedded_corpus_has_no_overlap(monkeypatch):
+    """Without WordNet itself: a stand-in with every split."""
+    from studycore import wordnet
+
+    kinds = ["train", "reserve", "validation"]
+    made = [wordnet.Document(f"s{i}", f" gloss {i}", kinds[i % 3]) for i in range(60)]
+    monkeypatch.setattr(wordnet, "documents", lambda: tuple(made))
+    config = MeasureConfig()
+    train = read_source(config, config.dataset, "train", None)
+    held_out = read_source(config, config.dataset, "validation", None)
+    assert set(train) == {d.text for d in made if d.split == "reserve"}
+    assert set(held_out) == {d.text for d in made if d.split == "validation"}
+    assert read_source(config, config.dataset, "train", 5) == train[:5] != sorted(train)[:5]

@@ -1,0 +1,82 @@
+"""The seed's JSON files: both shapes are read; summary keys; the three scenarios."""
+
+import json
+
+import pytest
+
+from retrofit.cli import main
+from retrofit.seed_json import read_folder, read_result, scenario, summarise
+from studycore.errors import UserError
+
+README_SHAPE = {
+    "method": "geometry",
+    "initial": {"cond": 4738, "ppl": 10.9, "loss": 2.39},
+    "final": {"cond": 2500, "ppl": 9.2, "loss": 2.22},
+    "trajectory": {"steps": [0, 100], "conditioning": [4738, 4200], "perplexity": [10.9, 10.5], "loss": [2.39, 2.35]},
+}
+WRITTEN_SHAPE = {
+    "method": "standard",
+    "initial": {"cond": 4738.0, "val_ppl": 10.9, "train_ppl": 9.9, "val_loss": 2.39, "train_loss": 2.29},
+    "final": {"cond": 4600.0, "val_ppl": 10.7, "train_ppl": 9.5, "val_loss": 2.37, "train_loss": 2.25},
+    "trajectory": {
+        "steps": [0, 100], "conditioning": [4738.0, 4700.0], "val_perplexity": [10.9, 10.8],
+        "train_perplexity": [9.9, 9.7], "val_loss": [2.39, 2.38], "train_loss": [2.29, 2.27],
+    },
+}  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "geometry.json").write_text(json.dumps(README_SHAPE))
+    (tmp_path / "standard.json").write_text(json.dumps(WRITTEN_SHAPE))
+    return tmp_path
+
+
+def test_both_shapes_are_read(folder):
+    results = read_folder(folder)
+    assert results["geometry"].initial == {"cond": 4738, "ppl": 10.9, "loss": 2.39}
+    assert results["geometry"].perplexity == [10.9, 10.5]
+    assert results["standard"].final == {"cond": 4600, "ppl": 10.7, "loss": 2.37}
+    assert results["standard"].perplexity == [10.9, 10.8]
+
+
+def test_summary_has_the_seeds_keys_and_arithmetic(folder):
+    summary = summarise(read_folder(folder))
+    assert set(summary) == {"methods", "comparison"}
+    conditioning = summary["methods"]["geometry"]["conditioning"]
+    assert conditioning == pytest.approx(
+        {"initial": 4738, "final": 2500, "improvement": 2238, "pct_improvement": 100 * 2238 / 4738}
+    )
+    versus = summary["comparison"]["geometry_vs_standard"]
+    assert versus["conditioning_ratio"] == pytest.approx(4600 / 2500)
+    assert versus["perplexity_advantage"] == pytest.approx(1.5)
+    assert set(versus) == {"conditioning_advantage", "conditioning_ratio", "perplexity_advantage", "perplexity_ratio"}
+
+
+def test_report_prints_a_folder_of_the_seeds_files(folder, capsys):
+    for arguments in (["report", str(folder)], ["report", "--results_dir", str(folder)], ["report", f"--results-dir={folder}"]):  # fmt: skip
+        assert main(arguments) == 0
+        out = capsys.readouterr().out
+        assert "geometry" in out
+        assert "scenario 2" in out
+
+
+def test_a_damaged_file_is_named(folder, capsys):
+    (folder / "geometry.json").write_text('{"method": "geometry", "initial": {}}')
+    with pytest.raises(UserError, match=r"geometry\.json"):
+        read_result(folder / "geometry.json")
+    assert main(["report", str(folder)]) == 2
+
+
+@pytest.mark.parametrize(
+    ("cond", "ppl", "words"),
+    [
+        (1750, 8.5, "scenario 1"),
+        (3000, 9.5, "scenario 2"),
+        (4200, 10.5, "scenario 3"),
+        (1750, 10.5, "none of the seed study's three"),
+        (6000, 12.0, "scenario 3"),
+    ],
+)
+def test_the_seeds_own_figures_fall_in_its_scenarios(cond, ppl, words):
+    assert words in scenario(100 * (cond / 4738 - 1), 100 * (ppl / 10.9 - 1))
