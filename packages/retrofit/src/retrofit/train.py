@@ -370,7 +370,14 @@ def norm_reference(config: RunConfig, folder: Path, layers: int, steps: int) -> 
     """Norms of the up projections of config.norm_reference by updates made. UserError when they don't fit the run."""
     if config.norm_reference is None:
         return None
-    place = next((p for p in (Path(os.path.normpath(folder / config.norm_reference)), Path(config.norm_reference)) if p.is_dir()), None)
+    place = next(
+        (
+            p
+            for p in (Path(os.path.normpath(folder / config.norm_reference)), Path(config.norm_reference))
+            if p.is_dir()
+        ),
+        None,
+    )
     if place is None:
         raise UserError(f"norm_reference: there is no run folder '{config.norm_reference}'; name one")
     rows = [row for row in read_rows(place / "metrics.jsonl") if "up_norms" in row]

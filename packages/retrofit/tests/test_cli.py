@@ -1,0 +1,252 @@
+"""The command from outside: exit codes, one-sentence errors, shipped configurations, measure, compare."""
+
+import ast
+import csv
+import inspect
+import json
+from importlib import resources
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import retrofit.compare as compare_module
+from retrofit.cli import main
+from retrofit.compare import START, plan, waves
+from retrofit.config import CompareConfig, RunConfig, arm_names
+from studycore.configuration import check_types, read_yaml, to_dict, to_yaml
+from studycore.sweep import Done
+
+CONFIGS = Path(str(resources.files("retrofit"))) / "configs"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["run"], ["method", "geometry"]),
+        (["run", "--method", "magic"], ["method: 'magic'", "glt_fold"]),
+        (["run", "--method", "gram", "--lr", "fast"], ["lr", "fast", "float"]),
+        (["run", "--method", "gram", "--num_stepps", "3"], ["num_stepps", "num_steps"]),
+        (["run", "--method", "gram", "--batch_size", "0"], ["batch_size: 0"]),
+        (["run", "--method", "gram", "--gradient-accumulation-steps", "3"], ["3", "batch_size 16"]),
+        (["run", "--method", "norm_matched"], ["norm_reference"]),
+        (["run", "--method", "gram", "--device", "tpu"], ["--device", "tpu"]),
+        (["run", "--method", "gram", "--device", "cpu", "--model", "nobody/nothing"], ["--model", "nobody/nothing"]),
+        (["run", "--method", "gram", "--resume"], ["--resume", "no earlier"]),
+        (["compare", "--method", "gram"], ["--arms"]),
+        (["compare", "--arms", "[gram, magic]"], ["arms", "magic"]),
+        (["compare", "--arms", "[norm_matched]"], ["geometry"]),
+        (["compare", "--seeds", "0"], ["seeds: 0"]),
+        (["compare", "--config", "nowhere"], ["nowhere", "quick"]),
+        (["measure", "nobody/nothing", "--device", "cpu"], ["--model", "nobody/nothing"]),
+        (["frobnicate"], ["frobnicate", "measure"]),
+        (["resume", "missing"], ["missing"]),
+        (["report", "."], ["manifest.json"]),
+    ],
+    ids=" ".join,
+)
+def test_mistakes_get_one_sentence_and_exit_code_2(arguments, named, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert len(errors) == 1, errors
+    for word in named:
+        assert word in errors[0], errors[0]
+    assert not any(tmp_path.rglob("manifest.json"))
+
+
+def test_an_empty_folder_and_a_model_without_known_blocks(capsys, tmp_path, small):
+    (tmp_path / "empty").mkdir()
+    flags = ["--method", "gram", "--device", "cpu", "--output-dir", str(tmp_path / "run")]
+    assert main(["run", *flags, "--model", str(tmp_path / "empty")]) == 2
+    assert "no config.json" in capsys.readouterr().err
+    from transformers import AutoModelForCausalLM, OPTConfig
+
+    config = OPTConfig(
+        vocab_size=64, hidden_size=8, ffn_dim=16, num_hidden_layers=1, num_attention_heads=2, word_embed_proj_dim=8
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "opt")
+    from conftest import save_tokenizer
+
+    save_tokenizer(tmp_path / "opt")
+    capsys.readouterr()
+    assert main(["run", *flags, "--model", str(tmp_path / "opt")]) == 2
+    assert "no feed-forward blocks of a known kind" in capsys.readouterr().err
+    assert main(["run", *flags, "--model", str(small().model), "--dataset", str(tmp_path / "none.jsonl")]) == 2
+    assert "none.jsonl" in capsys.readouterr().err
+
+
+def test_the_seeds_flags_and_defaults_are_there():
+    expected = {"num_steps": 1000, "lr": 1e-4, "gram_weight": 0.01, "glt_interval": 50, "eval_interval": 100,
+                "max_docs": 1000, "batch_size": 16}  # fmt: skip
+    config = RunConfig(method="geometry")
+    for name, value in expected.items():
+        assert getattr(config, name) == value
+    assert {"standard", "gram", "geometry"} <= set(arm_names())
+
+
+def test_every_shipped_configuration_is_valid():
+    names = {path.stem for path in CONFIGS.glob("*.yaml")}
+    assert names == {"quick", "full", "long"}
+    arms = {}
+    for name in names:
+        compare = CompareConfig(**check_types(CompareConfig, read_yaml(CONFIGS / f"{name}.yaml")))
+        arms[name] = compare.arms
+        assert compare.seeds >= 3
+        for config in plan(compare).values():
+            assert config.num_steps % config.eval_interval == 0
+    assert arms["quick"] == ["standard", "gram", "geometry", "glt_fold"]
+    assert set(arms["full"]) == set(arms["long"]) == set(arm_names()) - {"none"}
+    long = read_yaml(CONFIGS / "long.yaml")["base"]
+    assert long["num_steps"] == 1000
+
+
+def test_every_field_has_a_docstring():
+    """It is the flag's help."""
+    import retrofit.config as module
+
+    for cls in ast.parse(inspect.getsource(module)).body:
+        if isinstance(cls, ast.ClassDef):
+            for field, following in zip(cls.body, [*cls.body[1:], None], strict=True):
+                if isinstance(field, ast.AnnAssign):
+                    assert isinstance(following, ast.Expr), f"{cls.name}.{field.target.id}"
+
+
+def test_every_arm_is_one_file_with_a_summary():
+    from retrofit.arms import get_arm
+
+    for name in arm_names():
+        assert get_arm(name).summary
+
+
+def test_plan_starts_alike_and_orders_what_depends():
+    compare = CompareConfig(base={"seed": 5}, arms=["standard", "geometry", "norm_matched"], seeds=2)
+    planned = plan(compare)
+    assert list(planned)[0] == START
+    assert {c.seed for n, c in planned.items() if n != START} == {5, 6}
+    assert planned["norm_matched_s6"].norm_reference == "../geometry_s6"
+    assert waves(planned)[2] == ["norm_matched_s5", "norm_matched_s6"]
+
+
+def test_measure_writes_its_tables_and_equals_svdvals(made, text, capsys, tmp_path):
+    flags = ["--dataset", str(text[1]), "--block-size", "16", "--activation-tokens", "128", "--device", "cpu"]
+    assert main(["measure", str(made("llama")), *flags, "--embeddings", "--output-dir", str(tmp_path / "m")]) == 0
+    out = capsys.readouterr().out
+    assert "act_kappa_centred" in out
+    rows = list(csv.DictReader((tmp_path / "m" / "weights.csv").open()))
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(made("llama"))
+    state = model.state_dict()
+    assert {row["name"].rsplit(".", 1)[-1] for row in rows} >= {"q_proj", "up_proj", "gate_proj", "embed_tokens"}
+    for row in rows:
+        s = torch.linalg.svdvals(state[row["name"] + ".weight"].double())
+        assert float(row["kappa"]) == pytest.approx(float(s[0] / s[-1]), rel=1e-6)
+    activations = list(csv.DictReader((tmp_path / "m" / "activations.csv").open()))
+    assert [row["tokens"] for row in activations] == ["128", "128"]
+    for name in ("results.json", "report.html", "report.md", "history.parquet", "figures/spectra.svg"):
+        assert (tmp_path / "m" / name).is_file(), name
+    assert main(["report", str(tmp_path / "m")]) == 0
+
+
+def test_measure_without_text_reads_weights_alone(made, capsys, tmp_path):
+    """A folder without tokenizer will do, and a singular matrix is infinite, not an error."""
+    import shutil
+
+    folder = tmp_path / "gpt2"
+    shutil.copytree(made("gpt2"), folder)
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    from safetensors.torch import load_file
+
+    tensors = load_file(folder / "model.safetensors")
+    tensors["transformer.h.0.mlp.c_fc.weight"][0] = 0
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    flags = ["--dataset", "null", "--device", "cpu", "--output-dir", str(tmp_path / "m")]
+    assert main(["measure", str(folder), *flags]) == 0
+    assert "infinite" in capsys.readouterr().out
+
+
+def in_this_process(job, jobs, processes, stop):
+    for name, value in jobs.items():
+        if stop:
+            return
+        yield name, job(value)
+
+
+def test_compare_writes_the_seeds_files_and_goes_on_where_it_was(small, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(compare_module, "run_in_processes", in_this_process)
+    base = {k: v for k, v in to_dict(small(num_steps=4, eval_interval=2, glt_interval=2)).items() if k != "method"}
+    file = tmp_path / "c.yaml"
+    file.write_text(to_yaml({"base": base, "arms": ["standard", "gram", "geometry", "norm_matched"], "seeds": 2}))
+    folder = tmp_path / "compare"
+    flags = ["--config", str(file), "--device", "cpu", "--threads", "1", "--output-dir", str(folder)]
+
+    original, calls = compare_module.train_job, []
+
+    def sometimes(job):
+        calls.append(job.folder.name)
+        return Done("failed", "planted") if job.folder.name == "gram_s1" else original(job)
+
+    monkeypatch.setattr(compare_module, "train_job", sometimes)
+    assert main(["compare", *flags]) == 0
+    assert len(calls) == 9
+    assert json.loads((folder / "manifest.json").read_text())["reason"] == "8 runs, 1 failed"
+    names = {path.name for path in folder.iterdir()}
+    assert names >= {
+        "standard.json", "gram_only.json", "geometry.json", "norm_matched.json", "summary.json", "trajectories.png",
+        "results.json", "report.html", "report.md", "history.parquet",
+    }  # fmt: skip
+    out = capsys.readouterr().out
+    assert "The data fall in" in out
+    results = json.loads((folder / "results.json").read_text())
+    assert results["metrics"]["training_tokens_per_run"] == 4 * 4 * 16
+    assert results["metrics"]["arms"]["gram"]["n"] == 1
+    # One start: the same first row for all.
+    firsts = {json.loads((folder / n).read_text())["initial"]["val_ppl"] for n in ("standard.json", "geometry.json")}
+    assert len(firsts) == 1
+    assert set(json.loads((folder / "summary.json").read_text())["comparison"]) == {"geometry_vs_standard"}
+    assert (folder / "standard_s0" / "model" / "config.json").exists()
+    assert not (folder / "standard_s1" / "model").exists()
+
+    # As if it had been cut off before gram_s1: only that one is made, and the report again.
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"state": "running", "failed": {}}))
+    monkeypatch.setattr(compare_module, "train_job", original)
+    trained = []
+    monkeypatch.setattr(compare_module, "train_job", lambda job: trained.append(job.folder.name) or original(job))
+    assert main(["resume", str(folder)]) == 0
+    assert trained == ["gram_s1"]
+    assert json.loads((folder / "results.json").read_text())["metrics"]["arms"]["gram"]["n"] == 2
+    assert main(["resume", str(folder)]) == 0
+    capsys.readouterr()
+    assert main(["report", "--results_dir", str(folder)]) == 0
+    assert "NOT RUN" in capsys.readouterr().out
+
+
+def test_run_writes_output_and_resumes_nothing_twice(small, tmp_path, capsys):
+    file = tmp_path / "c.yaml"
+    file.write_text(to_yaml(to_dict(small(method="gram", num_steps=2))))
+    output = tmp_path / "artifacts" / "gram.json"
+    flags = ["--config", str(file), "--device", "cpu", "--threads", "1", "--output-dir", str(tmp_path / "r")]
+    assert main(["run", *flags, "--output", str(output)]) == 0
+    written = json.loads(output.read_text())
+    assert written["method"] == "gram"
+    assert set(written["initial"]) >= {"cond", "ppl", "loss", "val_ppl", "train_ppl"}
+    assert main(["run", *flags, "--resume"]) == 0
+    assert "finished" in capsys.readouterr().out
+    assert main(["run", *flags, "--resume", "--lr", "0.5"]) == 2
+    assert "lr: stored 0.01, given 0.5" in capsys.readouterr().err
+
+
+def test_dry_run_writes_nothing(small, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = ["--model", str(small().model), "--block_size", "16", "--batch-size", "2", "--device", "cpu", "--dry-run"]
+    assert main(["compare", "--config", "quick", *flags]) == 0
+    out = capsys.readouterr().out
+    assert "glt_fold_s2" in out
+    assert "12 runs" in out
+    assert main(["run", "--method", "gram", *flags]) == 0
+    assert "MiB" in capsys.readouterr().out
+    assert not any(tmp_path.iterdir())

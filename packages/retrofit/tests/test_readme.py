@@ -1,0 +1,44 @@
+"""The README's table from the seed's names to this package's, and its commands, hold."""
+
+import re
+from importlib import import_module, resources
+from pathlib import Path
+
+import pytest
+
+from retrofit.cli import STUDY
+from retrofit.config import CompareOptions, RunConfig, TrainOptions, arm_names
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+TABLE = README.split("## From the seed's names")[1]
+PATHS = re.findall(r"`(retrofit(?:\.\w+)+)`", TABLE)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_each_name_of_the_table_exists(path):
+    module, _, name = path.rpartition(".")
+    assert callable(getattr(import_module(module), name))
+
+
+def test_the_table_covers_the_seeds_functions_and_files():
+    for name in ("gradient_less_transport", "compute_gram_loss", "geometry_retrofit.py", "compare_retrofit_results.py",
+                 "run_retrofit_comparison.sh", "measure_hf_conditioning_v2.py", "summary.json"):  # fmt: skip
+        assert name in TABLE, name
+    assert len(PATHS) >= 10
+
+
+def test_the_flags_and_arms_that_the_readme_names_exist():
+    fields = {*RunConfig.__dataclass_fields__, *TrainOptions.__dataclass_fields__, *CompareOptions.__dataclass_fields__}
+    flags = {flag.replace("-", "_") for flag in re.findall(r"--([a-z][a-z_-]+)", README)}
+    assert flags - fields <= {"config", "embeddings", "results_dir"}
+    arms = README.split("## Arms")[1].split("\n## ")[0]
+    assert set(re.findall(r"^\| `(\w+)`", arms, re.M)) == set(arm_names())
+
+
+def test_the_commands_that_the_readme_names_exist():
+    commands = re.findall(r"^    retrofit ([a-z]+)|`retrofit ([a-z]+)|compose run retrofit ([a-z]+)", README, re.M)
+    verbs = {word for match in commands for word in match if word}
+    assert verbs <= set(STUDY.verbs) | {"report", "resume", "runs", "doctor"}
+    configs = Path(str(resources.files("retrofit"))) / "configs"
+    for name in re.findall(r"--config ([a-z]+)\b", README):
+        assert (configs / f"{name}.yaml").is_file(), name
