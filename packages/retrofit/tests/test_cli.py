@@ -73,7 +73,21 @@ def test_an_empty_folder_and_a_model_without_known_blocks(capsys, tmp_path, smal
     capsys.readouterr()
     assert main(["run", *flags, "--model", str(tmp_path / "opt")]) == 2
     assert "no feed-forward blocks of a known kind" in capsys.readouterr().err
-    assert main(["run", *flags, "--model", str(small().model), "--dataset", str(tmp_path / "none.jsonl")]) == 2
+    assert (
+        main(
+            [
+                "run",
+                *flags,
+                "--model",
+                str(small().model),
+                "--block-size",
+                "16",
+                "--dataset",
+                str(tmp_path / "none.jsonl"),
+            ]
+        )
+        == 2
+    )
     assert "none.jsonl" in capsys.readouterr().err
 
 
@@ -123,7 +137,7 @@ def test_every_arm_is_one_file_with_a_summary():
 def test_plan_starts_alike_and_orders_what_depends():
     compare = CompareConfig(base={"seed": 5}, arms=["standard", "geometry", "norm_matched"], seeds=2)
     planned = plan(compare)
-    assert list(planned)[0] == START
+    assert next(iter(planned)) == START
     assert {c.seed for n, c in planned.items() if n != START} == {5, 6}
     assert planned["norm_matched_s6"].norm_reference == "../geometry_s6"
     assert waves(planned)[2] == ["norm_matched_s5", "norm_matched_s6"]

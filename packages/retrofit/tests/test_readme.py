@@ -30,7 +30,7 @@ def test_the_table_covers_the_seeds_functions_and_files():
 def test_the_flags_and_arms_that_the_readme_names_exist():
     fields = {*RunConfig.__dataclass_fields__, *TrainOptions.__dataclass_fields__, *CompareOptions.__dataclass_fields__}
     flags = {flag.replace("-", "_") for flag in re.findall(r"--([a-z][a-z_-]+)", README)}
-    assert flags - fields <= {"config", "embeddings", "results_dir"}
+    assert flags - fields <= {"config", "embeddings", "results_dir", "help"}
     arms = README.split("## Arms")[1].split("\n## ")[0]
     assert set(re.findall(r"^\| `(\w+)`", arms, re.M)) == set(arm_names())
 

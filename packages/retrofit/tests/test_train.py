@@ -204,8 +204,8 @@ def test_norm_matched_follows_the_other_runs_norms(small, tmp_path):
         assert b == pytest.approx(a, rel=1e-5)
     with pytest.raises(UserError, match="norm_reference"):
         train(small(method="norm_matched", norm_reference="nowhere"), tmp_path / "x", CPU, quiet=True)
+    longer = small(method="norm_matched", norm_reference=str(tmp_path / "geometry_s0"), num_steps=9)
     with pytest.raises(UserError, match="8 updates, and 9"):
-        longer = small(method="norm_matched", norm_reference=str(tmp_path / "geometry_s0"), num_steps=9)
         train(longer, tmp_path / "y", CPU, quiet=True)
 
 
@@ -216,8 +216,8 @@ def test_arms_of_a_seed_see_the_same_batches_and_seeds_do_not(small):
     orders = [[update_indices(10, c, step) for step in range(5)] for c in (config, small(method="geometry"), other)]
     assert orders[0] == orders[1] != orders[2]
     for order in orders:  # each epoch covers all blocks once; batches go on over its end
-        assert sorted(sum(order, [])[:10]) == list(range(10))
-        assert sorted(sum(order, [])[10:]) == list(range(10))
+        flat = [index for batch in order for index in batch]
+        assert sorted(flat[:10]) == sorted(flat[10:]) == list(range(10))
 
 
 def test_perplexity_is_the_sum_over_every_token_once(small, tmp_path):

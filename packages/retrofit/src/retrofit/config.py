@@ -85,7 +85,7 @@ class RunConfig:
     """Largest norm of the cross-entropy's gradient; the penalty's is added after clipping. null: no clipping."""
     dropout: float = 0.0
     """Dropout everywhere in the model, instead of its own."""
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    mixed_precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Precision of matrix products in training and of perplexities; bf16 is faster on CPUs with AMX and on GPUs."""
     norm_reference: str | None = None
     """norm_matched: folder of the run whose weight norms are followed, relative to this run's folder or the current one."""

@@ -25,7 +25,7 @@ def estimate(configs: Sequence[RunConfig], device: str, processes: int | None = 
     for _ in range(3):
         began = time.perf_counter()
         dtype = torch.float16 if config.mixed_precision == "fp16" else torch.bfloat16
-        with torch.autocast(device, dtype=dtype, enabled=config.mixed_precision != "no"):
+        with torch.autocast(device, dtype=dtype, enabled=config.mixed_precision != "fp32"):
             loss = stepper(ids_NT)
         loss.backward()
         optimizer.step()

@@ -17,7 +17,7 @@ from retrofit.data import Blocks
 
 Sum = Callable[[Tensor], Tensor]
 """Sums a tensor over processes."""
-DTYPES = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def evaluate(
     model: Any,
     blocks: Blocks,
     batch: int,
-    precision: str = "no",
+    precision: str = "fp32",
     rank: int = 0,
     world: int = 1,
     add_up: Sum = lambda x: x,
@@ -115,5 +115,5 @@ def _log_probabilities(model: Any, blocks: Blocks, batch: int) -> Iterator[tuple
     with _evaluating(model) as device:
         for ids_NT, owner in zip(blocks.ids_NT.split(batch), blocks.document_NT.split(batch), strict=True):
             ids_NT = ids_NT.to(device)
-            log_p = logits_of(model, ids_NT, "no").flatten(0, 1).log_softmax(-1)
+            log_p = logits_of(model, ids_NT, "fp32").flatten(0, 1).log_softmax(-1)
             yield log_p, ids_NT[:, 1:].flatten(), owner.flatten().to(device) >= 0

@@ -148,13 +148,12 @@ def train(
     device, reason = choose_device(options.device)
     set_threads(options.threads)
     if config.mixed_precision == "fp16" and device == "cpu":
-        raise UserError("mixed_precision: fp16 needs a GPU; give bf16 or no")
+        raise UserError("mixed_precision: fp16 needs a GPU; give bf16 or fp32")
     tracker = None if options.tracker == "none" else options.tracker
     if tracker and find_spec(tracker) is None:
         raise UserError(f"--tracker: {tracker} is not installed; `pip install {tracker}`, or leave --tracker out")
-    accelerator = Accelerator(
-        cpu=device == "cpu", mixed_precision=config.mixed_precision, log_with=tracker, project_dir=folder
-    )
+    precision = "no" if config.mixed_precision == "fp32" else config.mixed_precision
+    accelerator = Accelerator(cpu=device == "cpu", mixed_precision=precision, log_with=tracker, project_dir=folder)
     main, rank, world = accelerator.is_main_process, accelerator.process_index, accelerator.num_processes
     device = str(accelerator.device)
     if main and not quiet:
