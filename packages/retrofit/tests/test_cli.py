@@ -148,7 +148,7 @@ def test_measure_writes_its_tables_and_equals_svdvals(made, text, capsys, tmp_pa
     assert main(["measure", str(made("llama")), *flags, "--embeddings", "--output-dir", str(tmp_path / "m")]) == 0
     out = capsys.readouterr().out
     assert "act_kappa_centred" in out
-    rows = list(csv.DictReader((tmp_path / "m" / "weights.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "m" / "weights.csv").read_text().splitlines()))
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(made("llama"))
@@ -157,7 +157,7 @@ def test_measure_writes_its_tables_and_equals_svdvals(made, text, capsys, tmp_pa
     for row in rows:
         s = torch.linalg.svdvals(state[row["name"] + ".weight"].double())
         assert float(row["kappa"]) == pytest.approx(float(s[0] / s[-1]), rel=1e-6)
-    activations = list(csv.DictReader((tmp_path / "m" / "activations.csv").open()))
+    activations = list(csv.DictReader((tmp_path / "m" / "activations.csv").read_text().splitlines()))
     assert [row["tokens"] for row in activations] == ["128", "128"]
     for name in ("results.json", "report.html", "report.md", "history.parquet", "figures/spectra.svg"):
         assert (tmp_path / "m" / name).is_file(), name
