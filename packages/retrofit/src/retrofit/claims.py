@@ -164,7 +164,7 @@ def _conditioning_versus(
 
 
 def _missing(what: str, least: int, there: int) -> str:
-    return f"Needs {least} or more seeds of {what} with a positive value; there are {there}."
+    return f"Needs {least} or more finished seeds of {what}; there are {there}."
 
 
 def _ratio_claim(statement: Statement, pairs: Sequence[tuple[float, float]], what: str) -> dict[str, Any]:

@@ -169,7 +169,7 @@ def resume_run(folder: Path) -> None:
     if manifest["verb"] == "compare":
         from retrofit.compare import read_compare_config, run_compare
 
-        options = CompareOptions(device=device, processes=manifest.get("processes"))
+        options = CompareOptions(device=device, threads=threads, processes=manifest.get("processes"))
         run_compare(read_compare_config(folder), folder, options, argv, resume=True)
         print_report(folder)
     elif manifest["verb"] == "run":
