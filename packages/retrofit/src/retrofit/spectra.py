@@ -14,7 +14,7 @@ from torch import Tensor
 
 from retrofit.blocks import FeedForward
 
-GRAM_LIMIT = 1e4
+GRAM_LIMIT = 3e4
 """Largest kappa taken from the Gram matrix in float64; its error in the smallest singular value grows as kappa^2 * 1e-16."""
 RELATIVE_RIDGE = 1e-6
 """Added to an activation covariance, times its mean eigenvalue; scaling activations leaves kappa as it is."""
@@ -28,16 +28,24 @@ def singular_values(weight_OI: Tensor) -> Tensor:
 
     Relative error against float64 svdvals below 1e-6 for each.
     """
-    w_OI = weight_OI.detach().double()
-    largest = w_OI.abs().amax()
-    if not largest > 0:
-        return torch.zeros(min(w_OI.shape), dtype=torch.float64, device=w_OI.device)
-    w_OI = w_OI / largest
-    gram_kk = w_OI @ w_OI.T if w_OI.shape[0] <= w_OI.shape[1] else w_OI.T @ w_OI
-    s_k = torch.linalg.eigvalsh(gram_kk).clamp_min(0).sqrt().flip(0)
-    if not s_k[0] < GRAM_LIMIT * s_k[-1]:
+    w_OI = weight_OI.detach()
+    w_OI = (w_OI.cpu() if w_OI.device.type == "mps" else w_OI).double()  # mps has no float64
+    rows_kn = w_OI if w_OI.shape[0] <= w_OI.shape[1] else w_OI.T
+    s_k = torch.linalg.eigvalsh(lower_gram(rows_kn)).clamp_min_(0).sqrt_().flip(0)
+    # Also where squares leave float64's range.
+    if not 0 < s_k[0] < GRAM_LIMIT * s_k[-1]:
         s_k = torch.linalg.svdvals(w_OI)
-    return s_k * largest
+    return s_k
+
+
+def lower_gram(rows_kn: Tensor) -> Tensor:
+    """x x^T, of which only the lower triangle is right: the upper right quarter, which eigvalsh does not read, is left out."""
+    k = len(rows_kn)
+    half = k // 2
+    gram_kk = rows_kn.new_zeros(k, k)
+    torch.mm(rows_kn[:half], rows_kn[:half].T, out=gram_kk[:half, :half])
+    torch.mm(rows_kn[half:], rows_kn.T, out=gram_kk[half:])
+    return gram_kk
 
 
 @dataclass(frozen=True)
