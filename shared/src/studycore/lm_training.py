@@ -63,17 +63,17 @@ class Recipe:
     """Tokens in a row."""
     rows: int = 48
     """Rows in a step; those that are neither glosses nor reading are copying."""
-    steps: int = 4000
+    steps: int = 3000
     """Updates."""
-    first_stage: int = 1200
-    """Updates in which reading is learnt, in its plain wording."""
-    first_text_rows: int = 8
+    first_stage: int = 1000
+    """Updates in which reading is learnt, in its plain wording and with every second row of it an echo."""
+    first_text_rows: int = 10
     """Rows of glosses in the first stage."""
     first_reading_rows: int = 24
     """Rows of reading in the first stage."""
-    text_rows: int = 36
+    text_rows: int = 32
     """Rows of glosses after it."""
-    reading_rows: int = 10
+    reading_rows: int = 12
     """Rows of reading after it."""
     learning_rate: float = 2e-3
     """AdamW's, at its highest."""
@@ -210,6 +210,8 @@ class Batches:
         self.flat = np.concatenate([np.array(row) for row in ids])
         self.starts = np.cumsum(self.lengths) - self.lengths
         self.blocks = len(self.flat) // recipe.block
+        words = [*paragraphs.names("train"), *(word for words in paragraphs.values().values() for word in words)]
+        self.spans = torch.tensor([tokenizer.encode(f" {word}")[0] for word in words])
 
     @lru_cache(maxsize=2)  # noqa: B019 - one object, as long as the run
     def epoch(self, number: int) -> np.ndarray:
@@ -245,18 +247,46 @@ class Batches:
         random = Random(derive_seed(r.seed, "paragraphs", step))
         answers = 0
         for row in range(text, text + reading):
-            tokens, answered = self.reading(random, free=step >= r.first_stage)
+            if row % (2 if step < r.first_stage else 4) == 0:
+                tokens, answered = self.echo(random)
+            else:
+                tokens, answered = self.reading(random, free=step >= r.first_stage)
             ids[row, : len(tokens)] = torch.tensor(tokens)
             weight[row, answered] = 1.0
             answers += len(answered)
         weight[text : text + reading] /= max(answers, 1)
         draw = generator(r.seed, "copying", step)
         for row in range(text + reading, r.rows):
-            length = int(torch.randint(10, r.block // 2, (), generator=draw))
-            period = torch.randint(1, len(self.tokenizer), (length,), generator=draw)
+            length = int(torch.randint(8, 40, (), generator=draw))
+            period = self.spans[torch.randint(len(self.spans), (length,), generator=draw)]
             ids[row] = period.repeat(r.block // length + 1)[: r.block]
             weight[row, length:] = 1 / ((r.block - length) * copying)
         return ids, weight
+
+    def echo(self, random: Random) -> tuple[list[int], list[int]]:
+        """Tokens of six facts, stated again and again in new orders, and where their values stand.
+
+        Half the time they are a paragraph's facts, else six people's facts of one attribute: only the name finds the value
+        among six, so attention by name is rewarded more than where the attribute alone leaves two candidates.
+        """
+        if random.random() < 0.5:
+            asked = paragraphs.paragraph(random, "train").questions
+            facts = [(question.attribute, question.name, question.answer) for question in asked]
+        else:
+            attribute = random.choice(sorted(paragraphs.ATTRIBUTES))
+            people = random.sample(paragraphs.names("train"), 6)
+            values = random.sample(paragraphs.values()[attribute], 6)
+            facts = [(attribute, name, value) for name, value in zip(people, values, strict=True)]
+        tokens = [0, *self.tokenizer.encode("Context:")]
+        stated: list[int] = []
+        while True:
+            for attribute, name, value in random.sample(facts, 6):
+                start = self.tokenizer.encode(f" The {attribute} of {name} is")
+                rest = self.tokenizer.encode(f" {value}.")
+                if len(tokens) + len(start) + len(rest) > self.recipe.block:
+                    return tokens, stated[6:]
+                stated.append(len(tokens) + len(start))
+                tokens += start + rest
 
     def reading(self, random: Random, free: bool) -> tuple[list[int], list[int]]:
         """Tokens of a paragraph with as many of its questions as fit, and where its answers stand."""
