@@ -16,7 +16,7 @@ from retrofit.blocks import find_blocks
 from retrofit.models import load_model
 from retrofit.penalty import gram_penalty_gradient, penalty_of_blocks
 from retrofit.train import NextTokenLoss
-from retrofit.transports import glt_seed
+from retrofit.transports import gradient_less_transport
 
 
 def tinystories_8m() -> torch.nn.Module:
@@ -74,7 +74,7 @@ def main() -> None:
     standard, geometry = (statistics.median(t for t, _ in taken[kind][1:]) for kind in (False, True))
     penalty = statistics.median(p for _, p in taken[True][1:])
     began = now()
-    glt_seed(model)
+    gradient_less_transport(model)
     transport = now() - began
     count = sum(p.numel() for p in parameters)
     print(

@@ -6,6 +6,7 @@ from conftest import tiny_model
 
 from retrofit.blocks import find_blocks
 from retrofit.penalty import (
+    compute_gram_loss,
     gram_penalty,
     gram_penalty_gradient,
     penalty_of_blocks,
@@ -63,7 +64,9 @@ def test_the_penalty_of_a_model_is_the_seeds(kind):
     """0.01 times the mean over layers of the up projections' penalty; in the parameter's own orientation."""
     model = tiny_model(kind)
     blocks = find_blocks(model)
-    total = 0.01 * sum(gram_penalty(b.up.weight_OI) for b in blocks) / len(blocks)
+    big_side = [(w @ w.T - torch.eye(len(w))).square().sum() for w in (b.up.weight_OI for b in blocks)]
+    total = 0.01 * compute_gram_loss(model)
+    assert total.item() == pytest.approx(0.01 * sum(big_side).item() / len(blocks), rel=1e-5)
     total.backward()
     value, parts = penalty_of_blocks(blocks, 0.01, gram_penalty_gradient)
     assert float(value) == pytest.approx(total.item(), rel=1e-6)

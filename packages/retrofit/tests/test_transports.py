@@ -6,7 +6,7 @@ from conftest import KINDS, tiny_model
 
 from retrofit.blocks import find_blocks
 from retrofit.spectra import median, singular_values, weight_spectrum
-from retrofit.transports import glt_ffn, glt_fold, glt_matrix, glt_permute, glt_seed
+from retrofit.transports import glt_ffn, glt_fold, glt_matrix, glt_permute, gradient_less_transport
 
 IDS = torch.randint(0, 64, (3, 20), generator=torch.Generator().manual_seed(5))
 
@@ -151,12 +151,12 @@ def test_the_seeds_step_on_one_matrix():
 
 
 def test_the_seeds_transport_touches_every_matrix_and_glt_ffn_only_the_up_projections():
-    for transport, of in ((glt_seed, lambda m: m), (glt_ffn, find_blocks)):
+    for transport, of in ((gradient_less_transport, lambda m: m), (glt_ffn, find_blocks)):
         model = tiny_model("gpt2")
         before = {name: p.clone() for name, p in model.named_parameters()}
         transport(of(model))
         changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
-        if transport is glt_seed:
+        if transport is gradient_less_transport:
             assert changed == {name for name, p in before.items() if p.ndim == 2}
         else:
             assert changed == {f"transformer.h.{i}.mlp.c_fc.weight" for i in range(2)}

@@ -5,11 +5,12 @@
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from retrofit.blocks import FeedForward
+from retrofit.blocks import FeedForward, find_blocks
 
 PenaltyOf = Callable[[Tensor], tuple[Tensor, Tensor]]
 """weight [O, I] -> (value, gradient [O, I])."""
@@ -25,6 +26,11 @@ def gram_penalty(w_OI: Tensor) -> Tensor:
     gram = small_gram(w_OI)
     floor = max(w_OI.shape[0] - w_OI.shape[1], 0)
     return (gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)).square().sum() + floor
+
+
+def compute_gram_loss(model: Any) -> Tensor:
+    """The seed study's loss on a model: gram_penalty, mean over the up projections, differentiable; times gram_weight in use."""
+    return torch.stack([gram_penalty(block.up.weight_OI) for block in find_blocks(model)]).mean()
 
 
 def scale_free_penalty(w_OI: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ def glt_matrix(w: Tensor, eps: float = 1e-8) -> Tensor:
 
 
 @torch.no_grad()
-def glt_seed(model: Any) -> None:
+def gradient_less_transport(model: Any) -> None:
     """The seed study's GLT on every 2-D weight: embeddings, attention, feed-forward. The optimizer is left alone.
 
     A tied weight is visited once per module that uses it, twice in a model with tied embeddings.

@@ -2,7 +2,7 @@
 
 from retrofit.arms.base import Moment
 from retrofit.arms.gram import Gram
-from retrofit.transports import glt_seed
+from retrofit.transports import gradient_less_transport
 
 
 class Geometry(Gram):
@@ -11,7 +11,7 @@ class Geometry(Gram):
     transports = True
 
     def transport(self, now: Moment) -> None:
-        glt_seed(now.model)
+        gradient_less_transport(now.model)
 
 
 ARM = Geometry()
