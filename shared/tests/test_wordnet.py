@@ -84,15 +84,56 @@ def test_fetch_without_a_way_says_so(tiny, monkeypatch):
     shutil.rmtree(tiny / "debian")
     monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.setattr(nltk, "download", lambda *_, **__: False)
-    with pytest.raises(UserError, match=r"neither Debian's package wordnet-base nor nltk's download.*NLTK_DATA"):
+    with pytest.raises(
+        UserError, match=r"neither Debian's package wordnet-base .apt-get is not there. nor nltk's download.*NLTK_DATA"
+    ):
         wordnet.fetch()
 
 
-def test_an_incomplete_folder_is_not_taken(tiny):
+def test_what_somebody_put_there_stays(tiny, monkeypatch):
+    """An incomplete folder is passed over, not removed; where it is in the way, one sentence says so."""
     folder = wordnet.find()
     (folder / "data.verb").unlink()
-    assert wordnet.find() == folder
-    assert (folder / "data.verb").exists(), "installed anew"
+    with pytest.raises(UserError, match="incomplete corpora/wordnet is in the way"):
+        wordnet.find()
+    monkeypatch.setattr(nltk.data, "path", [*nltk.data.path, str(tiny / "other")])
+    assert wordnet.find() == tiny / "other" / "corpora" / "wordnet"
+    assert wordnet.corpus().synset("dog.n.01").name() == "dog.n.01", "reads the whole one"
+    assert (folder / "data.noun").exists()
+
+
+def test_links_that_nltk_refuses_are_passed_over(tiny):
+    root = tiny / "nltk_data"
+    (root / "corpora").mkdir(parents=True)
+    whole = wordnet.fetch(tiny / "elsewhere")[0]
+    (root / "corpora" / "wordnet").symlink_to(whole)
+    assert wordnet.find() == whole
+
+
+def test_nltks_archive_is_unpacked(tiny):
+    folder, _ = wordnet.fetch(tiny / "made")
+    archive = tiny / "nltk_data" / "corpora" / "wordnet"
+    archive.parent.mkdir(parents=True)
+    shutil.make_archive(str(archive), "zip", folder.parent, "wordnet")
+    shutil.rmtree(folder)
+    shutil.rmtree(tiny / "debian")
+    assert wordnet.fetch()[1] == f"from {archive}.zip"
+    assert len(wordnet.documents()) == 9
+
+
+def test_the_first_of_several_processes_wins(tiny, monkeypatch):
+    """Between looking and putting it in place another process put its copy there."""
+    replace, whole = wordnet.os.replace, wordnet.fetch(tiny / "made")[0]
+
+    def late(source, target):
+        shutil.copytree(whole, target)
+        replace(source, target)
+
+    nltk.data.path.remove(str(tiny / "made"))
+    monkeypatch.setattr(wordnet.os, "replace", late)
+    folder = wordnet.find()
+    assert folder == wordnet._present() == tiny / "nltk_data" / "corpora" / "wordnet"
+    assert not list(folder.parent.glob(".wordnet-*"))
 
 
 @needs_wordnet
@@ -104,9 +145,11 @@ def test_wordnet_itself():
     assert sum(map(len, nouns.instances.values())) > 8000
     assert sum(len(parents) > 1 for parents in nouns.parents.values()) == 1422
     assert [name for name in nouns.closure("entity.n.01") if name in nouns.instances_below("entity.n.01")] == []
-    glosses = [(d.text.split(": ", 1)[1], d.split) for d in wordnet.documents()]
-    by_text = {}
-    assert all(by_text.setdefault(text, split) == split for text, split in glosses)
+    texts = {
+        split: {d.text for d in wordnet.documents() if d.split == split} for split in ("train", "reserve", "validation")
+    }
+    assert not texts["train"] & texts["validation"]
+    assert not texts["reserve"] & (texts["train"] | texts["validation"])
 
 
 @needs_wordnet

@@ -316,9 +316,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         """hidden [n, d], weight [V, d], targets [n], share [n] -> (sum of share * nll, nll [n])."""
         matrix = weight.to(hidden.dtype)
         to_hidden, to_weight = torch.empty_like(hidden), torch.zeros_like(weight)
-        nll = torch.empty(len(targets), device=hidden.device)
+        kind = torch.promote_types(hidden.dtype, torch.float32)
+        nll = torch.empty(len(targets), dtype=kind, device=hidden.device)
         for part in torch.arange(len(targets), device=hidden.device).split(PART):
-            logits = (hidden[part] @ matrix.T).float()
+            logits = (hidden[part] @ matrix.T).to(kind)
             log_total = logits.logsumexp(1)
             nll[part] = log_total - logits.gather(1, targets[part, None])[:, 0]
             gradient = logits.sub_(log_total[:, None]).exp_()
@@ -411,7 +412,8 @@ def train(recipe: Recipe, folder: Path, options: TrainOptions, argv: Sequence[st
     device, reason = choose_device(options.device)
     set_threads(options.threads)
     accelerator = Accelerator(cpu=device == "cpu", mixed_precision=recipe.mixed_precision)
-    rank, world = accelerator.process_index, accelerator.num_processes
+    if accelerator.num_processes > 1:
+        raise UserError("reference-lm: trains in one process, and several were started; start it without a launcher")
     print(f"reference-lm trains on {accelerator.device} ({reason}), {torch.get_num_threads()} threads")
 
     # ---- data
@@ -419,6 +421,9 @@ def train(recipe: Recipe, folder: Path, options: TrainOptions, argv: Sequence[st
     if resume and (folder / "manifest.json").exists():
         if changed := differences(read_yaml(folder / "config.yaml"), to_dict(recipe)):
             raise UserError(f"{folder}: its recipe is another: {'; '.join(changed)}; start a new run for this one")
+        if read_manifest(folder)["state"] == "done":
+            print(f"{folder} is finished")
+            return folder
         run = open_run(folder)
         if run.manifest["data_fingerprints"] != fingerprints:
             run.close()
@@ -439,7 +444,8 @@ def train(recipe: Recipe, folder: Path, options: TrainOptions, argv: Sequence[st
             source=Path(__file__),
             libraries=("accelerate", "nltk", "tokenizers", "transformers"),
         )
-    with recording(run):
+
+    with stop_on_signals() as stop, recording(run):
         if not (folder / "tokenizer" / "tokenizer.json").exists():
             shutil.rmtree(folder / "tokenizer-new", ignore_errors=True)
             train_tokenizer(recipe).save_pretrained(folder / "tokenizer-new")
@@ -448,42 +454,42 @@ def train(recipe: Recipe, folder: Path, options: TrainOptions, argv: Sequence[st
         batches = Batches(recipe, tokenizer)
         held_out = reference_lm.HeldOut.read(documents=500, paragraphs_=30)
 
-    # ---- model and optimizer
-    config = {"recipe": to_dict(recipe), "vocabulary": len(tokenizer)}
-    checkpoint = load_latest(folder / "checkpoints") if resume else None
-    if checkpoint:
-        model = rebuild(checkpoint, lambda stored: create_model(recipe, stored["vocabulary"]), replay, config)
-    else:
-        model = create_model(recipe, len(tokenizer))
-    model.to(accelerator.device).train()
-    matrices = [q for q in model.parameters() if q.ndim > 1]
-    others = [q for q in model.parameters() if q.ndim == 1]
-    groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.95))
-    if checkpoint:
-        restore_optimizer(model, optimizer, checkpoint.optimizer)
-    stepper, prepared = accelerator.prepare(WeightedLoss(model), optimizer)
+        # ---- model and optimizer
+        config = {"recipe": to_dict(recipe), "vocabulary": len(tokenizer)}
+        checkpoint = load_latest(folder / "checkpoints") if resume else None
+        if checkpoint:
+            model = rebuild(checkpoint, lambda stored: create_model(recipe, stored["vocabulary"]), replay, config)
+        else:
+            model = create_model(recipe, len(tokenizer))
+        model.to(accelerator.device).train()
+        matrices = [q for q in model.parameters() if q.ndim > 1]
+        others = [q for q in model.parameters() if q.ndim == 1]
+        groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.95))
+        if checkpoint:
+            restore_optimizer(model, optimizer, checkpoint.optimizer)
+        stepper, prepared = accelerator.prepare(WeightedLoss(model), optimizer)
 
-    # ---- resume
-    first = checkpoint.step if checkpoint else 0
-    run.metrics.rewind(first - 1)
-    run.update(parameters=sum(q.numel() for q in model.parameters()))
+        # ---- resume
+        first = checkpoint.step if checkpoint else 0
+        run.metrics.rewind(first - 1)
+        run.update(parameters=sum(q.numel() for q in model.parameters()))
 
-    # ---- loop
-    probe = {"input_ids": torch.from_numpy(batches.epoch(0)[:2, :32].copy())}
-    bar = tqdm(total=recipe.steps, initial=first, unit="step", disable=not sys.stderr.isatty())
-    outcome, started = "", time.monotonic()
-    with stop_on_signals() as stop, recording(run):
+        # ---- loop
+        probe = {"input_ids": torch.from_numpy(batches.epoch(0)[:2, :32].copy())}
+        bar = tqdm(total=recipe.steps, initial=first, unit="step", disable=not sys.stderr.isatty())
+        started = time.monotonic()
         for step in range(first, recipe.steps + 1):
             last = step == recipe.steps
             # evaluate
-            if last or step % recipe.eval_every == 0:
+            if not stop and (last or step % recipe.eval_every == 0):
                 row = reference_lm.measure_part(model, tokenizer, held_out)
                 model.train()
                 run.metrics.append({"step": step, **row})
                 left = (time.monotonic() - started) / max(step - first, 1) * (recipe.steps - step)
                 figures = ", ".join(f"{name} {value:.4g}" for name, value in row.items())
-                bar.write(f"step {step}: {figures}; about {left / 60:.0f} minutes left", file=sys.stdout)
+                about = f"; about {left / 60:.0f} minutes left" if step > first else ""
+                bar.write(f"step {step}: {figures}{about}", file=sys.stdout)
                 sys.stdout.flush()
             # save
             if last or stop or (step > first and step % recipe.checkpoint_every == 0):
@@ -493,47 +499,46 @@ def train(recipe: Recipe, folder: Path, options: TrainOptions, argv: Sequence[st
                 run.metrics.write_part()
             # stop
             if last or stop:
-                outcome = "done" if last else f"stopped by {stop.name} at step {step}"
                 break
             # step
             for group in prepared.param_groups:
                 group["lr"] = learning_rate(recipe, step)
-            ids, weight = batches.batch(step)
-            torch.manual_seed(derive_seed(recipe.seed, "dropout", step, rank))
-            part_ids, part_weight = ids[rank::world].to(accelerator.device), weight[rank::world].to(accelerator.device)
-            loss, nll = stepper(part_ids, part_weight)
+            ids, weight = (tensor.to(accelerator.device) for tensor in batches.batch(step))
+            torch.manual_seed(derive_seed(recipe.seed, "dropout", step, 0))
+            loss, nll = stepper(ids, weight)
             if not torch.isfinite(loss):
                 raise UserError(
                     f"learning_rate: {recipe.learning_rate} made the loss {loss.item()} at step {step}; lower it"
                 )
-            accelerator.backward(loss * world)
+            accelerator.backward(loss)
             norm = accelerator.clip_grad_norm_(model.parameters(), recipe.clip)
             prepared.step()
             prepared.zero_grad()
             # log
             if step % 50 == 0:
-                run.metrics.append(
-                    {"step": step, "gradient_norm": float(norm), **_means(recipe, batches, step, part_weight, nll)}
-                )
+                means = _means(batches.rows_of(step), weight, nll)
+                run.metrics.append({"step": step, "gradient_norm": float(norm), **means})
             bar.update(1)
         bar.close()
 
-        # ---- record
-        if outcome == "done":
+        # ---- record; a signal before its end leaves the last checkpoint, from which resuming writes it
+        if not stop:
             run.metrics.compact()
-            export(model, tokenizer, run.folder)
-            reference_lm.write_run(run.folder, recipe)
-        run.finish("done" if outcome == "done" else "stopped", outcome)
-    if outcome != "done":
-        raise Stopped(f"{outcome}; continue with: studycore reference-lm train --resume")
+            export(model, tokenizer, folder)
+        if not stop:
+            reference_lm.write_run(folder, recipe)
+        if stop:
+            run.finish("stopped", f"stopped by {stop.name} at step {step}")
+            again = f"studycore reference-lm train --resume --output-dir {folder}"
+            raise Stopped(f"stopped by {stop.name} at step {step}; continue with: {again}")
+        run.finish("done", f"reached step {step}")
     return folder
 
 
-def _means(recipe: Recipe, batches: Batches, step: int, weight: Tensor, nll: Tensor) -> dict[str, float]:
-    """Mean nll of the step's targets of each kind (of this rank's rows; ranks take every so many-th row)."""
-    text, reading = batches.rows_of(step)
-    world = recipe.rows // len(weight)
-    row = torch.arange(len(weight), device=weight.device)[:, None].expand_as(weight)[:, 1:][weight[:, 1:] > 0] * world
+def _means(rows: tuple[int, int], weight: Tensor, nll: Tensor) -> dict[str, float]:
+    """Mean nll of the step's targets of each kind; `rows` are those of text and of reading."""
+    text, reading = rows
+    row = torch.arange(len(weight), device=weight.device)[:, None].expand_as(weight)[:, 1:][weight[:, 1:] > 0]
     kinds = {"text": row < text, "reading": (row >= text) & (row < text + reading), "copying": row >= text + reading}
     return {f"nll_{kind}": float(nll[at].mean()) for kind, at in kinds.items() if at.any()}
 
@@ -543,7 +548,7 @@ def export(model: Any, tokenizer: Any, folder: Path) -> Path:
 
     The configuration says float32, so that `from_pretrained` computes in single precision.
     """
-    target = folder / "model"
+    target = folder / "model-new"
     shutil.rmtree(target, ignore_errors=True)
     rounded = type(model)(model.config)
     rounded.load_state_dict(model.state_dict())
@@ -558,4 +563,6 @@ def export(model: Any, tokenizer: Any, folder: Path) -> Path:
     shutil.copyfile(folder / "metrics.jsonl", target / "training_log.jsonl")
     manifest = read_manifest(folder)
     write_json(target / "data.json", {"sha256": manifest["data_fingerprints"], "versions": manifest["versions"]})
-    return target
+    shutil.rmtree(folder / "model", ignore_errors=True)
+    target.replace(folder / "model")
+    return folder / "model"

@@ -113,9 +113,9 @@ def paragraph(random: Random, split: Literal["train", "validation"], free_wordin
     return Paragraph(context.rstrip(), tuple(questions))
 
 
-def held_out(number: int) -> list[Paragraph]:
-    """The first `number` paragraphs of the one fixed series about held-out people."""
-    return [paragraph(Random(f"held-out paragraph {index}"), "validation") for index in range(number)]
+def held_out(number: int, free_wording: bool = False) -> list[Paragraph]:
+    """The first `number` paragraphs of the one fixed series about held-out people, in the plain or in free wording."""
+    return [paragraph(Random(f"held-out paragraph {index}"), "validation", free_wording) for index in range(number)]
 
 
 def fingerprint() -> str:

@@ -210,7 +210,7 @@ def measure(folder: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]], l
     import numpy as np
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from studycore import wordnet
+    from studycore import paragraphs, wordnet
     from studycore.statistics import bootstrap
 
     model = AutoModelForCausalLM.from_pretrained(folder)
@@ -223,6 +223,8 @@ def measure(folder: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]], l
     words = [len(text.split()) + 1 for text in held_out.texts]
     with_context = reading_scores(model, tokenizer, held_out.paragraphs, context=True)
     without = reading_scores(model, tokenizer, held_out.paragraphs, context=False)
+    freely_worded = paragraphs.held_out(len(held_out.paragraphs), free_wording=True)
+    free = reading_scores(model, tokenizer, freely_worded, context=True)
 
     def perplexity(totals: Sequence[float], units: Sequence[int] = tokens) -> float:
         return math.exp(sum(totals) / sum(units))
@@ -237,6 +239,7 @@ def measure(folder: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]], l
         "validation_tokens": sum(tokens),
         "f1_with_context": sum(with_context) / len(with_context),
         "f1_without_context": sum(without) / len(without),
+        "f1_free_wording": sum(free) / len(free),
         "questions": len(with_context),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "vocabulary": len(tokenizer),
@@ -258,8 +261,20 @@ def measure(folder: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]], l
 
 
 # ------------------------------------------------------------------------------------------------- what is written
-SAME = {"perplexity": 1e-4, "perplexity_per_word": 1e-4, "f1_with_context": 0.5, "f1_without_context": 0.5}
-"""How far a measurement on another machine may be from the recorded one: rounding turns a few answers (points of F1)."""
+@dataclass(frozen=True)
+class Tolerance:
+    """How far a measurement may be from the recorded one; counts must be equal."""
+
+    perplexity: float
+    """Relative."""
+    f1: float
+    """Points of 100."""
+
+
+ROUNDING = Tolerance(1e-4, 0.5)
+"""The same model measured on another machine: rounding turns an answer or two."""
+RETRAINED = Tolerance(0.05, 5.0)
+"""The same recipe on another device: other rounding from the first step on, so another model of the same quality."""
 
 
 def write_run(folder: Path, recipe: "Recipe") -> None:
@@ -309,18 +324,19 @@ def write_run(folder: Path, recipe: "Recipe") -> None:
     print(f"report: {folder / 'report.html'}")
 
 
-def compare(metrics: Mapping[str, Any], recorded: Mapping[str, Any]) -> list[str]:
-    """Sentences on every metric that differs from the recorded one by more than rounding."""
+def compare(metrics: Mapping[str, Any], recorded: Mapping[str, Any], tolerance: Tolerance = ROUNDING) -> list[str]:
+    """Sentences on every metric that differs from the recorded one by more than the tolerance."""
     apart = []
     for name, value in recorded.items():
         got = metrics.get(name)
+        if name.startswith("f1"):
+            allowed = tolerance.f1
+        else:
+            allowed = tolerance.perplexity * abs(value) if name.startswith("perplexity") else 0
         if got is None:
-            apart.append(f"{name}: not measured, recorded {value}")
-        elif name.startswith("f1"):
-            if abs(got - value) > SAME[name]:
-                apart.append(f"{name}: {got:.2f}, recorded {value:.2f}")
-        elif abs(got - value) > SAME.get(name, 1e-9) * abs(value):
-            apart.append(f"{name}: {got}, recorded {value}")
+            apart.append(f"{name} is not measured, recorded {_figure(value)}")
+        elif not abs(got - value) <= allowed:
+            apart.append(f"{name} is {_figure(got)}, recorded {_figure(value)}")
     return apart
 
 
@@ -339,14 +355,17 @@ def info() -> None:
 
 def verify() -> None:
     """`studycore reference-lm verify`: measures the shipped model again. UserError when it is not as recorded."""
+    from studycore import paragraphs, wordnet
     from studycore.report import claims_text
 
     folder = Path(locate(NAME))
     recorded = read_json(folder / "metrics.json")
+    here = {"wordnet": wordnet.fingerprint(), "paragraphs": paragraphs.fingerprint()}
+    if here != read_json(folder / "data.json")["sha256"]:
+        raise UserError(f"WordNet: {wordnet.find()} is not the 3.0 that the figures were measured on; put that there")
     print("measuring on all held-out material; a minute or two", flush=True)
     metrics, claims, ten = measure(folder)
-    for name, value in metrics.items():
-        print(f"  {name:<24}{_figure(value):<12} recorded {_figure(recorded['metrics'].get(name))}")
+    _print_beside(metrics, recorded["metrics"])
     print(claims_text(claims))
     for prompt, expected, given in ten:
         print(f"\n{prompt} {given}   ({'right' if given == expected else f'wrong: {expected}'})")
@@ -356,29 +375,46 @@ def verify() -> None:
 
 
 def train_command(argv: list[str]) -> None:
-    """`studycore reference-lm train`: makes the model again and compares it with what is recorded."""
-    from studycore.configuration import build, parse, to_dict
+    """`studycore reference-lm train`: makes the model again and compares it with what is recorded.
+
+    UserError when the default recipe gave a model of another quality than the recorded one.
+    """
+    from studycore.configuration import build, config_hash, parse, to_dict
     from studycore.lm_training import STUDY, VERB, Recipe, TrainOptions, read_recipe, train
     from studycore.runs import list_runs, new_folder
 
-    values, given = parse([Recipe, TrainOptions], argv, "studycore reference-lm train", "studycore", file=False)
-    recipe, options = build(Recipe, values), build(TrainOptions, given)
+    prog = "studycore reference-lm train"
+    changed, given = parse([Recipe, TrainOptions], argv, prog, "studycore", partial=True, file=False)
+    options = build(TrainOptions, given)
     folder = Path(options.output_dir) if options.output_dir else None
+    continued = options.resume and folder is not None and (folder / "config.yaml").is_file()
+    recipe = build(Recipe, (to_dict(read_recipe(folder)) if continued and folder else {}) | changed)
     if options.resume and folder is None:
         same = [
             path
             for path, manifest in list_runs(Path("runs"), STUDY)
-            if manifest["verb"] == VERB and manifest["state"] != "done" and read_recipe(path) == recipe
+            if (manifest["verb"], manifest["configuration_hash"]) == (VERB, config_hash(to_dict(recipe)))
+            and manifest["state"] != "done"
         ]
         folder = same[-1] if same else None
+        print(f"continues {folder}" if folder else "no unfinished run of this recipe under runs/; a new one begins")
     folder = folder or new_folder(Path("runs"), STUDY, VERB, to_dict(recipe))
     train(recipe, folder, options, argv, resume=options.resume)
     metrics = read_json(folder / "model" / "metrics.json")["metrics"]
     print(f"the model is in {folder / 'model'}")
-    if (FOLDER / "metrics.json").is_file() and recipe == Recipe():
+    if recipe != Recipe():
+        print("of another recipe than the recorded model, so there is nothing to compare it with")
+    elif (FOLDER / "metrics.json").is_file():
         recorded = read_json(FOLDER / "metrics.json")["metrics"]
-        for name, value in metrics.items():
-            print(f"  {name:<24}{_figure(value):<12} recorded {_figure(recorded.get(name))}")
+        _print_beside(metrics, recorded)
+        if apart := compare(metrics, recorded, RETRAINED):
+            raise UserError(f"{folder}: not of the recorded quality: {'; '.join(apart)}; do not ship it")
+        print("of the recorded quality")
+
+
+def _print_beside(metrics: Mapping[str, Any], recorded: Mapping[str, Any]) -> None:
+    for name, value in metrics.items():
+        print(f"  {name:<24}{_figure(value):<12} recorded {_figure(recorded.get(name))}")
 
 
 def _figure(value: Any) -> str:
