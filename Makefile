@@ -6,7 +6,7 @@ SHELL := bash
 # A study is a folder under packages/. The arguments of its main job stand here, one line a study.
 STUDIES := $(sort $(notdir $(patsubst %/pyproject.toml,%,$(wildcard packages/*/pyproject.toml))))
 job.least-action = sweep --config $(SIZE)
-job.retrofit = compare --config $(SIZE)
+job.retrofit = compare --config $(SIZE) $(if $(filter long,$(SIZE)),--output-dir runs/retrofit/long --resume)
 
 # quick: a few minutes a study on two CPU cores; full: up to half an hour, the tables of the READMEs; long, where a
 # study has it: hours.

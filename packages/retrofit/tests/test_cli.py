@@ -204,16 +204,17 @@ def test_compare_writes_the_seeds_files_and_goes_on_where_it_was(small, tmp_path
         return Done("failed", "planted") if job.folder.name == "gram_s1" else original(job)
 
     monkeypatch.setattr(compare_module, "train_job", sometimes)
-    assert main(["compare", *flags]) == 0
+    assert main(["compare", *flags]) == 2
     assert len(calls) == 9
-    assert json.loads((folder / "manifest.json").read_text())["reason"] == "8 runs, 1 failed"
+    assert "1 of 8 runs failed, first gram_s1: planted" in capsys.readouterr().err
+    assert json.loads((folder / "manifest.json").read_text())["state"] == "failed"
     names = {path.name for path in folder.iterdir()}
     assert names >= {
         "standard.json", "gram_only.json", "geometry.json", "norm_matched.json", "summary.json", "trajectories.png",
         "results.json", "report.html", "report.md", "history.parquet",
     }  # fmt: skip
-    out = capsys.readouterr().out
-    assert "The data fall in" in out
+    assert main(["report", str(folder)]) == 0
+    assert "The data fall in" in capsys.readouterr().out
     results = json.loads((folder / "results.json").read_text())
     assert results["metrics"]["training_tokens_per_run"] == 4 * 4 * 16
     assert results["metrics"]["arms"]["gram"]["n"] == 1
@@ -224,9 +225,7 @@ def test_compare_writes_the_seeds_files_and_goes_on_where_it_was(small, tmp_path
     assert (folder / "standard_s0" / "model" / "config.json").exists()
     assert not (folder / "standard_s1" / "model").exists()
 
-    # As if it had been cut off before gram_s1: only that one is made, and the report again.
-    manifest = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps(manifest | {"state": "running", "failed": {}}))
+    # Resumed, only the one that failed is made, and the report again.
     monkeypatch.setattr(compare_module, "train_job", original)
     trained = []
     monkeypatch.setattr(compare_module, "train_job", lambda job: trained.append(job.folder.name) or original(job))

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from retrofit.cli import main
-from retrofit.seed_json import read_folder, read_result, scenario, summarise
+from retrofit.seed_json import SeedResult, read_folder, read_result, scenario, summarise
 from studycore.errors import UserError
 
 README_SHAPE = {
@@ -79,4 +79,21 @@ def test_a_damaged_file_is_named(folder, capsys):
     ],
 )
 def test_the_seeds_own_figures_fall_in_its_scenarios(cond, ppl, words):
-    assert words in scenario(100 * (cond / 4738 - 1), 100 * (ppl / 10.9 - 1))
+    assert words in scenario(result(cond, ppl), result(4600, 10.7))
+
+
+def result(cond, ppl):
+    return SeedResult("", {"cond": 4738, "ppl": 10.9}, {"cond": cond, "ppl": ppl}, [], [], [])
+
+
+def test_what_training_does_by_itself_is_no_rescue():
+    """Continued training that moves as far as geometry leaves scenario 3."""
+    assert "scenario 3" in scenario(result(1750, 8.5), result(1750, 8.5))
+    assert "scenario 1" in scenario(result(1750, 8.5), result(4738, 10.9))
+
+
+def test_without_a_control_or_a_measurement_there_is_no_scenario():
+    assert scenario(result(1750, 8.5), None).startswith("No scenario")
+    for cond in (None, -2.5e6):
+        assert "seed_ff_gram was not measured" in scenario(result(cond, 8.5), result(4600, 10.7))
+        assert set(summarise({"geometry": result(cond, 8.5)})["methods"]["geometry"]) == {"perplexity"}

@@ -133,9 +133,15 @@ def run_compare(
             raise Stopped(f"stopped by {stop.name} and saved; `retrofit resume {folder}` continues")
         run.metrics.compact()
         run.update(data_fingerprints=read_manifest(folder / START)["data_fingerprints"], failed=failed)
-        report_compare(folder)
         total = len(planned) - 1
-        run.finish("done", f"{total} runs, {len(failed)} failed" if failed else f"{total} runs, all finished")
+        if len(failed) < total:
+            report_compare(folder)
+        if failed:
+            name, reason = next(iter(failed.items()))
+            said = f"{len(failed)} of {total} runs failed, first {name}: {reason.rstrip('.')}"
+            run.finish("failed", said)
+            raise UserError(f"{said}; the report holds the others, and `retrofit resume {folder}` tries them again")
+        run.finish("done", f"{total} runs, all finished")
     return folder
 
 

@@ -208,11 +208,7 @@ def write_comparison(folder: Path, arms: Mapping[str, Sequence[Path]], failed: M
     extra = [
         f"Runs by arm: {counts}. All start from the same weights; runs of one seed see the same batches in the same order."
     ]
-    few = min(map(len, arms.values()))
-    extra.append(
-        f"With {few} seeds the bootstrap over seeds is coarse (it knows {few} values); Student's t is used where a run gives one number."
-    )
-    answer = " ".join([comparison_answer(merged), *([scenario_of(merged["geometry"])] if "geometry" in merged else [])])
+    answer = " ".join([comparison_answer(merged), *([scenario_of(merged)] if "geometry" in merged else [])])
     write_report(
         folder, Report("retrofit: arms compared", QUESTION, answer, tables, pictures, notes(config, about) + extra)
     )
@@ -229,7 +225,8 @@ def mean_rows(rows_of_seeds: Sequence[Rows]) -> list[dict[str, Any]]:
             if len(values) < len(rows):
                 continue
             if isinstance(value, list):
-                row[key] = [sum(column) / len(column) for column in zip(*values, strict=True)]
+                columns = zip(*values, strict=True)
+                row[key] = [None if None in column else sum(column) / len(column) for column in columns]
             elif isinstance(value, str) or key == "step":
                 row[key] = value
             else:
@@ -251,12 +248,10 @@ def arm_metrics(rows: Rows, paths: Sequence[Path]) -> dict[str, Any]:
 
 def _as_seed_result(name: str, rows: Rows) -> SeedResult:
     first, last = (
-        {"cond": r.get("seed_ff_gram", 1.0), "ppl": r["val_ppl"], "loss": r["val_loss"]} for r in (rows[0], rows[-1])
+        {"cond": r.get("seed_ff_gram"), "ppl": r["val_ppl"], "loss": r["val_loss"]} for r in (rows[0], rows[-1])
     )
-    steps = [row["step"] for row in rows]
-    return SeedResult(
-        name, first, last, steps, [r.get("seed_ff_gram", 1.0) for r in rows], [r["trajectory_ppl"] for r in rows]
-    )
+    steps, conditioning = [row["step"] for row in rows], [r.get("seed_ff_gram") for r in rows]
+    return SeedResult(name, first, last, steps, conditioning, [r["trajectory_ppl"] for r in rows])
 
 
 def comparison_table(merged: Mapping[str, Rows], arms: Mapping[str, Sequence[Path]]) -> Table:
@@ -314,9 +309,9 @@ def comparison_answer(merged: Mapping[str, Rows]) -> str:
     return f"From step 0: {'; '.join(parts)}."
 
 
-def scenario_of(rows: Rows) -> str:
-    result = _as_seed_result("geometry", rows)
-    return scenario(result.change("cond"), result.change("ppl"))
+def scenario_of(merged: Mapping[str, Rows]) -> str:
+    results = {name: _as_seed_result(name, merged[name]) for name in ("geometry", "standard") if name in merged}
+    return scenario(results["geometry"], results.get("standard"))
 
 
 def plot_trajectories(rows_of: Mapping[str, Sequence[Rows]], path: Path) -> Path:
@@ -393,7 +388,7 @@ def print_report(folder: Path) -> None:
         merged = {name: mean_rows([evaluations(path) for path in paths]) for name, paths in arms.items()}
         print(table_text(comparison_table(merged, arms)))
         if "geometry" in merged:
-            print(scenario_of(merged["geometry"]))
+            print(scenario_of(merged))
     if results["claims"]:
         print(claims_text(results["claims"]))
     print(f"report: {folder / 'report.html'}")
@@ -421,4 +416,4 @@ def print_seed_folder(folder: Path) -> None:
     ]
     print(table_text(Table("", columns, rows)))
     if "geometry" in results:
-        print(scenario(results["geometry"].change("cond"), results["geometry"].change("ppl")))
+        print(scenario(results["geometry"], results.get("standard")))

@@ -21,16 +21,17 @@ class SeedResult:
     """What either shape says."""
 
     method: str
-    initial: Mapping[str, float]
-    """cond, ppl, loss."""
-    final: Mapping[str, float]
+    initial: Mapping[str, float | None]
+    """cond (None: not measured), ppl, loss."""
+    final: Mapping[str, float | None]
     steps: Sequence[int]
-    conditioning: Sequence[float]
+    conditioning: Sequence[float | None]
     perplexity: Sequence[float]
 
-    def change(self, key: str) -> float:
-        """Percent from initial to final."""
-        return 100 * (self.final[key] / self.initial[key] - 1)
+    def change(self, key: str) -> float | None:
+        """Percent from initial to final; None where either was not measured or is not positive."""
+        first, last = self.initial.get(key), self.final.get(key)
+        return 100 * (last / first - 1) if first and last and min(first, last) > 0 else None
 
 
 def write_point(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -78,9 +79,10 @@ def read_result(path: Path) -> SeedResult:
         raise UserError(f"{path}: is no result of the seed study's form ({error} is missing or no number)") from None
 
 
-def _point(values: Mapping[str, Any]) -> dict[str, float]:
-    pairs = {"cond": ("cond",), "ppl": ("val_ppl", "ppl"), "loss": ("val_loss", "loss")}
-    return {name: float(values[next(k for k in keys if k in values or k == keys[-1])]) for name, keys in pairs.items()}
+def _point(values: Mapping[str, Any]) -> dict[str, float | None]:
+    pairs = {"ppl": ("val_ppl", "ppl"), "loss": ("val_loss", "loss")}
+    found = {name: float(values[next(k for k in keys if k in values or k == keys[-1])]) for name, keys in pairs.items()}
+    return {"cond": None if values["cond"] is None else float(values["cond"]), **found}
 
 
 def read_folder(folder: Path) -> dict[str, SeedResult]:
@@ -89,28 +91,22 @@ def read_folder(folder: Path) -> dict[str, SeedResult]:
 
 
 def summarise(results: Mapping[str, SeedResult]) -> dict[str, Any]:
-    """The seed study's summary.json."""
+    """The seed study's summary.json. What was not measured, or is not positive, is left out."""
     methods: dict[str, dict[str, dict[str, float]]] = {}
     for name, result in results.items():
         methods[name] = {}
         for title, key in (("conditioning", "cond"), ("perplexity", "ppl")):
-            first, last = result.initial[key], result.final[key]
-            methods[name][title] = {
-                "initial": first,
-                "final": last,
-                "improvement": first - last,
-                "pct_improvement": -result.change(key),
-            }
-    comparison = {}
+            first, last, change = result.initial[key], result.final[key], result.change(key)
+            if first is not None and last is not None and change is not None:
+                entry = {"initial": first, "final": last, "improvement": first - last, "pct_improvement": -change}
+                methods[name][title] = entry
+    comparison: dict[str, float] = {}
     if {"standard", "geometry"} <= set(results):
-        a, b = results["geometry"].final, results["standard"].final
-        comparison["geometry_vs_standard"] = {
-            "conditioning_advantage": b["cond"] - a["cond"],
-            "conditioning_ratio": b["cond"] / a["cond"],
-            "perplexity_advantage": b["ppl"] - a["ppl"],
-            "perplexity_ratio": b["ppl"] / a["ppl"],
-        }
-    return {"methods": methods, "comparison": comparison}
+        for title, key in (("conditioning", "cond"), ("perplexity", "ppl")):
+            a, b = results["geometry"].final[key], results["standard"].final[key]
+            if all(results[name].change(key) is not None for name in ("geometry", "standard")) and a and b:
+                comparison |= {f"{title}_advantage": b - a, f"{title}_ratio": b / a}
+    return {"methods": methods, "comparison": {"geometry_vs_standard": comparison} if comparison else {}}
 
 
 SCENARIOS = {
@@ -125,16 +121,33 @@ PERPLEXITY_BOUNDS = (100 * (9.0 / 10.9 - 1), 100 * (10.25 / 10.9 - 1))
 """The same for perplexity (8-9; 9-10; 10.5, from 10.9)."""
 
 
-def scenario(conditioning: float, perplexity: float) -> str:
-    """Which of the seed study's three scenarios geometry's changes (percent) fall in, as a sentence."""
-    one, other = (
-        _level(x, bounds) for x, bounds in ((conditioning, CONDITIONING_BOUNDS), (perplexity, PERPLEXITY_BOUNDS))
-    )
+SEED_STANDARD = {"cond": 100 * (4600 / 4738 - 1), "ppl": 100 * (10.7 / 10.9 - 1)}
+"""What continued training does in all three of the seed study's scenarios, percent from step 0."""
+
+
+def scenario(geometry: SeedResult, standard: SeedResult | None) -> str:
+    """Which of the seed study's three scenarios the data fall in, as a sentence.
+
+    The scenarios set geometry beside continued training that hardly moves. Where it moves more (or less) than in the
+    seed study, geometry's change is taken by as much less (more): what training does by itself is no rescue.
+    """
+    if standard is None:
+        return "No scenario: the seed study's scenarios compare with the method standard, which is not there."
+    levels = {}
+    for key, bounds in (("cond", CONDITIONING_BOUNDS), ("ppl", PERPLEXITY_BOUNDS)):
+        own, control = geometry.change(key), standard.change(key)
+        if own is None or control is None:
+            what = "seed_ff_gram" if key == "cond" else "perplexity"
+            return f"No scenario: {what} was not measured for both methods, or is not positive."
+        beyond = (1 + own / 100) / (1 + control / 100) * (1 + SEED_STANDARD[key] / 100)
+        levels[key] = _level(100 * (beyond - 1), bounds)
+    one, other = levels["cond"], levels["ppl"]
+    how = "(geometry beside continued training)"
     if one == other:
-        return f"The data fall in the seed study's scenario {one}: {SCENARIOS[one]}."
+        return f"The data fall in the seed study's scenario {one}: {SCENARIOS[one]} {how}."
     return (
         f"The data fall in none of the seed study's three scenarios: conditioning as in scenario {one} ({SCENARIOS[one]}), "
-        f"perplexity as in scenario {other} ({SCENARIOS[other]})."
+        f"perplexity as in scenario {other} ({SCENARIOS[other]}) {how}."
     )
 
 

@@ -49,10 +49,11 @@ from retrofit.spectra import (
     weight_spectrum,
 )
 from studycore.checkpoints import save_checkpoint
+from studycore.configuration import differences
 from studycore.devices import choose_device, describe, set_threads
 from studycore.errors import Stopped, UserError
 from studycore.metrics import read_rows
-from studycore.runs import recording
+from studycore.runs import read_manifest, recording
 from studycore.stopping import stop_on_signals
 from studycore.streams import derive_seed
 
@@ -75,10 +76,7 @@ def geometry_row(model: Any, blocks: Sequence[FeedForward], data: Data, config: 
     for name in ("up", "down"):
         spectra = [weight_spectrum(singular_values(getattr(b, name).weight_OI)) for b in blocks]
         for key in ("kappa", "omega"):
-            values = [getattr(s, key) for s in spectra]
-            if all(map(math.isfinite, values)):
-                row |= {f"{name}_{key}": values, f"{name}_{key}_median": median(values)}
-                row[f"{name}_{key}_geometric_mean"] = geometric_mean(values)
+            row |= summary(f"{name}_{key}", [getattr(s, key) for s in spectra])
     ids_NB = activation_ids(data, config)
     if len(ids_NB):
         moments = activation_moments(model, blocks, ids_NB, dtype=torch.float32)
@@ -88,13 +86,20 @@ def geometry_row(model: Any, blocks: Sequence[FeedForward], data: Data, config: 
         if end:
             moments = activation_moments(model, blocks, ids_NB)
             for key, centred in (("act_kappa_centred", True), ("act_kappa_uncentred", False)):
-                values = [activation_kappa(m, centred) for m in moments]
-                if all(map(math.isfinite, values)):
-                    row |= {
-                        key: values,
-                        f"{key}_median": median(values),
-                        f"{key}_geometric_mean": geometric_mean(values),
-                    }
+                row |= summary(key, [activation_kappa(m, centred) for m in moments])
+    return row
+
+
+def summary(name: str, values: Sequence[float]) -> dict[str, Any]:
+    """Values by layer (null: infinite), their median (infinite ones last) and the geometric mean of the finite ones."""
+    finite_ones = [value for value in values if math.isfinite(value)]
+    row: dict[str, Any] = {name: [value if math.isfinite(value) else None for value in values]}
+    if math.isfinite(middle := median(values)):
+        row[f"{name}_median"] = middle
+    if finite_ones:
+        row[f"{name}_geometric_mean"] = geometric_mean(finite_ones)
+    if len(finite_ones) < len(values):
+        row[f"{name}_infinite"] = len(values) - len(finite_ones)
     return row
 
 
@@ -172,6 +177,10 @@ def train(
     data = load_data(config, tokenizer, context_of(model))
     reference = norm_reference(config, folder, len(blocks), last_step)
     fingerprints = {**data.fingerprints, "model": weights_fingerprint(model)}
+    if start is not None and (changed := differences(read_manifest(start)["data_fingerprints"], fingerprints)):
+        raise UserError(
+            f"{start}: the comparison began with another model or text: {'; '.join(changed)}; start a new one"
+        )
     checkpoint, resumed = load_run_checkpoint(folder, config) if resume else (None, None)
     run = open_or_create(folder, config, fingerprints, argv, describe(device), resume) if main else None
     if resumed is not None:
