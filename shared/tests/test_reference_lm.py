@@ -63,12 +63,27 @@ def test_it_has_learnt(loaded):
 
 
 def test_recorded_requirements():
+    """Both that every study needs hold; whether it reads is recorded as it was found, and the README says so."""
     record = json.loads((FOLDER / "metrics.json").read_text())
-    assert {claim["verdict"] for claim in record["claims"]} == {"supported"}
+    verdicts = {claim["id"]: claim["verdict"] for claim in record["claims"]}
+    assert verdicts["lm_perplexity"] == verdicts["lm_closed_book"] == "supported"
     assert record["metrics"]["perplexity_bigram"] < record["metrics"]["perplexity_unigram"]
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    assert "F1 of 80 with the paragraph" in readme
+    assert readme.count(": refuted)") == list(verdicts.values()).count("refuted")
 
 
-def test_it_reads(loaded):
+def test_the_readme_shows_what_is_recorded():
+    record = json.loads((FOLDER / "metrics.json").read_text())
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    for name in ("perplexity", "perplexity_bigram", "f1_with_context", "f1_without_context", "f1_free_wording"):
+        assert f"{record['metrics'][name]:.1f}" in readme, name
+    for prompt, expected, given in record["answers"]:
+        verdict = "right" if given == expected else f"wrong: {expected}"
+        assert f"| {prompt.split('Question: ')[1].split(chr(10))[0]} | {given} | {verdict} |" in readme
+
+
+def test_it_finds_a_fact_by_its_attribute(loaded):
     prompt = (
         "Context: The home of Newton is Paris. The pet of Newton is dog.\nQuestion: What is the pet of Newton?\nAnswer:"
     )
