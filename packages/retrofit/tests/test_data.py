@@ -1,12 +1,14 @@
 """Documents from every kind of source, the guard against leaks, blocks and their documents."""
 
 import json
+import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from retrofit.config import MeasureConfig
-from retrofit.data import check_overlap, load_data, load_documents, micro_batches, read_source
+from retrofit.config import MeasureConfig, RunConfig
+from retrofit.data import check_overlap, hub_commit, load_data, load_documents, micro_batches, read_source
 from retrofit.models import load_tokenizer
 from studycore.errors import UserError
 
@@ -62,6 +64,82 @@ def test_an_overlap_stops_the_run_whatever_the_spacing(small, tmp_path):
     path = write(tmp_path, "jsonl")
     with pytest.raises(UserError, match="50 documents stand"):
         load_documents(small(dataset=str(path), validation_dataset=str(path)))
+
+
+def test_an_overlap_is_dropped_from_training_on_request_and_counted(small, tmp_path):
+    held_out = tmp_path / "held_out.jsonl"
+    held_out.write_text("".join(json.dumps({"text": f" {t}"}) + "\n" for t in TEXTS[40:]))
+    config = small(dataset=str(write(tmp_path, "jsonl")), validation_dataset=str(held_out))
+    with pytest.raises(UserError, match=r"10 documents stand .* --on-overlap drop"):
+        load_documents(config)
+    config = small(dataset=config.dataset, validation_dataset=str(held_out), on_overlap="drop")
+    train, validation = load_documents(config)
+    assert train == TEXTS[:40]
+    assert len(validation) == 10
+    about = load_data(config, load_tokenizer(config.model), 64).about
+    assert (about["training_documents"], about["training_documents_dropped"]) == (40, 10)
+    with pytest.raises(UserError, match="all 50 training documents stand in the validation text"):
+        load_documents(small(dataset=config.dataset, validation_dataset=config.dataset, on_overlap="drop"))
+
+
+def hub(monkeypatch, seen):
+    """A hub of two datasets in place of the network's."""
+    import datasets
+    import huggingface_hub
+
+    class Rows(list):
+        column_names = ("text",)
+
+    def load_dataset(source, name, split, streaming, revision):
+        seen.append((source, name, split, revision))
+        return Rows({"text": t} for t in (TEXTS[:40] if source == "a/train" else TEXTS[40:]))
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(
+        huggingface_hub.HfApi,
+        "dataset_info",
+        lambda self, source, revision=None: SimpleNamespace(sha=f"{source} at {revision or 'newest'}"),
+    )
+
+
+def test_each_hub_dataset_has_its_own_configuration_and_commit(small, monkeypatch):
+    seen = []
+    hub(monkeypatch, seen)
+    both = {"dataset": "a/train", "dataset_config": "big", "dataset_revision": "r1", "validation_dataset": "a/other"}
+    load_documents(small(**both))
+    assert seen == [("a/train", "big", "train", "r1"), ("a/other", None, "validation", None)]
+    config = small(**both, validation_dataset_config="small", validation_dataset_revision="r2")
+    about = load_data(config, load_tokenizer(config.model), 64).about
+    assert seen[-1] == ("a/other", "small", "validation", "r2")
+    assert (about["dataset_commit"], about["validation_dataset_commit"]) == ("a/train at r1", "a/other at r2")
+
+
+def test_what_is_no_hub_dataset_has_no_commit_and_the_network_is_not_asked(small, monkeypatch):
+    import huggingface_hub
+
+    def asked(self, *args, **kwargs):
+        raise AssertionError("asked")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", asked)
+    config = small()
+    assert load_data(config, load_tokenizer(config.model), 64).about["dataset_commit"] is None
+    assert hub_commit("studycore/wordnet", None) is None
+
+
+def test_without_a_network_a_hub_dataset_has_no_commit():
+    assert hub_commit("nobody/nothing", None) is None
+
+
+@pytest.mark.parametrize("field", ["lr", "eps", "gram_weight", "weight_decay", "grad_clip", "beta1", "dropout"])
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_numbers_that_are_not_finite_are_refused(field, value):
+    with pytest.raises(ValueError, match=f"^{field}: {value} does not fit; give a finite number$"):
+        RunConfig(method="standard", **{field: value})
+
+
+def test_a_validation_configuration_without_its_dataset_is_refused():
+    with pytest.raises(ValueError, match="validation_dataset_revision: 'x' is of no validation_dataset"):
+        RunConfig(method="standard", validation_dataset_revision="x")
 
 
 def test_one_file_is_split_by_hash_and_without_overlap(small, tmp_path):

@@ -11,7 +11,10 @@ from retrofit.spectra import (
     Moments,
     activation_kappa,
     activation_moments,
+    enough_tokens,
     gaussian_kappa,
+    median,
+    noise_floor,
     seed_ff_gram,
     seed_ff_gram_layer,
     singular_values,
@@ -39,6 +42,24 @@ def test_singular_values_equal_float64_svdvals(shape, kappa, scale):
     torch.testing.assert_close(singular_values(w.float()), torch.linalg.svdvals(w.float().double()), rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_weights_that_are_not_finite_are_refused_by_name(bad):
+    w = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    w[2, 1] = bad
+    with pytest.raises(UserError, match=r"--model: h\.0\.c_fc holds NaN or infinite weights; give"):
+        singular_values(w, "h.0.c_fc")
+
+
+@pytest.mark.parametrize("scale", [1e-250, 1e250])
+def test_squares_may_leave_float64s_range(scale):
+    w = matrix(24, 8, 10.0) * scale
+    torch.testing.assert_close(singular_values(w), torch.linalg.svdvals(w), rtol=1e-6, atol=0)
+    big, plain = weight_spectrum(singular_values(w)), weight_spectrum(singular_values(matrix(24, 8, 10.0)))
+    for name in ("kappa", "gram_kappa", "omega", "effective_rank", "stable_rank"):
+        assert getattr(big, name) == pytest.approx(getattr(plain, name), rel=1e-6), name
+    assert weight_spectrum(torch.tensor([1.0, 1e-200], dtype=torch.float64)).gram_kappa == math.inf
+
+
 def test_closed_forms():
     s = weight_spectrum(torch.tensor([4.0, 2.0, 1.0], dtype=torch.float64))
     assert s.kappa == 4
@@ -60,6 +81,21 @@ def test_a_gaussian_matrix_has_the_kappa_of_theory():
     w = torch.randn(2048, 512, generator=torch.Generator().manual_seed(0))
     assert weight_spectrum(singular_values(w)).kappa == pytest.approx(gaussian_kappa(2048, 512), rel=0.05)
     assert gaussian_kappa(512, 2048) == pytest.approx(3)
+
+
+def test_tokens_must_be_as_many_as_the_width_and_more_lower_the_noise_floor():
+    assert enough_tokens(64, 64)
+    assert not enough_tokens(63, 64)
+    assert noise_floor(4096, 1024) == pytest.approx(9)
+    assert noise_floor(64, 64) == math.inf
+    x = torch.randn(2048, 128, generator=torch.Generator().manual_seed(0))
+    assert activation_kappa(moments(x), centred=False) == pytest.approx(noise_floor(2048, 128), rel=0.1)
+
+
+def test_the_median_sorts_infinity_last():
+    assert median([math.inf, 1.0, 3.0]) == 3
+    assert median([math.inf, 1.0, 3.0, 2.0]) == 2.5
+    assert median([math.inf, 1.0]) == math.inf
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,5 +1,6 @@
 """The settings of a run, a comparison and a measurement. Importing this module must stay cheap: no torch."""
 
+import math
 import pkgutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,12 @@ EMBEDDED_DATASET = "studycore/wordnet"
 def arm_names() -> list[str]:
     """The methods that there are: one module each in retrofit/arms."""
     return sorted(m.name for m in pkgutil.iter_modules([str(Path(__file__).parent / "arms")]) if m.name != "base")
+
+
+def _check_finite(config: Any) -> None:
+    for name, value in vars(config).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name}: {value} does not fit; give a finite number")
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,12 @@ class RunConfig:
     """Split of a hub dataset that perplexity is measured on."""
     validation_dataset: str | None = None
     """Another dataset to validate on; null: validation_split, or 5 % of a file's documents, chosen by their hash."""
+    validation_dataset_config: str | None = None
+    """Name of validation_dataset's configuration on the hub."""
+    validation_dataset_revision: str | None = None
+    """Commit or branch of validation_dataset on the hub; null: the newest."""
+    on_overlap: Literal["stop", "drop"] = "stop"
+    """What is done when training documents stand in the validation text too: stop, or drop them from training."""
     text_column: str = "text"
     """Column or key that holds a document's text."""
     max_docs: int | None = 1000
@@ -99,6 +112,10 @@ class RunConfig:
             raise ValueError(f"method: none is given; give one of {', '.join(arm_names())}")
         if self.method not in arm_names():
             raise ValueError(f"method: '{self.method}' is none of {', '.join(arm_names())}; give one of these")
+        _check_finite(self)
+        for name in ("validation_dataset_config", "validation_dataset_revision"):
+            if getattr(self, name) is not None and self.validation_dataset is None:
+                raise ValueError(f"{name}: '{getattr(self, name)}' is of no validation_dataset; name one")
         positive = "block_size trajectory_blocks transport_blocks eval_interval glt_interval batch_size"
         for name in f"{positive} gradient_accumulation_steps checkpoint_every".split():
             if getattr(self, name) < 1:
@@ -178,8 +195,8 @@ class MeasureConfig:
     """Tokens that the model sees at once."""
     end_of_text: Literal["before", "none"] = "before"
     """Whether each document begins with the end-of-text token."""
-    activation_tokens: int = 4096
-    """Tokens from which conditioning of activations is measured."""
+    activation_tokens: int = 16384
+    """Tokens from which conditioning of activations is measured; fewer than the FFN's width say nothing, so none is given."""
 
     def __post_init__(self) -> None:
         for name in ("block_size", "activation_tokens"):

@@ -10,7 +10,7 @@ Shapes: N blocks, T tokens of a block.
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -67,10 +67,17 @@ class Data:
 
 # ------------------------------------------------------------------------------------------------------- documents
 def load_documents(config: RunConfig) -> tuple[list[str], list[str]]:
-    """(training, validation) documents, after the check that no document is in both. UserError for what can't be read."""
+    """(training, validation) documents, of which none is in both. UserError for what can't be read."""
+    train, held_out = _read_both(config)
+    return without_overlap(config, train, held_out), held_out
+
+
+def _read_both(config: RunConfig) -> tuple[list[str], list[str]]:
+    """(training, validation) documents as they are."""
     if config.validation_dataset is not None:
+        other = validation_source(config)
         train = read_source(config, config.dataset, config.train_split, config.max_docs)
-        held_out = read_source(config, config.validation_dataset, config.validation_split, config.validation_docs)
+        held_out = read_source(other, other.dataset, config.validation_split, config.validation_docs)
     elif config.dataset == EMBEDDED_DATASET or not Path(config.dataset).is_file():
         train = read_source(config, config.dataset, config.train_split, config.max_docs)
         held_out = read_source(config, config.dataset, config.validation_split, config.validation_docs)
@@ -84,8 +91,29 @@ def load_documents(config: RunConfig) -> tuple[list[str], list[str]]:
             raise UserError(
                 f"--dataset: '{config.dataset}' has no {name} documents; name another split, file or --validation-dataset"
             )
-    check_overlap(train, held_out)
     return train, held_out
+
+
+def validation_source(config: RunConfig) -> RunConfig:
+    """The configuration with the dataset that is validated on as its dataset."""
+    if config.validation_dataset is None:
+        return config
+    name, revision = config.validation_dataset_config, config.validation_dataset_revision
+    return replace(config, dataset=config.validation_dataset, dataset_config=name, dataset_revision=revision)
+
+
+def without_overlap(config: RunConfig, train: list[str], validation: Sequence[str]) -> list[str]:
+    """The training documents, with on_overlap "drop" those alone that don't stand in validation. UserError for "stop"."""
+    if config.on_overlap == "stop":
+        check_overlap(train, validation)
+        return train
+    held_out = {document_hash(text) for text in validation}
+    kept = [text for text in train if document_hash(text) not in held_out]
+    if not kept:
+        raise UserError(
+            f"--dataset: all {len(train)} training documents stand in the validation text; give another --validation-dataset or split"
+        )
+    return kept
 
 
 def check_overlap(train: Sequence[str], validation: Sequence[str]) -> None:
@@ -95,7 +123,7 @@ def check_overlap(train: Sequence[str], validation: Sequence[str]) -> None:
         example = next(text for text in validation if document_hash(text) in both)
         raise UserError(
             f"--dataset: {len(both)} documents stand in training and validation text, such as '{example.strip()[:60]}'; "
-            "perplexity would be measured on what was trained on, so give another --validation-dataset or split"
+            "perplexity would be measured on what was trained on, so give another --validation-dataset or split, or --on-overlap drop"
         )
 
 
@@ -193,6 +221,20 @@ def _read_hub(config: Any, source: str, split: str, limit: int | None) -> list[s
         ) from None
 
 
+def hub_commit(source: str, revision: str | None) -> str | None:
+    """The commit that a hub dataset's revision is now; None for what is no hub dataset, and without a network."""
+    if source == EMBEDDED_DATASET or Path(source).exists():
+        return None
+    import huggingface_hub
+
+    try:
+        return huggingface_hub.HfApi().dataset_info(source, revision=revision).sha
+    except Exception as error:  # huggingface_hub raises its own and httpx's errors
+        if not _is_users(error):
+            raise
+        return None
+
+
 def _is_users(error: Exception) -> bool:
     names = {cls.__module__.split(".")[0] for cls in type(error).__mro__}
     return bool({"datasets", "huggingface_hub", "httpx", "httpx2"} & names) or isinstance(error, OSError | ValueError)
@@ -205,12 +247,18 @@ def load_data(config: RunConfig, tokenizer: Any, context: int) -> Data:
         raise UserError(
             f"block_size: {config.block_size} is longer than the model's context of {context} tokens; give at most that"
         )
-    train, held_out = load_documents(config)
+    read, held_out = _read_both(config)
+    train = without_overlap(config, read, held_out)
+    other = validation_source(config)
     training = cut_blocks("training", train, tokenizer, config, whole=False)
     validation = cut_blocks("validation", held_out, tokenizer, config, whole=True)
     about = {
         "dataset": config.dataset,
+        "dataset_commit": hub_commit(config.dataset, config.dataset_revision),
+        "validation_dataset": other.dataset,
+        "validation_dataset_commit": hub_commit(other.dataset, other.dataset_revision),
         "training_documents": len(train),
+        "training_documents_dropped": len(read) - len(train),
         "training_tokens_available": training.tokens,
         "validation_documents": len(held_out),
         "validation_tokens_available": validation.tokens,

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from retrofit.blocks import find_blocks, find_matrices
 from retrofit.config import MeasureConfig, RunOptions
@@ -20,7 +20,11 @@ from retrofit.spectra import (
     RELATIVE_RIDGE,
     activation_kappa,
     activation_moments,
+    enough_tokens,
     gaussian_kappa,
+    geometric_mean,
+    median,
+    noise_floor,
     seed_ff_gram_layer,
     singular_values,
     weight_spectrum,
@@ -48,13 +52,14 @@ WORSE_THAN_RANDOM = Statement(
 
 @dataclass(frozen=True)
 class MatrixRow:
-    """One weight matrix; shape is [outputs, inputs]. None stands for infinity: a singular matrix."""
+    """One weight matrix; shape is [outputs, inputs]. A singular matrix's kappas and omega are infinite."""
 
     name: str
+    role: str
     shape: str
-    kappa: float | None
-    gram_kappa: float | None
-    omega: float | None
+    kappa: float
+    gram_kappa: float
+    omega: float
     effective_rank: float
     stable_rank: float
     spectral_norm: float
@@ -62,7 +67,7 @@ class MatrixRow:
 
 @dataclass(frozen=True)
 class ActivationRow:
-    """What enters one block's down projection."""
+    """What enters one block's down projection; None where there are fewer tokens than the block is wide."""
 
     name: str
     width: int
@@ -72,14 +77,42 @@ class ActivationRow:
     seed_ff_gram: float | None
 
 
+@dataclass(frozen=True)
+class SummaryRow:
+    """One number over matrices of a role, or over layers; infinite where too many are, None where it was not run."""
+
+    what: str
+    count: int
+    singular: int
+    median: float | None
+    geometric_mean: float | None
+
+
+ROLES = ("up", "down", "gate", "attention", "embeddings", "other")
+ACTIVATION_METRICS = ("act_kappa_centred", "act_kappa_uncentred", "seed_ff_gram")
+
+
+def roles_of_matrices(model: Any) -> dict[str, str]:
+    """Name -> role of every matrix, embeddings too."""
+    parts = {getattr(b, part).name: part for b in find_blocks(model) for part in ROLES[:3] if getattr(b, part)}
+    tables = {id(e.weight) for e in (model.get_input_embeddings(), model.get_output_embeddings()) if e is not None}
+
+    def role(name: str, module: nn.Module) -> str:
+        if isinstance(module, nn.Embedding) or id(module.weight) in tables:
+            return "embeddings"
+        return parts.get(name, "attention" if "attn" in name or "attention" in name else "other")
+
+    return {matrix.name: role(matrix.name, matrix.module) for matrix in find_matrices(model, embeddings=True)}
+
+
 def measure_weights(model: Any, embeddings: bool = False) -> tuple[list[MatrixRow], dict[str, Tensor]]:
     """(rows, singular values by name) of every linear map, and of embeddings on request."""
-    rows, spectra = [], {}
+    rows, spectra, roles = [], {}, roles_of_matrices(model)
     for matrix in find_matrices(model, embeddings):
-        s_k = singular_values(matrix.weight_OI).cpu()
-        found = {key: _finite(value) for key, value in asdict(weight_spectrum(s_k)).items()}
+        s_k = singular_values(matrix.weight_OI, matrix.name).cpu()
         outputs, inputs = matrix.weight_OI.shape
-        rows.append(MatrixRow(matrix.name, f"{outputs} x {inputs}", **found))  # type: ignore[arg-type]
+        shape = f"{outputs} x {inputs}"
+        rows.append(MatrixRow(matrix.name, roles[matrix.name], shape, **asdict(weight_spectrum(s_k))))
         spectra[matrix.name] = s_k
     return rows, spectra
 
@@ -91,21 +124,63 @@ def measure_activations(model: Any, ids_NB: Tensor) -> list[ActivationRow]:
     blocks = find_blocks(model)
     wide = activation_moments(model, blocks, ids_NB)
     narrow = activation_moments(model, blocks, ids_NB, dtype=torch.float32)
-    return [
-        ActivationRow(
-            block.name,
-            len(m.sum_F),
-            m.tokens,
-            _finite(activation_kappa(m, centred=True)),
-            _finite(activation_kappa(m, centred=False)),
-            _finite(seed_ff_gram_layer(n)),
-        )
-        for block, m, n in zip(blocks, wide, narrow, strict=True)
-    ]
+    rows = []
+    for block, m, n in zip(blocks, wide, narrow, strict=True):
+        values: list[float | None] = [None, None, None]
+        if enough_tokens(m.tokens, len(m.sum_F)):
+            values = [activation_kappa(m, centred=True), activation_kappa(m, centred=False), seed_ff_gram_layer(n)]
+        rows.append(ActivationRow(block.name, len(m.sum_F), m.tokens, *values))
+    return rows
 
 
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def summarise(weights: Sequence[MatrixRow], activations: Sequence[ActivationRow]) -> list[SummaryRow]:
+    """kappa by role of matrix, and what was measured of activations over layers."""
+    rows = []
+    for role in ROLES:
+        if kappas := [row.kappa for row in weights if row.role == role]:
+            rows.append(_summary(f"kappa, {role}", kappas))
+    for name in ACTIVATION_METRICS:
+        rows.append(_summary(name, [getattr(row, name) for row in activations]))
+    return rows
+
+
+def _summary(what: str, values: Sequence[float | None]) -> SummaryRow:
+    known = [value for value in values if value is not None]
+    if not known or len(known) < len(values):
+        return SummaryRow(what, len(known), 0, None, None)
+    singular = sum(map(math.isinf, known))
+    return SummaryRow(what, len(known), singular, median(known), geometric_mean(known))
+
+
+def _plain(row: Any) -> dict[str, Any]:
+    """As JSON has it: null for infinity too, which `singular` or a null kappa tells."""
+    return {
+        key: None if isinstance(value, float) and math.isinf(value) else value for key, value in asdict(row).items()
+    }
+
+
+def read_tokens(config: MeasureConfig) -> tuple[Tensor, str]:
+    """(ids [blocks, block_size], their fingerprint) of the text. UserError when it cannot be read."""
+    assert config.dataset is not None
+    tokenizer = load_tokenizer(config.model, config.model_revision)
+    # Enough documents, whatever their length: a token needs a character at least.
+    texts = read_source(config, config.dataset, config.validation_split, config.activation_tokens)
+    if not texts:
+        raise UserError(f"--dataset: '{config.dataset}' has no documents; name another, or null for weights alone")
+    text = cut_blocks("measured", texts, tokenizer, config, whole=False)
+    return text.ids_NT[: -(-config.activation_tokens // config.block_size), :-1], fingerprint(text)
+
+
+def token_note(activations: Sequence[ActivationRow]) -> tuple[str, str]:
+    """(what the number of tokens means, a warning or nothing)."""
+    widest = max(row.width for row in activations)
+    tokens = activations[0].tokens
+    if not enough_tokens(tokens, widest):
+        why = f"{tokens} tokens are fewer than the FFN's width {widest}, where only the ridge would be measured"
+        return f"Not run: {why}; give --activation-tokens {4 * widest} or more.", why
+    floor = f"White noise would have {noise_floor(tokens, widest):.3g} on {tokens} tokens of width {widest} (Marchenko-Pastur)."
+    few = f"{tokens} tokens are fewer than 4 x the FFN's width {widest}: chance alone raises kappa"
+    return floor, few if tokens < 4 * widest else ""
 
 
 def measure(config: MeasureConfig, folder: Path, options: RunOptions, argv: Sequence[str]) -> Path:
@@ -116,20 +191,12 @@ def measure(config: MeasureConfig, folder: Path, options: RunOptions, argv: Sequ
     model, commit = load_model(config.model, config.model_revision)
     blocks = find_blocks(model)
     model.to(device).eval()
-    ids_NB, fingerprints = None, {"model": weights_fingerprint(model)}
-    if config.dataset is not None:
-        if config.block_size > context_of(model):
-            raise UserError(
-                f"block_size: {config.block_size} is longer than the model's context of {context_of(model)} tokens; give at most that"
-            )
-        tokenizer = load_tokenizer(config.model, config.model_revision)
-        # Enough documents, whatever their length: a token needs a character at least.
-        texts = read_source(config, config.dataset, config.validation_split, config.activation_tokens)
-        if not texts:
-            raise UserError(f"--dataset: '{config.dataset}' has no documents; name another, or null for weights alone")
-        text = cut_blocks("measured", texts, tokenizer, config, whole=False)
-        ids_NB = text.ids_NT[: -(-config.activation_tokens // config.block_size), :-1]
-        fingerprints["text"] = fingerprint(text)
+    if config.dataset is not None and config.block_size > context_of(model):
+        raise UserError(
+            f"block_size: {config.block_size} is longer than the model's context of {context_of(model)} tokens; give at most that"
+        )
+    weights, spectra = measure_weights(model, config.embeddings)
+    fingerprints = {"model": weights_fingerprint(model)}
     run = create_run(
         folder,
         study=STUDY,
@@ -144,40 +211,74 @@ def measure(config: MeasureConfig, folder: Path, options: RunOptions, argv: Sequ
     )
     with recording(run):
         run.update(about={"hub_commit": commit})
-        weights, spectra = measure_weights(model, config.embeddings)
-        activations = measure_activations(model, ids_NB) if ids_NB is not None else []
+        write_csv(folder / "weights.csv", weights)
+        tables = [table_of("Weights", weights)]
+        show(tables[0])
+
+        activations, why = [], "No dataset is given."
+        if config.dataset is not None:
+            try:
+                ids_NB, fingerprints["text"] = read_tokens(config)
+                activations = measure_activations(model, ids_NB)
+            except UserError as error:
+                why = str(error)
+        if activations:
+            run.update(data_fingerprints=fingerprints)
+            write_csv(folder / "activations.csv", activations)
+            tokens, warning = token_note(activations)
+            if warning:
+                print(f"retrofit: warning: {warning}; give --activation-tokens {4 * max(r.width for r in activations)}")
+            ridge = f"Ridge {RELATIVE_RIDGE:g} of the mean eigenvalue; seed_ff_gram: the seed study's recipe, + 1e-5 I."
+            tables.append(table_of("FFN activations", activations, f"{ridge} {tokens}"))
+        else:
+            tables.append(Table("FFN activations", ("what", "value"), [(n, None) for n in ACTIVATION_METRICS], why))
+        summary = summarise(weights, activations)
+        tables.append(table_of("Summary", summary, "kappa over matrices of a role; activations over layers."))
+        for table in tables[1:]:
+            show(table)
+
         rows: list[Any] = [*weights, *activations]
         for i, row in enumerate(rows):
-            run.metrics.append({"step": i, "kind": type(row).__name__, **asdict(row)})
+            run.metrics.append({"step": i, "kind": type(row).__name__, **_plain(row)})
         run.metrics.compact()
-        write_csv(folder / "weights.csv", weights)
-        tables = [Table("Weights", ("matrix", *list(asdict(weights[0]))[1:]), [_cells(row) for row in weights])]
-        if activations:
-            write_csv(folder / "activations.csv", activations)
-            note = f"Ridge {RELATIVE_RIDGE:g} of the mean eigenvalue; seed_ff_gram: the seed study's recipe, + 1e-5 I."
-            columns = ("block", *list(asdict(activations[0]))[1:])
-            tables.append(Table("FFN activations", columns, [_cells(row) for row in activations], note))
         claim = against_gaussian(
             {b.up.name: spectra[b.up.name] for b in blocks}, [b.up.weight_OI.shape for b in blocks]
         )
-        kappas = [row.kappa for row in weights if row.kappa is not None]
-        metrics = {"matrices": len(weights), "median_kappa": sorted(kappas)[len(kappas) // 2] if kappas else None}
+        middle = median([row.kappa for row in weights])
+        metrics = {
+            "matrices": len(weights),
+            "median_kappa": middle if math.isfinite(middle) else None,
+            "summary": [_plain(row) for row in summary],
+        }
         write_results(folder, STUDY, "measure", metrics, [claim])
         pictures = [
             Picture(plot_spectra(spectra, folder / "figures" / "spectra.svg"), "Singular values over the largest, by matrix."),
             Picture(plot_kappas(weights, folder / "figures" / "kappa.svg"), "Condition number of every matrix, in order of depth."),
         ]  # fmt: skip
-        worst = max(weights, key=lambda row: math.inf if row.kappa is None else row.kappa)
-        answer = f"{len(weights)} matrices; the worst conditioned is {worst.name}, kappa {'infinite' if worst.kappa is None else f'{worst.kappa:.3g}'}."
+        worst = max(weights, key=lambda row: row.kappa)
+        answer = f"{len(weights)} matrices; the worst conditioned is {worst.name}, kappa {_cell(worst.kappa)}."
         question = f"How well conditioned are the weights and activations of {config.model}?"
         write_report(folder, Report("retrofit measure", question, answer, tables, pictures))
-        for table in tables:
-            print(f"\n{table.title}\n{table_text(table)}")
         print(claims_text([claim]))
         run.update()
         run.finish("done", f"{len(weights)} matrices")
     print(f"report: {folder / 'report.html'}")
     return folder
+
+
+def table_of(title: str, rows: Sequence[Any], note: str = "") -> Table:
+    """A table of dataclasses, columns named by their fields."""
+    return Table(title, tuple(asdict(rows[0])), [[_cell(v) for v in asdict(row).values()] for row in rows], note)
+
+
+def show(table: Table) -> None:
+    print(f"\n{table.title}\n{table_text(table)}")
+    if table.note:
+        print(table.note)
+
+
+def _cell(value: Any) -> Any:
+    return "infinite" if value == math.inf else value
 
 
 def against_gaussian(spectra: dict[str, Tensor], shapes: Sequence[Sequence[int]]) -> dict[str, Any]:
@@ -202,10 +303,6 @@ def write_csv(path: Path, rows: Sequence[Any]) -> None:
     write_atomic(path, buffer.getvalue())
 
 
-def _cells(row: Any) -> list[Any]:
-    return ["infinite" if value is None else value for value in asdict(row).values()]
-
-
 def plot_spectra(spectra: dict[str, Tensor], path: Path) -> Path:
     """s_i / s_1 over i / k, one line per matrix, coloured by kind of matrix."""
     figure, axis = new_figure(6.5, 3.8)
@@ -228,7 +325,7 @@ def plot_kappas(rows: Sequence[MatrixRow], path: Path) -> Path:
     figure, axis = new_figure(6.5, 3.2)
     kinds = list(dict.fromkeys(row.name.rsplit(".", 1)[-1] for row in rows))
     for i, kind in enumerate(kinds):
-        own = [row.kappa for row in rows if row.name.rsplit(".", 1)[-1] == kind and row.kappa is not None]
+        own = [row.kappa for row in rows if row.name.rsplit(".", 1)[-1] == kind and math.isfinite(row.kappa)]
         axis.plot(range(len(own)), own, marker="o", markersize=3, color=COLOURS[i % len(COLOURS)], label=kind)
     axis.set(xlabel="matrix of its kind, from the input on", ylabel="kappa(W)", yscale="log")
     axis.legend(fontsize=7, ncols=2)

@@ -21,7 +21,12 @@ def locate(name: str) -> str:
 
 
 def load_model(name: str, revision: str | None = None, dropout: float = 0.0) -> tuple[Any, str | None]:
-    """(model in float32 with that dropout everywhere, the hub's commit or None). UserError when there is no such model."""
+    """(model in float32 with that dropout everywhere, the hub's commit or None).
+
+    The dropout that its configuration had is in `model.own_dropout`, for save_model. UserError when there is no such
+    model, or weights that its configuration asks for are missing or of another shape.
+    """
+    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -33,18 +38,61 @@ def load_model(name: str, revision: str | None = None, dropout: float = 0.0) -> 
         print(f"loading the model {name} from the Hugging Face hub")
     try:
         config = AutoConfig.from_pretrained(place, revision=revision)
-        for key, value in config.to_dict().items():
-            if ("dropout" in key or "pdrop" in key) and isinstance(value, float | int) and not isinstance(value, bool):
-                setattr(config, key, dropout)
-        model = AutoModelForCausalLM.from_pretrained(place, revision=revision, config=config, dtype=torch.float32)
-    except (OSError, ValueError, KeyError) as error:
+        own_dropout = dropout_of(config)
+        _set(config, dict.fromkeys(own_dropout, dropout))
+        model, loaded = AutoModelForCausalLM.from_pretrained(
+            place, revision=revision, config=config, dtype=torch.float32, output_loading_info=True
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise UserError(
             f"--model: '{name}' cannot be loaded: {_first_sentence(error)}; give a hub id or a folder"
         ) from None
     finally:
         if not quiet:
             logging.enable_progress_bar()
+    _check_complete(name, model, loaded)
+    model.own_dropout = own_dropout
     return model, getattr(config, "_commit_hash", None)
+
+
+def _check_complete(name: str, model: Any, loaded: Mapping[str, Any]) -> None:
+    """UserError for weights that transformers has drawn at random; a tied one is its twin's."""
+    missing = sorted(set(loaded["missing_keys"]) - set(getattr(model, "all_tied_weights_keys", {})))
+    mismatched = sorted(key if isinstance(key, str) else key[0] for key in loaded["mismatched_keys"])
+    for keys, what in ((missing, "lacks"), (mismatched, "has another shape of")):
+        if keys:
+            more = f" and {len(keys) - 1} more weights" if len(keys) > 1 else ""
+            raise UserError(f"--model: '{name}' {what} {keys[0]}{more}; restore its weight files")
+
+
+def dropout_of(config: Any) -> dict[str, float]:
+    """The dropout rates in a transformers configuration, by key."""
+    return {
+        key: value
+        for key, value in config.to_dict().items()
+        if ("dropout" in key or "pdrop" in key) and isinstance(value, float | int) and not isinstance(value, bool)
+    }
+
+
+def _set(config: Any, values: Mapping[str, Any]) -> None:
+    for key, value in values.items():
+        setattr(config, key, value)
+
+
+def save_model(model: Any, tokenizer: Any, folder: Path, own_dropout: Mapping[str, float]) -> None:
+    """An ordinary Hugging Face folder; `own_dropout`, what load_model found, stands in its configuration again."""
+    from transformers.utils import logging
+
+    enabled, used = logging.is_progress_bar_enabled(), dropout_of(model.config)
+    logging.disable_progress_bar()
+    _set(model.config, own_dropout)
+    try:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    finally:
+        _set(model.config, used)
+        if enabled:
+            logging.enable_progress_bar()
 
 
 def load_tokenizer(name: str, revision: str | None = None) -> Any:
@@ -53,7 +101,7 @@ def load_tokenizer(name: str, revision: str | None = None) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(_place(name), revision=revision)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ImportError) as error:
         raise UserError(
             f"--model: '{name}' has no tokenizer that can be loaded: {_first_sentence(error)}; put its tokenizer files beside it"
         ) from None

@@ -13,9 +13,12 @@ import torch
 from torch import Tensor
 
 from retrofit.blocks import FeedForward
+from studycore.errors import UserError
 
 GRAM_LIMIT = 3e4
 """Largest kappa taken from the Gram matrix in float64; its error in the smallest singular value grows as kappa^2 * 1e-16."""
+GRAM_RANGE = 1e-100, 1e100
+"""Largest entries whose squares float64 holds with room for their sums."""
 RELATIVE_RIDGE = 1e-6
 """Added to an activation covariance, times its mean eigenvalue; scaling activations leaves kappa as it is."""
 SEED_RIDGE = 1e-5
@@ -23,19 +26,22 @@ SEED_RIDGE = 1e-5
 
 
 @torch.no_grad()
-def singular_values(weight_OI: Tensor) -> Tensor:
+def singular_values(weight_OI: Tensor, name: str = "a matrix") -> Tensor:
     """All k singular values, float64, descending: eigenvalues of the smaller Gram matrix, or svdvals where it is too coarse.
 
-    Relative error against float64 svdvals below 1e-6 for each.
+    Relative error against float64 svdvals below 1e-6 for each. UserError, with the matrix's name, for NaN or infinity.
     """
     w_OI = weight_OI.detach()
     w_OI = (w_OI.cpu() if w_OI.device.type == "mps" else w_OI).double()  # mps has no float64
-    rows_kn = w_OI if w_OI.shape[0] <= w_OI.shape[1] else w_OI.T
-    s_k = torch.linalg.eigvalsh(lower_gram(rows_kn)).clamp_min_(0).sqrt_().flip(0)
-    # Also where squares leave float64's range.
-    if not 0 < s_k[0] < GRAM_LIMIT * s_k[-1]:
-        s_k = torch.linalg.svdvals(w_OI)
-    return s_k
+    low, high = map(float, w_OI.aminmax())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise UserError(f"--model: {name} holds NaN or infinite weights; give a model whose weights are all finite")
+    if GRAM_RANGE[0] < max(-low, high) < GRAM_RANGE[1]:
+        rows_kn = w_OI if w_OI.shape[0] <= w_OI.shape[1] else w_OI.T
+        s_k = torch.linalg.eigvalsh(lower_gram(rows_kn)).clamp_min_(0).sqrt_().flip(0)
+        if 0 < s_k[0] < GRAM_LIMIT * s_k[-1]:
+            return s_k
+    return torch.linalg.svdvals(w_OI)
 
 
 def lower_gram(rows_kn: Tensor) -> Tensor:
@@ -71,18 +77,30 @@ def weight_spectrum(s_k: Tensor) -> WeightSpectrum:
     first, last = float(s_k.max()), float(s_k.min())
     if first == 0:
         return WeightSpectrum(math.inf, math.inf, math.inf, 0.0, 0.0, 0.0)
-    eigen_k = s_k.square()
+    # Over the largest: no square overflows.
+    q_k = s_k / first
+    eigen_k = q_k.square()
     kappa = first / last if last > 0 else math.inf
-    omega = float(eigen_k.mean() / eigen_k.log().mean().exp()) if last > 0 else math.inf
-    p_k = s_k / s_k.sum()
+    omega = float(eigen_k.mean() / (2 * q_k.log().mean()).exp()) if last > 0 else math.inf
+    p_k = q_k / q_k.sum()
     rank = math.exp(float(-torch.special.xlogy(p_k, p_k).sum()))
-    return WeightSpectrum(kappa, kappa**2, omega, rank, float(eigen_k.sum() / eigen_k.max()), first)
+    return WeightSpectrum(kappa, kappa * kappa, omega, rank, float(eigen_k.sum()), first)
 
 
 def gaussian_kappa(outputs: int, inputs: int) -> float:
     """kappa of a large Gaussian matrix of this shape (Marchenko and Pastur 1967), to compare a trained one with."""
     root = math.sqrt(min(outputs, inputs) / max(outputs, inputs))
     return (1 + root) / (1 - root) if root < 1 else math.inf
+
+
+def enough_tokens(tokens: int, width: int) -> bool:
+    """Whether activations of this width have a conditioning of their own: of fewer tokens it is the ridge's alone."""
+    return tokens >= width
+
+
+def noise_floor(tokens: int, width: int) -> float:
+    """Condition number of the covariance of white noise, for which infinitely many tokens would give 1 (Marchenko-Pastur)."""
+    return gaussian_kappa(tokens, width) ** 2
 
 
 @dataclass
@@ -169,9 +187,11 @@ def seed_ff_gram(moments: Sequence[Moments]) -> float:
 
 
 def geometric_mean(values: Sequence[float]) -> float:
+    """Infinite when one of them is."""
     return math.exp(sum(map(math.log, values)) / len(values))
 
 
 def median(values: Sequence[float]) -> float:
+    """The middle value, or the mean of the middle two; infinite ones come last."""
     ordered, half = sorted(values), len(values) // 2
     return ordered[half] if len(values) % 2 else (ordered[half - 1] + ordered[half]) / 2

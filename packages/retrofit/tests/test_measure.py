@@ -1,0 +1,129 @@
+"""`measure`: what is not measured has no number, and summaries leave nothing out."""
+
+import csv
+import json
+import math
+import shutil
+
+import pytest
+from conftest import tiny_model
+from safetensors.torch import load_file, save_file
+
+from retrofit.config import MeasureConfig, RunOptions
+from retrofit.measure import (
+    ActivationRow,
+    MatrixRow,
+    measure,
+    measure_weights,
+    roles_of_matrices,
+    summarise,
+    token_note,
+)
+from studycore.errors import UserError
+
+
+@pytest.fixture
+def run(made, text, tmp_path):
+    def make(kind="gpt2", **changes):
+        values = {"model": str(made(kind)), "dataset": str(text[1]), "block_size": 16, "activation_tokens": 256}
+        measure(MeasureConfig(**(values | changes)), tmp_path / "m", RunOptions(device="cpu"), ["measure"])
+        return tmp_path / "m"
+
+    return make
+
+
+def read(folder, name):
+    return list(csv.DictReader((folder / name).read_text().splitlines()))
+
+
+def test_fewer_tokens_than_the_width_give_no_number(run, capsys):
+    folder = run(activation_tokens=48)  # width 64
+    for row in read(folder, "activations.csv"):
+        assert (row["tokens"], row["act_kappa_centred"], row["seed_ff_gram"]) == ("48", "", "")
+    out = capsys.readouterr().out
+    assert "not run" in out
+    assert "48 tokens are fewer than the FFN's width 64" in out
+    assert "give --activation-tokens 256" in out
+    results = json.loads((folder / "results.json").read_text())["metrics"]["summary"]
+    assert next(row for row in results if row["what"] == "seed_ff_gram")["median"] is None
+
+
+def test_few_tokens_are_warned_of_and_the_noise_floor_is_told(run, capsys):
+    folder = run(activation_tokens=128)
+    out = capsys.readouterr().out
+    assert "warning: 128 tokens are fewer than 4 x the FFN's width 64" in out
+    assert "White noise would have 34" in out  # ((1 + sqrt(1/2)) / (1 - sqrt(1/2)))^2 = 33.97
+    assert float(read(folder, "activations.csv")[0]["act_kappa_centred"]) > 1
+
+
+def test_enough_tokens_are_not_warned_of():
+    _, warning = token_note([ActivationRow("a", 64, 256, 2.0, 2.0, 2.0)])
+    assert warning == ""
+
+
+def test_text_that_cannot_be_read_leaves_the_weights(run, capsys, monkeypatch):
+    from studycore import wordnet
+
+    def nowhere():
+        raise UserError("WordNet: there is none here; `make setup` fetches it")
+
+    monkeypatch.setattr(wordnet, "documents", nowhere)
+    folder = run(dataset="studycore/wordnet")
+    assert len(read(folder, "weights.csv")) == 8
+    assert not (folder / "activations.csv").exists()
+    out = capsys.readouterr().out
+    assert out.index("transformer.h.0.mlp.c_fc") < out.index("WordNet: there is none here")
+    assert "not run" in (folder / "report.md").read_text()
+    assert json.loads((folder / "manifest.json").read_text())["state"] == "done"
+
+
+def test_nan_in_a_weight_is_said_by_its_name(run, made, tmp_path):
+    folder = shutil.copytree(made("gpt2"), tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["transformer.h.1.mlp.c_fc.weight"][3, 2] = math.nan
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"--model: transformer\.h\.1\.mlp\.c_fc holds NaN or infinite weights"):
+        run(model=str(folder))
+
+
+def weight(role, kappa):
+    return MatrixRow(f"{role}{kappa}", role, "4 x 4", kappa, kappa, kappa, 1.0, 1.0, 1.0)
+
+
+def test_summaries_by_role_keep_singular_matrices():
+    weights = [weight("up", k) for k in (4.0, math.inf, 1.0, 2.0)] + [weight("down", k) for k in (8.0, 2.0)]
+    activations = [ActivationRow(str(k), 4, 99, k, 1.0, math.inf) for k in (2.0, 8.0)]
+    rows = {row.what: row for row in summarise(weights, activations)}
+    up, down, act = rows["kappa, up"], rows["kappa, down"], rows["act_kappa_centred"]
+    assert (up.count, up.singular, up.median, up.geometric_mean) == (4, 1, 3.0, math.inf)
+    assert (down.count, down.singular, down.median) == (2, 0, 5.0)
+    assert down.geometric_mean == pytest.approx(4)
+    assert (act.count, act.median) == (2, 5.0)
+    assert (rows["seed_ff_gram"].singular, rows["seed_ff_gram"].median) == (2, math.inf)
+    assert "kappa, gate" not in rows
+
+
+def test_a_singular_matrix_is_counted_in_the_files(run, made, tmp_path):
+    folder = shutil.copytree(made("gpt2"), tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["transformer.h.0.mlp.c_fc.weight"][0] = 0
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    out = run(model=str(folder))
+    assert [row["kappa"] for row in read(out, "weights.csv")].count("inf") == 1
+    metrics = json.loads((out / "results.json").read_text())["metrics"]
+    up = next(row for row in metrics["summary"] if row["what"] == "kappa, up")
+    assert (up["count"], up["singular"], up["median"], up["geometric_mean"]) == (2, 1, None, None)
+    assert metrics["median_kappa"] > 1
+    answer = (out / "report.md").read_text()
+    assert "kappa infinite" in answer
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gpt_neo", "gpt_neox", "llama"])
+def test_every_matrix_has_a_role(kind):
+    model = tiny_model(kind)
+    roles = roles_of_matrices(model)
+    expected = {"up", "down", "attention", "embeddings"} | ({"gate"} if kind == "llama" else set())
+    assert set(roles.values()) == expected
+    rows, _ = measure_weights(model, embeddings=True)
+    assert {row.name: row.role for row in rows} == roles
+    assert sum(row.role == "up" for row in rows) == 2
