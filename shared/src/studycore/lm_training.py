@@ -563,6 +563,8 @@ def export(model: Any, tokenizer: Any, folder: Path) -> Path:
     shutil.copyfile(folder / "metrics.jsonl", target / "training_log.jsonl")
     manifest = read_manifest(folder)
     write_json(target / "data.json", {"sha256": manifest["data_fingerprints"], "versions": manifest["versions"]})
+    for file in target.iterdir():
+        file.chmod(0o644)  # transformers writes weights for their owner alone, and this folder is installed for all
     shutil.rmtree(folder / "model", ignore_errors=True)
     target.replace(folder / "model")
     return folder / "model"
