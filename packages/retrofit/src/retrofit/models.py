@@ -40,9 +40,10 @@ def load_model(name: str, revision: str | None = None, dropout: float = 0.0) -> 
         config = AutoConfig.from_pretrained(place, revision=revision)
         own_dropout = dropout_of(config)
         _set(config, dict.fromkeys(own_dropout, dropout))
-        model, loaded = AutoModelForCausalLM.from_pretrained(
+        both: Any = AutoModelForCausalLM.from_pretrained(
             place, revision=revision, config=config, dtype=torch.float32, output_loading_info=True
         )
+        model, loaded = both
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise UserError(
             f"--model: '{name}' cannot be loaded: {_first_sentence(error)}; give a hub id or a folder"

@@ -30,7 +30,7 @@ from retrofit.blocks import FeedForward, find_blocks, up_norms
 from retrofit.config import RunConfig, RunOptions
 from retrofit.data import Data, load_data, micro_batches
 from retrofit.evaluate import Drift, Evaluation, drift, evaluate
-from retrofit.models import context_of, load_model, load_tokenizer, weights_fingerprint
+from retrofit.models import context_of, load_model, load_tokenizer, save_model, weights_fingerprint
 from retrofit.record import (
     checkpoint_config,
     checkpoint_tensors,
@@ -42,6 +42,7 @@ from retrofit.record import (
 from retrofit.spectra import (
     activation_kappa,
     activation_moments,
+    enough_tokens,
     geometric_mean,
     median,
     seed_ff_gram_layer,
@@ -74,11 +75,12 @@ def geometry_row(model: Any, blocks: Sequence[FeedForward], data: Data, config: 
     """Conditioning of weights, and of activations on the fixed tokens; lists go by layer. At both ends in full."""
     row: dict[str, Any] = {}
     for name in ("up", "down"):
-        spectra = [weight_spectrum(singular_values(getattr(b, name).weight_OI)) for b in blocks]
+        spectra = [weight_spectrum(singular_values(p.weight_OI, p.name)) for p in (getattr(b, name) for b in blocks)]
         for key in ("kappa", "omega"):
             row |= summary(f"{name}_{key}", [getattr(s, key) for s in spectra])
     ids_NB = activation_ids(data, config)
-    if len(ids_NB):
+    # With fewer tokens than the width only the ridge would be measured: then it is not run.
+    if enough_tokens(ids_NB.numel(), max(b.down.weight_OI.shape[1] for b in blocks)):
         moments = activation_moments(model, blocks, ids_NB, dtype=torch.float32)
         layers = [seed_ff_gram_layer(m) for m in moments]
         row |= {"seed_ff_gram_layers": layers, "seed_ff_gram": sum(layers) / len(layers)}
@@ -168,6 +170,7 @@ def train(
 
     # ------------------------------------------------------------------------------------- model, data and optimizer
     model, commit = load_model(config.model, config.model_revision, config.dropout)
+    own_dropout = model.own_dropout
     tokenizer = load_tokenizer(config.model, config.model_revision)
     blocks = find_blocks(model)
     if config.method == "glt_fold" and any(block.norm is None for block in blocks):
@@ -322,7 +325,7 @@ def train(
         if run is not None:
             if outcome == "done":
                 if config.save_model:
-                    save_model(model, tokenizer, folder / "model")
+                    save_model(model, tokenizer, folder / "model", own_dropout)
                 run.metrics.compact()
                 run.update()
                 from retrofit.report import write_run_report
@@ -411,15 +414,3 @@ def console_line(row: Mapping[str, Any], last_step: int) -> str:
     if "seed_ff_gram" in row:
         parts.append(f"seed_ff_gram {row['seed_ff_gram']:.0f}")
     return "  ".join(parts)
-
-
-def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
-    """An ordinary Hugging Face folder."""
-    from transformers.utils import logging
-
-    enabled = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    if enabled:
-        logging.enable_progress_bar()
