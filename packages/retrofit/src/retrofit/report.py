@@ -318,7 +318,8 @@ def plot_trajectories(rows_of: Mapping[str, Sequence[Rows]], path: Path) -> Path
     """Two panels over steps: seed_ff_gram and perplexity; thin lines are seeds, thick their mean."""
     figure, (left, right) = new_figure(8.0, 3.4, ncols=2)
     for i, (name, seeds) in enumerate(rows_of.items()):
-        colour, style = COLOURS[i % len(COLOURS)], "-" if i < len(COLOURS) else "--"
+        # Arms that keep the function lie on each other: broken lines let both be seen.
+        colour, style = COLOURS[i % len(COLOURS)], ("-", "--", "-.", (0, (1, 2)))[i % 4]
         merged = mean_rows(seeds)
         for axis, key in ((left, "seed_ff_gram"), (right, "trajectory_ppl")):
             for rows in seeds if len(seeds) > 1 else ():
@@ -338,6 +339,9 @@ def plot_trajectories(rows_of: Mapping[str, Sequence[Rows]], path: Path) -> Path
                 )
     left.set(xlabel="step", ylabel="seed_ff_gram", title="Conditioning of FFN activations")
     right.set(xlabel="step", ylabel="perplexity", title="Validation perplexity")
+    values = [row["trajectory_ppl"] for seeds in rows_of.values() for rows in seeds for row in rows]
+    if max(values) > 1.5 * min(values):
+        right.set_yscale("log")
     right.legend(fontsize=7)
     return save_figure(figure, path)
 
