@@ -66,7 +66,7 @@ class Recipe:
     steps: int = 3000
     """Updates."""
     first_stage: int = 1000
-    """Updates in which reading is learnt, in its plain wording and with every second row of it an echo."""
+    """Updates that are mostly reading, in its plain wording and with every second row of it an echo."""
     first_text_rows: int = 10
     """Rows of glosses in the first stage."""
     first_reading_rows: int = 24
