@@ -1,0 +1,121 @@
+"""What a model does on operations, by its mean codes; and the two baselines that stand beside it in every table."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from studycore.streams import generator
+from ternary_vae import metrics
+from ternary_vae.config import TrainConfig
+from ternary_vae.hyperbolic import to_euclidean
+from ternary_vae.losses import Targets, target_radius
+from ternary_vae.model import TernaryVAEV5_11_PartialFreeze, create_model
+from ternary_vae.operations import Operations
+
+CHUNK = 65_536
+"""Operations per forward pass: bounds the memory at 3^12 operations."""
+
+
+def headline(view: str) -> str:
+    """The encoder that the headline metrics look at."""
+    return "a" if view == "a" else "b"
+
+
+@torch.no_grad()
+def reconstruct(model: TernaryVAEV5_11_PartialFreeze, operations: Operations, sample_seed: int | None = None) -> Tensor:
+    """Which operations [N] have every trit right, decoded from encoder A's mean code, or from one sample of it."""
+    right = []
+    for part in torch.arange(len(operations)).split(CHUNK):
+        chunk = operations[part]
+        code = model.encode(chunk.x_NM, "a")
+        z_ND = code.mu_ND
+        if sample_seed is not None:
+            draw = generator(sample_seed, "evaluation sample", int(part[0]))
+            noise_ND = torch.randn(z_ND.shape, generator=draw, dtype=torch.float64).to(z_ND)
+            z_ND = code.sample(noise_ND)
+        right.append((model.decoder_A(z_ND).argmax(-1) == chunk.target_NM).all(-1))
+    return torch.cat(right).cpu()
+
+
+@torch.no_grad()
+def radii(model: TernaryVAEV5_11_PartialFreeze, operations: Operations, view: str) -> tuple[Tensor, Tensor]:
+    """Hyperbolic distances from the origin and Euclidean norms [N] of the mean code, float64."""
+    projection = model.projection.of(view)
+    found = [
+        projection.radius(model.encode(operations[part].x_NM, view).mu_ND)
+        for part in torch.arange(len(operations)).split(CHUNK)
+    ]
+    return tuple(torch.cat(both).double().cpu() for both in zip(*found, strict=True))  # type: ignore[return-value]
+
+
+@torch.no_grad()
+def points(model: TernaryVAEV5_11_PartialFreeze, operations: Operations, view: str) -> Tensor:
+    """Points of the ball [N, D] of the mean code, float64."""
+    projection = model.projection.of(view)
+    parts = [
+        projection(model.encode(operations[part].x_NM, view).mu_ND).z_hyp_ND
+        for part in torch.arange(len(operations)).split(CHUNK)
+    ]
+    return torch.cat(parts).double().cpu()
+
+
+def order_metrics(model: TernaryVAEV5_11_PartialFreeze, operations: Operations, view: str) -> dict[str, Any]:
+    """The radius metrics of a view."""
+    rho_N, norm_N = radii(model, operations, view)
+    return metrics.radius_metrics(operations.v_N.cpu().numpy(), norm_N.numpy(), rho_N.numpy())
+
+
+def all_metrics(
+    model: TernaryVAEV5_11_PartialFreeze, operations: Operations, view: str, seed: int, seen_N: Tensor | None = None
+) -> dict[str, Any]:
+    """Every metric of the README's table, by the mean code; `seen_N` are the operations that training saw, where not all.
+
+    `hierarchy` and what belongs to it are of the headline view; hierarchy_A and hierarchy_B name theirs.
+    """
+    c, trits, view = model.config.curvature, model.config.trits, headline(view)
+    right_N = reconstruct(model, operations)
+    found: dict[str, Any] = {
+        "coverage": float(right_N.double().mean()),
+        "covered": int(right_N.sum()),
+        "operations": len(operations),
+        "coverage_sampled": float(reconstruct(model, operations, seed).double().mean()),
+        **order_metrics(model, operations, view),
+    }
+    for other in ("a", "b"):
+        rank = order_metrics(model, operations, other).get("hierarchy")
+        found |= {} if rank is None else {f"hierarchy_{other.upper()}": rank}
+    z_ND = points(model, operations, view)
+    by_geodesic = metrics.dist_corr_geodesic(z_ND, operations.index_N.cpu(), trits, c)
+    by_levels = metrics.dist_corr_levels(z_ND, operations.v_N.cpu())
+    if by_geodesic is not None:
+        found["dist_corr_geodesic"] = by_geodesic
+    if by_levels is not None:
+        found["dist_corr_levels"] = by_levels
+        if "hierarchy" in found:
+            found["q"] = metrics.q(by_levels, found["hierarchy"])
+            found["q_seed"] = metrics.q_seed(by_levels, found["hierarchy"])
+    if seen_N is not None and not bool(seen_N.all()):
+        unseen = operations[(~seen_N).nonzero().squeeze(1)]
+        found |= {
+            "coverage_seen": float(right_N[seen_N].double().mean()),
+            "coverage_unseen": float(right_N[~seen_N].double().mean()),
+            "unseen": int((~seen_N).sum()),
+        }
+        order = order_metrics(model, unseen, view)
+        found |= {f"{name}_unseen": order[name] for name in ("hierarchy", "hierarchy_ceiling", "somers_d") if name in order}
+    return found
+
+
+def closed_form(config: TrainConfig, operations: Operations) -> dict[str, Any]:
+    """Metrics of the radius that the default loss asks for, without any learning: a rule on the leading trits gives it."""
+    targets = Targets.of(config, torch.zeros(config.trits + 1, dtype=torch.float64))
+    r_N = target_radius(operations.v_N, operations.place_N, targets)
+    norm_N = to_euclidean(r_N, config.curvature) if config.radius == "hyperbolic" else r_N
+    return metrics.radius_metrics(operations.v_N.numpy(), norm_N.numpy(), r_N.numpy())
+
+
+def untrained(config: TrainConfig, operations: Operations) -> dict[str, Any]:
+    """Metrics of the model before any training."""
+    model = create_model(config, config.seed, config.projection_seed)
+    return all_metrics(model, operations, config.view, config.seed)

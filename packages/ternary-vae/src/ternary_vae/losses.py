@@ -1,0 +1,205 @@
+"""The losses: reconstruction, KL divergence, and three ways to order radii by valuation.
+
+ordered         the default: every level has a band of radii, bands do not touch, and every sample counts
+rich_hierarchy  the seed study's sweeps: the mean radius of each level, so that samples may overlap unpunished
+geodesic        V5.11's training: pairwise geodesic distances, radii and ranks
+
+Radii are hyperbolic distances from the origin (with radius "euclidean": norms). Everything here is written without
+data-dependent shapes, so that torch.func.vmap can run many at once, and `Weights` may hold a run's numbers as tensors.
+
+Shapes: N operations of a batch, L = M + 1 levels, D latent dimensions, P pairs.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ternary_vae.config import ArchitectureConfig, TrainConfig
+from ternary_vae.hyperbolic import distance, to_hyperbolic
+from ternary_vae.model import Code
+from ternary_vae.operations import valuation
+
+OUTER_BAND, INNER_BANDS = (0.31, 0.985), (0.02, 0.27)
+"""Where the bands lie, in shares of the largest norm: level 0, which two thirds of all operations belong to and which is
+given the room for richness, and all other levels together."""
+BAND_FILL = 0.6
+"""Share of a deeper level's part of INNER_BANDS that its band fills; the rest is the gap to the next."""
+HALF = 0.42
+"""Share of level 0's band that each of its halves fills (by the trit that ends the leading -1s)."""
+RICH_MARGIN, RICH_FLOOR = 0.01, 0.5
+"""rich_hierarchy: least distance between means of neighbouring levels; least share of the first variance."""
+RANK_MARGIN = 0.01
+"""geodesic: least difference of radii of different levels."""
+
+
+class Weights(NamedTuple):
+    """Weights of the terms: numbers, or tensors of one value per run."""
+
+    hierarchy: Tensor | float
+    richness: Tensor | float
+    separation: Tensor | float
+
+    @classmethod
+    def of(cls, config: TrainConfig) -> "Weights":
+        return cls(config.hierarchy_weight, config.richness_weight, config.separation_weight)
+
+
+class Targets(NamedTuple):
+    """Where radii should be, in the unit of the loss; float64."""
+
+    low_L: Tensor
+    high_L: Tensor
+    mean_L: Tensor
+    """Of the baseline losses."""
+    variance_L: Tensor
+    """Within each level before training (rich_hierarchy)."""
+
+    @classmethod
+    def of(cls, config: TrainConfig, variance_L: Tensor) -> "Targets":
+        low_L, high_L = band_edges(config.trits)
+        mean_L = level_targets(config.trits, config.outer_radius, config.inner_radius) / 0.95
+        norms = [share_L * config.max_radius for share_L in (low_L, high_L, mean_L)]
+        if config.radius == "hyperbolic":
+            norms = [to_hyperbolic(norm_L, config.curvature) for norm_L in norms]
+        return cls(*norms, variance_L)
+
+
+def band_edges(trits: int) -> tuple[Tensor, Tensor]:
+    """Lower and upper edge [L] of every level's band, in shares of the largest norm, float64."""
+    inner, outer = INNER_BANDS
+    part = (outer - inner) / trits
+    high = [OUTER_BAND[1], *(outer - k * part for k in range(trits))]
+    low = [OUTER_BAND[0], *(top - BAND_FILL * part for top in high[1:])]
+    return torch.tensor(low, dtype=torch.float64), torch.tensor(high, dtype=torch.float64)
+
+
+def level_targets(trits: int, outer: float, inner: float) -> Tensor:
+    """The seed study's radii t_v = outer - v/m (outer - inner) [L], float64."""
+    return outer - torch.arange(trits + 1, dtype=torch.float64) / trits * (outer - inner)
+
+
+def target_radius(v_N: Tensor, place_N: Tensor, targets: Targets) -> Tensor:
+    """A radius of its own for every operation, inside its level's band: the closed form of what `ordered` asks for."""
+    # Level 0 is pulled apart into two halves, which doubles nobody's band and gives more variance than an even spread.
+    halved_N = torch.where(place_N < 0.5, 2 * HALF * place_N, 1 - 2 * HALF * (1 - place_N))
+    share_N = torch.where(v_N == 0, halved_N, place_N)
+    return targets.low_L[v_N] + share_N * (targets.high_L - targets.low_L)[v_N]
+
+
+def reconstruction(logits_NM3: Tensor, target_NM: Tensor) -> Tensor:
+    """Cross-entropy of every operation, mean over its trits [N], nats."""
+    return F.cross_entropy(logits_NM3.transpose(-1, -2), target_NM, reduction="none").mean(-1)
+
+
+def kl_parts(code: Code) -> Tensor:
+    """KL divergence from the standard normal distribution [N, D], nats (Kingma and Welling 2014, appendix B)."""
+    mu_ND, logvar_ND = code
+    return (mu_ND.square() + logvar_ND.exp() - 1 - logvar_ND) / 2
+
+
+def kl_divergence(parts_ND: Tensor, free_bits: float) -> Tensor:
+    """Sum over dimensions of the batch's mean, each at least `free_bits` (Kingma et al. 2016, arXiv:1606.04934)."""
+    return parts_ND.mean(0).clamp_min(free_bits).sum()
+
+
+def level_matrix(v_N: Tensor, levels: int) -> Tensor:
+    """One-hot levels [N, L], float64."""
+    # Not F.one_hot: its check of the values is no function that vmap can map.
+    return (v_N[:, None] == torch.arange(levels, device=v_N.device)).double()
+
+
+def level_moments(r_N: Tensor, v_N: Tensor, levels: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Count, mean and population variance of the radius in each level of the batch, each [L]; 0 for an absent level."""
+    one_NL = level_matrix(v_N, levels)
+    count_L = one_NL.sum(0)
+    least_L = count_L.clamp_min(1)
+    mean_L = (one_NL * r_N[:, None]).sum(0) / least_L
+    variance_L = (one_NL * (r_N - mean_L[v_N])[:, None].square()).sum(0) / least_L
+    return count_L, mean_L, variance_L
+
+
+def ordered(r_N: Tensor, v_N: Tensor, place_N: Tensor, targets: Targets, weights: Weights) -> dict[str, Tensor]:
+    """Bands for single samples.
+
+    hierarchy   squared distance from the level's band, mean over the level's samples, then over levels
+    richness    squared distance from the operation's own place in the band, the same means
+    separation  squared shortfall of the distance between the extreme samples of neighbouring levels, below the bands'
+    All three are 0 for the closed form, so nothing pulls a trained model away from it.
+    """
+    levels = len(targets.low_L)
+    one_NL = level_matrix(v_N, levels)
+    present_L = one_NL.sum(0) > 0
+    weight_N = (one_NL / one_NL.sum(0).clamp_min(1)).sum(1) / present_L.sum()
+    outside_N = F.relu(targets.low_L[v_N] - r_N) + F.relu(r_N - targets.high_L[v_N])
+    apart_N = r_N - target_radius(v_N, place_N, targets)
+    far = torch.full_like(one_NL, torch.inf)
+    largest_L = torch.where(one_NL > 0, r_N[:, None], -far).amax(0)
+    smallest_L = torch.where(one_NL > 0, r_N[:, None], far).amin(0)
+    both = present_L[:-1] & present_L[1:]
+    wanted = targets.low_L[:-1] - targets.high_L[1:]
+    found = torch.where(both, smallest_L[:-1], wanted) - torch.where(both, largest_L[1:], 0)
+    return {
+        "hierarchy": weights.hierarchy * (weight_N * outside_N.square()).sum(),
+        "richness": weights.richness * (weight_N * apart_N.square()).sum(),
+        "separation": weights.separation * F.relu(wanted - found).square().sum() / (levels - 1),
+    }
+
+
+def rich_hierarchy(r_N: Tensor, v_N: Tensor, place_N: Tensor, targets: Targets, weights: Weights) -> dict[str, Tensor]:
+    """The sweeps' loss: means over the levels in the batch of (mean radius - target)^2 and relu(0.5 - variance over its
+    first value)^2, and the sum over neighbouring levels of relu(mean of the deeper + 0.01 - mean of the shallower)."""
+    del place_N
+    count_L, mean_L, variance_L = level_moments(r_N, v_N, len(targets.mean_L))
+    present_L, several_L = count_L > 0, (count_L > 1) & (targets.variance_L > 0)
+    first_L = torch.where(several_L, targets.variance_L, 1.0)
+    short_L = torch.where(several_L, F.relu(RICH_FLOOR - variance_L / first_L), 0.0).square()
+    both = present_L[:-1] & present_L[1:]
+    overlap = torch.where(both, F.relu(mean_L[1:] - mean_L[:-1] + RICH_MARGIN), 0.0)
+    apart_L = torch.where(present_L, mean_L - targets.mean_L, 0.0).square()
+    return {
+        "hierarchy": weights.hierarchy * apart_L.sum() / present_L.sum(),
+        "richness": weights.richness * short_L.sum() / several_L.sum().clamp_min(1),
+        "separation": weights.separation * overlap.sum(),
+    }
+
+
+RADIAL = {"ordered": ordered, "rich_hierarchy": rich_hierarchy}
+"""Losses of the radii alone; they may be stacked."""
+
+
+def geodesic(
+    points_ND: Tensor,
+    r_N: Tensor,
+    v_N: Tensor,
+    index_N: Tensor,
+    pairs_2P: Tensor,
+    targets: Targets,
+    config: ArchitectureConfig,
+    tau: Tensor | float,
+    weights: tuple[Tensor | float, Tensor | float, float],
+) -> dict[str, Tensor]:
+    """V5.11: tau * geodesic + radial + rank, with their weights.
+
+    geodesic  smooth L1 of d(z_i, z_j) against 3 exp(-v(i - j) / 3) over random pairs
+    radial    (r - t_v)^2 (1 + exp(0.4 v)), mean over samples
+    rank      relu(r_j - r_i + 0.01) over the pairs with v_i < v_j
+    """
+    i, j = pairs_2P
+    wanted = 3 * torch.exp(-valuation(index_N[i] - index_N[j], config.trits).double() / 3)
+    distances = distance(points_ND[i], points_ND[j], config.curvature)
+    radial_N = (r_N - targets.mean_L[v_N]).square() * (1 + torch.exp(0.4 * v_N))
+    sign = (v_N[i] - v_N[j]).sign()
+    rank = torch.where(sign == 0, 0.0, F.relu(RANK_MARGIN - sign * (r_N[j] - r_N[i])))
+    of_geodesic, of_radial, of_rank = weights
+    return {
+        "geodesic": tau * of_geodesic * F.smooth_l1_loss(distances, wanted),
+        "hierarchy": of_radial * radial_N.mean(),
+        "separation": of_rank * rank.sum() / (sign != 0).sum().clamp_min(1),
+    }
+
+
+def total(parts: Mapping[str, Tensor]) -> Tensor:
+    return torch.stack([part.double() for part in parts.values()]).sum()

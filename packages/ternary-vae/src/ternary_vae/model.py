@@ -1,0 +1,235 @@
+"""TernaryVAE V5.11: two encoders, one decoder, hyperbolic projections, an optional controller.
+
+Shapes: N operations, M trits, D latent dimensions, H width of a projection.
+"""
+
+from dataclasses import fields
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from studycore.streams import generator
+from ternary_vae.config import ArchitectureConfig
+from ternary_vae.hyperbolic import exp0, to_euclidean, to_hyperbolic
+
+LOGVAR_RANGE = (-10.0, 2.0)
+"""The log variance is clamped to it (V5.12.4)."""
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU}
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+class Code(NamedTuple):
+    """What an encoder says of operations: the mean [N, D] and log variance [N, D] of a normal distribution."""
+
+    mu_ND: Tensor
+    logvar_ND: Tensor
+
+    def sample(self, noise_ND: Tensor) -> Tensor:
+        """mu + sigma * noise (Kingma and Welling 2014)."""
+        return self.mu_ND + noise_ND * torch.exp(self.logvar_ND / 2)
+
+
+class Point(NamedTuple):
+    """Points of the ball: hyperbolic distance from the origin [N], Euclidean norm [N], unit direction [N, D]."""
+
+    rho_N: Tensor
+    norm_N: Tensor
+    direction_ND: Tensor
+
+    @property
+    def z_hyp_ND(self) -> Tensor:
+        return self.norm_N[:, None] * self.direction_ND
+
+
+class Encoder(nn.Module):
+    """Trits [N, M] to a Code."""
+
+    def __init__(self, config: ArchitectureConfig):
+        super().__init__()
+        layers: list[nn.Module] = []
+        width = config.trits
+        for size in config.encoder_sizes:
+            layers.append(nn.Linear(width, size))
+            if config.encoder_norm:
+                layers.append(nn.LayerNorm(size))
+            layers.append(ACTIVATIONS[config.activation]())
+            if config.encoder_dropout:
+                layers.append(nn.Dropout(config.encoder_dropout))
+            width = size
+        self.encoder = nn.Sequential(*layers)
+        self.fc_mu, self.fc_logvar = nn.Linear(width, config.latent_dim), nn.Linear(width, config.latent_dim)
+
+    def forward(self, x_NM: Tensor) -> Code:
+        h_NH = self.encoder(x_NM)
+        return Code(self.fc_mu(h_NH), self.fc_logvar(h_NH).clamp(*LOGVAR_RANGE))
+
+
+class Decoder(nn.Module):
+    """Latent codes [N, D] to logits over -1, 0, 1 of each trit [N, M, 3]."""
+
+    def __init__(self, config: ArchitectureConfig):
+        super().__init__()
+        layers: list[nn.Module] = []
+        width = config.latent_dim
+        for size in config.decoder_sizes:
+            layers += [nn.Linear(width, size), ACTIVATIONS[config.activation]()]
+            width = size
+        self.decoder = nn.Sequential(*layers, nn.Linear(width, 3 * config.trits))
+        self.trits = config.trits
+
+    def forward(self, z_ND: Tensor) -> Tensor:
+        logits: Tensor = self.decoder(z_ND)
+        return logits.unflatten(-1, (self.trits, 3))
+
+
+class HyperbolicProjection(nn.Module):
+    """Latent codes [N, D] to points of the Poincare ball.
+
+    direction = normalise(z + MLP(z)), the MLP's last layer starting at 0. The radius is the largest one times
+    sigmoid(MLP(z)): as a hyperbolic distance, mapped by exp_0, so that the curvature is part of the function; or, with
+    radius "euclidean", as a norm, as the seed study had it.
+    """
+
+    def __init__(self, config: ArchitectureConfig):
+        super().__init__()
+        self.c, self.max_radius, self.hyperbolic = config.curvature, config.max_radius, config.radius == "hyperbolic"
+        self.dtype = DTYPES[config.projection_dtype]
+        d, h, narrow = config.latent_dim, config.hidden_dim, max(32, config.hidden_dim // 2)
+        dropout = [nn.Dropout(config.projection_dropout)] if config.projection_dropout else []
+        direction: list[nn.Module] = []
+        radius: list[nn.Module] = []
+        for k in range(config.n_projection_layers):
+            direction += [nn.Linear(h if k else d, h), nn.LayerNorm(h), nn.SiLU(), *dropout]
+            radius += [nn.Linear(narrow if k else d, narrow), nn.SiLU(), *dropout]
+        self.direction_net = nn.Sequential(*direction, nn.Linear(h, d))
+        self.radius_net = nn.Sequential(*radius, nn.Linear(narrow, 1))
+        self.to(self.dtype)
+
+    def radius(self, z_ND: Tensor) -> tuple[Tensor, Tensor]:
+        """Hyperbolic distance from the origin and Euclidean norm, each [N]."""
+        share_N = torch.sigmoid(self.radius_net(z_ND.to(self.dtype)).squeeze(-1))
+        if self.hyperbolic:
+            largest = to_hyperbolic(torch.tensor(self.max_radius, dtype=self.dtype), self.c)
+            rho_N = largest.to(share_N.device) * share_N
+            return rho_N, to_euclidean(rho_N, self.c)
+        norm_N = self.max_radius * share_N
+        return to_hyperbolic(norm_N, self.c), norm_N
+
+    def forward(self, z_ND: Tensor) -> Point:
+        z_ND = z_ND.to(self.dtype)
+        direction_ND = F.normalize(z_ND + self.direction_net(z_ND), dim=-1)
+        return Point(*self.radius(z_ND), direction_ND)
+
+
+class DualProjection(nn.Module):
+    """A projection for the code of each encoder; without dual, one for both."""
+
+    def __init__(self, config: ArchitectureConfig):
+        super().__init__()
+        self.proj_A = HyperbolicProjection(config)
+        self.proj_B = HyperbolicProjection(config) if config.use_dual_projection else None
+
+    def of(self, view: str) -> HyperbolicProjection:
+        return self.proj_B if view == "b" and self.proj_B is not None else self.proj_A
+
+
+class DifferentiableController(nn.Module):
+    """Eight statistics of a batch to the weights of the loss's terms (V5.11), all differentiable.
+
+    rho: mixing of the two codes, in (0, 0.5); weight_geodesic above 0.1; weight_radial above 0; beta_A, beta_B above 0.5
+    (factors on the KL divergence); tau in (0, 1): from the radial to the geodesic part. The losses that read them are
+    named in losses.py.
+    """
+
+    NAMES = ("rho", "weight_geodesic", "weight_radial", "beta_A", "beta_B", "tau")
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers = (nn.Linear(8, 32), nn.LayerNorm(32), nn.SiLU(), nn.Linear(32, 32), nn.SiLU(), nn.Linear(32, 6))
+        self.net = nn.Sequential(*layers)
+
+    def forward(self, statistics_8: Tensor) -> dict[str, Tensor]:
+        o = self.net(statistics_8)
+        values = (
+            torch.sigmoid(o[0]) / 2, F.softplus(o[1]) + 0.1, F.softplus(o[2]),
+            F.softplus(o[3]) + 0.5, F.softplus(o[4]) + 0.5, torch.sigmoid(o[5]),
+        )  # fmt: skip
+        return dict(zip(self.NAMES, values, strict=True))
+
+
+class TernaryVAEV5_11_PartialFreeze(nn.Module):
+    """The V5.11 architecture, from the fields of ArchitectureConfig (those not given have its defaults).
+
+    Encoder A carries coverage, encoder B may go on learning for the hierarchy; which parts a stage freezes is the run's
+    configuration. ValueError for fields that make no model.
+    """
+
+    def __init__(self, **architecture: Any):
+        super().__init__()
+        self.config = ArchitectureConfig(**architecture)
+        dtype = DTYPES[self.config.dtype]
+        self.encoder_A, self.encoder_B = Encoder(self.config).to(dtype), Encoder(self.config).to(dtype)
+        self.decoder_A = Decoder(self.config).to(dtype)
+        self.projection = DualProjection(self.config)
+        self.controller = DifferentiableController().to(dtype) if self.config.use_controller else None
+
+    def encode(self, x_NM: Tensor, view: str) -> Code:
+        """The code of encoder "a" or "b"."""
+        encoder = self.encoder_A if view == "a" else self.encoder_B
+        code: Code = encoder(x_NM.to(encoder.fc_mu.weight.dtype))
+        return code
+
+    def forward(self, x_NM: Tensor) -> dict[str, Tensor]:
+        """Everything by the mean codes: mu and logvar of both encoders, the points of both views, logits of A."""
+        a, b = self.encode(x_NM, "a"), self.encode(x_NM, "b")
+        point_a, point_b = self.projection.of("a")(a.mu_ND), self.projection.of("b")(b.mu_ND)
+        return {
+            "mu_A": a.mu_ND, "logvar_A": a.logvar_ND, "mu_B": b.mu_ND, "logvar_B": b.logvar_ND,
+            "z_A_hyp": point_a.z_hyp_ND, "z_B_hyp": point_b.z_hyp_ND,
+            "rho_A": point_a.rho_N, "rho_B": point_b.rho_N, "logits": self.decoder_A(a.mu_ND),
+        }  # fmt: skip
+
+
+def draw_weights(module: nn.Module, seed: int, name: str) -> None:
+    """Draws a module's weights anew from a stream of its own: PyTorch's uniform initialisation of linear layers.
+
+    Each direction net's last layer is 0, so that it starts as the identity, and each radius net's last bias, so that radii
+    start in the middle.
+    """
+    draw = generator(seed, "weights", name)
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            bound = layer.in_features**-0.5
+            with torch.no_grad():
+                for weight in (layer.weight, layer.bias):
+                    # Drawn in float64, so that both precisions start from the same numbers.
+                    drawn = torch.rand(weight.shape, generator=draw, dtype=torch.float64) * 2 * bound - bound
+                    weight.copy_(drawn)
+        elif isinstance(layer, nn.LayerNorm):
+            nn.init.ones_(layer.weight)
+            nn.init.zeros_(layer.bias)
+    for part in module.modules():
+        if isinstance(part, HyperbolicProjection):
+            for weight in (part.direction_net[-1].weight, part.direction_net[-1].bias, part.radius_net[-1].bias):
+                nn.init.zeros_(weight)
+
+
+def architecture_of(config: ArchitectureConfig) -> dict[str, Any]:
+    """The architecture's fields of a run's configuration."""
+    return {f.name: getattr(config, f.name) for f in fields(ArchitectureConfig)}
+
+
+def create_model(
+    config: ArchitectureConfig, seed: int, projection_seed: int | None = None
+) -> TernaryVAEV5_11_PartialFreeze:
+    """A model whose parts are drawn from (seed, part); its projections from `projection_seed` where given."""
+    model = TernaryVAEV5_11_PartialFreeze(**architecture_of(config))
+    for name, part in model.named_children():
+        draw_weights(part, projection_seed if name == "projection" and projection_seed is not None else seed, name)
+    return model
+
+
+def count_parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())

@@ -1,0 +1,33 @@
+"""Learning rates as functions of the epoch: no scheduler object, so no state to save."""
+
+import math
+
+from ternary_vae.config import TrainConfig
+
+COVERAGE_WARMUP_STEPS = 100
+"""Updates over which the coverage stage's learning rate rises."""
+
+
+def schedule_factor(config: TrainConfig, epoch: float) -> float:
+    """Factor on lr at a (fractional) epoch of the hierarchy stage or of joint training."""
+    warm = min(1.0, (epoch + 1 / 16) / config.warmup_epochs) if config.warmup_epochs else 1.0
+    if config.scheduler == "step":
+        return float(warm * config.step_gamma ** math.floor(epoch / config.step_epochs))
+    if config.scheduler == "cosine":
+        return float(warm * (1 + math.cos(math.pi * min(1.0, epoch / config.epochs))) / 2)
+    return float(warm)
+
+
+def learning_rate(config: TrainConfig, stage: str, stage_step: int, steps_per_epoch: int) -> float:
+    """The rate of a stage's update, before the factors of encoders; cosine and warm-up change with every update, steps
+    with every epoch."""
+    if stage == "coverage":
+        return config.coverage_lr * min(1.0, (stage_step + 1) / COVERAGE_WARMUP_STEPS)
+    return config.lr * schedule_factor(config, stage_step / steps_per_epoch)
+
+
+def rate_factors(config: TrainConfig, stage: str) -> dict[str, float]:
+    """Part of the model -> its factor on the learning rate; 1 where not named."""
+    if stage == "coverage":
+        return {}
+    return {"encoder_A": config.encoder_a_lr, "encoder_B": config.encoder_b_lr}
