@@ -7,6 +7,7 @@ SHELL := bash
 STUDIES := $(sort $(notdir $(patsubst %/pyproject.toml,%,$(wildcard packages/*/pyproject.toml))))
 job.least-action = sweep --config $(SIZE)
 job.retrofit = compare --config $(SIZE) $(if $(filter long,$(SIZE)),--output-dir runs/retrofit/long --resume)
+job.ternary-vae = sweep --config $(SIZE)
 
 # quick: a few minutes a study on two CPU cores; full: up to half an hour, the tables of the READMEs; long, where a
 # study has it: hours.

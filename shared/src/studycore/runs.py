@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
@@ -103,7 +104,7 @@ def create_run(
         "version": metadata.version(study_distribution(study)),
         "verb": verb,
         "argv": argv,
-        "git": git_state(source),
+        "git": _git_state_once(source),
         "configuration_hash": config_hash(config),
         "seeds": seeds,
         "versions": library_versions(libraries),
@@ -217,6 +218,12 @@ def git_state(source: Path) -> dict[str, Any]:
         return {"commit": None, "dirty": None}
     status = git("status", "--porcelain", "--untracked-files=no")
     return {"commit": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
+
+
+@cache
+def _git_state_once(source: Path) -> dict[str, Any]:
+    """The state when this process first asked: a sweep opens hundreds of runs."""
+    return git_state(source)
 
 
 def _lock(folder: Path) -> TextIO:

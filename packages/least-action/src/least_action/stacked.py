@@ -31,6 +31,7 @@ from studycore.configuration import to_dict
 from studycore.devices import choose_device, describe, set_threads
 from studycore.errors import Stopped, UserError
 from studycore.runs import Run, recording
+from studycore.stacking import adamw_update, per_run
 from studycore.stopping import stop_on_signals
 
 PER_RUN = ("seed", "data_seed", "lr", "weight_decay")
@@ -102,7 +103,7 @@ class StackedTraining:
             if config.grad_clip is not None:
                 largest = config.grad_clip
                 factor_S: Tensor = vmap(lambda g: clip_factor(g, largest))(gradients)
-                gradients = {name: g * _lanes(factor_S, g) for name, g in gradients.items()}
+                gradients = {name: g * per_run(factor_S, g) for name, g in gradients.items()}
             if config.recipe in ("orthograd", "orthograd_stablemax", "grokfast"):
                 transform = vmap(lambda w, g, m: transform_gradients(w, g, m, config))
                 gradients, new = transform(self.weights, gradients, self.averages or gradients)
@@ -113,23 +114,24 @@ class StackedTraining:
             if config.recipe == "constrained_norm":
                 scale_S = config.constrained_norm_alpha * self.initial_norm_S / self._norms()
                 for w in self.weights.values():
-                    w.mul_(_lanes(scale_S, w))
+                    w.mul_(per_run(scale_S, w))
 
     def _adamw(self, gradients: Stacked) -> None:
-        """Loshchilov and Hutter 2019, Algorithm 2, with lr and decay per run."""
+        """AdamW with lr and decay per run."""
         config = self.configs[0]
         self.updates += 1
-        lr_S = self.lr_S * self.warm_up
-        first = 1 - config.beta1**self.updates
-        second = 1 - config.beta2**self.updates
-        for name, w in self.weights.items():
-            m, v, g = self.exp_avg[name], self.exp_avg_sq[name], gradients[name]
-            if name in self.decayed:
-                w.mul_(_lanes(1 - lr_S * self.decay_S, w))
-            m.lerp_(g, 1 - config.beta1)
-            v.mul_(config.beta2).addcmul_(g, g, value=1 - config.beta2)
-            denominator = (v.sqrt() / second.sqrt().to(v)).add_(config.eps)
-            w.sub_(m / denominator * _lanes(lr_S / first, w))
+        adamw_update(
+            self.weights,
+            gradients,
+            self.exp_avg,
+            self.exp_avg_sq,
+            self.updates,
+            self.lr_S * self.warm_up,
+            self.decay_S,
+            (config.beta1, config.beta2),
+            config.eps,
+            self.decayed,
+        )
 
     def _norms(self) -> Tensor:
         with torch.no_grad():
@@ -208,11 +210,6 @@ class StackedTraining:
             setattr(self, name, getattr(self, name)[index])
         self.configs = [self.configs[s] for s in lanes]
         self._replay = None
-
-
-def _lanes(values_S: Tensor, like: Tensor) -> Tensor:
-    """[S] as [S, 1, ..] in the type of `like` [S, W]."""
-    return values_S.to(like.dtype).reshape(-1, *[1] * (like.dim() - 1))
 
 
 @dataclasses.dataclass

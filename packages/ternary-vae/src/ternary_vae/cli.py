@@ -41,7 +41,9 @@ def finetune_verb(argv: list[str]) -> None:
     The architecture is the checkpoint's; its flags need not be given again.
     """
     if not argv or argv[0] in ("--help", "-h"):
-        print("usage: ternary-vae finetune CHECKPOINT [flags of train]\n\nCHECKPOINT: a run folder, or a checkpoint's own folder.\n")
+        print(
+            "usage: ternary-vae finetune CHECKPOINT [flags of train]\n\nCHECKPOINT: a run folder, or a checkpoint's own folder.\n"
+        )
         _train_command("finetune", ["--help"])
         return
     if argv[0].startswith("-"):
@@ -67,7 +69,11 @@ def _train_command(verb: str, argv: list[str], start: str | None = None) -> None
         if verb != "train":
             raise UserError("--seeds: finetune starts from one checkpoint; use a sweep for several seeds")
         changed = {k: v for k, v in to_dict(config).items() if k != "seed" and v != to_dict(TrainConfig())[k]}
-        shared = {f.name: given[f.name] for f in dataclasses.fields(TrainOptions) if f.name in given and f.name not in ("seeds", "num_processes")}
+        shared = {
+            f.name: given[f.name]
+            for f in dataclasses.fields(TrainOptions)
+            if f.name in given and f.name not in ("seeds", "num_processes")
+        }
         from ternary_vae.config import SweepOptions
 
         sweep = SweepConfig(coverage={"seed": config.seed}, from_scratch={"train": changed}, seeds=options.seeds)

@@ -102,6 +102,8 @@ class TrainConfig(ArchitectureConfig):
     """Ends the coverage stage after this many evaluations in a row with every training operation right; null: runs on."""
     coverage_lr: float = 2e-3
     """Learning rate of the coverage stage, constant with a linear warm-up."""
+    coverage_code: Literal["sample", "mean"] = "sample"
+    """What the decoder sees in the coverage stage and in joint training: samples, with the KL divergence, or the mean alone."""
     coverage_frozen: list[str] = field(default_factory=list)
     """Parts that the coverage stage leaves alone."""
     epochs: int = 60
@@ -223,15 +225,29 @@ class TrainConfig(ArchitectureConfig):
 
 
 @dataclass(frozen=True)
+class PhaseConfig:
+    """One phase of a sweep: every arm x every point of the grid."""
+
+    base: dict[str, Any] = field(default_factory=dict)
+    """Changes to the sweep's base that the phase's runs share."""
+    arms: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Named changes to base, each compared with the others."""
+    grid: dict[str, list[Any]] = field(default_factory=dict)
+    """Fields with the values to combine."""
+    name: str = ""
+    """Names of the grid's points as a template over fields, such as "sweep5_draw_{projection_seed}"."""
+
+
+@dataclass(frozen=True)
 class SweepConfig:
-    """Runs to make: phases of named arms, each over every seed, from one coverage checkpoint per seed and shape."""
+    """Runs to make: phases, each over every seed, from one coverage checkpoint per seed and shape; and arms from scratch."""
 
     coverage: dict[str, Any] = field(default_factory=dict)
-    """TrainConfig fields of the runs that make the coverage checkpoints."""
+    """TrainConfig fields of the runs that make the coverage checkpoints, and of the arms from scratch."""
     base: dict[str, Any] = field(default_factory=dict)
-    """TrainConfig fields that all arms share."""
-    phases: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
-    """Phase -> arm -> changes to base. A list as a value is a grid: an arm for each combination."""
+    """TrainConfig fields that all phases share."""
+    phases: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Phase -> its PhaseConfig: base, arms, grid, name."""
     from_scratch: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Arms that start from scratch, as changes to coverage."""
     seeds: int = 5

@@ -73,7 +73,7 @@ def all_metrics(
 
     `hierarchy` and what belongs to it are of the headline view; hierarchy_A and hierarchy_B name theirs.
     """
-    c, trits, view = model.config.curvature, model.config.trits, headline(view)
+    c, view = model.config.curvature, headline(view)
     right_N = reconstruct(model, operations)
     found: dict[str, Any] = {
         "coverage": float(right_N.double().mean()),
@@ -85,16 +85,7 @@ def all_metrics(
     for other in ("a", "b"):
         rank = order_metrics(model, operations, other).get("hierarchy")
         found |= {} if rank is None else {f"hierarchy_{other.upper()}": rank}
-    z_ND = points(model, operations, view)
-    by_geodesic = metrics.dist_corr_geodesic(z_ND, operations.index_N.cpu(), trits, c)
-    by_levels = metrics.dist_corr_levels(z_ND, operations.v_N.cpu())
-    if by_geodesic is not None:
-        found["dist_corr_geodesic"] = by_geodesic
-    if by_levels is not None:
-        found["dist_corr_levels"] = by_levels
-        if "hierarchy" in found:
-            found["q"] = metrics.q(by_levels, found["hierarchy"])
-            found["q_seed"] = metrics.q_seed(by_levels, found["hierarchy"])
+    found |= distance_metrics(points(model, operations, view), operations, c, found.get("hierarchy"))
     if seen_N is not None and not bool(seen_N.all()):
         unseen = operations[(~seen_N).nonzero().squeeze(1)]
         found |= {
@@ -103,8 +94,20 @@ def all_metrics(
             "unseen": int((~seen_N).sum()),
         }
         order = order_metrics(model, unseen, view)
-        found |= {f"{name}_unseen": order[name] for name in ("hierarchy", "hierarchy_ceiling", "somers_d") if name in order}
+        found |= {
+            f"{name}_unseen": order[name] for name in ("hierarchy", "hierarchy_ceiling", "somers_d") if name in order
+        }
     return found
+
+
+def distance_metrics(z_ND: Tensor, operations: Operations, c: float, hierarchy: float | None) -> dict[str, Any]:
+    """Both distance correlations of points of the ball, and Q, which the sweeps make from the one over levels."""
+    by_geodesic = metrics.dist_corr_geodesic(z_ND, operations.index_N.cpu(), operations.trits, c)
+    by_levels = metrics.dist_corr_levels(z_ND, operations.v_N.cpu())
+    found = {"dist_corr_geodesic": by_geodesic, "dist_corr_levels": by_levels}
+    if by_levels is not None and hierarchy is not None:
+        found |= {"q": metrics.q(by_levels, hierarchy), "q_seed": metrics.q_seed(by_levels, hierarchy)}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def closed_form(config: TrainConfig, operations: Operations) -> dict[str, Any]:

@@ -11,6 +11,7 @@ geoopt does the geodesic distances. It is not used for radii: its artanh clamps 
 Shapes: N points, D latent dimensions.
 """
 
+import warnings
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     import geoopt
+
 
 def to_hyperbolic(norm: Tensor, c: Tensor | float) -> Tensor:
     """Euclidean norm in the ball to the distance from the origin."""
@@ -40,7 +42,10 @@ def exp0(rho_N: Tensor, direction_ND: Tensor, c: Tensor | float) -> Tensor:
 @cache
 def ball(c: float) -> "geoopt.PoincareBall":
     """geoopt's ball, in float64."""
-    import geoopt
+    with warnings.catch_warnings():
+        # Its import uses torch.jit.script, which PyTorch deprecates.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        import geoopt
 
     return geoopt.PoincareBall(c=torch.tensor(c, dtype=torch.float64))
 

@@ -61,10 +61,12 @@ class Targets(NamedTuple):
     def of(cls, config: TrainConfig, variance_L: Tensor) -> "Targets":
         low_L, high_L = band_edges(config.trits)
         mean_L = level_targets(config.trits, config.outer_radius, config.inner_radius) / 0.95
-        norms = [share_L * config.max_radius for share_L in (low_L, high_L, mean_L)]
-        if config.radius == "hyperbolic":
-            norms = [to_hyperbolic(norm_L, config.curvature) for norm_L in norms]
-        return cls(*norms, variance_L)
+
+        def radius(share_L: Tensor) -> Tensor:
+            norm_L = share_L * config.max_radius
+            return to_hyperbolic(norm_L, config.curvature) if config.radius == "hyperbolic" else norm_L
+
+        return cls(radius(low_L), radius(high_L), radius(mean_L), variance_L)
 
 
 def band_edges(trits: int) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ Shapes: N operations, L levels.
 """
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -29,8 +30,12 @@ def coverage(logits_NM3: Tensor, target_NM: Tensor) -> float:
     return float((logits_NM3.argmax(-1) == target_NM).all(-1).double().mean())
 
 
-def mid_ranks(x_N: Floats) -> Floats:
-    """Ranks from 1, ties averaged."""
+def mid_ranks(x_N: Floats | Ints) -> Floats:
+    """Ranks from 1, ties averaged. Small integers, such as valuations, are counted instead of sorted."""
+    if x_N.dtype.kind == "i":
+        count_K = np.bincount(x_N - x_N.min())
+        of_value_K: Floats = count_K.cumsum() - (count_K - 1) / 2
+        return of_value_K[x_N - x_N.min()]
     from scipy.stats import rankdata
 
     ranks: Floats = rankdata(x_N)
@@ -46,7 +51,7 @@ def pearson(x_N: Floats, y_N: Floats) -> float | None:
 
 def hierarchy(v_N: Ints, r_N: Floats) -> float | None:
     """Spearman's correlation of valuation and radius, ties averaged; None when all radii are equal."""
-    return pearson(mid_ranks(v_N.astype(np.float64)), mid_ranks(r_N))
+    return pearson(mid_ranks(v_N), mid_ranks(r_N))
 
 
 def hierarchy_ceiling(v_N: Ints) -> float | None:
@@ -81,9 +86,7 @@ def somers_d(v_N: Ints, r_N: Floats) -> float | None:
 def level_gaps(v_N: Ints, r_N: Floats) -> list[float]:
     """From each level's smallest radius to the next deeper level's largest; all positive: the levels are separate."""
     present = np.unique(v_N)
-    return [
-        float(r_N[v_N == a].min() - r_N[v_N == b].max()) for a, b in zip(present[:-1], present[1:], strict=True)
-    ]
+    return [float(r_N[v_N == a].min() - r_N[v_N == b].max()) for a, b in pairwise(present)]
 
 
 def tied_radius_share(r_N: Floats) -> float:
@@ -113,7 +116,7 @@ def dist_corr_levels(z_ND: Tensor, v_N: Tensor, seed: int = 0) -> float | None:
     chosen = torch.randperm(len(v_N), generator=generator(seed, "level points"))[:n]
     d = torch.pdist(z_ND[chosen].double()).numpy()
     i, j = torch.triu_indices(n, n, 1).unbind()
-    apart = (v_N[chosen][i] - v_N[chosen][j]).abs().double().numpy()
+    apart = (v_N[chosen][i] - v_N[chosen][j]).abs().numpy()
     return pearson(mid_ranks(d), mid_ranks(apart))
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from studycore.streams import generator
 from ternary_vae.config import ArchitectureConfig
-from ternary_vae.hyperbolic import exp0, to_euclidean, to_hyperbolic
+from ternary_vae.hyperbolic import to_euclidean, to_hyperbolic
 
 LOGVAR_RANGE = (-10.0, 2.0)
 """The log variance is clamped to it (V5.12.4)."""
@@ -110,17 +110,26 @@ class HyperbolicProjection(nn.Module):
     def radius(self, z_ND: Tensor) -> tuple[Tensor, Tensor]:
         """Hyperbolic distance from the origin and Euclidean norm, each [N]."""
         share_N = torch.sigmoid(self.radius_net(z_ND.to(self.dtype)).squeeze(-1))
-        if self.hyperbolic:
-            largest = to_hyperbolic(torch.tensor(self.max_radius, dtype=self.dtype), self.c)
-            rho_N = largest.to(share_N.device) * share_N
-            return rho_N, to_euclidean(rho_N, self.c)
-        norm_N = self.max_radius * share_N
-        return to_hyperbolic(norm_N, self.c), norm_N
+        return radii_of_share(
+            share_N,
+            self.c,
+            torch.as_tensor(self.max_radius, dtype=share_N.dtype, device=share_N.device),
+            self.hyperbolic,
+        )
 
     def forward(self, z_ND: Tensor) -> Point:
         z_ND = z_ND.to(self.dtype)
         direction_ND = F.normalize(z_ND + self.direction_net(z_ND), dim=-1)
         return Point(*self.radius(z_ND), direction_ND)
+
+
+def radii_of_share(share_N: Tensor, c: Tensor | float, max_radius: Tensor, hyperbolic: bool) -> tuple[Tensor, Tensor]:
+    """Hyperbolic distance and Euclidean norm [N] from the share in (0, 1) of the largest radius."""
+    if hyperbolic:
+        rho_N = to_hyperbolic(max_radius, c) * share_N
+        return rho_N, to_euclidean(rho_N, c)
+    norm_N = max_radius * share_N
+    return to_hyperbolic(norm_N, c), norm_N
 
 
 class DualProjection(nn.Module):
@@ -212,8 +221,8 @@ def draw_weights(module: nn.Module, seed: int, name: str) -> None:
             nn.init.zeros_(layer.bias)
     for part in module.modules():
         if isinstance(part, HyperbolicProjection):
-            for weight in (part.direction_net[-1].weight, part.direction_net[-1].bias, part.radius_net[-1].bias):
-                nn.init.zeros_(weight)
+            for start in (*part.direction_net[-1].parameters(), part.radius_net[-1].get_parameter("bias")):
+                nn.init.zeros_(start)
 
 
 def architecture_of(config: ArchitectureConfig) -> dict[str, Any]:

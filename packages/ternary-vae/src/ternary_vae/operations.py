@@ -79,9 +79,7 @@ class Operations:
     @classmethod
     def of(cls, index_N: Tensor, trits: int) -> "Operations":
         t_NM = trits_of(index_N, trits)
-        return cls(
-            index_N, t_NM.float(), t_NM + 1, valuation(index_N, trits), place_in_level(index_N, trits), trits
-        )
+        return cls(index_N, t_NM.float(), t_NM + 1, valuation(index_N, trits), place_in_level(index_N, trits), trits)
 
     @classmethod
     def all(cls, trits: int) -> "Operations":
@@ -97,8 +95,8 @@ class Operations:
         )
 
     def to(self, device: str) -> "Operations":
-        moved = (t.to(device) for t in (self.index_N, self.x_NM, self.target_NM, self.v_N, self.place_N))
-        return Operations(*moved, self.trits)
+        index_N, x_NM, target_NM = self.index_N.to(device), self.x_NM.to(device), self.target_NM.to(device)
+        return Operations(index_N, x_NM, target_NM, self.v_N.to(device), self.place_N.to(device), self.trits)
 
 
 def training_indices(trits: int, fraction: float, seed: int) -> Tensor:
@@ -128,7 +126,8 @@ class Batches:
             deep_N = torch.zeros_like(deep_N)
         self.deep, self.rest = deep_N.nonzero().squeeze(1).cpu(), (~deep_N).nonzero().squeeze(1).cpu()
         self.batch_size = min(batch_size, len(v_N))
-        self.n_deep = min(round(deep_share * self.batch_size), len(self.deep))
+        # At least one of each kind, or operations would never be shown.
+        self.n_deep = min(max(1, round(deep_share * self.batch_size)), self.batch_size - 1, len(self.deep))
         self.seed = seed
         self.steps_per_epoch = steps_per_epoch(len(v_N), len(self.deep), self.batch_size, self.n_deep)
 

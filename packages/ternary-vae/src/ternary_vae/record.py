@@ -8,8 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from studycore.checkpoints import Checkpoint, load_checkpoint, load_latest, read_index, rebuild, steps
-from studycore.checkpoints import save_checkpoint as save_folder
+from studycore.checkpoints import (
+    Checkpoint,
+    load_checkpoint,
+    load_latest,
+    read_index,
+    rebuild,
+    save_checkpoint as save_folder,
+    steps,
+)
 from studycore.configuration import differences, from_dict, read_yaml, to_dict
 from studycore.errors import UserError
 from studycore.runs import Run, create_run, environment_changes, now, open_run
@@ -27,13 +34,19 @@ METRIC_TOLERANCE = 1e-4
 
 
 def open_or_create(
-    folder: Path, config: TrainConfig, argv: Sequence[str], devices: Mapping[str, Any], resume: bool, verb: str = "train"
+    folder: Path,
+    config: TrainConfig,
+    argv: Sequence[str],
+    devices: Mapping[str, Any],
+    resume: bool,
+    verb: str = "train",
 ) -> Run:
     """A new run in `folder`, or with `resume` the one there, after checking that configuration and data are the same."""
     indices = training_indices(config.trits, config.train_fraction, config.seed)
     fingerprints = {"training operations": hashlib.sha256(indices.numpy().tobytes()).hexdigest()}
     if config.start is not None:
-        fingerprints["start"] = hashlib.sha256((find_checkpoint(config.start) / "manifest.json").read_bytes()).hexdigest()
+        manifest = find_checkpoint(start_of(config.start, folder)) / "manifest.json"
+        fingerprints["start"] = hashlib.sha256(manifest.read_bytes()).hexdigest()
     if not (resume and (folder / "manifest.json").exists()):
         return create_run(
             folder,
@@ -138,6 +151,11 @@ def find_checkpoint(name: str) -> Path:
         raise UserError(f"{name}: holds no checkpoint; give a run folder, or a folder such as RUN/checkpoints/step-100")
     index = read_index(root)
     return root / (index.get("best") or index.get("last") or steps(root)[-1].name)
+
+
+def start_of(start: str, folder: Path) -> str:
+    """Where a run in `folder` finds its start: the sister run of that name in its sweep, or else the path itself."""
+    return str(folder.parent / start) if (folder.parent / start / "manifest.json").exists() else start
 
 
 def load_model(name: str, recompute: bool = True) -> tuple[Checkpoint, TrainConfig, TernaryVAEV5_11_PartialFreeze]:

@@ -17,7 +17,16 @@ from torch import Tensor, nn
 
 from studycore.streams import generator
 from ternary_vae.config import TrainConfig
-from ternary_vae.losses import RADIAL, Targets, Weights, geodesic, kl_divergence, kl_parts, level_moments, reconstruction
+from ternary_vae.losses import (
+    RADIAL,
+    Targets,
+    Weights,
+    geodesic,
+    kl_divergence,
+    kl_parts,
+    level_moments,
+    reconstruction,
+)
 from ternary_vae.model import Code, TernaryVAEV5_11_PartialFreeze
 from ternary_vae.operations import Operations
 
@@ -69,9 +78,16 @@ def set_trained(model: TernaryVAEV5_11_PartialFreeze, config: TrainConfig, stage
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
+def set_mode(model: TernaryVAEV5_11_PartialFreeze, config: TrainConfig, stage: str) -> None:
+    """Training mode for what the stage trains; the rest is left as it is in evaluation, without dropout."""
+    parts = trained_parts(config, stage)
+    for name, part in model.named_children():
+        part.train(name in parts)
+
+
 def samples(config: TrainConfig, stage: str, view: str) -> bool:
     """Whether the stage draws samples of this encoder's code: only then is its log variance part of the loss."""
-    decoded = view == "a" and stage in ("coverage", "joint")
+    decoded = view == "a" and stage in ("coverage", "joint") and config.coverage_code == "sample"
     return decoded or (config.code == "sample" and view in views(config, stage))
 
 
@@ -84,9 +100,7 @@ def noise(config: TrainConfig, stage: str, view: str, step: int, rows: int) -> T
 class StageForward(nn.Module):
     """One stage's forward pass: per-operation rows, from which the loss is made once they are gathered."""
 
-    def __init__(
-        self, model: TernaryVAEV5_11_PartialFreeze, config: TrainConfig, stage: str, training: Operations
-    ):
+    def __init__(self, model: TernaryVAEV5_11_PartialFreeze, config: TrainConfig, stage: str, training: Operations):
         super().__init__()
         self.model, self.config, self.stage = model, config, stage
         self.views = views(config, stage)
@@ -103,7 +117,7 @@ class StageForward(nn.Module):
                 for view in self.needed:
                     if ENCODER[view] in frozen:
                         self.tables[view] = model.encode(training.x_NM, view)
-                model.train()
+                set_mode(model, config, stage)
 
     def code(self, view: str, x_NM: Tensor, positions_N: Tensor) -> Code:
         if view in self.tables:
@@ -120,10 +134,15 @@ class StageForward(nn.Module):
             if sampled:
                 rows[f"kl_{view}"] = kl_parts(code)
             if view == "a" and (self.decodes or self.plain):
-                z_ND = code.sample(noise_ND["a"].to(code.mu_ND)) if "a" in noise_ND else code.mu_ND
+                decoded_sample = self.config.coverage_code == "sample" and "a" in noise_ND
+                z_ND = code.sample(noise_ND["a"].to(code.mu_ND)) if decoded_sample else code.mu_ND
                 rows["ce"] = reconstruction(self.model.decoder_A(z_ND), batch.target_NM)
             if view in self.views or (self.plain and self.stage != "coverage"):
-                z_ND = code.sample(noise_ND[view].to(code.mu_ND)) if self.config.code == "sample" and view in noise_ND else code.mu_ND
+                z_ND = (
+                    code.sample(noise_ND[view].to(code.mu_ND))
+                    if self.config.code == "sample" and view in noise_ND
+                    else code.mu_ND
+                )
                 projection = self.model.projection.of(view)
                 if self.config.loss == "geodesic" or self.plain:
                     point = projection(z_ND)
@@ -177,10 +196,11 @@ class StageLoss:
             return {}
         statistics = []
         for view in ("a", "b"):
-            r_N = rows.get(f"rho_{view}")
+            # By the stage, not by what is there: the plain forward pass gives more rows.
+            r_N = rows[f"rho_{view}"] if view in views(self.config, self.stage) else None
             statistics += [torch.tensor(0.0), torch.tensor(0.0)] if r_N is None else [r_N.mean(), r_N.std()]
             statistics.append(rows[f"kl_{view}"].sum(1).mean() if f"kl_{view}" in rows else torch.tensor(0.0))
-        statistics += [rows["ce"].mean() if "ce" in rows else torch.tensor(0.0), torch.tensor(1.0)]
+        statistics += [rows["ce"].mean() if self.stage == "joint" else torch.tensor(0.0), torch.tensor(1.0)]
         like = next(self.controller.parameters())
         stacked = torch.stack([value.detach().to(like) for value in statistics])
         weights: dict[str, Tensor] = self.controller(stacked)

@@ -27,27 +27,35 @@ from studycore.streams import derive_seed
 from ternary_vae.config import RunOptions, TrainConfig
 from ternary_vae.evaluate import headline, order_metrics, radii, reconstruct
 from ternary_vae.losses import total
-from ternary_vae.model import TernaryVAEV5_11_PartialFreeze, architecture_of, count_parameters, create_model, draw_weights
+from ternary_vae.model import (
+    TernaryVAEV5_11_PartialFreeze,
+    architecture_of,
+    count_parameters,
+    create_model,
+    draw_weights,
+)
 from ternary_vae.operations import Batches, Operations, training_indices
-from ternary_vae.record import load_model, load_run_checkpoint, open_or_create, save_checkpoint
+from ternary_vae.record import load_model, load_run_checkpoint, open_or_create, save_checkpoint, start_of
 from ternary_vae.report import write_run_report
 from ternary_vae.schedules import learning_rate, rate_factors
-from ternary_vae.stages import StageForward, StageLoss, first_variances, noise, samples, set_trained
+from ternary_vae.stages import StageForward, StageLoss, first_variances, noise, samples, set_mode, set_trained
 
 
-def start_model(config: TrainConfig) -> TernaryVAEV5_11_PartialFreeze:
-    """The model that a run begins with: drawn from its seed, or that of config.start, verified.
+def start_model(config: TrainConfig, folder: Path) -> TernaryVAEV5_11_PartialFreeze:
+    """The model that a run in `folder` begins with: drawn from its seed, or that of config.start, verified.
 
     UserError lists where the start's architecture differs from the configuration's.
     """
     if config.start is None:
         return create_model(config, config.seed, config.projection_seed)
-    path, stored, model = load_model(config.start)
+    path, stored, model = load_model(start_of(config.start, folder))
     wanted, there = architecture_of(config), architecture_of(stored)
     own = {"curvature", "max_radius", "radius", "hidden_dim", "n_projection_layers", "projection_dropout"}
     own |= {"use_dual_projection", "projection_dtype"}
     free = own if config.start_projections == "drawn" else set()
-    if differing := [f"{k} {there[k]} there, {wanted[k]} asked for" for k in wanted if k not in free and wanted[k] != there[k]]:
+    if differing := [
+        f"{k} {there[k]} there, {wanted[k]} asked for" for k in wanted if k not in free and wanted[k] != there[k]
+    ]:
         raise UserError(
             f"start: {path.path} is of another architecture: {'; '.join(differing)}; give the stored values "
             "(`ternary-vae inspect` shows them)"
@@ -57,7 +65,9 @@ def start_model(config: TrainConfig) -> TernaryVAEV5_11_PartialFreeze:
     fresh = TernaryVAEV5_11_PartialFreeze(**wanted)
     kept = {name: w for name, w in model.state_dict().items() if not name.startswith("projection.")}
     fresh.load_state_dict({**fresh.state_dict(), **kept}, strict=True)
-    draw_weights(fresh.projection, config.seed if config.projection_seed is None else config.projection_seed, "projection")
+    draw_weights(
+        fresh.projection, config.seed if config.projection_seed is None else config.projection_seed, "projection"
+    )
     return fresh
 
 
@@ -178,7 +188,7 @@ def evaluate(
         found["coverage_unseen"] = float(right_N[~seen_N].double().mean())
     if stage != "coverage":
         found |= order_metrics(model, operations, headline(config.view))
-    model.train()
+    set_mode(model, config, stage)
     return found
 
 
@@ -220,7 +230,7 @@ def train(
     # ---------------------------------------------------------------------------------------------- model, resume
     checkpoint, model = load_run_checkpoint(folder, config) if resume else (None, None)
     if model is None:
-        model = start_model(config)
+        model = start_model(config, folder)
     model.to(device)
     at = Progress(**checkpoint.state) if checkpoint else Progress()
     run = open_or_create(folder, config, argv, describe(device), resume, verb) if main else None
@@ -236,7 +246,8 @@ def train(
     best: Snapshot | None = None
     names, resumed = config.stage_names, checkpoint is not None
     with stop_on_signals() as stop, recording(*[run] if run else []):
-        for at.stage in range(at.stage, len(names)):
+        for index in range(at.stage, len(names)):
+            at.stage = index
             stage, last_stage, stage_started = names[at.stage], at.stage == len(names) - 1, time.monotonic()
             epochs = config.coverage_epochs if stage == "coverage" else config.epochs
             trained = set_trained(model, config, stage)
@@ -252,18 +263,25 @@ def train(
             if checkpoint:
                 restore_optimizer(trained, optimizer, checkpoint.optimizer)
                 checkpoint = None
-            model.train()
+            set_mode(model, config, stage)
             stepper = StageForward(model, config, stage, training)
             loss_of = StageLoss(config, stage, variance_L, device, model.controller)
             stepper, optimizer = accelerator.prepare(stepper, optimizer)
             bar = tqdm(
-                total=epochs, initial=at.epoch, unit="epoch", desc=stage, disable=quiet or not main or not sys.stderr.isatty()
+                total=epochs,
+                initial=at.epoch,
+                unit="epoch",
+                desc=stage,
+                disable=quiet or not main or not sys.stderr.isatty(),
             )
 
             # ---------------------------------------------------------------------------------------------- loop
-            sums: dict[str, Tensor] = {k: torch.tensor(v, dtype=torch.float64, device=device) for k, v in at.sums.items()}
+            sums: dict[str, Tensor] = {
+                k: torch.tensor(v, dtype=torch.float64, device=device) for k, v in at.sums.items()
+            }
             first_epoch = at.epoch
-            for at.epoch in range(at.epoch, epochs + 1):
+            for epoch in range(first_epoch, epochs + 1):
+                at.epoch = epoch
                 # evaluate: every process does, to the same numbers; a resumed run has done so for its first epoch
                 due_to_evaluate = at.epoch == epochs or at.epoch % config.eval_every == 0
                 improved = False
@@ -303,7 +321,10 @@ def train(
                         at.metrics = evaluate(model, config, operations, seen_N, stage)
                     at.sums = {name: float(value) for name, value in sums.items()}
                     now = Snapshot(
-                        at.step, copied(model.state_dict()), copied(optimizer_tensors(trained, optimizer)), dataclasses.asdict(at)
+                        at.step,
+                        copied(model.state_dict()),
+                        copied(optimizer_tensors(trained, optimizer)),
+                        dataclasses.asdict(at),
                     )
                     best = now if improved else best
                     if due:
@@ -322,14 +343,20 @@ def train(
 
                 # step
                 for positions in batches.epoch(at.epoch):
-                    noises = {v: noise(config, stage, v, at.stage_step, len(positions)) for v in "ab" if samples(config, stage, v)}
+                    noises = {
+                        v: noise(config, stage, v, at.stage_step, len(positions))
+                        for v in "ab"
+                        if samples(config, stage, v)
+                    }
+                    if config.encoder_dropout or config.projection_dropout:
+                        torch.manual_seed(derive_seed(config.seed, "dropout", stage, at.stage_step, rank))
                     own = positions[rank::world].to(device)
                     rows = stepper(training[own], own, {v: n[rank::world].to(device) for v, n in noises.items()})
                     rows = {name: gather_rows(x_N, len(positions), accelerator) for name, x_N in rows.items()}
                     parts = loss_of(rows, training[positions.to(device)], at.stage_step, at.epoch)
-                    rate = learning_rate(config, stage, at.stage_step, batches.steps_per_epoch)
+                    lr = learning_rate(config, stage, at.stage_step, batches.steps_per_epoch)
                     for group in optimizer.param_groups:
-                        group["lr"] = rate * group["factor"]
+                        group["lr"] = lr * group["factor"]
                     optimizer.zero_grad()
                     # Each process's gradient is of its own rows; DDP takes the mean over processes, the batch's is the sum.
                     accelerator.backward(total(parts) * world)
