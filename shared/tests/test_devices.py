@@ -2,6 +2,8 @@
 
 import os
 import platform
+import signal
+import subprocess
 import sys
 
 import pytest
@@ -11,20 +13,11 @@ from studycore import devices
 from studycore.errors import UserError
 
 
-class Replaced(Exception):
-    pass
-
-
 @pytest.fixture
-def execv(monkeypatch):
-    """What the process would have become."""
+def launched(monkeypatch):
+    """The (module, arguments, processes) that would have been started; each start exits with 0."""
     calls = []
-
-    def record(path, argv):
-        calls.append((path, argv))
-        raise Replaced
-
-    monkeypatch.setattr(os, "execv", record)
+    monkeypatch.setattr(devices, "_launch", lambda *call: calls.append(call) or 0)
     for name in ("LOCAL_RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     return calls
@@ -46,8 +39,7 @@ def test_the_device_asked_for_or_the_best_there_is(monkeypatch):
     assert devices.choose_device("cuda")[0] == "cuda"
 
 
-def test_several_devices_get_a_process_each(execv, monkeypatch):
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+def test_several_devices_get_a_process_each(launched, monkeypatch):
     for count, asked, device, processes in (
         (4, None, "auto", 4),
         (4, None, "cuda", 4),
@@ -55,23 +47,69 @@ def test_several_devices_get_a_process_each(execv, monkeypatch):
         (0, 3, "cpu", 3),
     ):
         monkeypatch.setattr(torch.cuda, "device_count", lambda count=count: count)
-        with pytest.raises(Replaced):
+        with pytest.raises(SystemExit) as ended:
             devices.relaunch("toy", ["train", "--lr", "1 2"], asked, device)
-        expected = [*launcher, f"--nproc-per-node={processes}", "-m", "toy", "train", "--lr", "1 2"]
-        assert execv.pop() == (sys.executable, expected)
+        assert ended.value.code == 0
+        assert launched.pop() == ("toy", ["train", "--lr", "1 2"], processes)
 
 
-def test_one_process_goes_on_as_it_is(execv, monkeypatch):
+def test_one_process_goes_on_as_it_is(launched, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     devices.relaunch("toy", [], None, "cpu")
     devices.relaunch("toy", [], 1, "cuda")
     monkeypatch.setenv("LOCAL_RANK", "1")
     devices.relaunch("toy", [], None, "cuda")
-    assert execv == []
+    assert launched == []
     for count in (0, -2):
         monkeypatch.delenv("LOCAL_RANK", raising=False)
         with pytest.raises(UserError, match=f"--num-processes: {count} is too few; give at least 1"):
             devices.relaunch("toy", [], count, "cpu")
+
+
+TOY = """
+import os, sys, time
+from studycore.cli import exit_code
+from studycore.devices import relaunch
+from studycore.errors import Stopped, UserError
+from studycore.stopping import stop_on_signals
+
+def act():
+    relaunch("toy", sys.argv[1:], 2, "cpu")
+    if sys.argv[1] == "mistake":
+        raise UserError("lr: -1 must be above 0")
+    if sys.argv[1] == "fault" and os.environ["RANK"] == "1":
+        raise RuntimeError("a fault")
+    if sys.argv[1] == "wait":
+        with stop_on_signals() as stop:
+            print("ready", flush=True)
+            while not stop:
+                time.sleep(0.05)
+            raise Stopped(f"stopped by {stop.name} and saved")
+
+sys.exit(exit_code("toy", act))
+"""
+
+
+@pytest.mark.parametrize(("what", "code", "words"), [
+    ("good", 0, []),
+    ("mistake", 2, ["toy: error: lr: -1 must be above 0"]),
+    ("fault", 1, ["RuntimeError: a fault"]),
+    ("wait", 3, ["toy: stopped by SIGTERM and saved"]),
+])  # fmt: skip
+def test_several_processes_exit_as_one_would(tmp_path, what, code, words):
+    (tmp_path / "toy.py").write_text(TOY)
+    process = subprocess.Popen(
+        [sys.executable, "toy.py", what], cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    if what == "wait":
+        assert process.stdout is not None
+        assert [process.stdout.readline() for _ in range(2)] == ["ready\n", "ready\n"]
+        process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == code, errors
+    assert all(errors.count(word) == 1 for word in words), errors
+    if code in (0, 2, 3):
+        assert errors.strip().splitlines() == words
 
 
 def test_threads(monkeypatch):

@@ -1,6 +1,7 @@
 """The shape that every study's command has: its verbs, the common ones, exit codes, and errors in one sentence."""
 
 import argparse
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -63,16 +64,22 @@ def exit_code(name: str, act: Callable[[], None]) -> int:
     try:
         act()
     except UserError as error:
-        print(f"{name}: error: {error}", file=sys.stderr)
+        _say(f"{name}: error: {error}")
         return 2
     except (PermissionError, NotADirectoryError, FileExistsError) as error:
         mend = "choose another place, or change its owner or rights"
-        print(f"{name}: error: {error.filename}: {error.strerror}; {mend}", file=sys.stderr)
+        _say(f"{name}: error: {error.filename}: {error.strerror}; {mend}")
         return 2
     except Stopped as stopped:
-        print(f"{name}: {stopped}", file=sys.stderr)
+        _say(f"{name}: {stopped}")
         return 3
     return 0
+
+
+def _say(sentence: str) -> None:
+    """On stderr, by the first of several processes of one run: all of them find the same."""
+    if os.environ.get("RANK", "0") == "0":
+        print(sentence, file=sys.stderr)
 
 
 def load(name: str) -> Callable[..., Any]:
@@ -168,7 +175,6 @@ def _runs(study: Study, argv: list[str]) -> None:
 
 
 def _doctor(study: Study, argv: list[str]) -> None:
-    import os
     import shutil
 
     from studycore.devices import choose_device, cores, versions

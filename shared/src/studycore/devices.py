@@ -41,9 +41,10 @@ def cores() -> int:
 
 
 def relaunch(module: str, argv: list[str], num_processes: int | None, device: str) -> None:
-    """Replaces this process by torchrun with one process per device, when there is more than one to use.
+    """Runs `python -m module argv` as one process per device, when there is more than one to use, and exits as they do.
 
-    Returns when the process is already one of several, or when one is enough. UserError for less than one process.
+    Returns when the process is already one of several (torchrun's environment is there), or when one is enough. A signal
+    is passed on to the processes, which save and stop. UserError for less than one process.
     """
     import torch
 
@@ -53,9 +54,36 @@ def relaunch(module: str, argv: list[str], num_processes: int | None, device: st
         return
     wanted = num_processes or (torch.cuda.device_count() if device in ("auto", "cuda") else 1)
     if wanted > 1:
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={wanted}", "-m", module]
-        sys.stdout.flush()
-        os.execv(sys.executable, [sys.executable, *launcher, *argv])
+        sys.exit(_launch(module, argv, wanted))
+
+
+def _launch(module: str, argv: list[str], processes: int) -> int:
+    """The exit code of several processes of a command under torchrun's own agent: 2 and 3 as one process has them."""
+    import logging
+    import uuid
+
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    # The processes say on stderr what was wrong; the agent would say it again, with its own traceback.
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // processes)))
+    sys.stdout.flush()
+    config = LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id=uuid.uuid4().hex, max_restarts=0,
+        rdzv_backend="c10d", rdzv_endpoint="localhost:0",
+    )  # fmt: skip
+    try:
+        elastic_launch(config, sys.executable)("-m", module, *argv)
+    except ChildFailedError as error:
+        codes = {failure.exitcode for failure in error.failures.values()}
+        return next((code for code in (2, 3) if code in codes), 1)
+    except SignalException:
+        return 3
+    return 0
 
 
 def versions(*distributions: str) -> dict[str, str]:
