@@ -216,11 +216,22 @@ def rebuild(
         model.load_state_dict(checkpoint.model, strict=True)
     except RuntimeError as error:
         raise UserError(f"{checkpoint.path}: does not fit its configuration: {' '.join(str(error).split())}") from None
+    # Strict loading converts silently.
+    built = {key: value.dtype for key, value in model.state_dict().items()}
+    if other := [key for key, tensor in checkpoint.model.items() if tensor.dtype != built[key]]:
+        raise UserError(
+            f"{checkpoint.path}: {other[0]} is stored as {checkpoint.model[other[0]].dtype} and its configuration makes it "
+            f"{built[other[0]]}: another configuration wrote it; use its own"
+        )
     with torch.no_grad():
         outputs = replay(model, {key: value for key, value in checkpoint.probe.items() if key.startswith("input")})
     for key, stored in checkpoint.probe.items():
         if not key.startswith("output"):
             continue
+        if key not in outputs:
+            raise UserError(
+                f"{checkpoint.path}: its probe stores {key}, which this version does not give; use the version that wrote it"
+            )
         got = outputs[key].detach().cpu()
         apart = (
             float((got - stored).abs().max() / stored.abs().max().clamp_min(1e-30))

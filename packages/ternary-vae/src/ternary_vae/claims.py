@@ -30,6 +30,8 @@ from ternary_vae.summary import RunSummary
 
 OWN, SEED = "this study's target", "the seed study's sweep summary"
 SPEARMAN = "Spearman"
+PEAKED, PLATEAU_EPOCHS = 20, 50
+"""Epoch by which the seed study's runs had peaked, and how long those from scratch were."""
 HALF = 0.5
 """Share of seeds that must lie below the interval of those that pass: reached by 6 of 6."""
 
@@ -146,11 +148,11 @@ ORDERED_BETTER = Statement(
 
 
 # ------------------------------------------------------------------------------------------------------ from scratch
-def every_seed(statement: Statement, passed: Sequence[bool]) -> dict[str, Any]:
+def every_seed(statement: Statement, passed: Sequence[bool], note: str = "") -> dict[str, Any]:
     """A claim about every seed: refuted by one that does not pass; supported by passes alone, if so many that the exact
     interval of their share lies above the threshold; inconclusive while they are fewer."""
     share = share_interval(sum(passed), len(passed))
-    rule = "One failing seed refutes; passes alone support from 6 seeds on (exact binomial interval above one half)."
+    rule = f"One failing seed refutes; passes alone support from 6 seeds on (exact binomial interval above one half). {note}"
     claim = judge(statement, share, f"{sum(passed)} of {len(passed)} seeds pass. {rule}")
     if not all(passed):
         why = f"refuted: {sum(passed)} of {len(passed)} seeds pass. {rule}"
@@ -174,7 +176,9 @@ def target_claims(found: Sequence[tuple[TrainConfig, dict[str, Any]]]) -> list[d
         elif lacking := [name for name in needed if any(name not in metrics for metrics in own)]:
             claims.append(not_run(statement, f"The results lack {', '.join(lacking)}."))
         else:
-            claims.append(every_seed(statement, [passes(metrics) for metrics in own]))
+            budgets = sorted({f"{config.coverage_epochs} + {config.epochs}" for config, _ in found})
+            why = f"Trained for at most {' or '.join(budgets)} epochs (coverage + hierarchy)."
+            claims.append(every_seed(statement, [passes(metrics) for metrics in own], why))
     return claims
 
 
@@ -203,46 +207,30 @@ def sweep_claims(runs: Sequence[RunSummary], from_scratch: Sequence[RunSummary])
         scratch.setdefault(run.arm, []).append(run)
     claims = target_claims([(run.config, run.metrics) for run in from_scratch if run.ordering_rows])
     if runs or "frozen_decoder" in scratch:
-        claims.append(_mean_claim(PLATEAU_FROZEN, scratch, "frozen_decoder", largest_coverage))
+        claims.append(_plateau_claim(PLATEAU_FROZEN, scratch, "frozen_decoder"))
     if runs or "mended" in scratch:
-        claims.append(_mean_claim(PLATEAU_MENDED, scratch, "mended", largest_coverage))
+        claims.append(_plateau_claim(PLATEAU_MENDED, scratch, "mended"))
     if not runs:
         return claims
     level_means = [run for run in runs if run.ordering_rows and run.config.loss == "rich_hierarchy"]
     weights = [run for run in level_means if run.arm.startswith("sweep2_")]
     repeats = [run for run in level_means if arm_name(run) in ("sweep5", "sweep6")]
+    not_zero = "Not negative by construction, so that 0 would be no threshold."
+    over_arms = "Averaged over the arms within a seed."
     same = "Stopping early cannot better the best of the same trajectory: a difference would come from the schedules."
     return [
         *claims,
         _paired_claim(CURVATURE, arms, "sweep_curv_2.0", "sweep_curv_1.0", best_hierarchy),
         _euclidean_claim(arms),
-        _mean_claim(
-            DECAY_BALANCED,
-            arms,
-            "sweep2_balanced",
-            decay,
-            "Not negative by construction, so that 0 would be no threshold.",
-        ),
-        _mean_claim(
-            DECAY_BASELINE,
-            arms,
-            "sweep2_baseline",
-            decay,
-            "Not negative by construction, so that 0 would be no threshold.",
-        ),
-        _mean_claim(
-            PEAK_WEIGHTS,
-            {"sweep2_*": weights} if weights else {},
-            "sweep2_*",
-            best_epoch,
-            "Averaged over the arms within a seed.",
-        ),
+        _mean_claim(DECAY_BALANCED, arms, "sweep2_balanced", decay, not_zero, PEAKED),
+        _mean_claim(DECAY_BASELINE, arms, "sweep2_baseline", decay, not_zero, PEAKED),
+        _mean_claim(PEAK_WEIGHTS, {"sweep2_*": weights}, "sweep2_*", best_epoch, over_arms, PEAK_WEIGHTS.threshold),
         _paired_claim(EARLY_STEP, arms, "sweep3_early_stop_p5", "sweep3_step_decay", best_hierarchy, same),
         _paired_claim(EARLY_COSINE, arms, "sweep3_early_stop_p5", "sweep3_cosine", best_hierarchy, same),
-        _mean_claim(EARLY_PEAK, arms, "sweep3_early_stop_p5", best_epoch),
+        _mean_claim(EARLY_PEAK, arms, "sweep3_early_stop_p5", best_epoch, "", EARLY_PEAK.threshold),
         _paired_claim(LR_LOW, arms, "sweep4_lr_1e3", "sweep4_lr_1e4", best_hierarchy),
         _paired_claim(LR_MIDDLE, arms, "sweep4_lr_1e3", "sweep4_lr_3e4", best_hierarchy),
-        _mean_claim(LR_PEAK, arms, "sweep4_lr_1e3", best_epoch),
+        _mean_claim(LR_PEAK, arms, "sweep4_lr_1e3", best_epoch, "", LR_PEAK.threshold),
         _stability_claim(repeats),
         _correlation_claim(repeats),
         _best_claim(level_means),
@@ -261,12 +249,33 @@ def _needs(what: str, there: int) -> str:
 
 
 def _mean_claim(
-    statement: Statement, arms: dict[str, list[RunSummary]], arm: str, value: Value, note: str = ""
+    statement: Statement,
+    arms: dict[str, list[RunSummary]],
+    arm: str,
+    value: Value,
+    note: str = "",
+    beyond: float = 0,
 ) -> dict[str, Any]:
-    values = list(by_seed(arms.get(arm, []), value).values())
+    """The mean over seeds; "not run" where the runs were not meant to go on beyond an epoch that the claim is about."""
+    own = arms.get(arm, [])
+    values = list(by_seed(own, value).values())
     if len(values) < 2:
         return not_run(statement, _needs(arm, len(values)))
+    epochs = min(run.config.epochs for run in own)
+    if epochs <= beyond:
+        return not_run(statement, f"Needs runs beyond epoch {beyond:.0f}; those of {arm} have {epochs}.")
     return judge(statement, mean_interval(values), f"Mean over seeds of {arm}, Student's t. {note}")
+
+
+def _plateau_claim(statement: Statement, scratch: dict[str, list[RunSummary]], arm: str) -> dict[str, Any]:
+    """Leaving the plateau refutes it at any time; staying there supports it only in runs as long as the seed study's."""
+    claim = _mean_claim(statement, scratch, arm, largest_coverage)
+    if claim["verdict"] == "supported":
+        epochs = min(run.config.coverage_epochs for run in scratch[arm])
+        if epochs < PLATEAU_EPOCHS:
+            why = f"inconclusive: below it for {epochs} epochs; only {PLATEAU_EPOCHS}, as in the seed study, can support it."
+            claim |= {"verdict": "inconclusive", "why": why}
+    return claim
 
 
 def _paired_claim(
@@ -310,7 +319,11 @@ def _stability_claim(repeats: Sequence[RunSummary]) -> dict[str, Any]:
     if len(draws) < 2:
         return not_run(STABILITY, _needs("phases 5 and 6, with 2 or more draws each", len(draws)))
     stds = [float(np.std([best_hierarchy(run) for run in own], ddof=1)) for own in draws]
-    return judge(STABILITY, mean_interval(stds), "Over the draws of a seed, mean over seeds, Student's t.")
+    return judge(
+        STABILITY,
+        mean_interval(stds),
+        "Over the draws of a seed in phases 5 and 6 together, mean over seeds, Student's t.",
+    )
 
 
 def _correlation_claim(repeats: Sequence[RunSummary]) -> dict[str, Any]:
@@ -330,7 +343,11 @@ def _correlation_claim(repeats: Sequence[RunSummary]) -> dict[str, Any]:
     # Fisher (1915): atanh(r) is nearly normal. Resampling a few seeds would give too narrow an interval.
     z = mean_interval([math.atanh(min(max(r, -1 + 1e-12), 1 - 1e-12)) for r in found if r is not None])
     interval = Interval(math.tanh(z.estimate), math.tanh(z.low), math.tanh(z.high), z.n)
-    return judge(CORRELATION, interval, "Over the draws of a seed; Fisher's z, mean over seeds, Student's t.")
+    return judge(
+        CORRELATION,
+        interval,
+        "Over the draws of a seed in phases 5 and 6 together; Fisher's z, mean over seeds, Student's t.",
+    )
 
 
 def _best_claim(level_means: Sequence[RunSummary]) -> dict[str, Any]:

@@ -208,6 +208,8 @@ def resume_run(folder: Path) -> None:
     if _finished(folder):
         return
     manifest = read_manifest(folder)
+    if manifest["verb"] == "import":
+        raise UserError(f"{folder}: is an import that was cut off; remove the folder and import the file again")
     argv = list(manifest["argv"])
     device, threads = manifest["devices"]["device"].partition(":")[0], manifest["devices"]["threads"]
     if manifest["verb"] == "sweep":

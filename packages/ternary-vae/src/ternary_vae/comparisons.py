@@ -24,7 +24,7 @@ UNCOMPARED = ("step", "stage", "epoch", "richness_hyperbolic")
 """Columns of a row that say nothing of its model, or, the last, say again what `richness` does in another unit, which
 the curvature sets even where it reaches nothing else."""
 TIMED = ("scheduler", "step_epochs", "step_gamma", "early_stopping_patience")
-"""Fields whose effect may lie beyond the epoch at which a run was stopped early."""
+"""Fields that act from some epoch on: equal histories may have ended before it, so they are never called inert."""
 Value = Callable[[RunSummary], float | None]
 
 
@@ -180,8 +180,7 @@ def inert_factors(runs: Sequence[RunSummary]) -> list[InertFactor]:
     """Pairs of arms that differ in one field and whose histories are bitwise the same for every seed that both have.
 
     The losses are left out: a weight scales them even where nothing follows. Histories of different lengths are
-    different: stopping earlier is an effect. What may only come to bear later than a run that stopped early lasted is
-    not judged by it.
+    different: stopping earlier is an effect.
     """
     arms: dict[str, dict[tuple[int, int | None], RunSummary]] = {}
     for run in runs:
@@ -197,15 +196,15 @@ def inert_factors(runs: Sequence[RunSummary]) -> list[InertFactor]:
             continue
         pairs = [(history(first[key]), history(second[key])) for key in shared]
         name = changed[0][0]
-        cut = any(run.final["epoch"] < run.config.epochs for key in shared for run in (first[key], second[key]))
-        if all(a == b for a, b in pairs) and not (name in TIMED and cut):
+        if all(a == b for a, b in pairs) and name not in TIMED:
             values = (to_dict(first[shared[0]].config)[name], to_dict(second[shared[0]].config)[name])
             found.append(
                 InertFactor(
                     name, values, (one, other), len({seed for seed, _ in shared}), sum(len(a) for a, _ in pairs)
                 )
             )
-    return found
+    # Arms of several phases may have the same settings: a factor is shown once, by the first pair.
+    return list({(f.field, *sorted(map(str, f.values))): f for f in reversed(found)}.values())[::-1]
 
 
 def history(run: RunSummary) -> list[Row]:

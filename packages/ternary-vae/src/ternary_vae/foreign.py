@@ -107,9 +107,8 @@ class _NumberType:
 
     def __setstate__(self, state: object) -> None:
         order = state[1] if isinstance(state, tuple) and len(state) > 1 else None
-        if order not in ("<", ">", "|"):
-            raise pickle.UnpicklingError(f"a numpy type of the byte order {order!r}")
-        self.format = (">" if order == ">" else "<") + self.format[1:]
+        if order not in ("<", "|"):
+            raise pickle.UnpicklingError(f"numpy's byte order {order!r} is not little-endian")
 
 
 def _plain_number(kind: object, raw: object) -> float | int | bool:

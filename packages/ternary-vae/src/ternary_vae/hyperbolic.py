@@ -55,5 +55,7 @@ def distance(x_ND: Tensor, y_ND: Tensor, c: float) -> Tensor:
 
     Exact below 16.8/sqrt(c), where geoopt's artanh begins to clamp; two points at norm 0.95 are at most 7.4 apart (c = 1).
     """
-    distances_N: Tensor = ball(c).dist(x_ND.double(), y_ND.double())
+    # geoopt's scripted functions would round otherwise once PyTorch has seen them run twice: resuming would not be bitwise.
+    with torch.jit.optimized_execution(False):
+        distances_N: Tensor = ball(c).dist(x_ND.double(), y_ND.double())
     return distances_N

@@ -323,7 +323,11 @@ def contents(checkpoint: Checkpoint) -> list[str]:
     """What a checkpoint holds, as lines."""
     config, state = checkpoint.config, checkpoint.state
     names = [f.name for f in dataclasses.fields(ArchitectureConfig)]
-    at = [f"step {checkpoint.step}", *(f"{name} {state[name]}" for name in ("stage", "epoch") if name in state)]
+    both, stage = config.get("stages") == "coverage_hierarchy", state.get("stage")
+    called = ("coverage", "hierarchy") if both else (config.get("stages"),)
+    at = [f"step {checkpoint.step}"]
+    if isinstance(stage, int) and 0 <= stage < len(called):
+        at += [f"stage {called[stage]}", f"epoch {state.get('epoch')}"]
     stored = state.get("metrics")
     return [
         f"{checkpoint.path}: {', '.join(at)}",

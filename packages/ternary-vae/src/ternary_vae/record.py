@@ -165,7 +165,7 @@ def load_model(name: str, recompute: bool = True) -> tuple[Checkpoint, TrainConf
     """
     path = find_checkpoint(name)
     checkpoint = load_checkpoint(path)
-    model = rebuild(checkpoint, lambda stored: build_model(stored, path), replay_probe)
+    model = rebuild(checkpoint, lambda stored: build_model(stored, path), replay_probe).eval()
     config: TrainConfig = from_dict(TrainConfig, checkpoint.config, f"{path}/config.json")
     if recompute:
         check_metrics(path, checkpoint.state, config, model)

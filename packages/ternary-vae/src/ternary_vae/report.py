@@ -75,6 +75,8 @@ COVERAGE_METRICS = (
     "unseen",
 )
 """What a run that only learns to reconstruct has learned something about."""
+ENUMERATION = "The hierarchy is a property of the enumeration: the valuation of an operation is the number of its leading trits that are -1. A rule gives the order without learning, and stands in every table."
+CEILING = "The hierarchy's ceiling belongs to radii without ties; a size beyond it shows ties. Somers' D has the ceiling 1 whatever the spread."
 CURVE_ROWS = 200
 """Most rows of the table of curves."""
 Metrics = Mapping[str, Any]
@@ -211,9 +213,9 @@ def answer(config: TrainConfig, metrics: Metrics) -> str:
 def notes(config: TrainConfig) -> list[str]:
     """Decisions that a reader of the numbers should know."""
     return [
-        "The hierarchy is a property of the enumeration: the valuation of an operation is the number of its leading trits that are -1. A rule gives the order without learning, and stands in every table.",
+        ENUMERATION,
         f"Headline metrics look at encoder {evaluate.headline(config.view).upper()}, on mean codes. Radii at curvature {config.curvature:g} and largest norm {config.max_radius:g}; richness of other settings cannot be compared.",
-        "The hierarchy's ceiling belongs to radii without ties; a size beyond it shows ties. Somers' D has the ceiling 1 whatever the spread.",
+        CEILING,
     ]
 
 
@@ -356,12 +358,16 @@ def write_sweep_report(
     verdicts = [claim["verdict"] for claim in claims]
     counted = ", ".join(f"{verdicts.count(v)} {v}" for v in ("supported", "refuted", "inconclusive", "not run"))
     text = f"{sweep_answer(statistics, ordered)} Of {len(claims)} claims: {counted}."
-    shared = notes(runs[0].config if runs else coverage_runs[0].config) if runs or coverage_runs else []
     title = f"ternary-vae {read_manifest(folder)['verb']}: {len(runs) + len(coverage_runs)} runs"
     write_report(
         folder,
         Report(
-            title, QUESTION, text, tables, sweep_pictures(folder, runs, ordered, statistics, closed), [*shared, *extra]
+            title,
+            QUESTION,
+            text,
+            tables,
+            sweep_pictures(folder, runs, ordered, statistics, closed),
+            [ENUMERATION, CEILING, "Richness of other curvatures or largest norms cannot be compared.", *extra],
         ),
     )
 

@@ -7,6 +7,7 @@ whole batches (level means, extremes) are those of one process.
 
 import dataclasses
 import math
+import resource
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -36,7 +37,7 @@ from ternary_vae.model import (
 )
 from ternary_vae.operations import Batches, Operations, training_indices
 from ternary_vae.record import load_model, load_run_checkpoint, open_or_create, save_checkpoint, start_of
-from ternary_vae.report import write_run_report
+from ternary_vae.report import run_metrics, write_run_report, write_run_results
 from ternary_vae.schedules import learning_rate, rate_factors
 from ternary_vae.stages import StageForward, StageLoss, first_variances, noise, samples, set_mode, set_trained
 
@@ -203,6 +204,7 @@ def train(
 ) -> Path:
     """Trains a run in the new `folder`, or goes on with the one there (`resume`), and returns the folder.
 
+    With `quiet` nothing is printed and the report is left to `ternary-vae report`; results.json is written all the same.
     UserError for what can't be run; Stopped when a signal came, after saving.
     """
     options = options or RunOptions()
@@ -252,6 +254,7 @@ def train(
             epochs = config.coverage_epochs if stage == "coverage" else config.epochs
             trained = set_trained(model, config, stage)
             if not at.variances:
+                model.eval()
                 r_N, norm_N = radii(model, operations, headline(config.view))
                 r_N = r_N if config.radius == "hyperbolic" else norm_N
                 at.variances = first_variances(r_N, operations.v_N.cpu(), config.trits).tolist()
@@ -360,6 +363,11 @@ def train(
                     optimizer.zero_grad()
                     # Each process's gradient is of its own rows; DDP takes the mean over processes, the batch's is the sum.
                     accelerator.backward(total(parts) * world)
+                    if world > 1:
+                        # But the controller sees the whole batch in every process.
+                        for name, parameter in trained.items():
+                            if name.startswith("controller.") and parameter.grad is not None:
+                                parameter.grad /= world
                     if config.grad_clip is not None:
                         accelerator.clip_grad_norm_(list(trained.values()), config.grad_clip)
                     optimizer.step()
@@ -381,8 +389,18 @@ def train(
             else:
                 run.metrics.compact()
                 run.update()
-                write_run_report(folder, config, model.eval())
+                if quiet:
+                    write_run_results(folder, config, run_metrics(config, model.eval(), run.metrics.rows))
+                else:
+                    write_run_report(folder, config, model.eval())
+                # In KiB on Linux, in bytes on a Mac.
+                peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
+                    2**20 if sys.platform == "darwin" else 2**10
+                )
+                run.update(peak_memory_mib=round(peak))
                 run.finish("done", f"reached epoch {at.epoch} of {names[-1]}")
+                if not quiet:
+                    print(f"done in {run.manifest['times']['seconds']:.0f} s, at most {peak:.0f} MiB of memory")
         if tracker or world > 1:
             # Ends trackers and the process group; a process that leaves while others still work would abort.
             accelerator.wait_for_everyone()

@@ -1,0 +1,114 @@
+"""Made-up runs with a known truth, for the tests of claims, comparisons and reports."""
+
+import numpy as np
+
+from ternary_vae.config import TrainConfig
+from ternary_vae.summary import RunSummary
+
+CEILING = 0.8320502954
+SEEDS = range(5)
+
+
+def row(epoch, hierarchy, stage="hierarchy", coverage=0.999, **metrics):
+    ordered = {
+        "hierarchy": hierarchy, "hierarchy_ceiling": CEILING, "hierarchy_of_ceiling": -hierarchy / CEILING,
+        "somers_d": hierarchy / CEILING, "min_level_gap": -0.2, "positive_gaps": 1, "gaps": 9, "tied_radius_share": 0.0,
+        "richness": 0.002 + 0.001 * hierarchy, "richness_hyperbolic": 0.03,
+    }  # fmt: skip
+    return {
+        "step": 10 * epoch,
+        "stage": stage,
+        "epoch": epoch,
+        "loss_hierarchy": 0.1,
+        "coverage": coverage,
+        **ordered,
+        **metrics,
+    }
+
+
+def run(arm, seed, hierarchies, phase="phase", loss="rich_hierarchy", richness=None, **config):
+    """A run of the hierarchy stage with these hierarchies, epoch by epoch."""
+    more = {} if richness is None else {"richness": richness}
+    rows = [row(epoch, float(h), **more) for epoch, h in enumerate(hierarchies)]
+    made = TrainConfig(
+        seed=seed, stages="hierarchy", start=f"coverage_s{seed}", start_projections="drawn", loss=loss, **config
+    )
+    metrics = {k: v for k, v in rows[-1].items() if k not in ("step", "stage", "epoch", "loss_hierarchy")}
+    return RunSummary(f"{arm}_s{seed}", phase, arm, made, rows, metrics, 1.0)
+
+
+def peak(best, epoch, final, epochs=40, start=0.3):
+    """Hierarchies that fall to `best` at `epoch` and rise to `final`."""
+    down = np.linspace(start, best, epoch + 1) if epoch else np.array([best])
+    return [*down, *np.linspace(best, final, epochs - epoch + 1)[1:]]
+
+
+def scratch(arm, seed, coverage, **config):
+    """A run of the coverage stage with these coverages, epoch by epoch."""
+    rows = [
+        {"step": 10 * e, "stage": "coverage", "epoch": e, "loss_reconstruction": 1.0, "coverage": c}
+        for e, c in enumerate(coverage)
+    ]
+    made = TrainConfig(seed=seed, stages="coverage", **config)
+    return RunSummary(f"{arm}_s{seed}", "from scratch", arm, made, rows, {"coverage": coverage[-1]}, 1.0)
+
+
+REACHED = {
+    "coverage": 1.0, "covered": 19_683, "operations": 19_683, "hierarchy": -0.83205029, "hierarchy_of_ceiling": 0.99999,
+    "somers_d": -1.0, "min_level_gap": 0.004, "positive_gaps": 9, "gaps": 9, "tied_radius_share": 0.0, "richness": 0.0062,
+}  # fmt: skip
+"""Metrics of a run from scratch that meets every target."""
+
+
+def whole(seed, changes=None, **config):
+    """A run from scratch with both stages; `changes` to the metrics of one that meets every target (None: left out)."""
+    metrics = {k: v for k, v in {**REACHED, **(changes or {})}.items() if v is not None}
+    rows = [{"step": e, "stage": "coverage", "epoch": e, "coverage": c} for e, c in enumerate((0.0, 0.5, 1.0))]
+    rows += [row(e, h, coverage=1.0) for e, h in enumerate((0.2, -0.8, -0.832))]
+    return RunSummary(f"train_s{seed}", "from scratch", "train", TrainConfig(seed=seed, **config), rows, metrics, 60.0)
+
+
+def planted_sweep(true=True, seeds=SEEDS):
+    """Phases in which the seed study's findings hold with a margin, or their contraries do; and the arms from scratch."""
+    runs, found = [], []
+    for seed in seeds:
+        n = np.random.default_rng([seed, 7]).normal(0, 0.001, 40)
+
+        def add(phase, arm, curve, seed=seed, **more):
+            runs.append(run(arm, seed, curve, phase, **more))
+
+        one, two = (-0.68, -0.71) if true else (-0.71, -0.68)
+        add("1_curvature", "sweep_curv_1.0", peak(one + n[0], 8, -0.6), curvature=1.0, max_radius=0.7)
+        add("1_curvature", "sweep_curv_2.0", peak(two + n[1], 8, -0.6), curvature=2.0, max_radius=0.7)
+        for c in (1.0, 2.0):
+            moved = 0.0 if true else 0.01 * c + 0.001 * n[2]
+            curve = [h + moved for h in peak(-0.69, 8, -0.6)]
+            add("1_curvature", f"sweep_curv_{c}_euclidean", curve, curvature=c, max_radius=0.7, radius="euclidean")
+        lost, at = (0.05, 12) if true else (-0.05, 30)
+        for name, decay, weight in (("balanced", 0.16, 5.0), ("baseline", 0.19, 2.0)):
+            curve = peak(-0.75 + n[3], at, -0.75 + n[3] + decay + lost)
+            add("2_weights", f"sweep2_{name}", curve, richness_weight=weight)
+        early, peak_at = (-0.80, 3) if true else (-0.60, 20)
+        add(
+            "3_schedule",
+            "sweep3_early_stop_p5",
+            peak(early + n[4], peak_at, -0.55, peak_at + 5),
+            early_stopping_patience=5,
+        )
+        add("3_schedule", "sweep3_step_decay", peak(-0.767 + n[5], 3, -0.677), scheduler="step")
+        add("3_schedule", "sweep3_cosine", peak(-0.695 + n[6], 35, -0.692), scheduler="cosine")
+        low, middle, high = (-0.735, -0.78, -0.82) if true else (-0.79, -0.78, -0.735)
+        add("4_lr", "sweep4_lr_1e4", peak(low + n[7], 29, -0.6), lr=1e-4)
+        add("4_lr", "sweep4_lr_3e4", peak(middle + n[8], 5, -0.6), lr=3e-4)
+        add("4_lr", "sweep4_lr_1e3", peak(high + n[9], 1 if true else 9, -0.5), lr=1e-3)
+        for k in range(8):
+            begin = np.linspace(-0.6, 0.6, 8)[k]
+            best = -0.72 + 0.02 * begin + 0.0005 * n[k] if true else -0.68 + 0.1 * (-1) ** k + n[k]
+            phase = "5_stability" if k < 4 else "6_extended"
+            add(phase, f"sweep{phase[0]}_draw_{k}", peak(best, 5, -0.5, start=begin), projection_seed=k)
+        lasting = peak(-0.8320 + 1e-4 * n[10], 40, -0.8320) if true else peak(-0.70, 5, -0.45 + n[10])
+        add("7_ordered", "sweep7_ordered", lasting, loss="ordered")
+        stuck, full = [0.0, 0.2 + n[11], 0.22 + n[12]], [0.0, 0.7, 1.0]
+        found.append(scratch("frozen_decoder", seed, stuck if true else full, coverage_frozen=["decoder_A"]))
+        found.append(scratch("mended", seed, stuck if true else full))
+    return runs, found

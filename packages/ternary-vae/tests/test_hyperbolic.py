@@ -1,0 +1,93 @@
+"""The Poincare ball against geoopt and closed formulas, and where it is finer than geoopt."""
+
+import geoopt
+import pytest
+import torch
+
+from ternary_vae.config import ArchitectureConfig, largest_max_radius
+from ternary_vae.hyperbolic import ball, distance, exp0, to_euclidean, to_hyperbolic
+
+CURVATURES = [0.05, 0.5, 1.0, 2.0, 7.3]
+
+
+def directions(n: int, d: int, seed: int = 0) -> torch.Tensor:
+    draw = torch.Generator().manual_seed(seed)
+    return torch.nn.functional.normalize(torch.randn(n, d, generator=draw, dtype=torch.float64), dim=-1)
+
+
+@pytest.mark.parametrize("c", CURVATURES)
+def test_the_two_radii_are_inverse(c):
+    norm_N = torch.linspace(0, 0.999, 50, dtype=torch.float64) / c**0.5
+    rho_N = to_hyperbolic(norm_N, c)
+    torch.testing.assert_close(to_euclidean(rho_N, c), norm_N, rtol=1e-12, atol=1e-14)
+    assert bool((rho_N.diff() > 0).all())
+    # d(0, x) is the integral of 2 / (1 - c t^2) from 0 to |x|.
+    t = torch.linspace(0, float(norm_N[40]), 200_001, dtype=torch.float64)
+    assert float(torch.trapezoid(2 / (1 - c * t.square()), t)) == pytest.approx(float(rho_N[40]), rel=1e-8)
+    # c as a tensor, for each point its own.
+    torch.testing.assert_close(
+        to_hyperbolic(norm_N, torch.full((50,), c, dtype=torch.float64)), rho_N, rtol=1e-12, atol=0
+    )
+
+
+@pytest.mark.parametrize("c", CURVATURES)
+def test_points_and_radii_are_those_of_geoopt(c):
+    manifold = geoopt.PoincareBall(c=torch.tensor(c, dtype=torch.float64))
+    rho_N, direction_ND = torch.linspace(0.01, 8, 40, dtype=torch.float64) / c**0.5, directions(40, 5)
+    points_ND = exp0(rho_N, direction_ND, c)
+    torch.testing.assert_close(points_ND, manifold.expmap0(rho_N[:, None] / 2 * direction_ND), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(manifold.dist0(points_ND), rho_N, rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(to_hyperbolic(points_ND.norm(dim=-1), c), rho_N, rtol=1e-9, atol=1e-9)
+    assert float(ball(c).c) == pytest.approx(c, rel=1e-12)
+
+
+@pytest.mark.parametrize("c", CURVATURES)
+def test_distances_are_those_of_the_closed_formula(c):
+    x_ND = exp0(torch.linspace(0.1, 5, 60, dtype=torch.float64) / c**0.5, directions(60, 4, 1), c)
+    y_ND = exp0(torch.linspace(4, 0.2, 60, dtype=torch.float64) / c**0.5, directions(60, 4, 2), c)
+    apart = (x_ND - y_ND).square().sum(-1)
+    inside = (1 - c * x_ND.square().sum(-1)) * (1 - c * y_ND.square().sum(-1))
+    expected = torch.acosh(1 + 2 * c * apart / inside) / c**0.5
+    torch.testing.assert_close(distance(x_ND, y_ND, c), expected, rtol=1e-8, atol=1e-9)
+    torch.testing.assert_close(distance(y_ND, x_ND, c), expected, rtol=1e-8, atol=1e-9)
+    assert float(distance(x_ND, x_ND, c).abs().max()) < 1e-9
+    assert distance(x_ND.float(), y_ND.float(), c).dtype == torch.float64
+
+
+def test_radii_stay_apart_where_geoopt_ties_them():
+    """geoopt's projection clips at 1 - 1e-5 (12.206) and its artanh at 1 - 1e-7 (16.8)."""
+    rho_N, direction_ND = torch.linspace(13, 30, 18, dtype=torch.float64), directions(18, 3)
+    manifold = geoopt.PoincareBall(c=torch.tensor(1.0, dtype=torch.float64))
+    clipped = manifold.dist0(manifold.projx(exp0(rho_N, direction_ND, 1.0)))
+    torch.testing.assert_close(clipped, torch.full_like(clipped, 12.2061), rtol=1e-4, atol=0)
+    assert len(manifold.dist0(exp0(rho_N[5:], direction_ND[5:], 1.0)).round(decimals=6).unique()) == 1
+    norm_N = to_euclidean(rho_N, 1.0)
+    assert len(norm_N.unique()) == 18
+    torch.testing.assert_close(to_hyperbolic(norm_N, 1.0), rho_N, rtol=1e-3, atol=0)
+
+
+def test_float64_resolves_radii_near_the_boundary():
+    norm_N = 0.99999 + torch.arange(5, dtype=torch.float64) * 1e-12
+    rho_N = to_hyperbolic(norm_N, 1.0)
+    # The slope is 2 / (1 - r^2), about 1e5 there.
+    torch.testing.assert_close(rho_N.diff(), torch.full((4,), 1e-12 * 2 / (1 - 0.99999**2)).double(), rtol=1e-2, atol=0)
+    torch.testing.assert_close(to_euclidean(rho_N, 1.0), norm_N, rtol=1e-14, atol=0)
+    assert len(norm_N.float().unique()) == 1, "float32 ties all five"
+
+
+@pytest.mark.parametrize("c", CURVATURES)
+def test_a_maximum_radius_lies_inside_the_ball(c):
+    limit = largest_max_radius(c)
+    assert limit < c**-0.5
+    largest = ArchitectureConfig(curvature=c, max_radius=limit * (1 - 1e-9)).max_radius
+    assert bool(to_hyperbolic(torch.tensor(largest, dtype=torch.float64), c).isfinite())
+    for outside in (limit, c**-0.5, 0.0, -0.1, float("nan")):
+        with pytest.raises(ValueError, match="max_radius"):
+            ArchitectureConfig(curvature=c, max_radius=outside)
+
+
+def test_the_seed_study_s_radius_at_curvature_2_is_refused():
+    with pytest.raises(ValueError, match=r"max_radius: 0\.95 does not lie inside the ball of curvature 2.*0\.7071"):
+        ArchitectureConfig(curvature=2.0, max_radius=0.95)
+    with pytest.raises(ValueError, match="curvature: 0"):
+        ArchitectureConfig(curvature=0.0)

@@ -1,0 +1,394 @@
+"""Training: reproducible, resumable to the bit, the same on two processes, and finite or over."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+import ternary_vae.train as module
+from studycore.checkpoints import load_checkpoint, read_index
+from studycore.configuration import to_dict
+from studycore.errors import Stopped, UserError
+from studycore.metrics import read_rows
+from ternary_vae.config import RunOptions, TrainConfig
+from ternary_vae.metrics import hierarchy_ceiling
+from ternary_vae.model import create_model
+from ternary_vae.operations import Operations, training_indices
+from ternary_vae.record import load_model
+from ternary_vae.train import Progress, judge_evaluation, train
+
+CPU = RunOptions(device="cpu", threads=1)
+
+
+@pytest.fixture(autouse=True)
+def without_report(monkeypatch):
+    """Reports have tests of their own."""
+    monkeypatch.setattr(module, "run_metrics", lambda *_: {})
+    monkeypatch.setattr(module, "write_run_results", lambda *_: None)
+
+
+def rows_of(folder: Path) -> list[dict]:
+    return read_rows(folder / "metrics.jsonl")
+
+
+def loss_of(row: dict) -> float:
+    return sum(value for name, value in row.items() if name.startswith("loss_"))
+
+
+def numbers(row: dict) -> dict[str, float]:
+    return {name: value for name, value in row.items() if not isinstance(value, str)}
+
+
+def last(folder: Path, which: str = "last") -> Path:
+    return folder / "checkpoints" / read_index(folder / "checkpoints")[which]
+
+
+def same(one: Path, other: Path) -> None:
+    """Bitwise: weights, optimiser, the loop's numbers and every row; the best checkpoint's weights as well."""
+    for file in ("model.safetensors", "optimizer.safetensors", "state.json"):
+        assert (last(one) / file).read_bytes() == (last(other) / file).read_bytes(), file
+    assert last(one, "best").name == last(other, "best").name
+    assert (last(one, "best") / "model.safetensors").read_bytes() == (
+        last(other, "best") / "model.safetensors"
+    ).read_bytes()
+    assert (one / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
+    assert json.loads((other / "manifest.json").read_text())["state"] == "done"
+
+
+# ---------------------------------------------------------------------------------------------------- the loop's numbers
+
+
+def test_the_first_twenty_steps_are_the_recorded_ones(small, tmp_path):
+    """A change that moves these numbers changes every result; do it on purpose, and say so in the change log."""
+    config = small(batch_size=27, coverage_epochs=10, epochs=10, coverage_patience=None)
+    train(config, tmp_path / "run", CPU, quiet=True)
+    rows = rows_of(tmp_path / "run")
+    assert rows[-1]["step"] == 20
+    losses = [loss_of(row) for row in rows if loss_of(row)]
+    recorded = json.loads((Path(__file__).parent / "loss_series.json").read_text())
+    assert losses == pytest.approx(recorded, rel=1e-5)
+
+
+def test_a_run_is_a_function_of_its_configuration(small, tmp_path):
+    config = small(stages="joint", encoder_dropout=0.2, projection_dropout=0.1, code="sample")
+    train(config, tmp_path / "one", CPU, quiet=True)
+    torch.rand(100)  # the global stream plays no part
+    train(config, tmp_path / "two", CPU, quiet=True)
+    same(tmp_path / "one", tmp_path / "two")
+    train(small(stages="joint", seed=4), tmp_path / "other", CPU, quiet=True)
+    assert loss_of(rows_of(tmp_path / "other")[-1]) != loss_of(rows_of(tmp_path / "one")[-1])
+
+
+def test_evaluating_leaves_training_alone(small, tmp_path):
+    for name, changes in (("often", {"checkpoint_every": 1}), ("seldom", {"eval_every": 6, "checkpoint_every": 6})):
+        train(small(encoder_dropout=0.2, coverage_patience=None, **changes), tmp_path / name, CPU, quiet=True)
+    often, seldom = (load_file(last(tmp_path / name) / "model.safetensors") for name in ("often", "seldom"))
+    assert all(torch.equal(often[name], seldom[name]) for name in often)
+
+
+def test_both_ways_of_the_forward_pass_train_the_same_model(small, tmp_path):
+    for forward in ("restructured", "plain"):
+        config = small(forward=forward, dtype="float64", view="both", code="sample", encoder_dropout=0.2)
+        train(config, tmp_path / forward, CPU, quiet=True)
+    for one, other in zip(rows_of(tmp_path / "restructured"), rows_of(tmp_path / "plain"), strict=True):
+        assert numbers(one) == pytest.approx(numbers(other), rel=1e-7, abs=1e-9)
+
+
+@pytest.mark.parametrize("loss", ["ordered", "rich_hierarchy", "geodesic"])
+def test_losses_fall(small, tmp_path, loss):
+    config = small(
+        stages="joint", loss=loss, epochs=60, eval_every=20, checkpoint_every=60, view="both", warmup_epochs=1
+    )
+    if loss == "geodesic":
+        # Its terms rise with tau; tau is 1 from the first epoch on when the ramp is that short.
+        config = small(**{**to_dict(config), "use_controller": True})
+    train(config, tmp_path / "run", CPU, quiet=True)
+    losses = [loss_of(row) for row in rows_of(tmp_path / "run")[1:]]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_coverage_and_hierarchy_are_learned_from_scratch(small, tmp_path):
+    config = small(
+        encoder_sizes=[48, 32], decoder_sizes=[32], hidden_dim=32, coverage_epochs=120, epochs=150, eval_every=10,
+        checkpoint_every=1000,
+    )  # fmt: skip
+    train(config, tmp_path / "run", CPU, quiet=True)
+    rows = rows_of(tmp_path / "run")
+    covered = [row for row in rows if row["stage"] == "coverage"]
+    assert [row["coverage"] for row in covered[-3:]] == [1, 1, 1]
+    assert covered[-1]["epoch"] < 120, "and ended early, by coverage_patience"
+    assert {row["coverage"] for row in rows[len(covered) :]} == {1}, "the partial freeze keeps coverage"
+    ceiling = hierarchy_ceiling(Operations.all(3).v_N.numpy())
+    assert abs(rows[len(covered)]["hierarchy"]) < 0.9 * ceiling
+    assert rows[-1]["hierarchy"] == pytest.approx(-ceiling, abs=1e-9)
+    assert rows[-1]["somers_d"] == -1
+    assert rows[-1]["min_level_gap"] > 0
+    assert rows[-1]["tied_radius_share"] == 0
+
+
+def test_a_frozen_random_decoder_is_the_seed_study_s_plateau(tmp_path):
+    """It trained the encoders from scratch against a random decoder and called the result a research problem."""
+    final = {}
+    for frozen in ([], ["decoder_A"]):
+        config = TrainConfig(
+            trits=5, stages="coverage", coverage_frozen=frozen, seed=0, latent_dim=6, encoder_sizes=[48, 32],
+            decoder_sizes=[16, 32], hidden_dim=8, coverage_epochs=60, batch_size=27, coverage_lr=5e-3, eval_every=60,
+            checkpoint_every=1000,
+        )  # fmt: skip
+        folder = train(config, tmp_path / f"run-{len(frozen)}", CPU, quiet=True)
+        final[bool(frozen)] = rows_of(folder)[-1]["coverage"]
+        drawn, kept = create_model(config, 0).state_dict(), load_file(last(folder) / "model.safetensors")
+        decoder = [torch.equal(drawn[name], kept[name]) for name in kept if name.startswith("decoder_A")]
+        assert all(decoder) if frozen else not any(decoder)
+    assert final[False] == 1.0
+    assert final[True] < 0.6
+
+
+def test_unseen_operations_are_not_trained_on(small, tmp_path, monkeypatch):
+    config = small(train_fraction=0.5, stages="joint", epochs=2)
+    shown = set()
+    original = module.StageForward.forward
+
+    def forward(self, batch, positions_N, noise_ND):
+        shown.update(batch.index_N.tolist())
+        return original(self, batch, positions_N, noise_ND)
+
+    monkeypatch.setattr(module.StageForward, "forward", forward)
+    train(config, tmp_path / "run", CPU, quiet=True)
+    assert shown == set(training_indices(3, 0.5, config.seed).tolist())
+    assert len(shown) == 14
+    row = rows_of(tmp_path / "run")[-1]
+    assert row["coverage"] == pytest.approx((14 * row["coverage_seen"] + 13 * row["coverage_unseen"]) / 27)
+
+
+def test_patience_ends_a_stage(small):
+    config = small(early_stopping_patience=2, coverage_patience=2)
+    at = Progress()
+    found = []
+    for epoch, hierarchy in enumerate([-0.1, -0.5, -0.4, 0.9, -0.6]):
+        at.epoch, at.metrics = epoch, {"coverage": 1.0, "hierarchy": hierarchy}
+        found.append((judge_evaluation(at, config, "hierarchy", True), at.ended))
+    assert found[:4] == [(True, False), (True, False), (False, False), (False, True)]
+    at = Progress()
+    for coverage, ended in ((1.0, False), (0.9, False), (1.0, False), (1.0, True)):
+        at.metrics = {"coverage": coverage}
+        assert not judge_evaluation(at, config, "coverage", False)
+        assert at.ended is ended
+    at = Progress()
+    at.metrics = {"coverage": 0.5}  # no hierarchy: radii that are all equal
+    assert judge_evaluation(at, config, "hierarchy", True)
+    assert at.best == -1
+
+
+# ------------------------------------------------------------------------------------------------------------- resuming
+
+
+INTERRUPTED = {
+    "coverage_hierarchy": {"coverage_patience": None},
+    "joint": {"stages": "joint", "epochs": 12},
+    "sample": {"code": "sample", "view": "both", "hierarchy_frozen": ["decoder_A"]},
+    "evaluations and checkpoints apart": {"eval_every": 2, "checkpoint_every": 3, "coverage_patience": None},
+    "patience": {"stages": "joint", "epochs": 40, "early_stopping_patience": 8, "lr": 0.05},
+    "controller and dropout": {
+        "loss": "geodesic", "use_controller": True, "encoder_dropout": 0.1, "projection_dropout": 0.1,
+        "train_fraction": 0.8, "scheduler": "step", "step_epochs": 2,
+    },
+}  # fmt: skip
+
+
+def interrupt(name: str, count: int, number: int):
+    """Makes the count-th call of a name in the training loop send this process a signal."""
+    original, calls = getattr(module, name), []
+
+    def calling(*arguments, **kwargs):
+        result = original(*arguments, **kwargs)
+        calls.append(1)
+        if len(calls) == count:
+            os.kill(os.getpid(), number)
+        return result
+
+    setattr(module, name, calling)
+
+
+def killed(config: TrainConfig, folder: Path, name: str, count: int) -> int:
+    """Trains in a child process until it gets SIGKILL; its exit code. Forked, because imports would take most of the time."""
+    with warnings.catch_warnings():
+        # Python 3.12 warns of threads, of which this process has none at work.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
+        try:
+            interrupt(name, count, signal.SIGKILL)
+            train(config, folder, CPU, resume=folder.exists(), quiet=True)
+        finally:
+            os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.parametrize("name", INTERRUPTED)
+def test_a_run_that_was_killed_again_and_again_is_the_same_run(small, tmp_path, name):
+    """SIGKILL: in the first steps, before any checkpoint; after a save; between the checkpoints; after a row."""
+    config = small(**INTERRUPTED[name])
+    for place, count in (("learning_rate", 5), ("save_checkpoint", 1), ("learning_rate", 14), ("evaluate", 2)):
+        assert killed(config, tmp_path / "cut", place, count) == -signal.SIGKILL, (place, count)
+    assert json.loads((tmp_path / "cut" / "manifest.json").read_text())["state"] == "running"
+    train(config, tmp_path / "cut", CPU, resume=True, quiet=True)
+    train(config, tmp_path / "straight", CPU, quiet=True)
+    same(tmp_path / "straight", tmp_path / "cut")
+    if name == "patience":
+        assert rows_of(tmp_path / "cut")[-1]["epoch"] < 40, "patience ended it"
+
+
+STOPS = {
+    "steps": [("learning_rate", 2), ("learning_rate", 9)],
+    "last step of the first stage": [("learning_rate", 18)],
+    "start of the second stage": [("create_optimizer", 2)],
+    "before any step": [("create_optimizer", 1), ("evaluate", 3)],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "stops"),
+    [(name, "steps") for name in INTERRUPTED]
+    + [
+        (name, stops)
+        for name in ("coverage_hierarchy", "evaluations and checkpoints apart")
+        for stops in list(STOPS)[1:]
+    ],
+)
+def test_a_run_that_was_stopped_goes_on_to_the_bit(small, tmp_path, name, stops, monkeypatch):
+    config = small(**INTERRUPTED[name])
+    train(config, tmp_path / "straight", CPU, quiet=True)
+    for place, count in STOPS[stops]:
+        with monkeypatch.context() as patch:
+            patch.setattr(module, place, getattr(module, place))
+            interrupt(place, count, signal.SIGTERM)
+            with pytest.raises(Stopped, match=r"SIGTERM.*ternary-vae resume"):
+                train(config, tmp_path / "cut", CPU, resume=(tmp_path / "cut").exists(), quiet=True)
+        assert json.loads((tmp_path / "cut" / "manifest.json").read_text())["state"] == "stopped"
+    train(config, tmp_path / "cut", CPU, resume=True, quiet=True)
+    same(tmp_path / "straight", tmp_path / "cut")
+
+
+def test_resuming_refuses_another_configuration(small, tmp_path):
+    train(small(), tmp_path / "run", CPU, quiet=True)
+    with pytest.raises(UserError, match=r"lr: stored 0.01, given 0.5"):
+        train(small(lr=0.5), tmp_path / "run", CPU, resume=True, quiet=True)
+    with pytest.raises(UserError, match="holds a run already"):
+        train(small(), tmp_path / "run", CPU, quiet=True)
+
+
+# ------------------------------------------------------------------------------------------------------ several processes
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"view": "both", "code": "sample", "train_fraction": 0.9},
+        {"stages": "joint", "loss": "geodesic", "use_controller": True},
+    ],
+    ids=str,
+)
+def test_two_processes_equal_one(small, tmp_path, changes):
+    """At batches of 11, 11 and what is left: each process's part is of another size."""
+    config = small(dtype="float64", batch_size=11, deep_share=0.3, coverage_patience=None, **changes)
+    train(config, tmp_path / "one", CPU, quiet=True)
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(to_dict(config)))
+    flags = ["--config", str(tmp_path / "c.yaml"), "--device", "cpu", "--threads", "1", "--num-processes", "2"]
+    process = subprocess.run(
+        [sys.executable, "-m", "ternary_vae", "train", *flags, "--output-dir", str(tmp_path / "two")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    assert json.loads((tmp_path / "two" / "manifest.json").read_text())["devices"]["world_size"] == 2
+    for one, two in zip(rows_of(tmp_path / "one"), rows_of(tmp_path / "two"), strict=True):
+        assert numbers(one) == pytest.approx(numbers(two), rel=1e-6, abs=1e-12)
+    ours, theirs = (load_file(last(tmp_path / name) / "model.safetensors") for name in ("one", "two"))
+    for name, weight in ours.items():
+        torch.testing.assert_close(weight, theirs[name], rtol=1e-6, atol=1e-8)
+
+
+# ------------------------------------------------------------------------------------------------- starts and their faults
+
+
+def test_a_hierarchy_stage_starts_from_a_verified_checkpoint(small, tmp_path):
+    source = train(small(stages="coverage"), tmp_path / "source", CPU, quiet=True)
+    config = small(stages="hierarchy", start=str(source))
+    folder = train(config, tmp_path / "run", CPU, quiet=True)
+    _, _, before = load_model(str(source))
+    after = load_file(last(folder) / "model.safetensors")
+    for name, weight in before.state_dict().items():
+        frozen = name.startswith(("encoder_A", "decoder_A"))
+        assert torch.equal(weight, after[name]) or not frozen, name
+    assert rows_of(folder)[0]["coverage"] == rows_of(source)[-1]["coverage"]
+    assert rows_of(folder)[0]["step"] == 0
+
+
+def test_a_start_of_another_architecture_is_refused(small, tmp_path):
+    source = train(small(stages="coverage"), tmp_path / "source", CPU, quiet=True)
+    for changes in (
+        {"hidden_dim": 16},
+        {"curvature": 0.5},
+        {"max_radius": 0.9},
+        {"projection_dropout": 0.1},
+        {"latent_dim": 5},
+    ):
+        (field,) = changes
+        config = small(stages="hierarchy", start=str(source), **changes)
+        with pytest.raises(UserError, match=f"another architecture: {field} .* there, .* asked for"):
+            train(config, tmp_path / "run", CPU, quiet=True)
+    drawn = small(stages="hierarchy", start=str(source), start_projections="drawn", encoder_sizes=[4])
+    with pytest.raises(UserError, match="encoder_sizes"):
+        train(drawn, tmp_path / "run", CPU, quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_projections_may_be_drawn_anew(small, tmp_path):
+    source = train(small(stages="coverage"), tmp_path / "source", CPU, quiet=True)
+    config = small(
+        stages="hierarchy", start=str(source), start_projections="drawn", hidden_dim=16, curvature=0.5,
+        projection_seed=8, epochs=1,
+    )  # fmt: skip
+    found = module.start_model(config, tmp_path / "new")
+    stored = load_model(str(source))[2].state_dict()
+    drawn = create_model(config, 0, projection_seed=8).state_dict()
+    for name, weight in found.state_dict().items():
+        assert torch.equal(weight, (drawn if name.startswith("projection") else stored)[name]), name
+    folder = train(config, tmp_path / "run", CPU, quiet=True)
+    assert load_checkpoint(last(folder)).config["curvature"] == 0.5
+    load_model(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"coverage_lr": 1e30}, "coverage_lr: 1e\\+30 made the loss infinite or NaN .* coverage stage; lower it"),
+        ({"stages": "joint", "lr": 1e30}, "^lr: 1e\\+30 made the loss infinite or NaN .* joint stage; lower it"),
+    ],
+    ids=str,
+)
+def test_a_loss_that_is_not_finite_ends_the_run_in_one_sentence(small, tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        train(small(grad_clip=None, **changes), tmp_path / "run", CPU, quiet=True)
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["state"] == "failed"
+    assert "lr" in manifest["reason"]
+
+
+def test_a_tracker_that_is_not_installed_is_refused(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="--tracker: wandb is not installed"):
+        train(small(), tmp_path / "run", RunOptions(device="cpu", threads=1, tracker="wandb"), quiet=True)
+    assert not (tmp_path / "run").exists()
