@@ -1,6 +1,6 @@
 """A sweep of 50 runs against the same runs one after another in the plain loop, and how far their numbers are apart.
 
-    python benchmarks/sweep.py [--arms 10] [--seeds 5] [--epochs 5]
+    python benchmarks/sweep.py [--arms 10] [--seeds 5] [--epochs 10]
 
 Both start from the same coverage checkpoints, in float64, and evaluate and save alike. The plain loop computes encoders,
 decoder and projections in every step, one run after the other on all threads; the sweep computes what is frozen once
@@ -63,7 +63,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arms", type=int, default=10)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=10)
     options = parser.parse_args()
     sweep = sweep_of(options.arms, options.seeds, options.epochs)
     planned = plan_sweep(sweep)

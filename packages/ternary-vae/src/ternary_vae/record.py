@@ -158,7 +158,11 @@ def start_of(start: str, folder: Path) -> str:
     return str(folder.parent / start) if (folder.parent / start / "manifest.json").exists() else start
 
 
-def load_model(name: str, recompute: bool = True) -> tuple[Checkpoint, TrainConfig, TernaryVAEV5_11_PartialFreeze]:
+Loaded = tuple[Checkpoint, TrainConfig, TernaryVAEV5_11_PartialFreeze]
+"""A checkpoint, its configuration and its model."""
+
+
+def load_model(name: str, recompute: bool = True) -> Loaded:
     """A checkpoint's model: checksums, built from its whole configuration, strict loading, probe, stored metrics again.
 
     UserError says in one sentence what does not hold.

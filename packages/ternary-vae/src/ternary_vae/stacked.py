@@ -2,7 +2,7 @@
 
 Where encoders and decoder are frozen, a run trains the radius net of one projection, on codes that never change: they
 are computed once for all operations, and the nets of many runs are trained together, every weight with a leading run
-dimension. A step is vmap(grad) of the single run's loss; batches, samples and learning rates are each run's own, so
+dimension. A step is vmap of the single run's loss; batches, samples and learning rates are each run's own, so
 that a run in a stack is the run alone, but for rounding. Each keeps its own folder, rows and checkpoints, in the same
 form, and may go on alone.
 
@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, grad, stack_module_state, vmap
+from torch.func import functional_call, stack_module_state, vmap
 from tqdm import tqdm
 
 from studycore.devices import choose_device, describe, set_threads
@@ -28,12 +28,12 @@ from studycore.stacking import adamw_update, per_run
 from studycore.stopping import stop_on_signals
 from studycore.streams import derive_seed
 from ternary_vae.config import RunOptions, TrainConfig
-from ternary_vae.evaluate import distance_metrics, points, radii, reconstruct
+from ternary_vae.evaluate import distance_metrics, reconstruct
 from ternary_vae.losses import RADIAL, Targets, Weights, total
 from ternary_vae.metrics import radius_metrics
-from ternary_vae.model import TernaryVAEV5_11_PartialFreeze, architecture_of, count_parameters, radii_of_share
+from ternary_vae.model import Code, TernaryVAEV5_11_PartialFreeze, architecture_of, count_parameters, radii_of_share
 from ternary_vae.operations import Batches, Operations
-from ternary_vae.record import load_run_checkpoint, open_or_create, save_checkpoint
+from ternary_vae.record import Loaded, load_model, load_run_checkpoint, open_or_create, save_checkpoint, start_of
 from ternary_vae.report import write_run_results
 from ternary_vae.schedules import learning_rate
 from ternary_vae.stages import ENCODER, first_variances, noise, samples
@@ -92,6 +92,7 @@ class StackedRadii:
 
     def __init__(self, lanes: Sequence[Lane], operations: Operations, device: str):
         first = lanes[0].config
+        self.codes: dict[str | None, Code] = {}
         self.first, self.device, self.operations = first, device, operations
         self.view, self.hyperbolic, self.radial = first.view, first.radius == "hyperbolic", RADIAL[first.loss]
         nets = [lane.model.projection.of(self.view).radius_net for lane in lanes]
@@ -114,10 +115,14 @@ class StackedRadii:
         self.distinct = list(dict.fromkeys(keys))
         self.of_S = torch.tensor([self.distinct.index(key) for key in keys], device=self.device)
         owners = [lanes[keys.index(key)] for key in self.distinct]
-        with torch.no_grad():
-            codes = [o.model.eval().encode(self.operations.x_NM.cpu(), self.view) for o in owners]
-        self.mu_UND = torch.stack([code.mu_ND for code in codes]).to(self.device)
-        self.std_UND = torch.stack([torch.exp(code.logvar_ND / 2) for code in codes]).to(self.device)
+        for owner in owners:
+            if owner.config.start not in self.codes:
+                with torch.no_grad():
+                    code = owner.model.eval().encode(self.operations.x_NM.cpu(), self.view)
+                self.codes[owner.config.start] = Code(code.mu_ND.to(self.device), code.logvar_ND.to(self.device))
+        codes = [self.codes[owner.config.start] for owner in owners]
+        self.mu_UND = torch.stack([code.mu_ND for code in codes])
+        self.std_UND = torch.stack([torch.exp(code.logvar_ND / 2) for code in codes])
         self.batches = [
             Batches(self.operations.v_N.cpu(), c.trits, c.batch_size, c.deep_share, derive_seed(c.seed, STAGE))
             for c in (o.config for o in owners)
@@ -130,6 +135,10 @@ class StackedRadii:
         self.max_S = column([c.max_radius for c in self.configs])
         self.decay_S = column([c.weight_decay for c in self.configs])
         self.weights_S = Weights(*(column(list(values)) for values in zip(*map(Weights.of, self.configs), strict=True)))
+        self.set_targets(lanes)
+
+    def set_targets(self, lanes: Sequence[Lane]) -> None:
+        """What the losses aim at, the first variances of the runs among it."""
         targets = [Targets.of(lane.config, torch.tensor(lane.at.variances, dtype=torch.float64)) for lane in lanes]
         self.targets_S = Targets(*(torch.stack(list(values)).to(self.device) for values in zip(*targets, strict=True)))
 
@@ -169,9 +178,13 @@ class StackedRadii:
             z_UBD = z_UBD + noise_UBD.to(z_UBD) * self.std_UND[u, positions_UB]
         z_SBD = z_UBD.to(self.dtype)[self.of_S]
         v_SB, place_SB = self.operations.v_N[positions_UB][self.of_S], self.operations.place_N[positions_UB][self.of_S]
-        gradients, parts = vmap(grad(self._loss, has_aux=True))(
-            self.weights, z_SBD, v_SB, place_SB, self.targets_S, self.weights_S, self.c_S, self.max_S
-        )
+        # The runs are independent, so the gradient of the sum of their losses is each run's own.
+        leaves = {name: w.detach().requires_grad_() for name, w in self.weights.items()}
+        total_S, parts = vmap(self._loss)(
+            leaves, z_SBD, v_SB, place_SB, self.targets_S, self.weights_S, self.c_S, self.max_S
+        )  # fmt: skip
+        found = torch.autograd.grad(total_S.sum(), list(leaves.values()))
+        gradients = dict(zip(leaves, found, strict=True))
         if self.first.grad_clip is not None:
             # As torch.nn.utils.clip_grad_norm_ does it for a run alone.
             norms = [g.flatten(1).norm(dim=1) for g in gradients.values()]
@@ -246,11 +259,16 @@ def train_stack(
     lanes: list[Lane] = []
     failed: dict[str, str] = {}
     states: list[dict[str, Tensor]] = []
+    starts: dict[str | None, Loaded] = {}
     coverages: dict[str | None, float] = {}
     for config, folder in zip(configs, folders, strict=True):
         existing = (folder / "manifest.json").exists()
         checkpoint, model = load_run_checkpoint(folder, config) if existing else (None, None)
-        model = model or start_model(config, folder)
+        if model is None:
+            # A start that several runs share is loaded and verified once.
+            if config.start is not None and config.start not in starts:
+                starts[config.start] = load_model(start_of(config.start, folder))
+            model = start_model(config, folder, starts.get(config.start))
         run = open_or_create(folder, config, argv, describe(device), existing)
         at = Progress(**checkpoint.state) if checkpoint else Progress()
         run.metrics.rows = run.metrics.rows[: at.rows]
@@ -258,21 +276,23 @@ def train_stack(
         run.update(parameters=count_parameters(model), stack=len(configs))
         states.append(checkpoint.optimizer if checkpoint else {})
         lanes.append(Lane(run, config, at, model))
-    starts = {lane.at.step for lane in lanes}
-    if len(starts) > 1:
-        raise UserError(f"stack: its runs stand at steps {sorted(starts)}; runs of a stack go on from one step")
-    resumed = starts != {0} or any(lane.at.rows for lane in lanes)
+    steps = {lane.at.step for lane in lanes}
+    if len(steps) > 1:
+        raise UserError(f"stack: its runs stand at steps {sorted(steps)}; runs of a stack go on from one step")
+    resumed = steps != {0} or any(lane.at.rows for lane in lanes)
     for lane in lanes:
         # Encoders and decoder are frozen, so the coverage of each start is measured once.
         if lane.config.start not in coverages:
             coverages[lane.config.start] = _coverage(lane.model, operations, device)
-        if not lane.at.variances:
-            rho_N, norm_N = _first_radii(lane)
-            r_N = rho_N if lane.config.radius == "hyperbolic" else norm_N
-            lane.at.variances = first_variances(r_N, operations.v_N.cpu(), lane.config.trits).tolist()
+        lane.at.variances = lane.at.variances or [0.0] * (lane.config.trits + 1)
     training = StackedRadii(lanes, operations, device)
-    for s, state in enumerate(states):
+    for s, (lane, state) in enumerate(zip(lanes, states, strict=True)):
         training.restore(s, state)
+        if not resumed:
+            rho_N, norm_N = training.radii(s)
+            r_N = rho_N if training.hyperbolic else norm_N
+            lane.at.variances = first_variances(r_N, operations.v_N.cpu(), lane.config.trits).tolist()
+    training.set_targets(lanes)
 
     # ------------------------------------------------------------------------------------------------------ loop
     every, often = configs[0].eval_every, configs[0].checkpoint_every
@@ -323,7 +343,7 @@ def train_stack(
                     if due:
                         _save(lane, now)
                 if at.ended:
-                    _finish(lane)
+                    _finish(lane, training.codes[config.start], operations)
                 elif stop:
                     lane.run.finish("stopped", f"stopped by {stop.name} at epoch {epoch}")
             resumed = False
@@ -367,11 +387,6 @@ def _coverage(model: TernaryVAEV5_11_PartialFreeze, operations: Operations, devi
     return coverage
 
 
-@torch.no_grad()
-def _first_radii(lane: Lane) -> tuple[Tensor, Tensor]:
-    return radii(lane.model, Operations.all(lane.config.trits), lane.config.view)
-
-
 def _save(lane: Lane, now: Snapshot) -> None:
     """The best model since the last save, and this one."""
     for snapshot in [now] if lane.best is None or lane.best.step == now.step else [lane.best, now]:
@@ -384,15 +399,14 @@ def _save(lane: Lane, now: Snapshot) -> None:
     lane.run.metrics.write_part()
 
 
-def _finish(lane: Lane) -> None:
+@torch.no_grad()
+def _finish(lane: Lane, code: Code, operations: Operations) -> None:
     """Results of a run that ended; its report is made when it is asked for."""
     at, metrics = lane.at, dict(lane.at.metrics)
-    whole = Operations.all(lane.config.trits)
-    metrics |= distance_metrics(
-        points(lane.model, whole, lane.config.view), whole, lane.config.curvature, metrics.get("hierarchy")
-    )
+    z_ND = lane.model.projection.of(lane.config.view)(code.mu_ND.cpu()).z_hyp_ND.double()
+    metrics |= distance_metrics(z_ND, operations, lane.config.curvature, metrics.get("hierarchy"))
     assert at.best is not None
-    metrics |= {"best_hierarchy": -at.best, "best_epoch": at.best_epoch, "operations": len(whole)}
+    metrics |= {"best_hierarchy": -at.best, "best_epoch": at.best_epoch, "operations": len(operations)}
     lane.run.metrics.compact()
     lane.run.update()
     write_run_results(lane.run.folder, lane.config, metrics)

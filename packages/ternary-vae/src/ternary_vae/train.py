@@ -36,20 +36,21 @@ from ternary_vae.model import (
     draw_weights,
 )
 from ternary_vae.operations import Batches, Operations, training_indices
-from ternary_vae.record import load_model, load_run_checkpoint, open_or_create, save_checkpoint, start_of
+from ternary_vae.record import Loaded, load_model, load_run_checkpoint, open_or_create, save_checkpoint, start_of
 from ternary_vae.report import run_metrics, write_run_report, write_run_results
 from ternary_vae.schedules import learning_rate, rate_factors
 from ternary_vae.stages import StageForward, StageLoss, first_variances, noise, samples, set_mode, set_trained
 
 
-def start_model(config: TrainConfig, folder: Path) -> TernaryVAEV5_11_PartialFreeze:
+def start_model(config: TrainConfig, folder: Path, loaded: Loaded | None = None) -> TernaryVAEV5_11_PartialFreeze:
     """The model that a run in `folder` begins with: drawn from its seed, or that of config.start, verified.
 
-    UserError lists where the start's architecture differs from the configuration's.
+    `loaded` is what load_model gave for it, where that is at hand. UserError lists where the start's architecture
+    differs from the configuration's.
     """
     if config.start is None:
         return create_model(config, config.seed, config.projection_seed)
-    path, stored, model = load_model(start_of(config.start, folder))
+    path, stored, model = loaded or load_model(start_of(config.start, folder))
     wanted, there = architecture_of(config), architecture_of(stored)
     own = {"curvature", "max_radius", "radius", "hidden_dim", "n_projection_layers", "projection_dropout"}
     own |= {"use_dual_projection", "projection_dtype"}
