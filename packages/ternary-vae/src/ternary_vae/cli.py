@@ -1,6 +1,7 @@
 """The command `ternary-vae`. Heavy imports stay inside the verbs, so that --help answers at once."""
 
 import dataclasses
+import re
 import sys
 from pathlib import Path
 
@@ -55,6 +56,7 @@ def _train_command(verb: str, argv: list[str], start: str | None = None) -> None
     from studycore.configuration import build, parse, read_yaml, take_config, to_dict, to_yaml
     from ternary_vae.config import SweepConfig, TrainConfig, TrainOptions
 
+    argv = [re.sub("^--max[-_]epochs", "--epochs", item) for item in argv]  # the seed study's other name
     path, _ = take_config(argv, PACKAGE)
     if path is not None and {"base", "phases", "coverage"} & set(read_yaml(path)):
         raise UserError(f"--config: {path} is a sweep's configuration; run it with `ternary-vae sweep`")

@@ -13,9 +13,12 @@ from ternary_vae.model import create_model
 from ternary_vae.operations import Batches, Operations
 from ternary_vae.stacked import not_stackable
 from ternary_vae.stages import StageForward, StageLoss, noise, samples, set_trained
+from ternary_vae.train import evaluate
 
-STACKED = 10
-"""How many times less a run costs in a stack: what benchmarks/sweep.py prints is more."""
+STACKED_UPDATE, STACKED_EVALUATION = 10, 4
+"""How many times less an update and an evaluation of a run cost in a stack, roughly."""
+PER_RUN, PER_SWEEP = 0.3, 20.0
+"""Seconds for a run's files, and for a sweep's processes and report, roughly."""
 
 
 def estimate(configs: Sequence[TrainConfig], device: str, processes: int | None = None) -> str:
@@ -23,6 +26,7 @@ def estimate(configs: Sequence[TrainConfig], device: str, processes: int | None 
     device, reason = choose_device(device)
     at_once = processes or (min(cores(), len(configs)) if device == "cpu" else 1)
     timed: dict[tuple[object, ...], float] = {}
+    evaluating: dict[tuple[object, ...], float] = {}
     seconds, largest = 0.0, 0.0
     for config in configs:
         for stage in config.stage_names:
@@ -30,21 +34,35 @@ def estimate(configs: Sequence[TrainConfig], device: str, processes: int | None 
                    config.latent_dim, config.forward, str(config.hierarchy_frozen))  # fmt: skip
             if key not in timed:
                 timed[key] = _update_seconds(config, stage, device)
+                evaluating[key] = _evaluation_seconds(config, stage, device)
             epochs = config.coverage_epochs if stage == "coverage" else config.epochs
             steps = epochs * -(-round(3**config.trits * config.train_fraction) // config.batch_size)
             stacked = len(configs) > 1 and stage == "hierarchy" and not not_stackable(config)
-            seconds += timed[key] * steps / (STACKED if stacked else 1)
+            seconds += timed[key] * steps / (STACKED_UPDATE if stacked else 1) + PER_RUN
+            seconds += evaluating[key] * epochs / config.eval_every / (STACKED_EVALUATION if stacked else 1)
         per_value = 8 if config.dtype == "float64" else 4
         # Weights, gradients, two moments; all operations' codes; a chunk's activations.
         values = 4 * 101_661 + 3**config.trits * (2 * config.trits + 4 * config.latent_dim)
         values += 65_536 * 2 * max(config.encoder_sizes)
         largest = max(largest, values * per_value / 2**20)
-    hours = seconds / at_once / 3600
+    hours = (seconds / at_once + (PER_SWEEP if len(configs) > 1 else 0)) / 3600
     span = f"{hours:.1f} h" if hours >= 1 else f"{hours * 60:.1f} min"
-    return (
-        f"{len(configs)} runs, {at_once} at a time on {device} ({reason}): at most about {span} for the updates (stages may "
-        f"end early), about {largest:.0f} MiB per run besides the libraries"
-    )
+    return f"{len(configs)} runs, {at_once} at a time on {device} ({reason}): about {span} if no stage ends early, about {largest:.0f} MiB per run besides the libraries"
+
+
+def _evaluation_seconds(config: TrainConfig, stage: str, device: str) -> float:
+    """Seconds of one evaluation of a model of the configuration's shape, on at most 3^9 operations, scaled up."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    few = min(3**config.trits, 3**9)
+    chosen = Operations.of(torch.arange(few), config.trits).to(device)
+    model = create_model(config, config.seed).to(device)
+    evaluate(model, config, chosen, torch.ones(few, dtype=torch.bool), stage)
+    began = time.perf_counter()
+    evaluate(model, config, chosen, torch.ones(few, dtype=torch.bool), stage)
+    taken = time.perf_counter() - began
+    torch.set_num_threads(threads)
+    return taken * 3**config.trits / few
 
 
 def _update_seconds(config: TrainConfig, stage: str, device: str, updates: int = 5) -> float:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from studycore.checkpoints import steps
 from studycore.errors import UserError
 from studycore.files import read_json, write_atomic, write_json
 from studycore.metrics import read_rows
@@ -234,18 +235,25 @@ def run_pictures(
         )
         pictures.append(Picture(plot_run_curves(rows, ceiling, to / "curves.svg"), caption))
     if orders_radii(config):
-        operations, view = Operations.all(config.trits), evaluate.headline(config.view)
-        device = str(next(model.parameters()).device)
-        _, norm_N = evaluate.radii(model, operations.to(device), view)
-        points_ND = evaluate.points(model, operations.to(device), view)
-        v_N = operations.v_N.numpy()
-        radius = plot_radius_by_level(v_N, norm_N.numpy(), config.max_radius, to / "radius_by_level.svg")
-        ball = plot_ball(points_ND.numpy(), v_N, norm_N.numpy(), config.curvature, to / "ball.svg")
-        pictures += [
-            Picture(radius, "Radius of every operation by level (spread sideways at random); boxes are the ranges of the levels, dashed the largest norm. Boxes that share no height: the levels are apart."),
-            Picture(ball, "The latent points, seen flat: the distance from the centre is the true norm in the ball, the angle is that of the direction's first two principal components. Neighbours in angle need not be neighbours in the ball."),
-        ]  # fmt: skip
+        pictures += latent_pictures(to, config, model)
     return pictures
+
+
+def latent_pictures(
+    to: Path, config: TrainConfig, model: TernaryVAEV5_11_PartialFreeze, whose: str = ""
+) -> list[Picture]:
+    """Radius by level, and the points of the ball, of one model."""
+    operations, view = Operations.all(config.trits), evaluate.headline(config.view)
+    device = str(next(model.parameters()).device)
+    _, norm_N = evaluate.radii(model, operations.to(device), view)
+    points_ND = evaluate.points(model, operations.to(device), view)
+    v_N = operations.v_N.numpy()
+    radius = plot_radius_by_level(v_N, norm_N.numpy(), config.max_radius, to / "radius_by_level.svg")
+    ball = plot_ball(points_ND.numpy(), v_N, norm_N.numpy(), config.curvature, to / "ball.svg")
+    return [
+        Picture(radius, f"{whose}Radius of every operation by level (spread sideways at random); boxes are the ranges of the levels, dashed the largest norm. Boxes that share no height: the levels are apart."),
+        Picture(ball, f"{whose}The latent points, seen flat: the distance from the centre is the true norm in the ball, the angle is that of the direction's first two principal components. Neighbours in angle need not be neighbours in the ball."),
+    ]  # fmt: skip
 
 
 def report_command(folder: Path) -> None:
@@ -511,6 +519,11 @@ def seed_table(runs: Sequence[RunSummary]) -> Table:
         (run.arm, run.seed, *(shown(name, run.metrics.get(name)) for name in SEED_METRICS), f"{run.seconds:.0f}")
         for run in sorted(runs, key=lambda run: (run.arm, run.seed))
     ]
+    first = {(run.config.curvature, run.config.max_radius, run.config.radius, run.config.trits): run for run in runs}
+    for run in first.values():
+        beside = baselines(run.config)
+        for name, found in (("closed form", beside["closed_form"]), ("untrained", beside["untrained"])):
+            rows.append((name, "", *(shown(key, found.get(key)) for key in SEED_METRICS), ""))
     columns = (
         "arm",
         "seed",
@@ -528,7 +541,7 @@ def seed_table(runs: Sequence[RunSummary]) -> Table:
         "From scratch, seed by seed",
         columns,
         rows,
-        "The last model of every run, by mean codes. min gap above 0: all levels apart.",
+        "The last model of every run, by mean codes. min gap above 0: all levels apart. Below: radii by the closed form, without learning or codes; and the model of the first seed before training.",
     )
 
 
@@ -598,11 +611,16 @@ def sweep_pictures(
                 "What each factor does: best and last hierarchy of every arm with 95 % intervals over seeds; crosses: the best that the seed study gives for the arm, from one run (stability: the mean of 25).",
             )
         )
-    form = next(iter(closed.values()), None)
+    form = max(closed.values(), key=lambda found: float(found["richness"]), default=None)
     pictures.append(
         Picture(
             plot_pareto(shown_runs, form, ceiling, to / "pareto.svg"),
-            "Hierarchy and richness at the end of every run; the line joins the runs that no other beats in both. Star: the closed form, without learning. Richness of other curvatures or largest norms cannot be compared.",
+            "Hierarchy and richness at the end of every run; the line joins the runs that no other beats in both. Star: the closed form, without learning, in the geometry where it is richest. Richness of other curvatures or largest norms cannot be compared.",
         )
     )
+    best = min(shown_runs, key=lambda run: float(run.final["hierarchy"]))
+    last = steps(folder / best.name / "checkpoints")
+    if last:
+        _, config, model = load_model(str(last[-1]))
+        pictures += latent_pictures(to, config, model, f"{best.name}, the run with the best hierarchy at its end. ")
     return pictures
