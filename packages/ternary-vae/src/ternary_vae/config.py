@@ -300,3 +300,7 @@ class SweepOptions(RunOptions):
     """Trains runs of one shape as one batched model, or each alone."""
     max_stack: int = 64
     """Most runs in one batched model."""
+    engine: Literal["local", "ray"] = "local"
+    """Where runs are trained: processes of this machine, or Ray's tasks on several (pip install 'studycore[ray]')."""
+    address: str | None = None
+    """With --engine ray: host:port of the cluster's head, or auto; without it Ray starts on this machine alone."""

@@ -42,6 +42,8 @@ from ternary_vae.train import Progress, Snapshot, judge_evaluation, start_model
 STAGE = "hierarchy"
 BETAS, EPS = (0.9, 0.999), 1e-8
 """AdamW's, as torch.optim has them by default."""
+VECTOR = 32
+"""Most numbers at the end of a tensor that a vectorised CPU kernel computes otherwise, which rounds otherwise."""
 PER_RUN = ("seed", "projection_seed", "start", "curvature", "max_radius", "lr", "scheduler", "step_epochs", "step_gamma",
            "warmup_epochs", "weight_decay", "early_stopping_patience", "epochs", "hierarchy_weight", "richness_weight",
            "separation_weight", "outer_radius", "inner_radius",
@@ -88,14 +90,21 @@ class Lane:
 
 
 class StackedRadii:
-    """The radius nets of S runs: `weights` and moments [S, ...], their step and their radii of all operations."""
+    """The radius nets of S runs: `weights` and moments [S, ...], their step and their radii of all operations.
+
+    Behind the runs stand copies of the first one, as ballast: a vectorised kernel rounds the last few numbers of a tensor
+    otherwise than the rest, and a run's numbers must not depend on its place in the stack by a single bit.
+    """
 
     def __init__(self, lanes: Sequence[Lane], operations: Operations, device: str):
         first = lanes[0].config
         self.codes: dict[str | None, Code] = {}
         self.first, self.device, self.operations = first, device, operations
         self.view, self.hyperbolic, self.radial = first.view, first.radius == "hyperbolic", RADIAL[first.loss]
-        nets = [lane.model.projection.of(self.view).radius_net for lane in lanes]
+        size = 3**first.trits
+        smallest = min(size, first.batch_size, size % first.batch_size or size)
+        self.ballast = -(-VECTOR // smallest)
+        nets = [lane.model.projection.of(self.view).radius_net for lane in self._filled(lanes)]
         self.prefix = "projection.proj_B." if nets[0] is _net_b(lanes[0].model) else "projection.proj_A."
         self.dtype = lanes[0].model.projection.of(self.view).dtype
         self.net = (
@@ -108,8 +117,12 @@ class StackedRadii:
         self.sampled = samples(first, STAGE, self.view)
         self._index(lanes)
 
+    def _filled(self, lanes: Sequence[Any]) -> list[Any]:
+        return [*lanes, *[lanes[0]] * self.ballast]
+
     def _index(self, lanes: Sequence[Lane]) -> None:
         """What belongs to the runs that are left, and the codes of the distinct (start, seed) among them."""
+        lanes = self._filled(lanes)
         self.configs = [lane.config for lane in lanes]
         keys = [(config.start, config.seed) for config in self.configs]
         self.distinct = list(dict.fromkeys(keys))
@@ -135,16 +148,19 @@ class StackedRadii:
         self.max_S = column([c.max_radius for c in self.configs])
         self.decay_S = column([c.weight_decay for c in self.configs])
         self.weights_S = Weights(*(column(list(values)) for values in zip(*map(Weights.of, self.configs), strict=True)))
-        self.set_targets(lanes)
+        self._set_targets(lanes)
 
     def set_targets(self, lanes: Sequence[Lane]) -> None:
         """What the losses aim at, the first variances of the runs among it."""
+        self._set_targets(self._filled(lanes))
+
+    def _set_targets(self, lanes: Sequence[Lane]) -> None:
         targets = [Targets.of(lane.config, torch.tensor(lane.at.variances, dtype=torch.float64)) for lane in lanes]
         self.targets_S = Targets(*(torch.stack(list(values)).to(self.device) for values in zip(*targets, strict=True)))
 
     def keep(self, lanes: Sequence[Lane], left: Sequence[int]) -> None:
         """Repacks: only these runs go on."""
-        index = torch.tensor(list(left), device=self.device)
+        index = torch.tensor(self._filled(left), device=self.device)
         for stacked in (self.weights, self.exp_avg, self.exp_avg_sq):
             for name in stacked:
                 stacked[name] = stacked[name][index].contiguous()
@@ -198,7 +214,8 @@ class StackedRadii:
             adamw_update(
                 self.weights, gradients, self.exp_avg, self.exp_avg_sq, updates, lr_S, self.decay_S, BETAS, EPS
             )  # fmt: skip
-        detached: dict[str, Tensor] = {name: part.detach().double() for name, part in parts.items()}
+        runs = len(self.configs) - self.ballast
+        detached: dict[str, Tensor] = {name: part.detach().double()[:runs] for name, part in parts.items()}
         return detached
 
     def _of(self, k: int) -> TrainConfig:
@@ -256,71 +273,57 @@ def train_stack(
     v_N = operations.v_N.cpu().numpy()
 
     # -------------------------------------------------------------------------------------------------- the runs
-    lanes: list[Lane] = []
+    lanes, states = _open_lanes(configs, folders, argv, device)
     failed: dict[str, str] = {}
-    states: list[dict[str, Tensor]] = []
-    starts: dict[str | None, Loaded] = {}
-    coverages: dict[str | None, float] = {}
-    for config, folder in zip(configs, folders, strict=True):
-        existing = (folder / "manifest.json").exists()
-        checkpoint, model = load_run_checkpoint(folder, config) if existing else (None, None)
-        if model is None:
-            # A start that several runs share is loaded and verified once.
-            if config.start is not None and config.start not in starts:
-                starts[config.start] = load_model(start_of(config.start, folder))
-            model = start_model(config, folder, starts.get(config.start))
-        run = open_or_create(folder, config, argv, describe(device), existing)
-        at = Progress(**checkpoint.state) if checkpoint else Progress()
-        run.metrics.rows = run.metrics.rows[: at.rows]
-        run.metrics.rewind(at.step if checkpoint else -1)
-        run.update(parameters=count_parameters(model), stack=len(configs))
-        states.append(checkpoint.optimizer if checkpoint else {})
-        lanes.append(Lane(run, config, at, model))
-    steps = {lane.at.step for lane in lanes}
-    if len(steps) > 1:
-        raise UserError(f"stack: its runs stand at steps {sorted(steps)}; runs of a stack go on from one step")
-    resumed = steps != {0} or any(lane.at.rows for lane in lanes)
-    for lane in lanes:
-        # Encoders and decoder are frozen, so the coverage of each start is measured once.
-        if lane.config.start not in coverages:
-            coverages[lane.config.start] = _coverage(lane.model, operations, device)
-        lane.at.variances = lane.at.variances or [0.0] * (lane.config.trits + 1)
-    training = StackedRadii(lanes, operations, device)
-    for s, (lane, state) in enumerate(zip(lanes, states, strict=True)):
-        training.restore(s, state)
-        if not resumed:
-            rho_N, norm_N = training.radii(s)
-            r_N = rho_N if training.hyperbolic else norm_N
-            lane.at.variances = first_variances(r_N, operations.v_N.cpu(), lane.config.trits).tolist()
-    training.set_targets(lanes)
-
-    # ------------------------------------------------------------------------------------------------------ loop
-    every, often = configs[0].eval_every, configs[0].checkpoint_every
-    sums: dict[str, Tensor] = {}
-    if resumed and lanes[0].at.sums:
-        sums = {
-            k: torch.tensor([lane.at.sums[k] for lane in lanes], dtype=torch.float64, device=device)
-            for k in lanes[0].at.sums
-        }
-    epoch, longest, began = lanes[0].at.epoch, max(config.epochs for config in configs), time.monotonic()
     with stop_on_signals() as stop, recording(*[lane.run for lane in lanes]):
+        coverages: dict[str | None, float] = {}
+        resumed = lanes[0].at.rows > 0
+        for lane in lanes:
+            # Encoders and decoder are frozen, so the coverage of each start is measured once.
+            if lane.config.start not in coverages:
+                coverages[lane.config.start] = _coverage(lane.model, operations, device)
+            lane.at.variances = lane.at.variances or [0.0] * (lane.config.trits + 1)
+        training = StackedRadii(lanes, operations, device)
+        for s, (lane, state) in enumerate(zip(lanes, states, strict=True)):
+            training.restore(s, state)
+            if not resumed:
+                rho_N, norm_N = training.radii(s)
+                r_N = rho_N if training.hyperbolic else norm_N
+                lane.at.variances = first_variances(r_N, operations.v_N.cpu(), lane.config.trits).tolist()
+        training.set_targets(lanes)
+
+        # -------------------------------------------------------------------------------------------------- loop
+        every, often = configs[0].eval_every, configs[0].checkpoint_every
+        # A run that was saved alone right after an evaluation has no sums, one of a stack has zeros.
+        names = {name: None for lane in lanes for name in lane.at.sums}
+        sums: dict[str, Tensor] = {
+            k: torch.tensor([lane.at.sums.get(k, 0.0) for lane in lanes], dtype=torch.float64, device=device)
+            for k in names
+        }
+        epoch, longest, began = lanes[0].at.epoch, max(config.epochs for config in configs), time.monotonic()
         while lanes:
+            stopping = bool(stop)  # once for all runs: a signal may come while they are looked at
             # evaluate
             for s, lane in enumerate(lanes):
                 at, config = lane.at, lane.config
                 at.epoch = epoch
                 due_to_evaluate = epoch % every == 0 or epoch == config.epochs
+                due = stopping or (epoch > 0 and epoch % often == 0)
                 improved = False
-                if due_to_evaluate and not resumed:
-                    losses = {f"loss_{name}": float(value[s]) / at.count for name, value in sums.items()}
-                    if not all(map(math.isfinite, losses.values())):
+                losses: dict[str, float] = {}
+                if (due_to_evaluate or due) and not resumed:
+                    losses = {f"loss_{name}": float(value[s]) / at.count for name, value in sums.items() if at.count}
+                    finite = all(map(math.isfinite, losses.values()))
+                    measured = _measure(training, s, v_N, coverages[config.start]) if finite else None
+                    if measured is None:
                         reason = (
                             f"lr: {config.lr} made the loss infinite or NaN in epoch {epoch}; lower it or set grad_clip"
                         )
                         failed[lane.run.folder.name] = reason
                         lane.run.finish("failed", reason)
                         continue
-                    at.metrics = _measure(training, s, v_N, coverages[config.start])
+                    at.metrics = measured
+                if due_to_evaluate and not resumed:
                     for value in sums.values():
                         value[s] = 0.0
                     at.count = 0
@@ -330,10 +333,8 @@ def train_stack(
                     lane.run.metrics.append({"step": at.step, "stage": STAGE, "epoch": epoch, **losses, **at.metrics})
 
                 # save
-                due = bool(stop) or at.ended or (epoch > 0 and epoch % often == 0)
+                due = due or at.ended
                 if not resumed and (improved or due):
-                    if not due_to_evaluate:
-                        at.metrics = _measure(training, s, v_N, coverages[config.start])
                     at.sums = {name: float(value[s]) for name, value in sums.items()}
                     training.update_model(s, lane.model)
                     weights = {name: w.detach().cpu() for name, w in lane.model.state_dict().items()}
@@ -344,7 +345,7 @@ def train_stack(
                         _save(lane, now)
                 if at.ended:
                     _finish(lane, training.codes[config.start], operations)
-                elif stop:
+                elif stopping:
                     lane.run.finish("stopped", f"stopped by {stop.name} at epoch {epoch}")
             resumed = False
             left = [s for s, lane in enumerate(lanes) if not lane.run.closed]
@@ -375,8 +376,46 @@ def train_stack(
     return failed
 
 
-def _measure(training: StackedRadii, s: int, v_N: Any, coverage: float) -> dict[str, Any]:
+def _open_lanes(
+    configs: Sequence[TrainConfig], folders: Sequence[Path], argv: Sequence[str], device: str
+) -> tuple[list[Lane], list[dict[str, Tensor]]]:
+    """The runs with their optimiser states, new or from their checkpoints. UserError unless all go on from one step."""
+    starts: dict[str | None, Loaded] = {}
+    loaded = []
+    for config, folder in zip(configs, folders, strict=True):
+        checkpoint, model = load_run_checkpoint(folder, config)
+        if model is None:
+            # A start that several runs share is loaded and verified once.
+            if config.start is not None and config.start not in starts:
+                starts[config.start] = load_model(start_of(config.start, folder))
+            model = start_model(config, folder, starts.get(config.start))
+        loaded.append((checkpoint, model, Progress(**checkpoint.state) if checkpoint else Progress()))
+    # At step 0 a run is either not begun or evaluated already.
+    steps = {(at.step, at.rows > 0) for *_, at in loaded}
+    if len(steps) > 1:
+        raise UserError(
+            f"stack: its runs stand at steps {sorted(step for step, _ in steps)}; runs of a stack go on from one step"
+        )
+    lanes: list[Lane] = []
+    try:
+        for config, folder, (checkpoint, model, at) in zip(configs, folders, loaded, strict=True):
+            run = open_or_create(folder, config, argv, describe(device), (folder / "manifest.json").exists())
+            lanes.append(Lane(run, config, at, model))
+            run.metrics.rows = run.metrics.rows[: at.rows]
+            run.metrics.rewind(at.step if checkpoint else -1)
+            run.update(parameters=count_parameters(model), stack=len(configs))
+    except BaseException:
+        for lane in lanes:
+            lane.run.close()
+        raise
+    return lanes, [checkpoint.optimizer if checkpoint else {} for checkpoint, *_ in loaded]
+
+
+def _measure(training: StackedRadii, s: int, v_N: Any, coverage: float) -> dict[str, Any] | None:
+    """Run s's metrics; None when its radii are not finite."""
     rho_N, norm_N = training.radii(s)
+    if not bool(rho_N.isfinite().all() and norm_N.isfinite().all()):
+        return None
     return {"coverage": coverage, **radius_metrics(v_N, norm_N.numpy(), rho_N.numpy())}
 
 

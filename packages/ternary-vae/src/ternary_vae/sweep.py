@@ -11,12 +11,12 @@ from typing import Any
 from tqdm import tqdm
 
 from studycore.configuration import check_types, differences, from_dict, read_yaml, to_dict
-from studycore.devices import choose_device, cores, describe, set_threads
+from studycore.devices import choose_device, describe, set_threads
 from studycore.errors import Stopped, UserError
 from studycore.files import read_json
 from studycore.runs import Run, create_run, environment_changes, now, open_run, read_manifest, recording
 from studycore.stopping import StopFlag, stop_on_signals
-from studycore.sweep import Done, plan, run_in_processes
+from studycore.sweep import Done, Runner, plan, runner, share_out
 from ternary_vae.config import ArchitectureConfig, PhaseConfig, RunOptions, SweepConfig, SweepOptions, TrainConfig
 from ternary_vae.record import STUDY
 from ternary_vae.report import write_sweep_report
@@ -116,11 +116,29 @@ def _word(value: Any) -> str:
 
 def train_job(job: Job) -> Done:
     """One job in a worker. A failure is an outcome; it does not end the sweep."""
+    if len(job.folders) == 1:
+        return _train_part(job)
+    # A stack whose worker died may have runs that are done, and runs that were saved at one step more than others.
+    parts: dict[int, list[int]] = {}
+    for k, folder in enumerate(job.folders):
+        if not is_done(folder):
+            parts.setdefault(_next_step(folder), []).append(k)
+    ends = []
+    for part in parts.values():
+        folders, configs = tuple(job.folders[k] for k in part), tuple(job.configs[k] for k in part)
+        ends.append(_train_part(dataclasses.replace(job, folders=folders, configs=configs), stacked=True))
+        if ends[-1].state == "stopped":
+            return ends[-1]
+    return next((end for end in ends if end.state == "failed"), Done("done", ""))
+
+
+def _train_part(job: Job, stacked: bool = False) -> Done:
+    """Runs that go on from one step, as a stack, or one run alone."""
     from ternary_vae.train import train
 
     folder, config = job.folders[0], job.configs[0]
     try:
-        if len(job.folders) > 1:
+        if stacked:
             from ternary_vae.stacked import train_stack
 
             train_stack(job.configs, job.folders, job.options, job.argv)
@@ -157,19 +175,19 @@ def make_jobs(
     stacks.sort(key=lambda group: -sum(planned[name].config.epochs for name in group))
     return {
         " ".join(group): Job(
-            tuple(folder / n for n in group), tuple(planned[n].config for n in group), each, tuple(argv)
+            tuple(folder.absolute() / n for n in group), tuple(planned[n].config for n in group), each, tuple(argv)
         )
         for group in stacks
     }
 
 
 def _next_step(folder: Path) -> int:
-    """Where a run would go on; 0 for one that is not begun."""
+    """Where a run would go on; -1 for one without a checkpoint, which differs from one that was saved at step 0."""
     from studycore.checkpoints import load_latest
 
     root = folder / "checkpoints"
     checkpoint = load_latest(root) if root.is_dir() else None
-    return int(checkpoint.state["step"]) if checkpoint else 0
+    return int(checkpoint.state["step"]) if checkpoint else -1
 
 
 def run_sweep(
@@ -185,8 +203,7 @@ def run_sweep(
     stored = read_manifest(folder) if resume and (folder / "manifest.json").exists() else {}
     if stored and (changed := differences(read_yaml(folder / "config.yaml"), to_dict(sweep))):
         raise UserError(f"{folder}: its configuration is another: {'; '.join(changed)}; start a new sweep for this one")
-    processes = options.processes or (max(1, min(cores(), len(planned))) if device == "cpu" else 1)
-    threads = options.threads or (max(1, cores() // processes) if device == "cpu" else None)
+    processes, threads = share_out(options, device, len(planned))
     set_threads(threads)
     each = RunOptions(device=device, threads=threads, tracker=options.tracker)
     print(f"ternary-vae sweeps on {device} ({reason}): {len(planned)} runs, {processes} processes")
@@ -199,6 +216,7 @@ def run_sweep(
         ids = {name: run_id(p.config) for name, p in planned.items()}
         run.update(runs=ids)
         failed: dict[str, str] = {}
+        train_all = runner(options, device, processes, threads)
         # What others start from comes first; then the rest, longest first.
         for phase_is_first in (True, False):
             names = [
@@ -210,7 +228,7 @@ def run_sweep(
                     failed[name] = f"its start {start} failed: {failed[start]}"
                     names.remove(name)
             jobs = make_jobs(planned, names, folder, each, argv, processes, options.stack == "auto", options.max_stack)
-            failed |= _train(jobs, run, planned, processes, stop)
+            failed |= _train(jobs, run, planned, train_all, stop)
             if stop:
                 run.finish("stopped", f"stopped by {stop.name}")
                 raise Stopped(f"stopped by {stop.name} and saved; `ternary-vae resume {folder}` continues")
@@ -223,26 +241,28 @@ def run_sweep(
 
 
 def _train(
-    jobs: Mapping[str, Job], run: Run, planned: Mapping[str, Planned], processes: int, stop: StopFlag
+    jobs: Mapping[str, Job], run: Run, planned: Mapping[str, Planned], train_all: Runner, stop: StopFlag
 ) -> dict[str, str]:
     """Trains the jobs with progress and a row per run that ends; returns the failed runs with their reasons."""
     failed: dict[str, str] = {}
     weights = {key: sum(c.epochs + c.coverage_epochs / 2 for c in job.configs) for key, job in jobs.items()}
     bar = tqdm(total=sum(len(job.folders) for job in jobs.values()), unit="run", disable=not sys.stderr.isatty())
     ended, started = 0.0, time.monotonic()
-    for key, done in run_in_processes(train_job, jobs, processes, stop):
+    for key, done in train_all(train_job, jobs, stop):
         ended += weights[key]
         left = (time.monotonic() - started) / ended * (sum(weights.values()) - ended)
         names = [folder.name for folder in jobs[key].folders]
         for folder in jobs[key].folders:
-            state = "done" if is_done(folder) else done.state
-            if state != "stopped" and state != "done":
+            state = "done"
+            if not is_done(folder):
+                # A stack is done when all its runs have ended, also those that failed.
+                state = "stopped" if done.state == "stopped" else "failed"
+            if state == "failed":
                 there = (folder / "manifest.json").exists()
                 own = read_manifest(folder) if there else {"state": "", "reason": ""}
-                failed[folder.name] = own["reason"] if own["state"] == "failed" and own["reason"] else done.reason
-            elif state == "done" and not is_done(folder):
-                failed[folder.name] = "ended without a word"
-            run.metrics.append(_row(run, planned[folder.name], "failed" if folder.name in failed else state))
+                reason = own["reason"] if own["state"] == "failed" else done.reason
+                failed[folder.name] = reason or "ended without a word"
+            run.metrics.append(_row(run, planned[folder.name], state))
             bar.update(1)
         shown = names[0] if len(names) == 1 else f"{len(names)} stacked runs, {names[0]} to {names[-1]}"
         tqdm.write(

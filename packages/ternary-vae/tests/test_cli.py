@@ -1,0 +1,260 @@
+"""The command from outside: help, exit codes, errors in one sentence, and a run from its beginning to its end."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from importlib import resources
+from pathlib import Path
+
+import pytest
+import yaml
+
+from studycore.configuration import check_types, read_yaml
+from studycore.metrics import read_rows
+from ternary_vae.cli import STUDY, main
+from ternary_vae.config import SweepConfig, TrainConfig
+from ternary_vae.sweep import plan_sweep
+
+CONFIGS = Path(str(resources.files("ternary_vae"))) / "configs"
+VERBS = [*STUDY.verbs, "report", "resume", "runs", "doctor"]
+TINY = [
+    "--trits", "3", "--latent-dim", "4", "--encoder-sizes", "[12, 8]", "--decoder-sizes", "[8]", "--hidden-dim", "8",
+    "--coverage-epochs", "3", "--epochs", "3", "--batch-size", "10", "--device", "cpu", "--threads", "1",
+]  # fmt: skip
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def command(*arguments, **more):
+    return [sys.executable, "-m", "ternary_vae", *map(str, arguments)]
+
+
+def errors_of(capsys) -> list[str]:
+    return capsys.readouterr().err.strip().splitlines()
+
+
+# --------------------------------------------------------------------------------------------------------------- help
+def test_help_of_every_verb_answers_without_the_heavy_imports():
+    code = """
+import json, sys, time
+from ternary_vae.cli import main
+took = {}
+for verb in json.loads(sys.argv[1]):
+    began = time.process_time()
+    try:
+        code = main([*verb, "--help"])
+    except SystemExit as end:
+        code = end.code
+    took[" ".join(verb)] = time.process_time() - began
+    heavy = [name for name in ("torch", "numpy", "matplotlib", "accelerate", "geoopt", "scipy") if name in sys.modules]
+    assert code in (0, None) and not heavy, (verb, code, heavy)
+print(json.dumps(took))
+"""
+    verbs = [[], *[[verb] for verb in VERBS]]
+    told = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(verbs)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert told.returncode == 0, told.stderr
+    took = json.loads(told.stdout.splitlines()[-1])
+    assert max(took.values()) < 2, took
+    for verb in VERBS:
+        assert f"  {verb} " in told.stdout
+    for flag in ("max_radius", "curvature", "coverage_epochs", "--seeds", "--dry_run", "--tracker", "--max_stack"):
+        assert flag.replace("-", "_") in told.stdout.replace("-", "_"), flag
+    assert "CHECKPOINT" in told.stdout
+
+
+# -------------------------------------------------------------------------------------------------------------- mistakes
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["train", "--max-radius", "1.0"], ["max_radius: 1.0", "ball of curvature 1.0", "less than"]),
+        (["train", "--curvature", "2"], ["max_radius: 0.95", "curvature 2.0", "less than 0.707"]),
+        (["train", "--curvature", "-1"], ["curvature: -1", "above 0"]),
+        (["train", "--learning-rate", "1"], ["learning_rate"]),
+        (["train", "--lr", "fast"], ["lr", "fast", "float"]),
+        (["train", "--lr", "0"], ["lr: 0", "above 0"]),
+        (["train", "--lr", "nan"], ["lr: nan", "finite"]),
+        (["train", "--loss", "best"], ["loss", "best", "ordered"]),
+        (["train", "--config", "nowhere"], ["nowhere", "quick", "v5_11"]),
+        (["train", "--config", "quick"], ["quick", "ternary-vae sweep"]),
+        (["train", "--seeds", "0"], ["--seeds: 0", "at least 1"]),
+        (["train", "--stages", "hierarchy"], ["stages: hierarchy", "start"]),
+        (["train", "--stages", "hierarchy", "--start", "gone"], ["gone", "holds no checkpoint"]),
+        (["train", "--hierarchy-frozen", "[decoder_B]"], ["hierarchy_frozen", "decoder_B", "encoder_A"]),
+        (["train", "--train-fraction", "0"], ["train_fraction: 0"]),
+        (["train", "--trits", "14"], ["trits: 14", "at most 13"]),
+        (["train", "--device", "tpu"], ["--device", "tpu", "cpu"]),
+        (["train", "--resume"], ["--resume", "no earlier", "leave"]),
+        (["train", "--tracker", "abacus"], ["tracker", "abacus", "tensorboard"]),
+        (["finetune"], None),
+        (["finetune", "--lr", "1"], ["'--lr'", "checkpoint", "first"]),
+        (["finetune", "gone"], ["gone", "holds no checkpoint"]),
+        (["finetune", "."], [".", "holds no checkpoint", "run folder"]),
+        (["finetune", "model.pt"], ["model.pt", "ternary-vae import"]),
+        (["sweep"], ["--config", "quick"]),
+        (["sweep", "--config", "joint"], ["stages"]),
+        (["sweep", "--config", "quick", "--seeds", "0"], ["seeds: 0", "at least 1"]),
+        (["sweep", "--config", "quick", "--curvature", "9"], ["experiment", "max_radius"]),
+        (["evaluate", "gone"], ["gone", "holds no checkpoint"]),
+        (["evaluate"], ["checkpoint"]),
+        (["inspect", "gone"], ["gone"]),
+        (["frobnicate"], ["frobnicate", "train"]),
+        (["resume", "missing"], ["missing"]),
+        (["report", "."], ["manifest.json"]),
+        (["report"], ["RUN"]),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_mistakes_get_one_sentence_and_exit_code_2(arguments, named, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if named is None:  # without anything it shows its help
+        assert main(arguments) == 0
+        return
+    assert main(arguments) == 2
+    errors = errors_of(capsys)
+    assert len(errors) == 1
+    for word in named:
+        assert word in errors[0], errors[0]
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("verb", ["train", "sweep"])
+@pytest.mark.parametrize("text", ["trits: {", "- 1", "\x00", "epochs: [1, 2]", "lr: fast", "phases: 3", "base: {lr: x"])
+def test_bad_yaml_gets_one_sentence(verb, text, capsys, tmp_path):
+    (tmp_path / "c.yaml").write_text(text)
+    assert main([verb, "--config", str(tmp_path / "c.yaml")]) == 2
+    (error,) = errors_of(capsys)
+    assert error.startswith("ternary-vae: error: ")
+
+
+def test_a_folder_that_holds_a_run_is_refused(capsys, tmp_path):
+    (tmp_path / "manifest.json").write_text("{}")
+    assert main(["train", *TINY, "--output-dir", str(tmp_path)]) == 2
+    assert "holds a run already; resume it or choose another folder" in errors_of(capsys)[0]
+    assert main(["finetune", str(tmp_path)]) == 2
+    assert "holds no checkpoint" in errors_of(capsys)[0]
+
+
+# -------------------------------------------------------------------------------------------------------- configurations
+def test_every_shipped_configuration_is_valid():
+    for path in CONFIGS.glob("*.yaml"):
+        values = read_yaml(path)
+        if {"phases", "from_scratch"} & set(values):
+            if path.stem not in ("quick", "full"):  # test_sweep plans these
+                assert plan_sweep(SweepConfig(**check_types(SweepConfig, values))), path
+        elif path.stem == "finetune":
+            TrainConfig(**check_types(TrainConfig, {**values, "stages": "hierarchy", "start": "somewhere"}))
+        else:
+            TrainConfig(**check_types(TrainConfig, values))
+
+
+def shown(capsys) -> tuple[dict, str]:
+    """The configuration that a dry run prints, and the rest."""
+    text, _, rest = capsys.readouterr().out.partition("\n\n")
+    return yaml.safe_load(text), rest
+
+
+def test_max_epochs_is_epochs_and_flags_win_over_the_file(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.yaml").write_text("lr: 1.0e-3\nepochs: 7\ntrits: 3\n")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    for flag in ("--max-epochs=9", "--max_epochs=9", "--epochs=9"):
+        assert main(["train", flag, "--config", "c.yaml", "--lr", "0.5", "--dry-run"]) == 0
+        values, rest = shown(capsys)
+        assert (values["epochs"], values["lr"], values["trits"]) == (9, 0.5, 3)
+        assert "1 runs" in rest
+        assert "MiB" in rest
+    assert main(["train", "--max-epochs", "9", "--config", "c.yaml", "--dry-run"]) == 0
+    assert shown(capsys)[0]["epochs"] == 9
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_a_dry_run_of_a_sweep_lists_its_runs_and_writes_nothing(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", *TINY, "--seeds", "2", "--seed", "5", "--dry-run"]) == 0
+    values, rest = shown(capsys)
+    assert values["seeds"] == 2
+    assert "train_s5: from scratch" in rest
+    assert "train_s6: from scratch" in rest
+    assert "2 runs" in rest
+    assert not any(tmp_path.iterdir())
+
+
+# --------------------------------------------------------------------------------------------------------------- a chain
+def test_train_evaluate_inspect_finetune_report_runs_and_resume(tmp_path):
+    """One tiny model through the real command."""
+
+    def call(*arguments):
+        told = subprocess.run(
+            command(*arguments), cwd=tmp_path, capture_output=True, text=True, timeout=120, env=ENVIRONMENT, check=False
+        )
+        assert told.returncode == 0, (arguments, told.stderr)
+        return told.stdout
+
+    assert "done in" in call("train", *TINY)
+    (run,) = (tmp_path / "runs" / "ternary-vae").iterdir()
+    assert run.name.startswith("train-")
+    for file in ("config.yaml", "metrics.jsonl", "history.parquet", "results.json", "report.html", "report.md"):
+        assert (run / file).exists(), file
+    name = str(run.relative_to(tmp_path))
+    told = call("evaluate", name, "--output", "metrics.json")
+    found = json.loads((tmp_path / "metrics.json").read_text())
+    flat = json.dumps(found)
+    for metric in ("coverage", "hierarchy", "somers_d", "closed_form", "untrained"):
+        assert metric in flat, metric
+    assert "coverage" in told
+    assert "hierarchy" in told
+    assert "trits" in call("inspect", name)
+    call("finetune", name, "--epochs", "2", "--device", "cpu", "--threads", "1", "--output-dir", "tuned")
+    manifest = json.loads((tmp_path / "tuned" / "manifest.json").read_text())
+    assert (manifest["verb"], manifest["state"]) == ("finetune", "done")
+    config = read_yaml(tmp_path / "tuned" / "config.yaml")
+    assert (config["trits"], config["latent_dim"], config["stages"], config["start"]) == (3, 4, "hierarchy", name)
+    report = (run / "report.md").read_text()
+    (run / "report.md").unlink()
+    call("report", name)
+    assert (run / "report.md").read_text() == report
+    listed = call("runs")
+    assert name in listed
+    assert "done" in listed
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+    assert "finished" in call("resume", name)
+    assert "finished" in call("train", *TINY, "--resume")
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_that_gets_sigterm_exits_with_3_and_resume_goes_on(tmp_path):
+    flags = [*TINY, "--epochs", "4000", "--early-stopping-patience", "100000", "--checkpoint-every", "5"]
+    folder = tmp_path / "run"
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen(
+            command("train", *flags, "--output-dir", folder), stdout=log, stderr=log, env=ENVIRONMENT
+        )
+        deadline = time.monotonic() + 90
+        while process.poll() is None and time.monotonic() < deadline and len(read_rows(folder / "metrics.jsonl")) < 12:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        code = process.wait(60)
+    told = (tmp_path / "log").read_text()
+    assert code == 3, told
+    assert "Traceback" not in told
+    assert f"SIGTERM in epoch" in told
+    assert f"`ternary-vae resume {folder}` continues" in told
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["state"] == "stopped"
+    rows = read_rows(folder / "metrics.jsonl")
+    assert 12 <= len(rows) < 4000
+    # Going on to the end would take long: another signal, and the rows are those of before and more.
+    with open(tmp_path / "log2", "w") as log:
+        process = subprocess.Popen(command("resume", folder), stdout=log, stderr=log, env=ENVIRONMENT)
+        while process.poll() is None and time.monotonic() < deadline and len(read_rows(folder / "metrics.jsonl")) < len(rows) + 5:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 3, (tmp_path / "log2").read_text()
+    after = read_rows(folder / "metrics.jsonl")
+    assert after[: len(rows)] == rows
+    assert [row["step"] for row in after] == sorted({row["step"] for row in after if row["stage"] == "hierarchy"} | {row["step"] for row in after})[: len(after)] or len(after) > len(rows)
+    assert len(json.loads((folder / "manifest.json").read_text())["resumed"]) == 1

@@ -1,0 +1,432 @@
+"""Runs in a stack are the runs alone: their numbers, ends, failures, checkpoints, and what happens when they are cut off."""
+
+import json
+import os
+import signal
+import warnings
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import ternary_vae.stacked as module
+from studycore.checkpoints import read_index, steps
+from studycore.errors import Stopped, UserError
+from studycore.metrics import read_rows
+from studycore.sweep import Done
+from ternary_vae.config import RunOptions, TrainConfig
+from ternary_vae.record import load_model
+from ternary_vae.stacked import PER_RUN, not_stackable, shape_of, train_stack
+from ternary_vae.sweep import Job, train_job
+from ternary_vae.train import start_model, train
+
+CPU = RunOptions(device="cpu", threads=1)
+FROZEN = ["encoder_A", "encoder_B", "decoder_A", "controller"]
+TINY = {
+    "trits": 3, "latent_dim": 4, "encoder_sizes": [12, 8], "decoder_sizes": [8], "hidden_dim": 8, "batch_size": 10,
+    "dtype": "float64",
+}  # fmt: skip
+LANES = [
+    {"seed": 3, "lr": 1e-2},
+    {"seed": 3, "lr": 2e-2, "curvature": 2.0, "max_radius": 0.65, "scheduler": "cosine"},
+    {"seed": 4, "hierarchy_weight": 1.0, "richness_weight": 7.0, "separation_weight": 0.5, "epochs": 5},
+    {"seed": 4, "lr": 5e-2, "early_stopping_patience": 2, "weight_decay": 0.3},
+    {"seed": 4, "curvature": 0.5, "max_radius": 1.3, "scheduler": "step", "step_epochs": 2, "warmup_epochs": 1},
+    {"seed": 3, "projection_seed": 8, "outer_radius": 0.8, "inner_radius": 0.3, "epochs": 3},
+]
+"""Runs of one shape that differ in what the runs of a stack may differ in."""
+FORMS = [
+    {"loss": "ordered", "view": "b", "code": "mean"},
+    {"loss": "rich_hierarchy", "view": "a", "code": "sample", "deep_share": 0.0},
+    {"loss": "ordered", "view": "a", "code": "sample", "radius": "euclidean", "use_dual_projection": False},
+    {"loss": "rich_hierarchy", "view": "b", "code": "mean", "radius": "euclidean", "grad_clip": None},
+    {"loss": "ordered", "view": "b", "code": "sample", "grad_clip": 0.01, "n_projection_layers": 2},
+    {"loss": "rich_hierarchy", "view": "a", "code": "mean", "eval_every": 2, "checkpoint_every": 3},
+]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """Seed -> a run of the coverage stage to start from."""
+    root = tmp_path_factory.mktemp("sources")
+    made = {}
+    for seed in (3, 4):
+        config = TrainConfig(stages="coverage", seed=seed, coverage_epochs=3, coverage_lr=1e-2, **TINY)
+        made[seed] = str(train(config, root / f"coverage_s{seed}", CPU, quiet=True))
+    return made
+
+
+@pytest.fixture
+def lanes(source):
+    """The configurations of a stack's runs."""
+
+    def make(form=None, chosen=LANES, **changes):
+        base = {"epochs": 7, "scheduler": "constant", "checkpoint_every": 4, "stages": "hierarchy", **TINY}
+        base |= {"start_projections": "drawn", "hierarchy_frozen": FROZEN}
+        each = [{**base, **(form or {}), **lane, **changes} for lane in chosen]
+        return [TrainConfig(**values, start=source[values["seed"]]) for values in each]
+
+    return make
+
+
+def rows_of(folder: Path) -> list[dict]:
+    return read_rows(folder / "metrics.jsonl")
+
+
+def weights_of(folder: Path, which: str = "last") -> dict:
+    return load_file(folder / "checkpoints" / read_index(folder / "checkpoints")[which] / "model.safetensors")
+
+
+def state_of(folder: Path) -> tuple[str, str]:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    return manifest["state"], manifest["reason"]
+
+
+def close(rows: list[dict], others: list[dict], tolerance: float = 1e-8) -> None:
+    """The same epochs and names, and every loss and metric within the tolerance."""
+    assert len(rows) == len(others)
+    for one, other in zip(rows, others, strict=True):
+        assert one.keys() == other.keys()
+        for name, value in one.items():
+            expected = other[name] if isinstance(value, str) else pytest.approx(other[name], rel=0, abs=tolerance)
+            assert value == expected, (name, one["epoch"], value, other[name])
+
+
+def same(one: Path, other: Path) -> None:
+    """Bitwise: rows, weights and optimiser of the last checkpoint, weights of the best, results and end."""
+    assert (one / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
+    for which in ("last", "best"):
+        here, there = (f / "checkpoints" / read_index(f / "checkpoints")[which] for f in (one, other))
+        assert here.name == there.name
+        assert (here / "model.safetensors").read_bytes() == (there / "model.safetensors").read_bytes()
+        assert (here / "optimizer.safetensors").read_bytes() == (there / "optimizer.safetensors").read_bytes()
+    metrics = [json.loads((f / "results.json").read_text())["metrics"] for f in (one, other)]
+    assert metrics[0] == metrics[1]
+    assert state_of(one) == state_of(other)
+    assert state_of(one)[0] == "done"
+
+
+def folders(root: Path, configs: list) -> list[Path]:
+    return [root / f"run{s}" for s in range(len(configs))]
+
+
+# -------------------------------------------------------------------------------------------------- the same numbers
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_stacked_runs_are_the_runs_alone(lanes, tmp_path, form):
+    """float64, over the whole run: against the plain loop, which passes through encoder and decoder in every step."""
+    configs = lanes(form)
+    assert {shape_of(config) for config in configs} == {shape_of(configs[0])}
+    assert [not_stackable(config) for config in configs] == [None] * len(configs)
+    stacked = folders(tmp_path / "stack", configs)
+    assert train_stack(configs, stacked, CPU) == {}
+    for folder, config in zip(stacked, configs, strict=True):
+        alone = train(replace(config, forward="plain"), tmp_path / "alone" / folder.name, CPU, quiet=True)
+        close(rows_of(folder), rows_of(alone))
+        assert state_of(folder) == state_of(alone)
+        assert (folder / "history.parquet").exists()
+        for which in ("last", "best"):
+            found, expected = weights_of(folder, which), weights_of(alone, which)
+            assert found.keys() == expected.keys()
+            for name, weight in found.items():
+                torch.testing.assert_close(weight, expected[name], rtol=0, atol=1e-8)
+        first = start_model(config, folder).state_dict()
+        moved = [name for name, weight in weights_of(alone).items() if not torch.equal(weight, first[name])]
+        assert moved
+        assert all(".radius_net." in name for name in moved)
+        ours, theirs = (json.loads((f / "results.json").read_text())["metrics"] for f in (folder, alone))
+        assert {name: value for name, value in ours.items() if not isinstance(value, str)} == pytest.approx(
+            {name: theirs[name] for name in ours if not isinstance(theirs[name], str)}, rel=0, abs=1e-8
+        )
+    ends = [rows_of(folder)[-1]["epoch"] for folder in stacked]
+    assert ends[2] == 5
+    assert ends[5] == 3
+    assert ends[0] == ends[1] == ends[4] == 7
+
+
+TINIEST = {"float64": 1e-13, "float32": 1e-5}
+
+
+def test_a_run_s_numbers_do_not_depend_on_its_place_in_the_stack(lanes, tmp_path):
+    """To the bit, in float32 as well: what changes nothing is found by comparing histories bit for bit."""
+    for dtype in ("float64", "float32"):
+        form = {"loss": "rich_hierarchy", "view": "a", "code": "sample", "projection_dtype": dtype}
+        configs = lanes(form, epochs=6, eval_every=2)
+        root = tmp_path / dtype
+        train_stack(configs, folders(root / "whole", configs), CPU)
+        order = [4, 1, 3, 0, 5, 2]
+        turned = [root / "turned" / f"run{s}" for s in order]
+        train_stack([configs[s] for s in order], turned, CPU)
+        train_stack(configs[:2], folders(root / "pair", configs[:2]), CPU)
+        for s in range(6):
+            same(root / "whole" / f"run{s}", root / "turned" / f"run{s}")
+        for s in range(2):
+            # Kernels of a batched product depend on how many there are: the last digits.
+            close(rows_of(root / "whole" / f"run{s}"), rows_of(root / "pair" / f"run{s}"), TINIEST[dtype])
+
+
+def test_what_changes_nothing_changes_not_a_bit(lanes, tmp_path):
+    base = {"seed": 3, "lr": 1e-2}
+    configs = lanes(chosen=[base, {**base, "coverage_weight": 10.0}, {**base, "encoder_b_lr": 0.01}, {**base, "lr": 2e-2}])
+    found = folders(tmp_path, configs)
+    train_stack(configs, found, CPU)
+    assert rows_of(found[0]) == rows_of(found[1]) == rows_of(found[2])
+    assert rows_of(found[0]) != rows_of(found[3])
+
+
+# --------------------------------------------------------------------------------------------- ends of single runs
+def test_runs_that_end_early_leave_the_others_as_they_are(lanes, tmp_path):
+    """Patience and fewer epochs: the rest is repacked."""
+    long = lanes(chosen=[LANES[0], LANES[1]], epochs=9)
+    short = lanes(chosen=[LANES[3], {**LANES[5], "epochs": 2}], lr=0.5)
+    mixed = [short[0], long[0], short[1], long[1]]
+    train_stack(mixed, folders(tmp_path / "mixed", mixed), CPU)
+    train_stack(long, folders(tmp_path / "long", long), CPU)
+    for s, k in ((1, 0), (3, 1)):
+        same(tmp_path / "mixed" / f"run{s}", tmp_path / "long" / f"run{k}")
+    assert rows_of(tmp_path / "mixed" / "run0")[-1]["epoch"] < 9, "patience ended it"
+    assert rows_of(tmp_path / "mixed" / "run2")[-1]["epoch"] == 2
+    assert all(state_of(f)[0] == "done" for f in folders(tmp_path / "mixed", mixed))
+
+
+@pytest.mark.parametrize("often", [{}, {"eval_every": 3, "checkpoint_every": 2}], ids=str)
+@pytest.mark.parametrize("lr", [1e120, 1e200])
+def test_a_run_whose_loss_is_not_finite_fails_alone(lanes, tmp_path, lr, often):
+    """Radii may be NaN while the losses before the update are not; and checkpoints fall between evaluations."""
+    good = lanes({"grad_clip": None, **often}, chosen=LANES[:2])
+    bad = lanes({"grad_clip": None, **often}, chosen=[{"seed": 3, "lr": lr}])
+    failed = train_stack([good[0], bad[0], good[1]], folders(tmp_path / "mixed", good + bad), CPU)
+    train_stack(good, folders(tmp_path / "good", good), CPU)
+    for s, k in ((0, 0), (2, 1)):
+        same(tmp_path / "mixed" / f"run{s}", tmp_path / "good" / f"run{k}")
+    state, reason = state_of(tmp_path / "mixed" / "run1")
+    assert state == "failed"
+    assert failed == {"run1": reason}
+    assert reason.startswith(f"lr: {lr} made the loss infinite or NaN")
+    assert "lower it" in reason
+
+
+# ----------------------------------------------------------------------------------------------- what may be stacked
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"stages": "coverage_hierarchy"}, "other stages"),
+        ({"stages": "coverage"}, "other stages"),
+        ({"stages": "joint"}, "other stages"),
+        ({"hierarchy_frozen": ["encoder_A", "decoder_A"]}, "not frozen"),
+        ({"hierarchy_frozen": ["encoder_A", "encoder_B"]}, "not frozen"),
+        ({"loss": "geodesic"}, "geodesic"),
+        ({"view": "both"}, "both views"),
+        ({"projection_dropout": 0.1}, "dropout"),
+        ({"train_fraction": 0.5}, "part of the operations"),
+        ({"forward": "plain"}, "plain"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_stacked_says_why(lanes, changes, reason):
+    (config,) = lanes(chosen=[{"seed": 3}])
+    assert not_stackable(config) is None
+    assert reason in not_stackable(replace(config, **changes))
+
+
+OTHER = {
+    "trits": 4, "latent_dim": 5, "encoder_sizes": [9], "decoder_sizes": [9], "activation": "silu", "encoder_norm": True,
+    "encoder_dropout": 0.1, "hidden_dim": 9, "n_projection_layers": 2, "projection_dropout": 0.1,
+    "use_dual_projection": False, "use_controller": True, "radius": "euclidean", "dtype": "float32",
+    "projection_dtype": "float32", "train_fraction": 0.5, "start_projections": "loaded", "stages": "joint",
+    "coverage_code": "mean", "hierarchy_frozen": ["encoder_A"], "batch_size": 9, "deep_share": 0.1, "grad_clip": None,
+    "loss": "rich_hierarchy", "view": "a", "code": "sample", "eval_every": 2, "checkpoint_every": 3, "forward": "plain",
+}  # fmt: skip
+"""Another value of each field that the runs of a stack share."""
+
+
+def test_shapes_separate_what_may_not_be_stacked(lanes):
+    (config,) = lanes(chosen=[{"seed": 3}])
+    assert set(OTHER) | set(PER_RUN) == {f.name for f in fields(TrainConfig)}
+    assert not set(OTHER) & set(PER_RUN)
+    for name, value in OTHER.items():
+        assert shape_of(replace(config, **{name: value})) != shape_of(config), name
+
+
+def test_a_stack_refuses_runs_that_stand_at_different_steps(lanes, tmp_path):
+    configs = lanes(chosen=LANES[:2])
+    train(configs[0], tmp_path / "run0", CPU, quiet=True)
+    with pytest.raises(UserError, match="stack: its runs stand at"):
+        train_stack(configs, folders(tmp_path, configs), CPU)
+
+
+# -------------------------------------------------------------------------------------------------- killed and stopped
+def interrupt(count: int, number: int, name: str = "adamw_update") -> None:
+    """Makes the count-th call of a name in the stack's loop send this process a signal."""
+    original, calls = getattr(module, name), []
+
+    def calling(*arguments, **kwargs):
+        result = original(*arguments, **kwargs)
+        calls.append(1)
+        if len(calls) == count:
+            os.kill(os.getpid(), number)
+        return result
+
+    setattr(module, name, calling)
+
+
+def killed(configs, where, count, name="adamw_update"):
+    """Trains a stack in a forked child until it gets SIGKILL; its exit code."""
+    with warnings.catch_warnings():
+        # Python 3.12 warns of threads, of which this process has none at work.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
+        try:
+            interrupt(count, signal.SIGKILL, name)
+            train_stack(configs, where, CPU)
+        finally:
+            os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+CUT = {
+    "every epoch": {"eval_every": 1, "checkpoint_every": 4},
+    "evaluations and checkpoints apart": {"eval_every": 2, "checkpoint_every": 3},
+    "samples": {"loss": "rich_hierarchy", "code": "sample", "view": "a", "checkpoint_every": 2},
+}
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_a_stack_that_was_killed_goes_on_to_the_bit(lanes, tmp_path, name):
+    """SIGKILL before any checkpoint; between two of them. An epoch has 3 steps."""
+    configs = lanes(CUT[name], chosen=[LANES[0], LANES[1], LANES[4]])
+    straight, cut = folders(tmp_path / "straight", configs), folders(tmp_path / "cut", configs)
+    for count in (2, 3 * 5 + 2):
+        assert killed(configs, cut, count) == -signal.SIGKILL
+    assert len(steps(cut[0] / "checkpoints")) >= 1
+    assert state_of(cut[0])[0] == "running"
+    train_stack(configs, cut, CPU)
+    train_stack(configs, straight, CPU)
+    for one, other in zip(straight, cut, strict=True):
+        same(one, other)
+        assert len(json.loads((other / "manifest.json").read_text())["resumed"]) == 2
+
+
+def test_a_run_of_a_stack_may_go_on_alone_and_back_in_a_stack(lanes, tmp_path):
+    configs = lanes({"eval_every": 2, "checkpoint_every": 3}, chosen=[LANES[0], LANES[1], LANES[4]])
+    straight, cut = folders(tmp_path / "straight", configs), folders(tmp_path / "cut", configs)
+    train_stack(configs, straight, CPU)
+    assert killed(configs, cut, 3 * 5 + 2) == -signal.SIGKILL
+    train(configs[1], cut[1], CPU, resume=True, quiet=True)
+    close(rows_of(cut[1]), rows_of(straight[1]))
+    for name, weight in weights_of(cut[1]).items():
+        torch.testing.assert_close(weight, weights_of(straight[1])[name], rtol=0, atol=1e-8)
+    train_stack([configs[0], configs[2]], [cut[0], cut[2]], CPU)
+    same(straight[0], cut[0])
+    same(straight[2], cut[2])
+
+
+def test_runs_saved_alone_and_in_a_stack_go_on_together(lanes, tmp_path, monkeypatch):
+    configs = lanes(chosen=[LANES[0], LANES[1]])
+    straight, cut = folders(tmp_path / "straight", configs), folders(tmp_path / "cut", configs)
+    train_stack(configs, straight, CPU)
+    assert killed(configs[:1], cut[:1], 3 * 5) == -signal.SIGKILL
+    import ternary_vae.train as alone
+
+    calls = []
+    original = alone.learning_rate
+
+    def raising(*arguments):
+        calls.append(1)
+        if len(calls) == 3 * 5:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(alone, "learning_rate", raising)
+        with pytest.raises(KeyboardInterrupt):
+            train(configs[1], cut[1], CPU, quiet=True)
+    train_stack(configs, cut, CPU)
+    same(straight[0], cut[0])
+    close(rows_of(cut[1]), rows_of(straight[1]))
+
+
+STOPS = {
+    "before any step": ("_measure", 1),
+    "in the first epoch": ("adamw_update", 1),
+    "between two checkpoints": ("adamw_update", 3 * 4 + 2),
+    "while the runs are judged": ("judge_evaluation", 3 * 2 + 2),
+}
+
+
+@pytest.mark.parametrize("often", [{}, {"eval_every": 2, "checkpoint_every": 3}], ids=str)
+@pytest.mark.parametrize("stop", STOPS)
+def test_a_stack_that_was_stopped_has_saved_every_run_and_goes_on_to_the_bit(lanes, tmp_path, monkeypatch, stop, often):
+    configs = lanes(often, chosen=[LANES[0], LANES[1], LANES[4]])
+    straight, cut = folders(tmp_path / "straight", configs), folders(tmp_path / "cut", configs)
+    train_stack(configs, straight, CPU)
+    name, count = STOPS[stop]
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, getattr(module, name))
+        interrupt(count, signal.SIGTERM, name)
+        with pytest.raises(Stopped, match="SIGTERM"):
+            train_stack(configs, cut, CPU)
+    assert {state_of(folder)[0] for folder in cut} == {"stopped"}
+    (step,) = {steps(folder / "checkpoints")[-1].name for folder in cut}
+    assert {rows_of(folder)[-1]["epoch"] for folder in cut} == {rows_of(cut[0])[-1]["epoch"]}
+    train_stack(configs, cut, CPU)
+    for one, other in zip(straight, cut, strict=True):
+        same(one, other)
+    assert rows_of(cut[0])[-1]["step"] > int(step.removeprefix("step-"))
+
+
+def test_checkpoints_of_a_stack_load_like_any(lanes, tmp_path):
+    """Checksums, probe, and the stored metrics computed again by the whole model."""
+    configs = lanes({"loss": "rich_hierarchy", "view": "a", "eval_every": 2, "checkpoint_every": 3}, chosen=LANES[:3])
+    found = folders(tmp_path, configs)
+    train_stack(configs, found, CPU)
+    for folder, config in zip(found, configs, strict=True):
+        kept = steps(folder / "checkpoints")
+        assert len(kept) >= 2
+        for path in kept:
+            checkpoint, stored, _ = load_model(str(path))
+            assert stored == config
+            assert checkpoint.state["metrics"].keys() >= {"coverage", "hierarchy", "somers_d", "richness"}
+        best = load_model(str(folder))[0]
+        values = [row["hierarchy"] for row in rows_of(folder)]
+        assert best.state["metrics"]["hierarchy"] == min(values)
+        assert best.path.name == read_index(folder / "checkpoints")["best"]
+
+
+# ------------------------------------------------------------------------------------------------ a sweep's job
+def job_of(configs, where):
+    return Job(tuple(where), tuple(configs), CPU, ())
+
+
+def test_a_job_whose_worker_died_goes_on_where_each_of_its_runs_stands(lanes, tmp_path):
+    """One run has ended by then, and one was saved a step earlier than the others."""
+    configs = lanes(chosen=[LANES[0], LANES[5], LANES[1], LANES[4]])
+    straight, cut = folders(tmp_path / "straight", configs), folders(tmp_path / "cut", configs)
+    train_stack(configs, straight, CPU)
+    assert killed(configs, cut, 2, name="_save") == -signal.SIGKILL
+    assert [state_of(folder)[0] for folder in cut] == ["running", "done", "running", "running"]
+    assert [len(steps(folder / "checkpoints")) for folder in cut] == [1, 1, 0, 0]
+    before = (cut[1] / "results.json").stat().st_mtime_ns
+    assert train_job(job_of(configs, cut)) == Done("done", "")
+    assert (cut[1] / "results.json").stat().st_mtime_ns == before
+    for one, other in zip(straight, cut, strict=True):
+        same(one, other)
+
+
+def test_runs_saved_at_step_0_are_not_runs_that_were_never_begun(lanes, tmp_path, monkeypatch):
+    configs = lanes(chosen=[LANES[0], LANES[1]])
+    straight, cut = folders(tmp_path / "straight", configs), folders(tmp_path / "cut", configs)
+    train_stack(configs, straight, CPU)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_coverage", module._coverage)
+        interrupt(1, signal.SIGTERM, "_coverage")
+        with pytest.raises(Stopped):
+            train_stack(configs[:1], cut[:1], CPU)
+    assert [path.name for path in steps(cut[0] / "checkpoints")] == ["step-0"]
+    with pytest.raises(UserError, match="stack: its runs stand at"):
+        train_stack(configs, cut, CPU)
+    assert train_job(job_of(configs, cut)) == Done("done", "")
+    for one, other in zip(straight, cut, strict=True):
+        same(one, other)
