@@ -8,6 +8,7 @@ from pathlib import Path
 
 from studycore.cli import Study, main
 from studycore.errors import Stopped, UserError
+from studycore.ray_engine import run_on_ray
 from studycore.stopping import stop_on_signals
 from studycore.sweep import Done, run_in_processes
 
@@ -30,7 +31,9 @@ def job(value):
         os.kill(os.getpid(), signal.SIGKILL)
     if kind == "is deaf at first":
         time.sleep(1.5)
-    if kind in ("waits", "is deaf at first"):
+    if kind in ("waits", "is deaf at first") or (
+        kind == "waits once" and len(Path(file).read_text().splitlines()) == 1
+    ):
         with stop_on_signals() as stop:
             for _ in range(3000):
                 if stop:
@@ -38,16 +41,26 @@ def job(value):
                     Path(f"{file}.saved").write_text(str(stop.name))
                     return Done("stopped", "saved")
                 time.sleep(0.01)
+    if kind == "until":
+        while not Path(file).with_name("go").exists():
+            time.sleep(0.01)
     if kind == "slow":
         time.sleep(1.0)
     return Done("done", "")
 
 
+def jobs_of(folder, kinds):
+    return {f"{i}-{kind}": (kind, str(Path(folder) / f"{i}")) for i, kind in enumerate(kinds)}
+
+
 def sweep_verb(argv):
-    """`sweep FOLDER KIND...`: one job of each kind on two workers."""
-    jobs = {f"{i}-{kind}": (kind, str(Path(argv[0]) / f"{i}")) for i, kind in enumerate(argv[1:])}
+    """`sweep FOLDER KIND...`: one job of each kind on two workers; `sweep ray FOLDER KIND...`: on Ray."""
     with stop_on_signals() as stop:
-        for name, done in run_in_processes(job, jobs, 2, stop):
+        if argv[0] == "ray":
+            running = run_on_ray(job, jobs_of(argv[1], argv[2:]), None, stop, at_once=2)
+        else:
+            running = run_in_processes(job, jobs_of(argv[0], argv[1:]), 2, stop)
+        for name, done in running:
             print(f"{name}: {done.state}: {done.reason}", flush=True)
     if stop:
         raise Stopped("sweep stopped")

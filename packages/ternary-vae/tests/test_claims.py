@@ -179,3 +179,23 @@ def test_a_plateau_is_supported_only_by_runs_as_long_as_the_seed_studys(epochs, 
     left = [scratch("mended", s, [0.0, 0.9], coverage_epochs=epochs) for s in range(4)]
     found = verdicts([], [*stuck, *left])
     assert (found["plateau_frozen_decoder"], found["plateau_mended"]) == (verdict, "refuted")
+
+
+def test_unseen_operations_have_targets_of_their_own():
+    """Training on a tenth: claimed of the unseen alone, and the plain model's 86 % does not pass."""
+    from ternary_vae.claims import target_claims
+    from ternary_vae.config import TrainConfig
+
+    def found(fraction, coverage, order):
+        metrics = {"coverage_unseen": coverage, "hierarchy_unseen": -order, "hierarchy_ceiling_unseen": 0.832}
+        return [(TrainConfig(seed=seed, train_fraction=fraction), metrics) for seed in range(6)]
+
+    def verdicts(given):
+        return {claim["id"]: claim["verdict"] for claim in target_claims(given)}
+
+    assert verdicts(found(0.1, 0.99, 0.831)) == {"unseen_coverage": "supported", "unseen_hierarchy": "supported"}
+    assert verdicts(found(0.1, 0.86, 0.831)) == {"unseen_coverage": "refuted", "unseen_hierarchy": "supported"}
+    assert verdicts(found(0.1, 0.99, 0.82)) == {"unseen_coverage": "supported", "unseen_hierarchy": "refuted"}
+    inverted = verdicts(found(0.1, 0.99, -0.831))
+    assert inverted["unseen_hierarchy"] == "refuted"
+    assert set(verdicts(found(0.5, 0.99, 0.831)).values()) == {"not run"}

@@ -12,8 +12,9 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
-from typing import Any
+from typing import Any, Protocol
 
+from studycore.devices import cores
 from studycore.errors import UserError
 from studycore.stopping import StopFlag, stop_on_signals
 
@@ -93,6 +94,60 @@ class Done:
 
     state: str
     reason: str
+
+
+class Engine(Protocol):
+    """The flags of a sweep that say where its jobs run."""
+
+    @property
+    def engine(self) -> str: ...
+    @property
+    def address(self) -> str | None: ...
+    @property
+    def processes(self) -> int | None: ...
+    @property
+    def threads(self) -> int | None: ...
+
+
+Runner = Callable[[Callable[[Any], Done], Mapping[str, Any], StopFlag], Iterator[tuple[str, Done]]]
+"""Takes a job, its values by name and the stop flag; yields (name, how it ended) as run_in_processes does."""
+
+
+def share_out(options: Engine, device: str, jobs: int) -> tuple[int, int | None]:
+    """(jobs at the same time, threads of each), where the flags leave them open: None is torch's own choice.
+
+    On this machine one job per core, or one on a GPU; on a cluster one per core, or per GPU, of all its machines.
+    UserError for an address without Ray, and for a cluster that cannot be used.
+    """
+    if options.engine != "ray" and options.address is not None:
+        raise UserError(f"--address: '{options.address}' is for --engine ray; give that too, or leave the address out")
+    if options.engine == "ray":
+        from studycore.ray_engine import load, slots
+
+        load()
+        if options.address is not None:
+            there = slots(options.address, *_needs(device, options.threads))
+            threads = options.threads or (1 if device == "cpu" else None)
+            return options.processes or max(1, min(there, jobs)), threads
+    processes = options.processes or (max(1, min(cores(), jobs)) if device == "cpu" else 1)
+    return processes, options.threads or (max(1, cores() // processes) if device == "cpu" else None)
+
+
+def runner(options: Engine, device: str, processes: int, threads: int | None) -> Runner:
+    """What runs the jobs: processes of this machine, or Ray (studycore.ray_engine)."""
+    if options.engine != "ray":
+        return lambda job, jobs, stop: run_in_processes(job, jobs, processes, stop)
+    from studycore.ray_engine import run_on_ray
+
+    # A cluster may grow: what is not asked for is not bounded there.
+    at_once = processes if options.address is None else options.processes
+    cpus, gpus = _needs(device, threads)
+    return lambda job, jobs, stop: run_on_ray(job, jobs, options.address, stop, at_once, cpus, gpus)
+
+
+def _needs(device: str, threads: int | None) -> tuple[int, int]:
+    """Cores and GPUs of one job."""
+    return threads or 1, int(device == "cuda")
 
 
 def run_in_processes(

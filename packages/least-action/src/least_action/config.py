@@ -252,6 +252,10 @@ class SweepOptions(RunOptions):
     """Trains runs of one shape as one batched model: auto measures both ways and takes the faster."""
     max_stack: int = 64
     """Most runs in one batched model."""
+    engine: Literal["local", "ray"] = "local"
+    """Where runs are trained: processes of this machine, or Ray's tasks on several (pip install 'studycore[ray]')."""
+    address: str | None = None
+    """With --engine ray: host:port of the cluster's head, or auto; without it Ray starts on this machine alone."""
 
 
 def is_prime(n: int) -> bool:

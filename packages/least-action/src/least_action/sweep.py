@@ -15,11 +15,11 @@ from least_action.config import RunOptions, SweepConfig, SweepOptions, TrainerCo
 from least_action.record import STUDY
 from least_action.report import summarise, write_sweep_report
 from studycore.configuration import check_types, differences, from_dict, read_yaml, to_dict
-from studycore.devices import choose_device, cores, describe, set_threads
+from studycore.devices import choose_device, describe, set_threads
 from studycore.errors import Stopped, UserError
 from studycore.runs import Run, create_run, environment_changes, now, open_run, read_manifest, recording
 from studycore.stopping import StopFlag, stop_on_signals
-from studycore.sweep import Done, Planned, plan, run_in_processes
+from studycore.sweep import Done, Planned, Runner, plan, runner, share_out
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,7 @@ def run_sweep(
         raise UserError(f"{folder}: its configuration is another: {'; '.join(changed)}; start a new sweep for this one")
     # A sweep that was cut off goes on with the experiments it was to run.
     chosen = stored.get("chosen") or choose_experiments(list(experiments), options)
-    processes = options.processes or (max(1, min(cores(), len(chosen))) if device == "cpu" else 1)
-    threads = options.threads or (max(1, cores() // processes) if device == "cpu" else None)
+    processes, threads = share_out(options, device, len(chosen))
     set_threads(threads)
     each = RunOptions(device=device, threads=threads, tracker=options.tracker)
     print(
@@ -109,11 +108,12 @@ def run_sweep(
         run.update(runs=list(experiments), chosen=chosen, stacking=how)
         jobs = {
             " ".join(names): Job(
-                tuple(folder / n for n in names), tuple(experiments[n][1] for n in names), each, tuple(argv)
+                tuple(folder.absolute() / n for n in names), tuple(experiments[n][1] for n in names), each, tuple(argv)
             )
             for names in stacks
         }
-        failed = _train(jobs, run, experiments, processes, stop, len(todo))
+        train_all = runner(options, device, processes, threads)
+        failed = _train(jobs, run, experiments, train_all, stop, len(todo))
         if stop:
             run.finish("stopped", f"stopped by {stop.name}")
             raise Stopped(f"stopped by {stop.name} and saved; `least-action resume {folder}` continues")
@@ -129,7 +129,7 @@ def _train(
     jobs: Mapping[str, Job],
     run: Run,
     experiments: Mapping[str, tuple[Planned, TrainerConfig]],
-    processes: int,
+    train_all: Runner,
     stop: StopFlag,
     total: int,
 ) -> dict[str, str]:
@@ -140,7 +140,7 @@ def _train(
     for name in experiments:
         if is_done(run.folder / name):
             run.metrics.append(_row(run, name, experiments, "done"))
-    for key, done in run_in_processes(train_job, jobs, processes, stop):
+    for key, done in train_all(train_job, jobs, stop):
         for folder in jobs[key].folders:
             name, ended = folder.name, ended + 1
             state = "done" if is_done(folder) else done.state

@@ -98,7 +98,6 @@ def _train_command(verb: str, argv: list[str], start: str | None = None) -> None
 
 def _finetune_values(argv: list[str], start: str | None) -> tuple[dict[str, object], dict[str, object]]:
     """finetune's configuration: defaults < the checkpoint's architecture < the file < flags."""
-    from studycore.checkpoints import load_checkpoint
     from studycore.configuration import check_types, find_config, parse, read_yaml, take_config, to_dict
     from ternary_vae.config import ArchitectureConfig, TrainConfig, TrainOptions
 
@@ -106,6 +105,7 @@ def _finetune_values(argv: list[str], start: str | None) -> tuple[dict[str, obje
     if start is None:
         parse([TrainConfig, TrainOptions], argv, "ternary-vae finetune", PACKAGE)  # prints the help
         raise AssertionError
+    from studycore.checkpoints import load_checkpoint
     from ternary_vae.record import find_checkpoint
 
     stored = load_checkpoint(find_checkpoint(start)).config
@@ -174,22 +174,23 @@ def _sweep(sweep: object, options: object, argv: list[str], verb: str) -> None:
 
 def evaluate_verb(argv: list[str]) -> None:
     """`ternary-vae evaluate CHECKPOINT`."""
-    from ternary_vae.report import evaluate_command
-
     parser = Parser(prog="ternary-vae evaluate", description=STUDY.verbs["evaluate"][0])
     parser.add_argument("checkpoint", help="a run folder, or a checkpoint's own folder")
     parser.add_argument("--output", help="a JSON file for the metrics as well")
     options = parser.parse_args(argv)
+    from ternary_vae.report import evaluate_command
+
     evaluate_command(options.checkpoint, options.output)
 
 
 def inspect_verb(argv: list[str]) -> None:
     """`ternary-vae inspect CHECKPOINT`."""
-    from ternary_vae.inspection import inspect_command
-
     parser = Parser(prog="ternary-vae inspect", description=STUDY.verbs["inspect"][0])
     parser.add_argument("checkpoint", help="a run folder, a checkpoint's own folder, or a .pt file")
-    inspect_command(parser.parse_args(argv).checkpoint)
+    options = parser.parse_args(argv)
+    from ternary_vae.inspection import inspect_command
+
+    inspect_command(options.checkpoint)
 
 
 def import_verb(argv: list[str]) -> None:

@@ -101,7 +101,9 @@ class TrainConfig(ArchitectureConfig):
     coverage_patience: int | None = 3
     """Ends the coverage stage after this many evaluations in a row with every training operation right; null: runs on."""
     coverage_lr: float = 2e-3
-    """Learning rate of the coverage stage, constant with a linear warm-up."""
+    """Learning rate of the coverage stage, after a linear warm-up."""
+    coverage_scheduler: Literal["constant", "cosine"] = "constant"
+    """constant, or cosine to 0 at coverage_epochs."""
     coverage_code: Literal["sample", "mean"] = "sample"
     """What the decoder sees in the coverage stage and in joint training: samples, with the KL divergence, or the mean alone."""
     coverage_frozen: list[str] = field(default_factory=list)

@@ -481,17 +481,22 @@ def scratch_statistics(runs: Sequence[RunSummary]) -> dict[str, dict[str, Any]]:
             "smallest": min(last), "largest": max(last), "full": len(epochs),
             "full_coverage_epoch": float(np.mean(epochs)) if epochs else None,
         }  # fmt: skip
+        unseen = [run.metrics["coverage_unseen"] for run in own if "coverage_unseen" in run.metrics]
+        if unseen:
+            found[arm] |= {"coverage_unseen": float(np.mean(unseen)), "smallest_unseen": min(unseen)}
     return found
 
 
 def scratch_table(found: Mapping[str, Metrics]) -> Table:
     """Coverage of the arms that start from scratch."""
+    partly = any("coverage_unseen" in s for s in found.values())
     rows = [
         (
             arm, s["n"], fixed(s["coverage"], 5), fixed(s["coverage_std"], 5),
             "n = 1" if s["coverage_low"] is None else f"[{s['coverage_low']:.5f}, {s['coverage_high']:.5f}]",
             f"{s['smallest']:.5f} to {s['largest']:.5f}", f"{s['full']} of {s['runs']}",
             "never" if s["full_coverage_epoch"] is None else f"{s['full_coverage_epoch']:.1f}",
+            *([f"{s['coverage_unseen']:.5f} ({s['smallest_unseen']:.5f})" if "coverage_unseen" in s else "all seen"] if partly else []),
         )
         for arm, s in found.items()
     ]  # fmt: skip
@@ -504,6 +509,7 @@ def scratch_table(found: Mapping[str, Metrics]) -> Table:
         "range",
         "runs that reached 100 %",
         "at epoch (mean of these)",
+        *(["of the unseen (worst)"] if partly else []),
     )
     return Table(
         "From scratch",
@@ -513,17 +519,22 @@ def scratch_table(found: Mapping[str, Metrics]) -> Table:
     )
 
 
+UNSEEN_METRICS = ("coverage_unseen", "hierarchy_unseen", "hierarchy_ceiling_unseen", "somers_d_unseen")
+
+
 def seed_table(runs: Sequence[RunSummary]) -> Table:
     """Runs from scratch with both stages, seed by seed."""
+    partly = any(run.config.train_fraction < 1 for run in runs)
+    names = (*SEED_METRICS, *(UNSEEN_METRICS if partly else ()))
     rows = [
-        (run.arm, run.seed, *(shown(name, run.metrics.get(name)) for name in SEED_METRICS), f"{run.seconds:.0f}")
+        (run.arm, run.seed, *(shown(name, run.metrics.get(name)) for name in names), f"{run.seconds:.0f}")
         for run in sorted(runs, key=lambda run: (run.arm, run.seed))
     ]
     first = {(run.config.curvature, run.config.max_radius, run.config.radius, run.config.trits): run for run in runs}
     for run in first.values():
         beside = baselines(run.config)
         for name, found in (("closed form", beside["closed_form"]), ("untrained", beside["untrained"])):
-            rows.append((name, "", *(shown(key, found.get(key)) for key in SEED_METRICS), ""))
+            rows.append((name, "", *(shown(key, found.get(key)) for key in names), ""))
     columns = (
         "arm",
         "seed",
@@ -535,6 +546,7 @@ def seed_table(runs: Sequence[RunSummary]) -> Table:
         "min gap",
         "tied radii",
         "richness",
+        *(("coverage, unseen", "hierarchy, unseen", "its ceiling", "Somers' D, unseen") if partly else ()),
         "seconds",
     )
     return Table(
@@ -547,11 +559,12 @@ def seed_table(runs: Sequence[RunSummary]) -> Table:
 
 def seed_metrics(runs: Sequence[RunSummary]) -> dict[str, Any]:
     """Each from-scratch run's metrics, and the smallest and largest over runs."""
+    names_of_all = (*SEED_METRICS, *UNSEEN_METRICS)
     each = {
-        f"{run.arm}/{run.seed}": {**without_none({k: run.metrics.get(k) for k in SEED_METRICS}), "seconds": run.seconds}
+        f"{run.arm}/{run.seed}": {**without_none({k: run.metrics.get(k) for k in names_of_all}), "seconds": run.seconds}
         for run in runs
     }
-    names = [name for name in (*SEED_METRICS, "seconds") if all(name in values for values in each.values())]
+    names = [name for name in (*names_of_all, "seconds") if all(name in values for values in each.values())]
     return {
         "seeds": each,
         "min": {name: min(values[name] for values in each.values()) for name in names},

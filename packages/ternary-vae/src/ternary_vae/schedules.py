@@ -22,7 +22,10 @@ def learning_rate(config: TrainConfig, stage: str, stage_step: int, steps_per_ep
     """The rate of a stage's update, before the factors of encoders; cosine and warm-up change with every update, steps
     with every epoch."""
     if stage == "coverage":
-        return config.coverage_lr * min(1.0, (stage_step + 1) / COVERAGE_WARMUP_STEPS)
+        warm = min(1.0, (stage_step + 1) / COVERAGE_WARMUP_STEPS)
+        share = min(1.0, stage_step / steps_per_epoch / config.coverage_epochs)
+        fall = (1 + math.cos(math.pi * share)) / 2 if config.coverage_scheduler == "cosine" else 1.0
+        return config.coverage_lr * warm * fall
     return config.lr * schedule_factor(config, stage_step / steps_per_epoch)
 
 

@@ -48,7 +48,7 @@ PER_RUN = ("seed", "projection_seed", "start", "curvature", "max_radius", "lr", 
            "warmup_epochs", "weight_decay", "early_stopping_patience", "epochs", "hierarchy_weight", "richness_weight",
            "separation_weight", "outer_radius", "inner_radius",
            # These reach nothing that such a run trains.
-           "coverage_weight", "coverage_epochs", "coverage_patience", "coverage_lr", "coverage_frozen", "encoder_a_lr",
+           "coverage_weight", "coverage_epochs", "coverage_patience", "coverage_lr", "coverage_scheduler", "coverage_frozen", "encoder_a_lr",
            "encoder_b_lr", "kl_weight", "kl_warmup_epochs", "free_bits", "n_pairs", "rank_loss_weight",
            "radial_weight")  # fmt: skip
 """Fields in which the runs of a stack may differ."""
