@@ -27,7 +27,7 @@ TINY = [
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def command(*arguments, **more):
+def command(*arguments) -> list[str]:
     return [sys.executable, "-m", "ternary_vae", *map(str, arguments)]
 
 
@@ -49,10 +49,11 @@ for verb in json.loads(sys.argv[1]):
         code = end.code
     took[" ".join(verb)] = time.process_time() - began
     heavy = [name for name in ("torch", "numpy", "matplotlib", "accelerate", "geoopt", "scipy") if name in sys.modules]
-    assert code in (0, None) and not heavy, (verb, code, heavy)
+    assert code in (0, None), (verb, code)
+    assert not heavy, (verb, heavy)
 print(json.dumps(took))
 """
-    verbs = [[], *[[verb] for verb in VERBS]]
+    verbs = [[], *[[verb] for verb in VERBS if verb != "import"]]
     told = subprocess.run(
         [sys.executable, "-c", code, json.dumps(verbs)], capture_output=True, text=True, timeout=60, check=False
     )
@@ -76,7 +77,7 @@ print(json.dumps(took))
         (["train", "--learning-rate", "1"], ["learning_rate"]),
         (["train", "--lr", "fast"], ["lr", "fast", "float"]),
         (["train", "--lr", "0"], ["lr: 0", "above 0"]),
-        (["train", "--lr", "nan"], ["lr: nan", "finite"]),
+        (["train", "--lr", "nan"], ["lr: nan", "give a float"]),
         (["train", "--loss", "best"], ["loss", "best", "ordered"]),
         (["train", "--config", "nowhere"], ["nowhere", "quick", "v5_11"]),
         (["train", "--config", "quick"], ["quick", "ternary-vae sweep"]),
@@ -89,7 +90,6 @@ print(json.dumps(took))
         (["train", "--device", "tpu"], ["--device", "tpu", "cpu"]),
         (["train", "--resume"], ["--resume", "no earlier", "leave"]),
         (["train", "--tracker", "abacus"], ["tracker", "abacus", "tensorboard"]),
-        (["finetune"], None),
         (["finetune", "--lr", "1"], ["'--lr'", "checkpoint", "first"]),
         (["finetune", "gone"], ["gone", "holds no checkpoint"]),
         (["finetune", "."], [".", "holds no checkpoint", "run folder"]),
@@ -110,9 +110,6 @@ print(json.dumps(took))
 )  # fmt: skip
 def test_mistakes_get_one_sentence_and_exit_code_2(arguments, named, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    if named is None:  # without anything it shows its help
-        assert main(arguments) == 0
-        return
     assert main(arguments) == 2
     errors = errors_of(capsys)
     assert len(errors) == 1
@@ -189,7 +186,7 @@ def test_train_evaluate_inspect_finetune_report_runs_and_resume(tmp_path):
 
     def call(*arguments):
         told = subprocess.run(
-            command(*arguments), cwd=tmp_path, capture_output=True, text=True, timeout=120, env=ENVIRONMENT, check=False
+            command(*arguments), cwd=tmp_path, capture_output=True, text=True, timeout=300, env=ENVIRONMENT, check=False
         )
         assert told.returncode == 0, (arguments, told.stderr)
         return told.stdout
@@ -241,7 +238,7 @@ def test_a_run_that_gets_sigterm_exits_with_3_and_resume_goes_on(tmp_path):
     told = (tmp_path / "log").read_text()
     assert code == 3, told
     assert "Traceback" not in told
-    assert f"SIGTERM in epoch" in told
+    assert "SIGTERM in epoch" in told
     assert f"`ternary-vae resume {folder}` continues" in told
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["state"] == "stopped"
@@ -250,11 +247,15 @@ def test_a_run_that_gets_sigterm_exits_with_3_and_resume_goes_on(tmp_path):
     # Going on to the end would take long: another signal, and the rows are those of before and more.
     with open(tmp_path / "log2", "w") as log:
         process = subprocess.Popen(command("resume", folder), stdout=log, stderr=log, env=ENVIRONMENT)
-        while process.poll() is None and time.monotonic() < deadline and len(read_rows(folder / "metrics.jsonl")) < len(rows) + 5:
+        while (
+            process.poll() is None
+            and time.monotonic() < deadline
+            and len(read_rows(folder / "metrics.jsonl")) < len(rows) + 5
+        ):
             time.sleep(0.02)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 3, (tmp_path / "log2").read_text()
     after = read_rows(folder / "metrics.jsonl")
     assert after[: len(rows)] == rows
-    assert [row["step"] for row in after] == sorted({row["step"] for row in after if row["stage"] == "hierarchy"} | {row["step"] for row in after})[: len(after)] or len(after) > len(rows)
+    assert [row["epoch"] for row in after if row["stage"] == "hierarchy"] == list(range(len(after) - 4))
     assert len(json.loads((folder / "manifest.json").read_text())["resumed"]) == 1
