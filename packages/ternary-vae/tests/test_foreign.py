@@ -12,8 +12,9 @@ from studycore.errors import UserError
 from studycore.files import read_json
 from studycore.runs import read_manifest
 from ternary_vae import foreign
+from ternary_vae.cli import import_verb as import_command
 from ternary_vae.evaluate import all_metrics
-from ternary_vae.foreign import import_command, layout_of, read_old
+from ternary_vae.foreign import layout_of, read_old
 from ternary_vae.inspection import examine_old, inspect_command
 from ternary_vae.operations import Operations
 from ternary_vae.record import load_model, read_config

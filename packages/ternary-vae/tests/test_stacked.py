@@ -399,7 +399,7 @@ def test_checkpoints_of_a_stack_load_like_any(lanes, tmp_path):
 
 # ------------------------------------------------------------------------------------------------ a sweep's job
 def job_of(configs, where):
-    return Job(tuple(where), tuple(configs), CPU, ())
+    return Job(tuple(where), tuple(configs), CPU, (), len(configs) > 1)
 
 
 def test_a_job_whose_worker_died_goes_on_where_each_of_its_runs_stands(lanes, tmp_path):

@@ -376,6 +376,11 @@ def test_projections_may_be_drawn_anew(small, tmp_path):
     [
         ({"coverage_lr": 1e30}, "coverage_lr: 1e\\+30 made the loss infinite or NaN .* coverage stage; lower it"),
         ({"stages": "joint", "lr": 1e30}, "^lr: 1e\\+30 made the loss infinite or NaN .* joint stage; lower it"),
+        # A checkpoint that falls between evaluations must not see it either.
+        (
+            {"stages": "joint", "lr": 1e30, "eval_every": 4, "checkpoint_every": 1},
+            "^lr: 1e\\+30 made the loss infinite or NaN .* joint stage; lower it",
+        ),
     ],
     ids=str,
 )

@@ -7,6 +7,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from types import UnionType
@@ -64,7 +65,7 @@ def check_types(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
 
     _check_fields([cls], values)
     try:
-        checked = _parser([cls], "").parse_object(dict(values), defaults=False).as_dict()
+        checked = _checker(cls).parse_object(dict(values), defaults=False).as_dict()
     except (argparse.ArgumentError, TypeError) as error:
         raise UserError(_sentence(str(error), [cls])) from None
     return {name: checked[name] for name in values}
@@ -99,6 +100,12 @@ def _parser(classes: Sequence[type], prog: str) -> Any:
     for cls in classes:
         parser.add_class_arguments(cls)
     return parser
+
+
+@cache
+def _checker(cls: type) -> Any:
+    """The parser that `check_types` uses; building one takes longer than using it."""
+    return _parser([cls], "")
 
 
 def _check_fields(classes: Sequence[type], values: Mapping[str, Any], source: str = "") -> None:

@@ -194,10 +194,30 @@ def inspect_verb(argv: list[str]) -> None:
 
 
 def import_verb(argv: list[str]) -> None:
-    """`ternary-vae import FILE FOLDER [architecture flags]`."""
-    from ternary_vae.foreign import import_command
+    """`ternary-vae import FILE FOLDER [--key-map MAP.yaml] [architecture flags]`."""
+    from studycore.configuration import build, parse
+    from ternary_vae.config import ArchitectureConfig, ImportOptions
 
-    import_command(argv)
+    classes: list[type] = [ImportOptions, ArchitectureConfig]
+    if not argv or argv[0] in ("--help", "-h"):
+        print(
+            "usage: ternary-vae import FILE FOLDER [--key-map MAP.yaml] [architecture flags]\n\n"
+            "FILE: a .pt file. FOLDER: the run folder to make. What the tensors do not show and the file's\n"
+            "configuration does not say must be given as flags; those given win over the file's.\n"
+        )
+        parse(classes, ["--help"], "ternary-vae import", PACKAGE, partial=True, file=False)
+        return
+    if len(argv) < 2 or argv[0].startswith("-") or argv[1].startswith("-"):
+        raise UserError("import: needs a .pt file and the folder to make; give both first, then the flags")
+    given, flags = parse(classes, argv[2:], "ternary-vae import", PACKAGE, partial=True, file=False)
+    from ternary_vae.foreign import import_file
+
+    file, folder = Path(argv[0]), Path(argv[1])
+    metrics = import_file(file, folder, flags, build(ImportOptions, given), ["ternary-vae", "import", *argv])
+    shown = [
+        f"{name} {metrics[name]:.6g}" for name in ("coverage", "hierarchy", "somers_d", "richness") if name in metrics
+    ]
+    print(f"{folder}: imported {file.name}: {', '.join(shown)}")
 
 
 def resume_run(folder: Path) -> None:
@@ -216,7 +236,8 @@ def resume_run(folder: Path) -> None:
     argv = list(manifest["argv"])
     device, threads = manifest["devices"]["device"].partition(":")[0], manifest["devices"]["threads"]
     if manifest["verb"] == "sweep":
-        run_sweep(read_sweep_config(folder), folder, SweepOptions(device=device, resume=True), argv, resume=True)
+        options = SweepOptions(**manifest.get("options", {}), device=device, resume=True)
+        run_sweep(read_sweep_config(folder), folder, options, argv, resume=True)
         print_report(folder)
     else:
         _train(folder, read_config(folder), RunOptions(device=device, threads=threads), True, argv, manifest["verb"])

@@ -306,3 +306,13 @@ class SweepOptions(RunOptions):
     """Where runs are trained: processes of this machine, or Ray's tasks on several (pip install 'studycore[ray]')."""
     address: str | None = None
     """With --engine ray: host:port of the cluster's head, or auto; without it Ray starts on this machine alone."""
+
+
+@dataclass(frozen=True)
+class ImportOptions:
+    """What `import` asks for besides the architecture."""
+
+    key_map: str | None = None
+    """YAML file of prefixes, 'theirs: ours', that come before the built-in map; null drops what begins so."""
+    view: Literal["a", "b"] = "b"
+    """The encoder that the headline metrics look at."""

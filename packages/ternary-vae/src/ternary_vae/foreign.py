@@ -16,15 +16,15 @@ import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from studycore.configuration import build, check_types, parse, read_yaml
+from studycore.configuration import build, check_types, read_yaml
 from studycore.errors import UserError
 from studycore.files import sha256
-from ternary_vae.config import ArchitectureConfig, TrainConfig
+from ternary_vae.config import ArchitectureConfig, ImportOptions, TrainConfig
 from ternary_vae.model import TernaryVAEV5_11_PartialFreeze, architecture_of
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -71,16 +71,6 @@ NUMBER_CODES = {
     "u1": "B", "u2": "H", "u4": "I", "u8": "Q",
 }  # fmt: skip
 """Plain number types of numpy and their codes in `struct`."""
-
-
-@dataclass(frozen=True)
-class ImportOptions:
-    """What `import` asks for besides the architecture."""
-
-    key_map: str | None = None
-    """YAML file of prefixes, 'theirs: ours', that come before the built-in map; null drops what begins so."""
-    view: Literal["a", "b"] = "b"
-    """The encoder that the headline metrics look at."""
 
 
 @dataclass(frozen=True)
@@ -424,25 +414,3 @@ def import_file(
         write_results(folder, STUDY, "import", metrics, [])
         run.finish("done", f"imported {file.name}")
     return metrics
-
-
-def import_command(argv: list[str]) -> None:
-    """`ternary-vae import FILE FOLDER [--key-map MAP.yaml] [architecture flags]`."""
-    classes: list[type] = [ImportOptions, ArchitectureConfig]
-    if not argv or argv[0] in ("--help", "-h"):
-        print(
-            "usage: ternary-vae import FILE FOLDER [--key-map MAP.yaml] [architecture flags]\n\n"
-            "FILE: a .pt file. FOLDER: the run folder to make. What the tensors do not show and the file's\n"
-            "configuration does not say must be given as flags; those given win over the file's.\n"
-        )
-        parse(classes, ["--help"], "ternary-vae import", "ternary_vae", partial=True, file=False)
-        return
-    if len(argv) < 2 or argv[0].startswith("-") or argv[1].startswith("-"):
-        raise UserError("import: needs a .pt file and the folder to make; give both first, then the flags")
-    given, flags = parse(classes, argv[2:], "ternary-vae import", "ternary_vae", partial=True, file=False)
-    file, folder = Path(argv[0]), Path(argv[1])
-    metrics = import_file(file, folder, flags, build(ImportOptions, given), ["ternary-vae", "import", *argv])
-    shown = [
-        f"{name} {metrics[name]:.6g}" for name in ("coverage", "hierarchy", "somers_d", "richness") if name in metrics
-    ]
-    print(f"{folder}: imported {file.name}: {', '.join(shown)}")

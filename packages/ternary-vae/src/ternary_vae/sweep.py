@@ -60,6 +60,8 @@ class Job:
     configs: tuple[TrainConfig, ...]
     options: RunOptions
     argv: tuple[str, ...]
+    stacked: bool = False
+    """Trained as a stack, even where it is one run: its rounding is then that of its like."""
 
 
 def plan_sweep(sweep: SweepConfig) -> dict[str, Planned]:
@@ -116,7 +118,7 @@ def _word(value: Any) -> str:
 
 def train_job(job: Job) -> Done:
     """One job in a worker. A failure is an outcome; it does not end the sweep."""
-    if len(job.folders) == 1:
+    if not job.stacked:
         return _train_part(job)
     # A stack whose worker died may have runs that are done, and runs that were saved at one step more than others.
     parts: dict[int, list[int]] = {}
@@ -126,19 +128,19 @@ def train_job(job: Job) -> Done:
     ends = []
     for part in parts.values():
         folders, configs = tuple(job.folders[k] for k in part), tuple(job.configs[k] for k in part)
-        ends.append(_train_part(dataclasses.replace(job, folders=folders, configs=configs), stacked=True))
+        ends.append(_train_part(dataclasses.replace(job, folders=folders, configs=configs)))
         if ends[-1].state == "stopped":
             return ends[-1]
     return next((end for end in ends if end.state == "failed"), Done("done", ""))
 
 
-def _train_part(job: Job, stacked: bool = False) -> Done:
+def _train_part(job: Job) -> Done:
     """Runs that go on from one step, as a stack, or one run alone."""
     from ternary_vae.train import train
 
     folder, config = job.folders[0], job.configs[0]
     try:
-        if stacked:
+        if job.stacked:
             from ternary_vae.stacked import train_stack
 
             train_stack(job.configs, job.folders, job.options, job.argv)
@@ -175,7 +177,11 @@ def make_jobs(
     stacks.sort(key=lambda group: -sum(planned[name].config.epochs for name in group))
     return {
         " ".join(group): Job(
-            tuple(folder.absolute() / n for n in group), tuple(planned[n].config for n in group), each, tuple(argv)
+            tuple(folder.absolute() / n for n in group),
+            tuple(planned[n].config for n in group),
+            each,
+            tuple(argv),
+            stack and not not_stackable(planned[group[0]].config),
         )
         for group in stacks
     }
@@ -214,7 +220,8 @@ def run_sweep(
             if is_done(folder / name):
                 run.metrics.append(_row(run, planned[name], "done"))
         ids = {name: run_id(p.config) for name, p in planned.items()}
-        run.update(runs=ids)
+        kept = ("processes", "threads", "stack", "max_stack", "tracker", "engine", "address")
+        run.update(runs=ids, options={name: getattr(options, name) for name in kept})
         failed: dict[str, str] = {}
         train_all = runner(options, device, processes, threads)
         # What others start from comes first; then the rest, longest first.

@@ -150,6 +150,16 @@ class Progress:
     """Of the radius within each level when the stage began."""
 
 
+def refuse_nan(values: Mapping[str, Any], config: TrainConfig, stage: str, epoch: int) -> None:
+    """UserError naming the learning rate where a loss or a metric is infinite or NaN; nothing of it is saved."""
+    if not all(math.isfinite(value) for value in values.values()):
+        rate = "coverage_lr" if stage == "coverage" else "lr"
+        raise UserError(
+            f"{rate}: {getattr(config, rate)} made the loss infinite or NaN in epoch {epoch} of the {stage} stage; lower "
+            "it or set grad_clip"
+        )
+
+
 def judge_evaluation(at: Progress, config: TrainConfig, stage: str, last_stage: bool) -> bool:
     """Brings best, patience and the end of the stage up to date after an evaluation; whether it is the best so far."""
     if stage == "coverage":
@@ -289,15 +299,12 @@ def train(
                 # evaluate: every process does, to the same numbers; a resumed run has done so for its first epoch
                 due_to_evaluate = at.epoch == epochs or at.epoch % config.eval_every == 0
                 improved = False
+                if not resumed:
+                    refuse_nan({name: float(value) for name, value in sums.items()}, config, stage, at.epoch)
                 if due_to_evaluate and not resumed:
                     losses = {f"loss_{name}": float(value) / at.count for name, value in sums.items()}
-                    if not all(map(math.isfinite, losses.values())):
-                        rate = "coverage_lr" if stage == "coverage" else "lr"
-                        raise UserError(
-                            f"{rate}: {getattr(config, rate)} made the loss infinite or NaN in epoch {at.epoch} of the "
-                            f"{stage} stage; lower it or set grad_clip"
-                        )
                     at.metrics = evaluate(model, config, operations, seen_N, stage)
+                    refuse_nan(at.metrics, config, stage, at.epoch)
                     sums, at.count = {}, 0
                     improved = judge_evaluation(at, config, stage, last_stage)
                     at.ended = at.ended or at.epoch == epochs
@@ -323,6 +330,7 @@ def train(
                 if run is not None and not resumed and (improved or due):
                     if not due_to_evaluate:
                         at.metrics = evaluate(model, config, operations, seen_N, stage)
+                        refuse_nan(at.metrics, config, stage, at.epoch)
                     at.sums = {name: float(value) for name, value in sums.items()}
                     now = Snapshot(
                         at.step,
