@@ -34,6 +34,17 @@ CONFIGS = Path(str(resources.files("retrofit"))) / "configs"
         (["run", "--method", "gram", "--device", "tpu"], ["--device", "tpu"]),
         (["run", "--method", "gram", "--device", "cpu", "--model", "nobody/nothing"], ["--model", "nobody/nothing"]),
         (["run", "--method", "gram", "--resume"], ["--resume", "no earlier"]),
+        (
+            ["run", "--method", "gram", "--device", "cpu", "--model", "./x"],
+            ["--model: './x'", "no such file or folder"],
+        ),
+        (["run", "--method", "gram", "--device", "cpu", "--dataset", "x.txt"], ["--dataset: 'x.txt'", "no such file"]),
+        (
+            ["run", "--method", "gram", "--device", "cpu", "--model", "nobody/nothing", "--validation-dataset", "/x"],
+            ["--validation-dataset: '/x'", "no such file"],
+        ),
+        (["measure", "/x/y", "--device", "cpu"], ["--model: '/x/y'", "no such file or folder"]),
+        (["measure", "--device", "cpu", "--dataset", "x.jsonl"], ["--dataset: 'x.jsonl'", "no such file"]),
         (["compare", "--method", "gram"], ["--arms"]),
         (["compare", "--arms", "[gram, magic]"], ["arms", "magic"]),
         (["compare", "--arms", "[norm_matched]"], ["geometry"]),
@@ -218,6 +229,17 @@ def test_compare_writes_the_seeds_files_and_goes_on_where_it_was(small, tmp_path
     results = json.loads((folder / "results.json").read_text())
     assert results["metrics"]["training_tokens_per_run"] == 4 * 4 * 16
     assert results["metrics"]["arms"]["gram"]["n"] == 1
+    arm = results["metrics"]["arms"]["gram"]
+    for name in ("up_kappa", "down_kappa", "up_omega", "act_kappa_centred", "act_kappa_uncentred"):
+        assert {f"final_{name}_median", f"final_{name}_geometric_mean"} <= set(arm)
+    report = (folder / "report.md").read_text()
+    header = report.split("## Arms")[1].strip().splitlines()[0]
+    assert {"grad norm", "penalty's", "clip rate"} <= {cell.strip() for cell in header.split("|")}
+    for said in (
+        "on 64 fixed tokens", "Warning: 64 tokens are fewer than 4 x the FFN's width 64", "4 updates of 4 blocks",
+        "0.0125 % of its tokens", "A transport every 2 updates", "Gram weight 0.01", "A seed varies the order of batches",
+    ):  # fmt: skip
+        assert said in report, said
     # One start: the same first row for all.
     firsts = {json.loads((folder / n).read_text())["initial"]["val_ppl"] for n in ("standard.json", "geometry.json")}
     assert len(firsts) == 1

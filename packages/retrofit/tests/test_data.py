@@ -155,6 +155,29 @@ def test_one_file_is_split_by_hash_and_without_overlap(small, tmp_path):
     assert set(fewer) <= set(held_out)  # a document's split does not depend on the others
 
 
+@pytest.mark.parametrize("words", range(4))
+def test_one_document_cannot_be_split(small, tmp_path, words):
+    """Whichever side its hash would put it on."""
+    path = tmp_path / "one.txt"
+    path.write_text(f"w{words} w2\nw3 w4\n")
+    with pytest.raises(
+        UserError, match=r"1 document was found in .* separate documents by empty lines or <\|endoftext\|>"
+    ):
+        load_documents(small(dataset=str(path), validation_dataset=None))
+
+
+@pytest.mark.parametrize("name", ["./texts", "/nowhere/texts", "../texts", "a/b.txt", "b.jsonl", "b.json", "b.parquet"])
+def test_a_misspelt_path_is_not_looked_for_on_the_hub(small, tmp_path, monkeypatch, name):
+    import datasets
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: pytest.fail("asked the hub"))
+    with pytest.raises(UserError, match=f"^--dataset: '{name}': there is no such file or folder"):
+        read_source(MeasureConfig(), name, "train", 7)
+    with pytest.raises(UserError, match="there is no such file or folder"):
+        load_documents(small(validation_dataset=name))
+
+
 def test_windows_predict_each_token_once_and_know_its_document(small):
     config = small(end_of_text="before")
     tokenizer = load_tokenizer(config.model)

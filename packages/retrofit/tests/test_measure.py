@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 import shutil
 
 import pytest
@@ -13,12 +14,14 @@ from retrofit.config import MeasureConfig, RunOptions
 from retrofit.measure import (
     ActivationRow,
     MatrixRow,
+    kind_of,
     measure,
     measure_weights,
     roles_of_matrices,
     summarise,
     token_note,
 )
+from retrofit.report import look
 from studycore.errors import UserError
 
 
@@ -127,3 +130,21 @@ def test_every_matrix_has_a_role(kind):
     rows, _ = measure_weights(model, embeddings=True)
     assert {row.name: row.role for row in rows} == roles
     assert sum(row.role == "up" for row in rows) == 2
+
+
+def test_figures_keep_kinds_apart(run):
+    assert kind_of("transformer.h.0.attn.c_proj") == "attn.c_proj"
+    assert kind_of("transformer.h.1.mlp.c_proj") == "mlp.c_proj"
+    assert kind_of("model.layers.3.self_attn.q_proj") == "self_attn.q_proj"
+    assert kind_of("lm_head") == "lm_head"
+    folder = run("llama", embeddings=True)
+    for name in ("spectra.svg", "kappa.svg"):
+        text = (folder / "figures" / name).read_text()
+        for kind in ("self_attn.o_proj", "mlp.down_proj", "lm_head"):
+            assert text.count(f">{kind}<") == 1
+    assert not re.search(r">\d\.\d+<", text)  # layers are whole numbers
+
+
+def test_curves_differ_in_colour_line_or_marker():
+    assert len({look(i)[:2] for i in range(28)}) == 28
+    assert len({look(i)[::2] for i in range(28)}) == 28

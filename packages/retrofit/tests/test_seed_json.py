@@ -75,11 +75,40 @@ def test_a_damaged_file_is_named(folder, capsys):
         (3000, 9.5, "scenario 2"),
         (4200, 10.5, "scenario 3"),
         (1750, 10.5, "none of the seed study's three"),
-        (6000, 12.0, "scenario 3"),
+        (4600, 10.7, "scenario 3"),
+        (4900, 10.85, "scenario 3"),
+        (6000, 12.0, "none of the seed study's three scenarios: geometry does harm"),
     ],
 )
 def test_the_seeds_own_figures_fall_in_its_scenarios(cond, ppl, words):
     assert words in scenario(result(cond, ppl), result(4600, 10.7))
+
+
+def test_geometry_that_does_harm_is_no_minimal_effect():
+    """The run on the embedded default: perplexity +75 %, conditioning +105 %, beside a control of +1 % and +7 %."""
+    standard = result(4738 * 1.0729, 10.9 * 1.011)
+    said = scenario(result(4738 * 2.048, 10.9 * 1.749), standard)
+    assert "geometry does harm" in said
+    assert "conditioning +90.9 % and perplexity +73 %" in said
+    assert "minimal effect" not in said
+    only = scenario(result(1750, 10.9 * 1.75), standard)
+    assert "geometry does harm" in only
+    assert "conditioning as in scenario 1" in only
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity"])
+def test_a_number_that_is_not_finite_is_missing(folder, capsys, value):
+    path = folder / "geometry.json"
+    path.write_text(path.read_text().replace('"cond": 2500', f'"cond": {value}').replace("4200", value))
+    found = read_result(path)
+    assert found.final["cond"] is None
+    assert found.conditioning == [4738, None]
+    assert main(["report", str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert "not run" in out
+    assert "No scenario: seed_ff_gram was not measured" in out
+    path.write_text(json.dumps(README_SHAPE).replace('"ppl": 9.2', f'"ppl": {value}'))
+    assert "No scenario: perplexity was not measured" in scenario(read_result(path), read_folder(folder)["standard"])
 
 
 def result(cond, ppl):

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from retrofit.config import EMBEDDED_DATASET, RunConfig
+from retrofit.models import check_local
 from studycore.errors import UserError
 from studycore.files import read_text
 from studycore.streams import generator
@@ -83,6 +84,14 @@ def _read_both(config: RunConfig) -> tuple[list[str], list[str]]:
         held_out = read_source(config, config.dataset, config.validation_split, config.validation_docs)
     else:
         every = read_source(config, config.dataset, "", None)
+        if len(every) == 1:
+            mend = (
+                f"separate documents by empty lines or {SEPARATOR}" if config.dataset.endswith(".txt") else "give more"
+            )
+            raise UserError(
+                f"--dataset: 1 document was found in '{config.dataset}', and none is left to validate on; "
+                f"{mend}, or name a --validation-dataset"
+            )
         chosen = [_hash_share(text) < FILE_VALIDATION_SHARE for text in every]
         train = [text for text, held in zip(every, chosen, strict=True) if not held][: config.max_docs]
         held_out = [text for text, held in zip(every, chosen, strict=True) if held][: config.validation_docs]
@@ -139,6 +148,7 @@ def read_source(config: Any, source: str, split: str, limit: int | None) -> list
     """Up to `limit` documents of a split of the embedded corpus, a file, or a hub dataset or folder."""
     if source == EMBEDDED_DATASET:
         return _embedded(split, limit)
+    check_local("--dataset", source)
     path = Path(source)
     if path.is_file():
         documents = {".txt": _read_txt, ".jsonl": _read_jsonl, ".json": _read_jsonl, ".parquet": _read_parquet}

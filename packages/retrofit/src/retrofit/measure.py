@@ -13,14 +13,15 @@ from torch import Tensor, nn
 from retrofit.blocks import find_blocks, find_matrices
 from retrofit.config import MeasureConfig, RunOptions
 from retrofit.data import cut_blocks, fingerprint, read_source
-from retrofit.models import context_of, load_model, load_tokenizer, weights_fingerprint
+from retrofit.models import check_local, context_of, load_model, load_tokenizer, weights_fingerprint
 from retrofit.record import LIBRARIES, STUDY
-from retrofit.report import table_text
+from retrofit.report import layer_ticks, look, table_text
 from retrofit.spectra import (
     RELATIVE_RIDGE,
     activation_kappa,
     activation_moments,
     enough_tokens,
+    few_tokens,
     gaussian_kappa,
     geometric_mean,
     median,
@@ -33,7 +34,7 @@ from studycore.claims import Statement, judge, not_run
 from studycore.configuration import to_dict
 from studycore.devices import choose_device, describe, set_threads
 from studycore.errors import UserError
-from studycore.figures import COLOURS, new_figure, save_figure
+from studycore.figures import new_figure, save_figure
 from studycore.files import write_atomic
 from studycore.report import Picture, Report, Table, claims_text, write_report, write_results
 from studycore.runs import create_run, recording
@@ -179,8 +180,7 @@ def token_note(activations: Sequence[ActivationRow]) -> tuple[str, str]:
         why = f"{tokens} tokens are fewer than the FFN's width {widest}, where only the ridge would be measured"
         return f"Not run: {why}; give --activation-tokens {4 * widest} or more.", why
     floor = f"White noise would have {noise_floor(tokens, widest):.3g} on {tokens} tokens of width {widest} (Marchenko-Pastur)."
-    few = f"{tokens} tokens are fewer than 4 x the FFN's width {widest}: chance alone raises kappa"
-    return floor, few if tokens < 4 * widest else ""
+    return floor, few_tokens(tokens, widest)
 
 
 def measure(config: MeasureConfig, folder: Path, options: RunOptions, argv: Sequence[str]) -> Path:
@@ -188,6 +188,8 @@ def measure(config: MeasureConfig, folder: Path, options: RunOptions, argv: Sequ
     device, reason = choose_device(options.device)
     set_threads(options.threads)
     print(f"retrofit measures on {device} ({reason})")
+    if config.dataset is not None:
+        check_local("--dataset", config.dataset)
     model, commit = load_model(config.model, config.model_revision)
     blocks = find_blocks(model)
     model.to(device).eval()
@@ -303,30 +305,38 @@ def write_csv(path: Path, rows: Sequence[Any]) -> None:
     write_atomic(path, buffer.getvalue())
 
 
+def kind_of(name: str) -> str:
+    """The last two parts of a matrix's name that are no numbers: attn.c_proj is another kind than mlp.c_proj."""
+    return ".".join([part for part in name.split(".") if not part.isdigit()][-2:])
+
+
 def plot_spectra(spectra: dict[str, Tensor], path: Path) -> Path:
-    """s_i / s_1 over i / k, one line per matrix, coloured by kind of matrix."""
-    figure, axis = new_figure(6.5, 3.8)
-    kinds = list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in spectra))
+    """s_i / s_1 over i / k, one line per matrix, drawn by kind of matrix."""
+    figure, axis = new_figure(7.5, 3.8)
+    kinds = list(dict.fromkeys(map(kind_of, spectra)))
     told: set[str] = set()
     for name, s_k in spectra.items():
-        kind = name.rsplit(".", 1)[-1]
+        kind = kind_of(name)
         y = (s_k / s_k.max()).clamp_min(1e-12).tolist() if s_k.max() > 0 else [1e-12] * len(s_k)
         x = [i / max(len(y) - 1, 1) for i in range(len(y))]
         label = kind if kind not in told else None
         told.add(kind)
-        axis.plot(x, y, color=COLOURS[kinds.index(kind) % len(COLOURS)], alpha=0.6, linewidth=0.9, label=label)
+        colour, line, _ = look(kinds.index(kind))
+        axis.plot(x, y, color=colour, linestyle=line, alpha=0.6, linewidth=0.9, label=label)
     axis.set(xlabel="index over rank", ylabel="singular value over the largest", yscale="log")
-    axis.legend(fontsize=7, ncols=2)
+    figure.legend(fontsize=7, loc="outside right upper")
     return save_figure(figure, path)
 
 
 def plot_kappas(rows: Sequence[MatrixRow], path: Path) -> Path:
-    """kappa by matrix, in order of depth; singular ones are left out."""
-    figure, axis = new_figure(6.5, 3.2)
-    kinds = list(dict.fromkeys(row.name.rsplit(".", 1)[-1] for row in rows))
-    for i, kind in enumerate(kinds):
-        own = [row.kappa for row in rows if row.name.rsplit(".", 1)[-1] == kind and math.isfinite(row.kappa)]
-        axis.plot(range(len(own)), own, marker="o", markersize=3, color=COLOURS[i % len(COLOURS)], label=kind)
-    axis.set(xlabel="matrix of its kind, from the input on", ylabel="kappa(W)", yscale="log")
-    axis.legend(fontsize=7, ncols=2)
+    """kappa by matrix, in order of depth; singular ones leave a gap."""
+    figure, axis = new_figure(7.5, 3.4)
+    deepest = 0
+    for i, kind in enumerate(dict.fromkeys(kind_of(row.name) for row in rows)):
+        own = [row.kappa if math.isfinite(row.kappa) else math.nan for row in rows if kind_of(row.name) == kind]
+        colour, line, marker = look(i)
+        deepest = max(deepest, len(own))
+        axis.plot(range(len(own)), own, marker=marker, markersize=4, color=colour, linestyle=line, label=kind)
+    axis.set(xlabel="layer", ylabel="kappa(W)", yscale="log", xticks=layer_ticks(deepest))
+    figure.legend(fontsize=7, loc="outside right upper")
     return save_figure(figure, path)

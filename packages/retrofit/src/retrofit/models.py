@@ -20,6 +20,13 @@ def locate(name: str) -> str:
     return packaged(name)
 
 
+def check_local(flag: str, name: str) -> None:
+    """UserError for what can only be a local path (./x, /x, ~/x, x.jsonl) and is not there: no hub is asked for it."""
+    local = name.startswith((".", "/", "~")) or Path(name).suffix in (".txt", ".jsonl", ".json", ".parquet")
+    if local and not Path(name).exists():
+        raise UserError(f"{flag}: '{name}': there is no such file or folder; check the path")
+
+
 def load_model(name: str, revision: str | None = None, dropout: float = 0.0) -> tuple[Any, str | None]:
     """(model in float32 with that dropout everywhere, the hub's commit or None).
 
@@ -109,6 +116,7 @@ def load_tokenizer(name: str, revision: str | None = None) -> Any:
 
 
 def _place(name: str) -> str:
+    check_local("--model", name)
     place = locate(name)
     if Path(place).is_dir() and not (Path(place) / "config.json").is_file():
         raise UserError(f"--model: the folder '{name}' holds no config.json; give a Hugging Face model folder")

@@ -9,7 +9,7 @@ from retrofit.blocks import find_blocks
 from retrofit.claims import RunResult, make_claims
 from retrofit.record import STUDY, read_config, read_evaluation
 from retrofit.seed_json import SeedResult, read_folder, scenario, summarise, write_result
-from retrofit.spectra import geometric_mean
+from retrofit.spectra import few_tokens, geometric_mean, median
 from studycore.errors import UserError
 from studycore.figures import COLOURS, new_figure, save_figure
 from studycore.files import read_json, write_json
@@ -22,7 +22,27 @@ METRICS_NOTE = (
     "kappa: condition number of the weight, median over layers. act kappa: of the centred covariance of FFN activations, "
     "median over layers, ridge 1e-6 of the mean eigenvalue. seed_ff_gram: the seed study's own recipe, mean over layers."
 )
+SEED_TOKENS = 1000 * 16 * 128
+"""Training tokens of the seed study's setting."""
+LINES = ("-", "--", "-.", (0, (1, 2)))
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 Rows = Sequence[Mapping[str, Any]]
+
+
+def look(i: int) -> tuple[str, Any, str]:
+    """(colour, line, marker) of the i-th curve of a figure; the first 28 differ, also where they lie on each other."""
+    return COLOURS[i % len(COLOURS)], LINES[i % len(LINES)], MARKERS[i % len(MARKERS)]
+
+
+def metrics_note(row: Mapping[str, Any], about: Mapping[str, Any]) -> str:
+    """What the metrics of an evaluation row are, and of how many tokens those of activations."""
+    tokens, width = row.get("activation_tokens"), about.get("ffn_width")
+    if tokens is None:
+        return METRICS_NOTE
+    note = f"{METRICS_NOTE} act kappa and seed_ff_gram: on {int(tokens):,} fixed tokens; another number of tokens gives another value."
+    if width and (warning := few_tokens(int(tokens), width)):
+        note += f" Warning: {warning}; give --activation-tokens {4 * width} or more."
+    return note
 
 
 def evaluations(folder: Path) -> list[dict[str, Any]]:
@@ -69,13 +89,14 @@ def write_run_report(folder: Path, model: Any) -> None:
     write_json(
         folder / seed_file(config.method), write_result(config.method, rows, checkpoint_path=model_folder, about=about)
     )
-    layers = layer_table(rows[0], last, [block.name for block in find_blocks(model)])
+    note = metrics_note(last, about)
+    layers = layer_table(rows[0], last, [block.name for block in find_blocks(model)], note)
     keys = [k for k in last if isinstance(last[k], int | float) and not isinstance(last[k], bool) and k != "step"]
     ends = Table(
         "Start and end",
         ("quantity", "step 0", f"step {last['step']}"),
         [(k, rows[0].get(k), last[k]) for k in keys],
-        METRICS_NOTE,
+        note,
     )
     pictures = [
         Picture(
@@ -95,7 +116,7 @@ def write_run_report(folder: Path, model: Any) -> None:
     write_report(folder, report)
 
 
-def layer_table(first: Mapping[str, Any], last: Mapping[str, Any], names: Sequence[str]) -> Table:
+def layer_table(first: Mapping[str, Any], last: Mapping[str, Any], names: Sequence[str], note: str) -> Table:
     """Every layer, start and end."""
     keys = [
         k
@@ -111,7 +132,7 @@ def layer_table(first: Mapping[str, Any], last: Mapping[str, Any], names: Sequen
     ]
     columns = ["layer", *(f"{k} {when}" for k in keys for when in ("start", "end"))]
     rows = [(name, *(row[k][i] for k in keys for row in (first, last))) for i, name in enumerate(names)]
-    return Table("Conditioning by layer", columns, rows, METRICS_NOTE)
+    return Table("Conditioning by layer", columns, rows, note)
 
 
 def clip_metrics(rows: Rows) -> dict[str, Any]:
@@ -127,36 +148,56 @@ def clip_metrics(rows: Rows) -> dict[str, Any]:
 
 
 def transport_table(rows_of: Mapping[str, Rows]) -> Table:
-    """What each arm's transports did to the function, on average and at worst."""
+    """What each arm's transports did to the function: each run's first, and those after it."""
     lines = []
     for name, rows in rows_of.items():
-        moves = [100 * (row["transport_ppl_after"] / row["transport_ppl_before"] - 1) for row in rows]
+        at = min(row["step"] for row in rows)
+        firsts, later = ([row for row in rows if (row["step"] == at) == first] for first in (True, False))
+        cells: list[Any] = []
+        for what in (_move, _divergence):
+            cells += [median([what(row) for row in some]) if some else "" for some in (firsts, later)]
         kappas = [
             row["transport_kappa_after"] / row["transport_kappa_before"]
             for row in rows
             if {"transport_kappa_after", "transport_kappa_before"} <= set(row)
         ]
-        kl = sum(row["transport_kl"] for row in rows) / len(rows)
         factor = geometric_mean(kappas) if kappas else None
-        lines.append((name, len(rows), sum(moves) / len(moves), max(moves, key=abs), kl, factor))
+        lines.append((name, len(rows), *cells[:2], max(map(_move, rows), key=abs), *cells[2:], factor))
     columns = (
         "arm",
         "transports",
-        "perplexity, mean move %",
-        "largest move %",
-        "mean KL, nats a token",
-        "median kappa, factor",
+        "perplexity %, first",
+        "the others",
+        "largest",
+        "KL, first",
+        "the others",
+        "kappa, factor",
     )
-    return Table("Right before and after transports", columns, lines, "On the transport blocks, in float32.")
+    note = "Medians over a run's first transport in all seeds, and over the others. KL in nats a token; kappa: median over layers, geometric mean over transports. On the transport blocks, in float32."
+    return Table("Right before and after transports", columns, lines, note)
+
+
+def _move(row: Mapping[str, Any]) -> float:
+    """Percent by which a transport moved perplexity."""
+    return 100 * (float(row["transport_ppl_after"]) / float(row["transport_ppl_before"]) - 1)
+
+
+def _divergence(row: Mapping[str, Any]) -> float:
+    return float(row["transport_kl"])
 
 
 def notes(config: Any, about: Mapping[str, Any]) -> list[str]:
     """Decisions that a reader of the numbers should know."""
+    varies = "order of batches (and permutations, where an arm has them)"
+    if config.dropout:
+        varies = f"{varies} and the dropout"
     return [
-        f"{about['training_tokens']:,} training tokens per run: {config.num_steps} updates of {config.batch_size} blocks of {config.block_size} tokens, from {about['training_documents']:,} documents of {config.dataset}.",
+        f"{about['training_tokens']:,} training tokens per run: {config.num_steps} updates of {config.batch_size} blocks of {config.block_size} tokens, from {about['training_documents']:,} documents of {config.dataset}. The seed study's setting has {SEED_TOKENS:,} tokens in 1,000 updates with a transport every 50: this is {100 * about['training_tokens'] / SEED_TOKENS:.3g} % of its tokens.",
+        f"A transport every {config.glt_interval} updates where an arm has one; Gram weight {config.gram_weight:g}.",
+        f"A seed varies the {varies}, nothing else: start and documents are the same, so intervals over seeds say nothing of other models or texts.",
         f"Perplexity: summed negative log-likelihood over tokens, on {about['validation_set']}; in between on {about['trajectory_set']}. Block size {about['block_size']}, stride {about['stride']}, end-of-text token: {about['end_of_text']}.",
         "No validation document is among the training documents (compared by hash).",
-        f"Mixed precision: {config.mixed_precision}; AdamW, lr {config.lr}, weight decay {config.weight_decay}, no warm-up or schedule, dropout {config.dropout}. The cross-entropy's gradient is clipped at {config.grad_clip}, and the penalty's is added after it, once per update.",
+        f"Mixed precision: {config.mixed_precision}; AdamW, lr {config.lr}, weight decay {config.weight_decay}, no warm-up or schedule, dropout {config.dropout}. The cross-entropy's gradient is clipped at {config.grad_clip}, and the penalty's is added after it, once per update and unclipped. (The seed study clips their sum at 1.0: their ratio stays, and a large penalty shrinks the cross-entropy's part.)",
         f"Conditioning of activations on {config.activation_tokens:,} fixed validation tokens (whole blocks).",
     ]
 
@@ -194,15 +235,13 @@ def write_comparison(folder: Path, arms: Mapping[str, Sequence[Path]], failed: M
     if failed:
         tables.append(Table("Runs that did not finish", ("run", "reason"), list(failed.items())))
     for name, rows in merged.items():
-        table = layer_table(rows[0], rows[-1], [f"block {i}" for i in range(len(rows[-1].get("up_kappa", [])))])
-        tables.append(
-            Table(
-                f"Conditioning by layer: {name}, mean over seeds", table.columns, table.rows, METRICS_NOTE, folded=True
-            )
-        )
+        names = [f"block {i}" for i in range(len(rows[-1].get("up_kappa", [])))]
+        table = layer_table(rows[0], rows[-1], names, metrics_note(rows[-1], about))
+        title = f"{table.title}: {name}, mean over seeds"
+        tables.append(Table(title, table.columns, table.rows, table.note, folded=True))
     pictures = [
         Picture(plot_trajectories(rows_of, folder / "figures" / "trajectories.svg"), "Conditioning (the seed study's recipe) and validation perplexity over training; thin lines are seeds."),
-        Picture(plot_layers(merged, folder / "figures" / "layers.svg"), "Weight kappa of the up projections by layer: the start (grey) and the end of each arm."),
+        Picture(plot_layers(merged, folder / "figures" / "layers.svg"), "Weight kappa of the up projections by layer: the start (grey) and the end of each arm, side by side."),
     ]  # fmt: skip
     counts = ", ".join(f"{name} {len(paths)}" for name, paths in arms.items())
     extra = [
@@ -236,8 +275,10 @@ def mean_rows(rows_of_seeds: Sequence[Rows]) -> list[dict[str, Any]]:
 
 
 def arm_metrics(rows: Rows, paths: Sequence[Path]) -> dict[str, Any]:
-    keys = ("val_ppl", "val_loss", "train_ppl", "seed_ff_gram", "up_kappa_median", "down_kappa_median", "up_omega_median", "act_kappa_centred_median", "act_kappa_uncentred_median")  # fmt: skip
-    found = {
+    layered = ("up_kappa", "down_kappa", "up_omega", "act_kappa_centred", "act_kappa_uncentred")
+    keys = ["val_ppl", "val_loss", "train_ppl", "seed_ff_gram"]
+    keys += [f"{key}_{mean}" for key in layered for mean in ("median", "geometric_mean")]
+    found: dict[str, Any] = {
         f"{when}_{k}": row[k] for when, row in (("initial", rows[0]), ("final", rows[-1])) for k in keys if k in row
     }
     clips = [clip_metrics(read_rows(path / "metrics.jsonl")) for path in paths]
@@ -268,12 +309,26 @@ def comparison_table(merged: Mapping[str, Rows], arms: Mapping[str, Sequence[Pat
         "kappa down",
         "omega up",
         "act kappa",
+        "grad norm",
+        "penalty's",
         "clip rate",
     )
     keys = ("up_kappa_median", "down_kappa_median", "up_omega_median", "act_kappa_centred_median")
     first = next(iter(merged.values()))[0]
     lines: list[tuple[Any, ...]] = [
-        ("step 0", "", 0, first["val_ppl"], "", first.get("seed_ff_gram"), "", *(first.get(k) for k in keys), "")
+        (
+            "step 0",
+            "",
+            0,
+            first["val_ppl"],
+            "",
+            first.get("seed_ff_gram"),
+            "",
+            *(first.get(k) for k in keys),
+            "",
+            "",
+            "",
+        )
     ]
     for name, rows in merged.items():
         last, tokens = rows[-1], read_manifest(arms[name][0])["about"]["training_tokens"]
@@ -292,10 +347,14 @@ def comparison_table(merged: Mapping[str, Rows], arms: Mapping[str, Sequence[Pat
                 last.get("seed_ff_gram"),
                 changes[1],
                 *(last.get(k) for k in keys),
+                metrics.get("mean_grad_norm"),
+                metrics.get("mean_penalty_grad_norm", ""),
                 metrics.get("clip_rate"),
             )
         )
-    return Table("Arms", columns, lines, f"Means over seeds. {METRICS_NOTE}")
+    row, about = next(iter(merged.values()))[-1], read_manifest(next(iter(arms.values()))[0])["about"]
+    norms = "grad norm: of the cross-entropy's gradient before clipping, penalty's: of what is added to it unclipped, means over updates."
+    return Table("Arms", columns, lines, f"Means over seeds. {metrics_note(row, about)} {norms}")
 
 
 def comparison_answer(merged: Mapping[str, Rows]) -> str:
@@ -316,10 +375,10 @@ def scenario_of(merged: Mapping[str, Rows]) -> str:
 
 def plot_trajectories(rows_of: Mapping[str, Sequence[Rows]], path: Path) -> Path:
     """Two panels over steps: seed_ff_gram and perplexity; thin lines are seeds, thick their mean."""
-    figure, (left, right) = new_figure(8.0, 3.4, ncols=2)
+    figure, (left, right) = new_figure(9.0, 3.4, ncols=2)
     for i, (name, seeds) in enumerate(rows_of.items()):
-        # Arms that keep the function lie on each other: broken lines let both be seen.
-        colour, style = COLOURS[i % len(COLOURS)], ("-", "--", "-.", (0, (1, 2)))[i % 4]
+        # Arms that keep the function lie on each other: broken lines and markers of falling size let all be seen.
+        colour, style, marker = look(i)
         merged = mean_rows(seeds)
         for axis, key in ((left, "seed_ff_gram"), (right, "trajectory_ppl")):
             for rows in seeds if len(seeds) > 1 else ():
@@ -335,36 +394,37 @@ def plot_trajectories(rows_of: Mapping[str, Sequence[Rows]], path: Path) -> Path
                     linewidth=1.6,
                     linestyle=style,
                     label=name,
-                    marker="." if len(points) < 12 else "",
+                    marker=marker if len(points) < 12 else "",
+                    markersize=max(8 - i, 3),
                 )
     left.set(xlabel="step", ylabel="seed_ff_gram", title="Conditioning of FFN activations")
     right.set(xlabel="step", ylabel="perplexity", title="Validation perplexity")
     values = [row["trajectory_ppl"] for seeds in rows_of.values() for rows in seeds for row in rows]
     if max(values) > 1.5 * min(values):
         right.set_yscale("log")
-    right.legend(fontsize=7)
+    if len(rows_of) > 1:
+        figure.legend(*right.get_legend_handles_labels(), fontsize=7, loc="outside right upper")
     return save_figure(figure, path)
 
 
 def plot_layers(merged: Mapping[str, Rows], path: Path) -> Path:
-    """kappa(W) of the up projections by layer."""
-    figure, axis = new_figure(6.5, 3.2)
+    """kappa(W) of the up projections by layer; arms stand side by side, since some are equal."""
+    figure, axis = new_figure(7.5, 3.4)
     start = next(iter(merged.values()))[0].get("up_kappa", [])
     axis.plot(range(len(start)), start, color="grey", linewidth=3, alpha=0.5, label="step 0")
     for i, (name, rows) in enumerate(merged.items()):
         values = rows[-1].get("up_kappa", [])
-        axis.plot(
-            range(len(values)),
-            values,
-            marker="o",
-            markersize=3,
-            color=COLOURS[i % len(COLOURS)],
-            label=name,
-            linestyle="-" if i < len(COLOURS) else "--",
-        )
-    axis.set(xlabel="layer", ylabel="kappa(W) of the up projection", yscale="log")
-    axis.legend(fontsize=7)
+        colour, _, marker = look(i)
+        places = [layer + 0.6 * ((i + 0.5) / len(merged) - 0.5) for layer in range(len(values))]
+        axis.plot(places, values, marker=marker, markersize=4, color=colour, label=name, linestyle="")
+    axis.set(xlabel="layer", ylabel="kappa(W) of the up projection", yscale="log", xticks=layer_ticks(len(start)))
+    figure.legend(fontsize=7, loc="outside right upper")
     return save_figure(figure, path)
+
+
+def layer_ticks(layers: int) -> list[int]:
+    """Every layer, or every so many of a deep model."""
+    return list(range(0, layers, -(-layers // 16) or 1))
 
 
 # --------------------------------------------------------------------------------------------------------- on screen
@@ -390,7 +450,8 @@ def print_report(folder: Path) -> None:
 
         arms = finished_arms(folder)
         merged = {name: mean_rows([evaluations(path) for path in paths]) for name, paths in arms.items()}
-        print(table_text(comparison_table(merged, arms)))
+        table = comparison_table(merged, arms)
+        print(f"{table_text(table)}\n{table.note}")
         if "geometry" in merged:
             print(scenario_of(merged))
     if results["claims"]:

@@ -4,6 +4,7 @@ The README of the seed shows {cond, ppl, loss} and a trajectory of conditioning,
 {cond, val_ppl, train_ppl, val_loss, train_loss} and val_perplexity and so on. `cond` is seed_ff_gram.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +23,11 @@ class SeedResult:
 
     method: str
     initial: Mapping[str, float | None]
-    """cond (None: not measured), ppl, loss."""
+    """cond, ppl, loss; None: not measured, or not finite."""
     final: Mapping[str, float | None]
     steps: Sequence[int]
     conditioning: Sequence[float | None]
-    perplexity: Sequence[float]
+    perplexity: Sequence[float | None]
 
     def change(self, key: str) -> float | None:
         """Percent from initial to final; None where either was not measured or is not positive."""
@@ -72,8 +73,8 @@ def read_result(path: Path) -> SeedResult:
             _point(values["initial"]),
             _point(values["final"]),
             list(trajectory["steps"]),
-            list(trajectory["conditioning"]),
-            list(trajectory["val_perplexity"] if "val_perplexity" in trajectory else trajectory["perplexity"]),
+            [_finite(value) for value in trajectory["conditioning"]],
+            [_finite(v) for v in trajectory["val_perplexity" if "val_perplexity" in trajectory else "perplexity"]],
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: is no result of the seed study's form ({error} is missing or no number)") from None
@@ -81,8 +82,13 @@ def read_result(path: Path) -> SeedResult:
 
 def _point(values: Mapping[str, Any]) -> dict[str, float | None]:
     pairs = {"ppl": ("val_ppl", "ppl"), "loss": ("val_loss", "loss")}
-    found = {name: float(values[next(k for k in keys if k in values or k == keys[-1])]) for name, keys in pairs.items()}
-    return {"cond": None if values["cond"] is None else float(values["cond"]), **found}
+    found = {name: next(k for k in keys if k in values or k == keys[-1]) for name, keys in pairs.items()}
+    return {name: _finite(values[key]) for name, key in {"cond": "cond", **found}.items()}
+
+
+def _finite(value: Any) -> float | None:
+    """None for what was not measured: null, NaN and infinity (Python writes both into JSON)."""
+    return float(value) if value is not None and math.isfinite(float(value)) else None
 
 
 def read_folder(folder: Path) -> dict[str, SeedResult]:
@@ -123,24 +129,37 @@ PERPLEXITY_BOUNDS = (100 * (9.0 / 10.9 - 1), 100 * (10.25 / 10.9 - 1))
 
 SEED_STANDARD = {"cond": 100 * (4600 / 4738 - 1), "ppl": 100 * (10.7 / 10.9 - 1)}
 """What continued training does in all three of the seed study's scenarios, percent from step 0."""
+HARM = {"cond": 100 * (1 - 4200 / 4600), "ppl": 100 * (1 - 10.5 / 10.7)}
+"""Percent by which geometry is better than continued training in the seed study's scenario 3: as much worse is harm."""
+QUANTITIES = {"cond": "conditioning", "ppl": "perplexity"}
 
 
 def scenario(geometry: SeedResult, standard: SeedResult | None) -> str:
     """Which of the seed study's three scenarios the data fall in, as a sentence.
 
     The scenarios set geometry beside continued training that hardly moves. Where it moves more (or less) than in the
-    seed study, geometry's change is taken by as much less (more): what training does by itself is no rescue.
+    seed study, geometry's change is taken by as much less (more): what training does by itself is no rescue. Beyond
+    HARM on the worse side of continued training it is none of the three.
     """
     if standard is None:
         return "No scenario: the seed study's scenarios compare with the method standard, which is not there."
-    levels = {}
+    levels, beside = {}, {}
     for key, bounds in (("cond", CONDITIONING_BOUNDS), ("ppl", PERPLEXITY_BOUNDS)):
         own, control = geometry.change(key), standard.change(key)
         if own is None or control is None:
             what = "seed_ff_gram" if key == "cond" else "perplexity"
             return f"No scenario: {what} was not measured for both methods, or is not positive."
-        beyond = (1 + own / 100) / (1 + control / 100) * (1 + SEED_STANDARD[key] / 100)
-        levels[key] = _level(100 * (beyond - 1), bounds)
+        ratio = (1 + own / 100) / (1 + control / 100)
+        levels[key] = _level(100 * (ratio * (1 + SEED_STANDARD[key] / 100) - 1), bounds)
+        beside[key] = 100 * (ratio - 1)
+    harmed = [key for key in QUANTITIES if beside[key] > HARM[key]]
+    if harmed:
+        worse = " and ".join(f"{QUANTITIES[key]} {beside[key]:+.3g} %" for key in harmed)
+        found = [f"beside continued training {worse}"]
+        found += [
+            f"{QUANTITIES[k]} as in scenario {levels[k]} ({SCENARIOS[levels[k]]})" for k in levels if k not in harmed
+        ]
+        return f"The data fall in none of the seed study's three scenarios: geometry does harm ({'; '.join(found)})."
     one, other = levels["cond"], levels["ppl"]
     how = "(geometry beside continued training)"
     if one == other:

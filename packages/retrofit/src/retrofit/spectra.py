@@ -98,6 +98,12 @@ def enough_tokens(tokens: int, width: int) -> bool:
     return tokens >= width
 
 
+def few_tokens(tokens: int, width: int) -> str:
+    """A warning where chance alone raises the conditioning of activations, or nothing."""
+    few = f"{tokens} tokens are fewer than 4 x the FFN's width {width}: chance alone raises kappa"
+    return few if tokens < 4 * width else ""
+
+
 def noise_floor(tokens: int, width: int) -> float:
     """Condition number of the covariance of white noise, for which infinitely many tokens would give 1 (Marchenko-Pastur)."""
     return gaussian_kappa(tokens, width) ** 2

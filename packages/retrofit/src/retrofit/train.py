@@ -30,7 +30,7 @@ from retrofit.blocks import FeedForward, find_blocks, up_norms
 from retrofit.config import RunConfig, RunOptions
 from retrofit.data import Data, load_data, micro_batches
 from retrofit.evaluate import Drift, Evaluation, drift, evaluate
-from retrofit.models import context_of, load_model, load_tokenizer, save_model, weights_fingerprint
+from retrofit.models import check_local, context_of, load_model, load_tokenizer, save_model, weights_fingerprint
 from retrofit.record import (
     checkpoint_config,
     checkpoint_tensors,
@@ -169,6 +169,8 @@ def train(
     last_step = 0 if config.method == "none" else config.num_steps
 
     # ------------------------------------------------------------------------------------- model, data and optimizer
+    check_local("--dataset", config.dataset)
+    check_local("--validation-dataset", config.validation_dataset or config.dataset)
     model, commit = load_model(config.model, config.model_revision, config.dropout)
     own_dropout = model.own_dropout
     tokenizer = load_tokenizer(config.model, config.model_revision)
@@ -203,6 +205,7 @@ def train(
         # The rows at the checkpoint's own step are made again, to the same bits.
         run.metrics.rewind(first_step - 1)
         about = {**data.about, "hub_commit": commit, "parameters": sum(p.numel() for p in parameters)}
+        about |= {"ffn_width": max(block.down.weight_OI.shape[1] for block in blocks)}
         about |= {"training_tokens": last_step * config.batch_size * config.block_size}
         about |= {"validation_set": data.validation.first(config.validation_blocks).name}
         about |= {"trajectory_set": data.validation.first(config.trajectory_blocks).name}
