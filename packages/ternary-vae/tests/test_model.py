@@ -138,7 +138,7 @@ def test_the_curvature_reaches_loss_gradient_and_metrics(small, loss):
 
 
 def test_first_weights_are_functions_of_seed_and_part(small):
-    config = small(use_controller=True)
+    config = small(use_controller=True, loss="geodesic")
     model = create_model(config, 5)
     torch.rand(3)
     assert equal(model, create_model(config, 5))

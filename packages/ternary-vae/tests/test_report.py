@@ -166,7 +166,7 @@ def test_a_sweep_is_reported_whole(tmp_path):
         "a note of its own",
         "closed form (3^9, curvature 2",
         "untrained",
-        "Factors that change nothing",
+        "Factors that changed nothing in these runs",
     ):
         assert text in html
     for name in ("curves", "effects", "pareto"):

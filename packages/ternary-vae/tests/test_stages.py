@@ -108,7 +108,12 @@ def test_exactly_the_trained_parts_change(small, changes):
         ({"stages": "joint"}, ["decoder_A", "encoder_A", "encoder_B", "projection"]),
         ({"stages": "joint", "view": "a"}, ["decoder_A", "encoder_A", "projection"]),
         ({"stages": "joint", "loss": "geodesic", "use_controller": True}, ["controller", "decoder_A", "encoder_A", "encoder_B", "projection"]),
-        ({"stages": "joint", "use_controller": True}, ["decoder_A", "encoder_A", "encoder_B", "projection"]),
+        (
+            {"stages": "hierarchy", "use_controller": True, "hierarchy_frozen": ["encoder_A", "decoder_A", "controller"]},
+            ["encoder_B", "projection"],
+        ),
+        # What is not frozen and carries coverage goes on being trained for it.
+        ({"stages": "hierarchy", "hierarchy_frozen": []}, ["decoder_A", "encoder_A", "encoder_B", "projection"]),
     ],
     ids=str,
 )  # fmt: skip

@@ -23,7 +23,7 @@ from ternary_vae.metrics import hierarchy_ceiling
 from ternary_vae.model import create_model
 from ternary_vae.operations import Operations, training_indices
 from ternary_vae.record import load_model
-from ternary_vae.train import Progress, judge_evaluation, train
+from ternary_vae.train import Progress, judge_evaluation, score, train
 
 CPU = RunOptions(device="cpu", threads=1)
 
@@ -174,7 +174,7 @@ def test_patience_ends_a_stage(small):
     at = Progress()
     found = []
     for epoch, hierarchy in enumerate([-0.1, -0.5, -0.4, 0.9, -0.6]):
-        at.epoch, at.metrics = epoch, {"coverage": 1.0, "hierarchy": hierarchy}
+        at.epoch, at.metrics = epoch, {"coverage": 1.0, "hierarchy": hierarchy, "min_level_gap": 0.0}
         found.append((judge_evaluation(at, config, "hierarchy", True), at.ended))
     assert found[:4] == [(True, False), (True, False), (False, False), (False, True)]
     at = Progress()
@@ -185,7 +185,16 @@ def test_patience_ends_a_stage(small):
     at = Progress()
     at.metrics = {"coverage": 0.5}  # no hierarchy: radii that are all equal
     assert judge_evaluation(at, config, "hierarchy", True)
-    assert at.best == -1
+    assert at.best == pytest.approx(-1, abs=1e-5)
+
+
+def test_the_best_is_chosen_by_what_training_sees_and_by_gaps_where_the_order_is_perfect():
+    seen = {"coverage": 0.9, "coverage_seen": 0.5, "coverage_unseen": 0.95}
+    assert score(seen, "coverage") == 0.5
+    perfect = {"coverage": 1.0, "hierarchy": -0.832, "min_level_gap": 0.002}
+    assert score({**perfect, "min_level_gap": 0.006}, "hierarchy") > score(perfect, "hierarchy")
+    assert score({**perfect, "hierarchy": -0.83, "min_level_gap": 0.9}, "hierarchy") < score(perfect, "hierarchy")
+    assert score({**perfect, "coverage": 0.2}, "joint") < score({**perfect, "hierarchy": -0.7}, "joint")
 
 
 # ------------------------------------------------------------------------------------------------------------- resuming
@@ -196,7 +205,7 @@ INTERRUPTED = {
     "joint": {"stages": "joint", "epochs": 12},
     "sample": {"code": "sample", "view": "both", "hierarchy_frozen": ["decoder_A"]},
     "evaluations and checkpoints apart": {"eval_every": 2, "checkpoint_every": 3, "coverage_patience": None},
-    "patience": {"stages": "joint", "epochs": 40, "early_stopping_patience": 8, "lr": 0.05},
+    "patience": {"stages": "joint", "epochs": 40, "early_stopping_patience": 4, "lr": 0.05},
     "controller and dropout": {
         "loss": "geodesic", "use_controller": True, "encoder_dropout": 0.1, "projection_dropout": 0.1,
         "train_fraction": 0.8, "scheduler": "step", "step_epochs": 2,

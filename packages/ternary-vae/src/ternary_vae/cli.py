@@ -68,6 +68,10 @@ def _train_command(verb: str, argv: list[str], start: str | None = None) -> None
     if options.seeds < 1:
         raise UserError(f"--seeds: {options.seeds} is too few; give at least 1")
     if options.seeds > 1:
+        if options.num_processes is not None:
+            raise UserError(
+                "--num-processes: several seeds are trained as a sweep, a process each; leave it or --seeds out"
+            )
         if verb != "train":
             raise UserError("--seeds: finetune starts from one checkpoint; use a sweep for several seeds")
         changed = {k: v for k, v in to_dict(config).items() if k != "seed" and v != to_dict(TrainConfig())[k]}
@@ -112,6 +116,11 @@ def _finetune_values(argv: list[str], start: str | None) -> tuple[dict[str, obje
     own = {f.name: stored[f.name] for f in dataclasses.fields(ArchitectureConfig) if f.name in stored}
     file = check_types(TrainConfig, read_yaml(path or find_config("finetune", PACKAGE)))
     flags, given = parse([TrainConfig, TrainOptions], rest, "ternary-vae finetune", PACKAGE, partial=True, file=False)
+    for name in ("stages", "start"):
+        if name in flags:
+            raise UserError(
+                f"--{name}: finetune trains the hierarchy stage from its checkpoint; leave it out, or use train"
+            )
     return {**to_dict(TrainConfig()), **own, **file, **flags, "stages": "hierarchy", "start": start}, given
 
 
@@ -134,7 +143,7 @@ def _train(folder: Path, config: object, options: object, resume: bool, argv: li
 def sweep_verb(argv: list[str]) -> None:
     """`ternary-vae sweep`. Flags of `train` that are given change the base of every phase."""
     from studycore.configuration import build, check_types, parse, read_yaml, take_config
-    from ternary_vae.config import SweepConfig, SweepOptions, TrainConfig
+    from ternary_vae.config import ENCODING, SweepConfig, SweepOptions, TrainConfig
 
     path, rest = take_config(argv, PACKAGE)
     given, base = parse([SweepOptions, TrainConfig], rest, "ternary-vae sweep", PACKAGE, partial=True, file=False)
@@ -142,7 +151,18 @@ def sweep_verb(argv: list[str]) -> None:
         raise UserError("--config: a sweep needs a file or the name of a sweep configuration, such as quick")
     values = check_types(SweepConfig, read_yaml(path))
     options = build(SweepOptions, given)
-    values["base"] = {**values.get("base", {}), **base}
+    for name in ("stages", "start", "start_projections"):
+        if name in base:
+            raise UserError(f"--{name.replace('_', '-')}: a sweep's phases say how their runs start; leave it out")
+    # What concerns coverage checkpoints goes to the runs that make them.
+    of_coverage = {
+        k: v for k, v in base.items() if k in ENCODING or (k.startswith("coverage_") and k != "coverage_weight")
+    }
+    values["coverage"] = {**values.get("coverage", {}), **of_coverage}
+    values["base"] = {
+        **values.get("base", {}),
+        **{k: v for k, v in base.items() if k not in of_coverage or k in ENCODING},
+    }
     if options.seeds is not None:
         values["seeds"] = options.seeds
     _sweep(build(SweepConfig, values), options, argv, "sweep")

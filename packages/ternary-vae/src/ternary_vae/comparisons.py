@@ -23,6 +23,8 @@ IDENTITY = ("seed", "projection_seed", "start")
 UNCOMPARED = ("step", "stage", "epoch", "richness_hyperbolic")
 """Columns of a row that say nothing of its model, or, the last, say again what `richness` does in another unit, which
 the curvature sets even where it reaches nothing else."""
+ROUNDING = 1e-10
+"""Largest difference between histories that are the same: a run that was cut off may have gone on in another stack."""
 TIMED = ("scheduler", "step_epochs", "step_gamma", "early_stopping_patience")
 """Fields that act from some epoch on: equal histories may have ended before it, so they are never called inert."""
 Value = Callable[[RunSummary], float | None]
@@ -196,7 +198,7 @@ def inert_factors(runs: Sequence[RunSummary]) -> list[InertFactor]:
             continue
         pairs = [(history(first[key]), history(second[key])) for key in shared]
         name = changed[0][0]
-        if all(a == b for a, b in pairs) and name not in TIMED:
+        if all(same_history(a, b) for a, b in pairs) and name not in TIMED:
             values = (to_dict(first[shared[0]].config)[name], to_dict(second[shared[0]].config)[name])
             found.append(
                 InertFactor(
@@ -205,6 +207,14 @@ def inert_factors(runs: Sequence[RunSummary]) -> list[InertFactor]:
             )
     # Arms of several phases may have the same settings: a factor is shown once, by the first pair.
     return list({(f.field, *sorted(map(str, f.values))): f for f in reversed(found)}.values())[::-1]
+
+
+def same_history(one: Sequence[Row], other: Sequence[Row]) -> bool:
+    """Whether two histories agree in everything, up to the rounding of runs that were stacked otherwise."""
+    return len(one) == len(other) and all(
+        a.keys() == b.keys() and all(abs(a[key] - b[key]) <= ROUNDING for key in a)
+        for a, b in zip(one, other, strict=True)
+    )
 
 
 def history(run: RunSummary) -> list[Row]:

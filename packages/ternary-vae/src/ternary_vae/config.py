@@ -5,6 +5,18 @@ from typing import Any, Literal
 
 COMPONENTS = ("encoder_A", "encoder_B", "decoder_A", "projection", "controller")
 """What a stage may freeze: the names of the model's parts."""
+ENCODING = (
+    "trits",
+    "latent_dim",
+    "encoder_sizes",
+    "decoder_sizes",
+    "activation",
+    "encoder_norm",
+    "encoder_dropout",
+    "use_controller",
+    "dtype",
+)
+"""Fields that a coverage checkpoint must share with what starts from it."""
 BOUNDARY = 1e-5
 """Relative distance that radii keep from the ball's boundary: what geoopt's float64 projection keeps."""
 
@@ -48,7 +60,7 @@ class ArchitectureConfig:
     """Largest Euclidean norm of a point; below 1/sqrt(curvature)."""
     radius: Literal["hyperbolic", "euclidean"] = "hyperbolic"
     """What the projection gives: a hyperbolic distance from the origin, or the seed study's Euclidean norm, in which
-    the curvature never reaches loss or metric."""
+    the curvature never reaches a loss of the radii, nor their order."""
     dtype: Literal["float32", "float64"] = "float32"
     """Of encoders and decoder."""
     projection_dtype: Literal["float32", "float64"] = "float64"
@@ -136,7 +148,7 @@ class TrainConfig(ArchitectureConfig):
     grad_clip: float | None = 1.0
     """Largest norm of the gradient; null: no clipping."""
     early_stopping_patience: int | None = None
-    """Ends the last stage after this many evaluations without a better hierarchy; null: runs on."""
+    """Ends the last stage after this many evaluations without a better one (hierarchy; joint: with coverage); null: runs on."""
 
     kl_weight: float = 1e-3
     """Weight of the KL divergence after warm-up (beta)."""
@@ -153,13 +165,13 @@ class TrainConfig(ArchitectureConfig):
     code: Literal["mean", "sample"] = "mean"
     """What the projections see in training; metrics always look at the mean."""
     hierarchy_weight: float = 5.0
-    """Weight of the radii's distance from where they should be."""
+    """Weight of the radii's distance from where they should be (not geodesic)."""
     coverage_weight: float = 1.0
     """Weight of the reconstruction's cross-entropy."""
     richness_weight: float = 2.0
-    """Weight of the spread within levels."""
+    """Weight of the spread within levels (not geodesic)."""
     separation_weight: float = 3.0
-    """Weight of the order between neighbouring levels."""
+    """Weight of the order between neighbouring levels (not geodesic)."""
     outer_radius: float = 0.9
     """Baseline losses: target of level 0, as a Euclidean norm at max_radius 0.95 (scaled with it)."""
     inner_radius: float = 0.1
@@ -212,6 +224,25 @@ class TrainConfig(ArchitectureConfig):
                 raise ValueError(f"{stage}_frozen: freezes the whole model; leave a part of it free")
         if "projection" in self.hierarchy_frozen and self.stages != "coverage":
             raise ValueError("hierarchy_frozen: projection is what the hierarchy stage trains; leave it free")
+        if (
+            self.use_controller
+            and self.loss != "geodesic"
+            and "controller" not in self.hierarchy_frozen
+            and self.stages != "coverage"
+        ):
+            raise ValueError(
+                f"use_controller: nothing in the loss {self.loss} reads it; give loss geodesic, or freeze it"
+            )
+        for name in ("hierarchy_weight", "richness_weight", "separation_weight"):
+            if self.loss == "geodesic" and getattr(self, name) != getattr(TrainConfig, name):
+                raise ValueError(
+                    f"{name}: {getattr(self, name)} would change nothing, the loss geodesic does not read it; give "
+                    "radial_weight or rank_loss_weight"
+                )
+        if self.stages == "joint" and (self.coverage_frozen or self.hierarchy_frozen != ["encoder_A", "decoder_A"]):
+            raise ValueError(
+                "coverage_frozen, hierarchy_frozen: joint training freezes nothing; leave them out, or train in stages"
+            )
         if self.stages == "hierarchy" and self.start is None:
             raise ValueError("stages: hierarchy alone needs a model to start from; give start, or coverage_hierarchy")
         if self.start is None and self.start_projections == "drawn":

@@ -148,6 +148,8 @@ def find_checkpoint(name: str) -> Path:
         raise UserError(f"{name}: is a pickled file; bring it in with `ternary-vae import {name} FOLDER` first")
     root = path if path.name == "checkpoints" else path / "checkpoints"
     if not root.is_dir() or not steps(root):
+        if inner := sorted(found.parent.name for found in path.glob("*/checkpoints")):
+            raise UserError(f"{name}: is a sweep; give one of its runs, such as {path / inner[0]}")
         raise UserError(f"{name}: holds no checkpoint; give a run folder, or a folder such as RUN/checkpoints/step-100")
     index = read_index(root)
     return root / (index.get("best") or index.get("last") or steps(root)[-1].name)

@@ -286,8 +286,9 @@ def evaluate_command(name: str, output: str | None = None) -> None:
     """`evaluate CHECKPOINT`: every metric of a verified checkpoint beside its baselines, and as JSON where asked."""
     checkpoint, config, model = load_model(name)
     metrics, beside = run_metrics(config, model.eval(), []), baselines(config)
+    state = checkpoint.state
     print(
-        f"{checkpoint.path}: 3^{config.trits} operations, curvature {config.curvature:g}, max_radius {config.max_radius:g}"
+        f"{checkpoint.path} (epoch {state.get('epoch')} of the stage {config.stage_names[state.get('stage', 0)]}): 3^{config.trits} operations, curvature {config.curvature:g}, max_radius {config.max_radius:g}"
     )
     print(table_text(metric_table(metrics, beside, orders_radii(config))))
     if output is not None:
@@ -329,7 +330,8 @@ def write_sweep_report(
     """
     statistics = arm_statistics(runs)
     closed = closed_forms([run for run in (*runs, *coverage_runs) if run.ordering_rows])
-    claims = sweep_claims(runs, coverage_runs)
+    # What is not asked of such runs comes last.
+    claims = sorted(sweep_claims(runs, coverage_runs), key=lambda claim: claim["verdict"] == "not run")
     ordered = [run for run in coverage_runs if run.ordering_rows]
     from_scratch = scratch_statistics(coverage_runs)
     write_results(folder, STUDY, read_manifest(folder)["verb"], {
@@ -350,12 +352,12 @@ def write_sweep_report(
     inert = inert_factors(runs)
     if runs:
         rows = [(f.field, *map(str, f.values), *f.arms, f.seeds, f.evaluations) for f in inert]
-        note = "Pairs of arms that differ in this field alone and whose metrics agree bit for bit at every evaluation of every seed, histories being equally long. Losses are not compared, nor richness_hyperbolic, which the curvature rescales."
+        note = "Pairs of arms that differ in this field alone and whose metrics agree at every evaluation of every seed to 1e-10 (rounding), histories being equally long. Losses are not compared, nor richness_hyperbolic and dist_corr_geodesic, whose unit the curvature sets. A term that longer runs would switch on is not seen."
         if not rows:
             note = f"None was found. {note}"
         tables.append(
             Table(
-                "Factors that change nothing",
+                "Factors that changed nothing in these runs",
                 ("field", "value", "other value", "arm", "other arm", "seeds", "evaluations"),
                 rows,
                 note,

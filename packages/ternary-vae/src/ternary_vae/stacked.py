@@ -34,7 +34,7 @@ from ternary_vae.metrics import radius_metrics
 from ternary_vae.model import Code, TernaryVAEV5_11_PartialFreeze, architecture_of, count_parameters, radii_of_share
 from ternary_vae.operations import Batches, Operations
 from ternary_vae.record import Loaded, load_model, load_run_checkpoint, open_or_create, save_checkpoint, start_of
-from ternary_vae.report import write_run_results
+from ternary_vae.report import history_metrics, write_run_results
 from ternary_vae.schedules import learning_rate
 from ternary_vae.stages import ENCODER, first_variances, noise, samples
 from ternary_vae.train import Progress, Snapshot, judge_evaluation, start_model
@@ -444,8 +444,7 @@ def _finish(lane: Lane, code: Code, operations: Operations) -> None:
     at, metrics = lane.at, dict(lane.at.metrics)
     z_ND = lane.model.projection.of(lane.config.view)(code.mu_ND.cpu()).z_hyp_ND.double()
     metrics |= distance_metrics(z_ND, operations, lane.config.curvature, metrics.get("hierarchy"))
-    assert at.best is not None
-    metrics |= {"best_hierarchy": -at.best, "best_epoch": at.best_epoch, "operations": len(operations)}
+    metrics |= {**history_metrics(lane.run.metrics.rows), "operations": len(operations)}
     lane.run.metrics.compact()
     lane.run.update()
     write_run_results(lane.run.folder, lane.config, metrics)

@@ -1,7 +1,7 @@
 """What a stage trains, and its forward pass.
 
 coverage    cross-entropy of the operations decoded from samples of encoder A's code, and its KL divergence
-hierarchy   the radii of the projected code of `view`, and the KL divergence of its encoder
+hierarchy   the radii of the projected code of `view`; and the cross-entropy, where encoder A or the decoder is not frozen
 joint       both
 
 What a stage leaves alone gives the same output for an operation in every step: restructured, it is computed once for all
@@ -43,9 +43,16 @@ def views(config: TrainConfig, stage: str) -> tuple[str, ...]:
     return ("a", "b") if config.view == "both" else (config.view,)
 
 
+def decodes(config: TrainConfig, stage: str) -> bool:
+    """Whether the stage's loss has the reconstruction in it: where encoder A or the decoder may move."""
+    if stage == "hierarchy":
+        return config.coverage_weight > 0 and not {"encoder_A", "decoder_A"} <= set(config.hierarchy_frozen)
+    return True
+
+
 def reached_parts(config: TrainConfig, stage: str) -> set[str]:
     """Parts of the model that the stage's loss depends on."""
-    parts = {"encoder_A", "decoder_A"} if stage in ("coverage", "joint") else set()
+    parts = {"encoder_A", "decoder_A"} if decodes(config, stage) else set()
     parts |= {ENCODER[view] for view in views(config, stage)}
     if stage != "coverage":
         parts.add("projection")
@@ -87,7 +94,7 @@ def set_mode(model: TernaryVAEV5_11_PartialFreeze, config: TrainConfig, stage: s
 
 def samples(config: TrainConfig, stage: str, view: str) -> bool:
     """Whether the stage draws samples of this encoder's code: only then is its log variance part of the loss."""
-    decoded = view == "a" and stage in ("coverage", "joint") and config.coverage_code == "sample"
+    decoded = view == "a" and decodes(config, stage) and config.coverage_code == "sample"
     return decoded or (config.code == "sample" and view in views(config, stage))
 
 
@@ -104,7 +111,7 @@ class StageForward(nn.Module):
         super().__init__()
         self.model, self.config, self.stage = model, config, stage
         self.views = views(config, stage)
-        self.decodes = stage in ("coverage", "joint")
+        self.decodes = decodes(config, stage)
         plain = config.forward == "plain"
         frozen = set(ENCODER.values()) - set(trained_parts(config, stage))
         needed = {"a"} if self.decodes else set()
@@ -166,7 +173,7 @@ class StageLoss:
         """The terms, weighted; their sum is the loss."""
         config, parts = self.config, {}
         scales = self._controlled(rows)
-        if self.stage in ("coverage", "joint"):
+        if decodes(config, self.stage):
             parts["coverage"] = config.coverage_weight * rows["ce"].mean()
         kl_weight = config.kl_weight * min(1.0, (epoch + 1) / max(1, config.kl_warmup_epochs))
         for view, encoder in ENCODER.items():

@@ -17,7 +17,15 @@ from studycore.files import read_json
 from studycore.runs import Run, create_run, environment_changes, now, open_run, read_manifest, recording
 from studycore.stopping import StopFlag, stop_on_signals
 from studycore.sweep import Done, Runner, plan, runner, share_out
-from ternary_vae.config import ArchitectureConfig, PhaseConfig, RunOptions, SweepConfig, SweepOptions, TrainConfig
+from ternary_vae.config import (
+    ENCODING,
+    ArchitectureConfig,
+    PhaseConfig,
+    RunOptions,
+    SweepConfig,
+    SweepOptions,
+    TrainConfig,
+)
 from ternary_vae.record import STUDY
 from ternary_vae.report import write_sweep_report
 from ternary_vae.stacked import not_stackable, shape_of
@@ -25,17 +33,6 @@ from ternary_vae.summary import run_id, summarise
 
 COVERAGE, SCRATCH = "coverage", "from scratch"
 """The phases of the runs that make checkpoints, and of the arms that start without one."""
-ENCODING = (
-    "trits",
-    "latent_dim",
-    "encoder_sizes",
-    "decoder_sizes",
-    "activation",
-    "encoder_norm",
-    "encoder_dropout",
-    "dtype",
-)
-"""Fields that a coverage checkpoint must share with what starts from it."""
 
 
 @dataclass(frozen=True)

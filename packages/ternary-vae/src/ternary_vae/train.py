@@ -120,6 +120,10 @@ def restore_optimizer(
         optimizer.state[trained[name]][key] = value
 
 
+TIE_BREAK = 1e-6
+"""Weight of the smallest gap beside the hierarchy."""
+
+
 @dataclasses.dataclass
 class Progress:
     """Where a run stands, after the evaluation of an epoch and before its steps; what state.json holds."""
@@ -136,7 +140,7 @@ class Progress:
     covered: int = 0
     """Evaluations in a row with every training operation right."""
     best: float | None = None
-    """Best -hierarchy (coverage, where there is no other stage) of the last stage."""
+    """Best score of the last stage."""
     best_epoch: int = 0
     best_step: int = 0
     waiting: int = 0
@@ -160,6 +164,17 @@ def refuse_nan(values: Mapping[str, Any], config: TrainConfig, stage: str, epoch
         )
 
 
+def score(metrics: Mapping[str, Any], stage: str) -> float:
+    """What the best checkpoint is chosen by: coverage of the operations that training sees, the negative hierarchy, or in
+    joint training their sum. Where the hierarchy can go no further, the smallest gap between levels decides."""
+    coverage = float(metrics.get("coverage_seen", metrics["coverage"]))
+    if stage == "coverage":
+        return coverage
+    # A hierarchy that does not exist, of radii that are all equal, is the worst.
+    order = -float(metrics.get("hierarchy", 1.0)) + TIE_BREAK * float(metrics.get("min_level_gap", -1.0))
+    return order + coverage if stage == "joint" else order
+
+
 def judge_evaluation(at: Progress, config: TrainConfig, stage: str, last_stage: bool) -> bool:
     """Brings best, patience and the end of the stage up to date after an evaluation; whether it is the best so far."""
     if stage == "coverage":
@@ -168,8 +183,7 @@ def judge_evaluation(at: Progress, config: TrainConfig, stage: str, last_stage: 
         at.ended = config.coverage_patience is not None and at.covered >= config.coverage_patience
     if not last_stage:
         return False
-    # A hierarchy that does not exist, of radii that are all equal, is the worst.
-    value = at.metrics["coverage"] if stage == "coverage" else -at.metrics.get("hierarchy", 1.0)
+    value = score(at.metrics, stage)
     if at.best is None or value > at.best:
         at.best, at.best_epoch, at.best_step, at.waiting = value, at.epoch, at.step, 0
         return True
@@ -266,9 +280,9 @@ def train(
             trained = set_trained(model, config, stage)
             if not at.variances:
                 model.eval()
-                r_N, norm_N = radii(model, operations, headline(config.view))
+                r_N, norm_N = radii(model, training, headline(config.view))
                 r_N = r_N if config.radius == "hyperbolic" else norm_N
-                at.variances = first_variances(r_N, operations.v_N.cpu(), config.trits).tolist()
+                at.variances = first_variances(r_N, training.v_N.cpu(), config.trits).tolist()
             variance_L = torch.tensor(at.variances, dtype=torch.float64)
             batches = Batches(
                 training.v_N, config.trits, config.batch_size, config.deep_share, derive_seed(config.seed, stage)
