@@ -207,7 +207,11 @@ def target_claims(found: Sequence[tuple[TrainConfig, dict[str, Any]]]) -> list[d
             claims.append(not_run(statement, f"The results lack {', '.join(lacking)}."))
         else:
             budgets = sorted({f"{config.coverage_epochs} + {config.epochs}" for config, _ in found})
-            why = f"Trained for at most {' or '.join(budgets)} epochs (coverage + hierarchy)."
+            one_code = all(config.view == "a" and config.stages == "joint" for config, _ in found)
+            whose = (
+                "Both of encoder A's one code." if one_code else "Coverage is of encoder A's code, order of the view's."
+            )
+            why = f"Trained for at most {' or '.join(budgets)} epochs (coverage + hierarchy). {whose}"
             claims.append(every_seed(statement, [passes(metrics) for metrics in own], why))
     return claims
 

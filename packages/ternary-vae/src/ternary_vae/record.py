@@ -185,7 +185,7 @@ def check_metrics(
     from ternary_vae.evaluate import headline
 
     stored = state.get("metrics")
-    if not isinstance(stored, dict):
+    if not isinstance(stored, dict) or "coverage" not in stored:
         raise UserError(f"{path}/state.json: stores no metrics to compare with; use another checkpoint")
     operations = Operations.all(config.trits)
     found = {"coverage": float(reconstruct(model, operations).double().mean())}
