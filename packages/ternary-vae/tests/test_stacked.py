@@ -215,7 +215,7 @@ def test_a_run_whose_loss_is_not_finite_fails_alone(lanes, tmp_path, lr, often):
     [
         ({"stages": "coverage_hierarchy"}, "other stages"),
         ({"stages": "coverage"}, "other stages"),
-        ({"stages": "joint"}, "other stages"),
+        ({"stages": "joint", "hierarchy_frozen": ["encoder_A", "decoder_A"]}, "other stages"),
         ({"hierarchy_frozen": ["encoder_A", "decoder_A"]}, "not frozen"),
         ({"hierarchy_frozen": ["encoder_A", "encoder_B"]}, "not frozen"),
         ({"loss": "geodesic"}, "geodesic"),
@@ -236,7 +236,7 @@ OTHER = {
     "trits": 4, "latent_dim": 5, "encoder_sizes": [9], "decoder_sizes": [9], "activation": "silu", "encoder_norm": True,
     "encoder_dropout": 0.1, "hidden_dim": 9, "n_projection_layers": 2, "projection_dropout": 0.1,
     "use_dual_projection": False, "use_controller": True, "radius": "euclidean", "dtype": "float32",
-    "projection_dtype": "float32", "train_fraction": 0.5, "start_projections": "loaded", "stages": "joint",
+    "projection_dtype": "float32", "train_fraction": 0.5, "start_projections": "loaded", "stages": "coverage_hierarchy",
     "coverage_code": "mean", "hierarchy_frozen": ["encoder_A"], "batch_size": 9, "deep_share": 0.1, "grad_clip": None,
     "loss": "rich_hierarchy", "view": "a", "code": "sample", "eval_every": 2, "checkpoint_every": 3, "forward": "plain",
 }  # fmt: skip
@@ -245,6 +245,7 @@ OTHER = {
 
 def test_shapes_separate_what_may_not_be_stacked(lanes):
     (config,) = lanes(chosen=[{"seed": 3}])
+    config = replace(config, hierarchy_frozen=[*config.hierarchy_frozen, "controller"])
     assert set(OTHER) | set(PER_RUN) == {f.name for f in fields(TrainConfig)}
     assert not set(OTHER) & set(PER_RUN)
     for name, value in OTHER.items():
