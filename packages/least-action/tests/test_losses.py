@@ -16,7 +16,7 @@ from least_action.losses import (
     routing_loss,
     sparsity_regularizer,
     spectral_smoothness_loss,
-    spectral_smoothness_loss_seed,
+    spectral_smoothness_loss_original,
     stablemax_cross_entropy,
 )
 from least_action.metrics import compute_jacobian_norm, grid_logits
@@ -87,7 +87,7 @@ def test_smoothness_loss_separates_smooth_from_rough_and_has_a_gradient():
 def test_seed_smoothness_loss_counts_the_constant():
     same = torch.zeros(49, 7)
     same[:, 3] = 50
-    assert spectral_smoothness_loss_seed(same, 7) == pytest.approx(0, abs=1e-6)
+    assert spectral_smoothness_loss_original(same, 7) == pytest.approx(0, abs=1e-6)
 
 
 def test_jacobian_regulariser_is_unbiased_and_differentiable(small):

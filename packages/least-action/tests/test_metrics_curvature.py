@@ -18,7 +18,7 @@ from least_action.metrics.curvature import (
     compute_gradient_norm,
     compute_hessian_trace,
     compute_jacobian_norm,
-    compute_jacobian_norm_seed,
+    compute_jacobian_norm_original,
     compute_weight_hessian_trace,
     rademacher,
 )
@@ -128,9 +128,9 @@ def test_jacobian_norm_seed_projects_on_unit_vectors(model_type):
         v_NP = v_NP / v_NP.norm(dim=-1, keepdim=True)
         squares.append(torch.einsum("npe,np->ne", jacobian_NPE, v_NP).square().sum() / 4)
     expected = P * sum(squares).item() / 3
-    assert compute_jacobian_norm_seed(model, x, 3, generator(0, "probes")) == pytest.approx(expected, rel=1e-6)
+    assert compute_jacobian_norm_original(model, x, 3, generator(0, "probes")) == pytest.approx(expected, rel=1e-6)
     # Unbiased for the exact norm.
-    many = compute_jacobian_norm_seed(model, x, 500, generator(0, "many"))
+    many = compute_jacobian_norm_original(model, x, 500, generator(0, "many"))
     assert many == pytest.approx(compute_jacobian_norm(model, x), rel=0.1)
 
 
@@ -248,7 +248,7 @@ def test_metrics_leave_no_trace(model_type, grad_enabled):
         for _ in range(2):
             compute_gradient_norm(model, pairs, loss_fn)
             compute_jacobian_norm(model, x)
-            compute_jacobian_norm_seed(model, x, 2, generator(0, "a"))
+            compute_jacobian_norm_original(model, x, 2, generator(0, "a"))
             compute_hessian_trace(model, x, 2, generator(0, "b"))
             compute_weight_hessian_trace(model, pairs, loss_fn, 2, generator(0, "c"))
             compute_fisher_trace(model, pairs, loss_fn)
@@ -267,7 +267,7 @@ def test_too_few_probes_or_pairs():
     model, pairs = small_model("baseline"), some_pairs(4)
     x, stream = inputs(model, pairs), generator(0, "probes")
     with pytest.raises(ValueError, match="n_probes: 1"):
-        compute_jacobian_norm_seed(model, x, 1, stream)
+        compute_jacobian_norm_original(model, x, 1, stream)
     with pytest.raises(ValueError, match="n_probes: 1"):
         compute_hessian_trace(model, x, 1, stream)
     with pytest.raises(ValueError, match="n_probes: 0"):

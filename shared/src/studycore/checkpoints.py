@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -244,3 +244,30 @@ def rebuild(
                 f"{tolerance:.0e}): the code or a setting outside the weights is another; use the version that wrote it"
             )
     return model
+
+
+def optimizer_tensors(model: nn.Module, optimizers: Iterable[torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """The optimizers' state by parameter name: "<parameter>/<entry>", such as "head.weight/exp_avg"."""
+    states = [optimizer.state for optimizer in optimizers]
+    return {
+        f"{name}/{entry}": torch.as_tensor(value)
+        for name, parameter in model.named_parameters()
+        for state in states
+        for entry, value in state.get(parameter, {}).items()
+    }
+
+
+def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
+    """Puts back what `optimizer_tensors` gave for the optimizer's own parameters. UserError for a name of no parameter."""
+    parameters = dict(model.named_parameters())
+    own = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    for full, tensor in tensors.items():
+        name, _, entry = full.rpartition("/")
+        if name not in parameters and ":" not in name:
+            raise UserError(
+                f"optimizer.safetensors: {full} belongs to no parameter of the model; use another checkpoint"
+            )
+        if name in parameters and parameters[name] in own:
+            # AdamW keeps its step count on the CPU.
+            value = tensor.clone() if entry == "step" else tensor.to(parameters[name].device)
+            optimizer.state[parameters[name]][entry] = value

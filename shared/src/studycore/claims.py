@@ -1,16 +1,43 @@
-"""Claims: a statement, a threshold that stands in code before the run, and what was measured."""
+"""Claims as data: a statement, a threshold that stands in the run's folder before the run, and how it is measured."""
 
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 from studycore.statistics import Interval
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 Verdict = Literal["supported", "refuted", "inconclusive", "not run"]
 
 
+class NotRun(Exception):
+    """What a claim needs is missing; the sentence says what."""
+
+
 @dataclass(frozen=True)
-class Statement:
-    """What is claimed, before anything is measured: the quantity lies above (or below) `threshold`."""
+class Measure:
+    """What is measured on a table of runs; studycore.measures makes them."""
+
+    text: str
+    """Stands in claims.json: another text is another measure."""
+    compute: Callable[["DataFrame"], tuple[Interval, str]]
+    """(the figure, how it was made), from one row per finished run. NotRun where an input is missing."""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What must hold of the runs for a claim to be tested at all."""
+
+    text: str
+    unmet: Callable[["DataFrame"], str]
+    """The sentence on what does not hold; "" when all does."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The quantity lies above (or below) a threshold."""
 
     id: str
     statement: str
@@ -19,33 +46,81 @@ class Statement:
     predicted: str
     """The figure that the source gives, as text."""
     unit: str
-    threshold: float
-    direction: Literal["above", "below"]
+    measure: Measure
+    above: float | None = None
+    below: float | None = None
+    when: Condition | None = None
+    of_every_unit: bool = False
+    """Of shares: a single unit that fails refutes the claim."""
+
+    def __post_init__(self) -> None:
+        assert (self.above is None) != (self.below is None), f"{self.id}: give above or below"
 
 
-def judge(statement: Statement, measured: Interval, why: str) -> dict[str, Any]:
-    """Supported or refuted when the whole interval lies on one side of the threshold, else inconclusive."""
-    above, below = measured.low > statement.threshold, measured.high < statement.threshold
-    supported, refuted = (above, below) if statement.direction == "above" else (below, above)
-    verdict: Verdict = "supported" if supported else "refuted" if refuted else "inconclusive"
-    rule = f"{verdict}: supported if the interval lies {statement.direction} {statement.threshold:g}"
-    return _claim(statement, measured.estimate, [measured.low, measured.high], measured.n, verdict, f"{rule}. {why}")
-
-
-def not_run(statement: Statement, why: str) -> dict[str, Any]:
-    """A claim whose inputs are missing carries no number."""
-    return _claim(statement, None, None, 0, "not run", why)
-
-
-def _claim(
-    statement: Statement, measured: float | None, interval: list[float] | None, n: int, verdict: Verdict, why: str
-) -> dict[str, Any]:
-    fields = asdict(statement)
+def as_stored(claim: Claim) -> dict[str, Any]:
+    """The claim as claims.json has it."""
+    direction, threshold = ("above", claim.above) if claim.above is not None else ("below", claim.below)
     return {
-        **{key: fields[key] for key in ("id", "statement", "source", "predicted", "unit", "threshold", "direction")},
-        "measured": measured,
-        "interval95": interval,
-        "n": n,
+        "id": claim.id, "statement": claim.statement, "source": claim.source, "predicted": claim.predicted,
+        "unit": claim.unit, "threshold": threshold, "direction": direction, "measure": claim.measure.text,
+        "when": claim.when.text if claim.when else "", "of_every_unit": claim.of_every_unit,
+    }  # fmt: skip
+
+
+def judge_all(
+    claims: Sequence[Claim], table: "DataFrame", registered: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Every claim on the runs of the table, by the threshold that was registered in the folder when its run started.
+
+    A claim that was not registered is judged by the code's threshold and marked; one that the code no longer has, or
+    measures otherwise, is not run.
+    """
+    stored = {entry["id"]: entry for entry in registered}
+    judged = []
+    for claim in claims:
+        entry = stored.pop(claim.id, None)
+        facts = dict(entry or as_stored(claim)) | {"registered": entry is not None}
+        if facts["measure"] != claim.measure.text:
+            why = f"When the run started it was to be measured as {facts['measure']}; this version measures otherwise."
+            judged.append(_verdict(facts, None, "not run", why))
+            continue
+        try:
+            if claim.when and (unmet := claim.when.unmet(table)):
+                raise NotRun(unmet)
+            interval, how = claim.measure.compute(table)
+        except NotRun as missing:
+            judged.append(_verdict(facts, None, "not run", str(missing)))
+        else:
+            judged.append(judge(facts, interval, how))
+    gone = "This version no longer has the claim; the version that made the run judges it."
+    return judged + [_verdict(entry | {"registered": True}, None, "not run", gone) for entry in stored.values()]
+
+
+def judge(facts: Mapping[str, Any], measured: Interval, how: str) -> dict[str, Any]:
+    """Supported or refuted when the whole interval lies on one side of the threshold, else inconclusive.
+
+    `facts` are as as_stored gives them. What is only a lower bound can show that the quantity is large, never that it
+    is small; an upper bound the other way round.
+    """
+    threshold, direction = facts["threshold"], facts["direction"]
+    above = measured.low > threshold and not measured.at_most
+    below = measured.high < threshold and not measured.at_least
+    supported, refuted = (above, below) if direction == "above" else (below, above)
+    rule = f"supported if the interval lies {direction} {threshold:g}"
+    if facts.get("of_every_unit") and measured.estimate < 1:
+        supported, refuted, rule = False, True, "a single unit that fails refutes it"
+    verdict: Verdict = "supported" if supported else "refuted" if refuted else "inconclusive"
+    return _verdict(facts, measured, verdict, f"{verdict}: {rule}. {how}")
+
+
+def _verdict(facts: Mapping[str, Any], measured: Interval | None, verdict: Verdict, why: str) -> dict[str, Any]:
+    """A claim as results.json has it; one that is not run carries no number."""
+    names = ("id", "statement", "source", "predicted", "unit", "threshold", "direction", "registered")
+    return {name: facts[name] for name in names} | {
+        "measured": None if measured is None else measured.estimate,
+        "interval95": None if measured is None else [measured.low, measured.high],
+        "n": 0 if measured is None else measured.n,
+        "bound": None if measured is None else measured.bound,
         "verdict": verdict,
         "why": why.strip(),
     }

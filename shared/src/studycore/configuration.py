@@ -1,5 +1,6 @@
 """Configuration: frozen dataclasses, filled from defaults < YAML file < command-line flags, by jsonargparse."""
 
+import argparse
 import dataclasses
 import difflib
 import hashlib
@@ -31,44 +32,53 @@ def find_config(name: str, package: str) -> Path:
     raise UserError(f"--config: no file '{name}' and no configuration of that name; there are {names}")
 
 
-def parse(
-    classes: Sequence[type], argv: Sequence[str], prog: str, package: str, partial: bool = False, file: bool = True
-) -> list[dict[str, Any]]:
-    """The fields of each dataclass in `classes`, from `argv`.
+def read_arguments(
+    classes: Sequence[type], argv: Sequence[str], prog: str, package: str, default_config: str = ""
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(what the file of --config says, what the flags say) of the fields of `classes`, each value of its field's type.
 
-    Flags may have dashes or underscores and win over `--config FILE` wherever that stands. With `partial` only
-    what was given is returned; without `file` there is no --config. UserError for whatever does not fit.
+    Without --config the package's configuration `default_config` is read, if one is named. Flags may have dashes or
+    underscores. UserError for whatever does not fit; --help prints the flags and ends the command.
     """
-    import argparse
-
-    import jsonargparse
-
-    parser = _parser(classes, prog)
-    if file:
-        help_text = "YAML file, or the name of a configuration that comes with the study"
-        parser.add_argument("--config", action=jsonargparse.ActionConfigFile, help=help_text)
-        path, rest = take_config(argv, package)
-        if path:
-            _check_fields(classes, read_yaml(path), f"{path}: ")
-        argv = [*([f"--config={path}"] if path else []), *rest]
-    try:
-        values = parser.parse_args(_flags(argv, classes), defaults=not partial).as_dict()
-    except (argparse.ArgumentError, TypeError) as error:
-        raise UserError(_sentence(str(error), classes)) from None
-    _check_fields(classes, {name: value for name, value in values.items() if name != "config"})
-    return [{f.name: values[f.name] for f in dataclasses.fields(cls) if f.name in values} for cls in classes]
+    if {"-h", "--help"} & set(argv):
+        _parser(tuple(classes), prog).print_help()
+        raise SystemExit(0)
+    path, rest = take_config(argv, package, default_config)
+    file = {name: check(classes, name, value, f"{path}: ") for name, value in (read_yaml(path) if path else {}).items()}
+    return file, {name: check(classes, name, text, flag=True) for name, text in _flags(rest, classes)}
 
 
 def check_types(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Some fields of `cls`, with the types that `parse` would give them. UserError for whatever does not fit."""
-    import argparse
+    """Some fields of `cls`, each of its field's type. UserError for whatever does not fit."""
+    return {name: check([cls], name, value) for name, value in values.items()}
 
-    _check_fields([cls], values)
+
+def check(classes: Sequence[type], name: str, value: Any, source: str = "", flag: bool = False) -> Any:
+    """The value of one field, of the field's type; with `flag`, `value` is a flag's text. UserError if it does not fit."""
+    owner = next((cls for cls in classes if name in _hints(cls)), None)
+    if owner is None:
+        names = [known for cls in classes for known in _hints(cls)]
+        near = difflib.get_close_matches(str(name), names, n=1)
+        mend = f"did you mean '{near[0]}'?" if near else "see --help for those there are"
+        raise UserError(f"{source}'{name}' is no field here; {mend}")
+    hint, parser = _hints(owner)[name], _parser((owner,), "")
+    wrong = UserError(f"{source}{name}: {value if value != '' else repr(value)} does not fit; give {_words(hint)}")
+    # What jsonargparse lets pass: null where there must be a value.
+    if value is None and type(None) not in (*get_args(hint), hint) and hint is not Any:
+        raise UserError(f"{source}{name}: null does not fit; give {_words(hint)}")
     try:
-        checked = _checker(cls).parse_object(dict(values), defaults=False).as_dict()
-    except (argparse.ArgumentError, TypeError) as error:
-        raise UserError(_sentence(str(error), [cls])) from None
-    return {name: checked[name] for name in values}
+        if flag:
+            values = parser.parse_args([f"--{name}={value}"], defaults=False)
+        else:
+            values = parser.parse_object({name: value}, defaults=False)
+    except (argparse.ArgumentError, TypeError, ValueError, KeyError):
+        raise wrong from None
+    checked = values.as_dict()[name]
+    if isinstance(checked, float) and not math.isfinite(checked):
+        raise UserError(f"{source}{name}: {checked} does not fit; give a finite number")
+    # The restricted types are subclasses; a configuration holds plain numbers.
+    plain = next((kind for kind in (bool, int, float) if isinstance(checked, kind)), None)
+    return plain(checked) if plain else checked
 
 
 def build(cls: type, values: Mapping[str, Any]) -> Any:
@@ -79,8 +89,8 @@ def build(cls: type, values: Mapping[str, Any]) -> Any:
         raise UserError(str(error)) from None
 
 
-def take_config(argv: Sequence[str], package: str) -> tuple[Path | None, list[str]]:
-    """The file of `--config`, found, and the other arguments."""
+def take_config(argv: Sequence[str], package: str, default: str = "") -> tuple[Path | None, list[str]]:
+    """The file of `--config`, found, and the other arguments; without the flag the configuration `default`, if named."""
     path, rest = None, []
     items = iter(argv)
     for item in items:
@@ -89,83 +99,60 @@ def take_config(argv: Sequence[str], package: str) -> tuple[Path | None, list[st
             path = find_config(value if equals else next(items, ""), package)
         else:
             rest.append(item)
-    return path, rest
+    return path or (find_config(default, package) if default else None), rest
 
 
-def _parser(classes: Sequence[type], prog: str) -> Any:
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    """The type of every field of a dataclass."""
+    hints = get_type_hints(cls)
+    return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
+
+
+@cache
+def _parser(classes: tuple[type, ...], prog: str) -> Any:
+    """A parser of the fields of `classes`; building one takes longer than using it."""
     import jsonargparse
 
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = jsonargparse.ArgumentParser(prog=prog, exit_on_error=False, allow_abbrev=False)
     for cls in classes:
         parser.add_class_arguments(cls)
+    if prog:
+        parser.add_argument("--config", help="YAML file, or the name of a configuration that comes with the study")
     return parser
 
 
-@cache
-def _checker(cls: type) -> Any:
-    """The parser that `check_types` uses; building one takes longer than using it."""
-    return _parser([cls], "")
-
-
-def _check_fields(classes: Sequence[type], values: Mapping[str, Any], source: str = "") -> None:
-    """What jsonargparse lets pass: unknown names that it keeps for itself, null where there must be a value, NaN."""
-    types = {name: hint for cls in classes for name, hint in get_type_hints(cls).items()}
-    for name, value in values.items():
-        if name not in types:
-            raise UserError(f"{source}{_unknown(str(name), classes)}")
-        if value is None and type(None) not in (*get_args(types[name]), types[name]) and types[name] is not Any:
-            raise UserError(f"{source}{name}: null does not fit; give {_words(types[name])}")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{source}{name}: {value} does not fit; give a finite number")
-
-
-def _flags(argv: Sequence[str], classes: Sequence[type]) -> list[str]:
-    """`--a-b` as `--a_b`, a bare `--switch` as `--switch=true`, and `--a -1e-3`, which argparse takes for a flag, as one."""
-    switches = {f.name for cls in classes for f in dataclasses.fields(cls) if f.type in (bool, "bool")}
-    flags: list[str] = []
-    for item, following in zip(argv, [*argv[1:], "--"], strict=False):
-        flag, equals, value = item.partition("=")
-        if flag.startswith("--"):
-            flag = "--" + flag[2:].replace("-", "_")
-            if flag[2:] in switches and not equals and following.lower() not in ("true", "false"):
-                equals, value = "=", "true"
-        elif re.match(r"-\.?\d", item) and flags and flags[-1].startswith("--") and "=" not in flags[-1]:
-            flags[-1] += f"={item}"
-            continue
-        flags.append(flag + equals + value)
+def _flags(argv: Sequence[str], classes: Sequence[type]) -> list[tuple[str, str]]:
+    """(name, text) of each flag: `--a-b x`, `--a_b=x`, or a bare `--switch`, which is true. UserError for anything else."""
+    switches = {name for cls in classes for name, hint in _hints(cls).items() if hint is bool}
+    known = {name for cls in classes for name in _hints(cls)}
+    flags, items = [], list(argv)
+    while items:
+        item = items.pop(0)
+        flag, equals, text = item.partition("=")
+        if not flag.startswith("--") or flag == "--":
+            raise UserError(f"'{item}' belongs to no flag; see --help for those there are")
+        name = flag[2:].replace("-", "_")
+        if name not in known:
+            check(classes, name, text)  # says which flag may have been meant
+        if not equals:
+            following = items[0] if items else "--"
+            value_follows = not following.startswith("--") and (
+                name not in switches or following.lower() in ("true", "false")
+            )
+            if not value_follows and name not in switches:
+                hint = next(_hints(cls)[name] for cls in classes if name in _hints(cls))
+                raise UserError(f"{name}: no value is given; give {_words(hint)}")
+            text = items.pop(0) if value_follows else "true"
+        flags.append((name, text))
     return flags
-
-
-def _sentence(message: str, classes: Sequence[type]) -> str:
-    """jsonargparse's message as one short sentence that names field, value and mend."""
-    message = " ".join(message.split())
-    types = {name: hint for cls in classes for name, hint in get_type_hints(cls).items()}
-    wrong = re.search(r'Parser key "(\w+)".*(?:Got|Given) value: ?(.*)', message)
-    if wrong and wrong.group(1) in types:
-        value = wrong.group(2) or "''"
-        return f"{wrong.group(1)}: {value} does not fit; give {_words(types[wrong.group(1)])}"
-    if bare := re.search(r"argument --(\w+): expected one argument", message):
-        return (
-            f"{bare.group(1)}: no value is given; give {_words(types[bare.group(1)])}"
-            if bare.group(1) in types
-            else message
-        )
-    if unknown := re.search(r"(?:Option '|unrecognized arguments: --|Key ')([A-Za-z_]\w*)", message):
-        return _unknown(unknown.group(1), classes)
-    if loose := re.search(r"unrecognized arguments: (.*)", message):
-        return f"'{loose.group(1)}' belongs to no flag; see --help for those there are"
-    return message
-
-
-def _unknown(name: str, classes: Sequence[type]) -> str:
-    names = [f.name for cls in classes for f in dataclasses.fields(cls)]
-    near = difflib.get_close_matches(name, names, n=1)
-    return f"'{name}' is no field here; " + (f"did you mean '{near[0]}'?" if near else "see --help for those there are")
 
 
 def _words(hint: Any) -> str:
     """A type as a user would say it: "float or null", "one of 'a', 'b'"."""
+    from studycore.bounds import WORDS
+
     if get_origin(hint) in (Union, UnionType):
         return " or ".join(_words(part) for part in get_args(hint))
     if get_origin(hint) is Literal:
@@ -181,7 +168,7 @@ def _words(hint: Any) -> str:
         dict: "a mapping",
         list: "a list",
     }
-    return plain.get(get_origin(hint) or hint, str(hint))
+    return (plain | WORDS).get(get_origin(hint) or hint, str(hint))
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -281,7 +281,7 @@ def write_run(folder: Path, recipe: "Recipe") -> None:
     """Measures folder/model and writes metrics.json and README.md beside the weights, results.json and the report."""
     from studycore.figures import new_figure, save_figure
     from studycore.files import write_atomic, write_json
-    from studycore.metrics import read_rows
+    from studycore.metrics_log import read_rows
     from studycore.report import Picture, Report, Table, claims_text, write_report, write_results
 
     metrics, claims, ten = measure(folder / "model")

@@ -11,7 +11,10 @@ from typing import Any
 
 from studycore.errors import UserError
 from studycore.files import read_json, write_atomic, write_json
-from studycore.runs import list_runs, state_of
+from studycore.run_folder import list_runs, state_of
+
+EXPLORATORY = "exploratory: added after the run"
+"""Of claims that were not registered in the run's folder when it started."""
 
 
 @dataclass
@@ -47,6 +50,8 @@ class Report:
     pictures: Sequence[Picture] = field(default_factory=list)
     notes: Sequence[str] = field(default_factory=list)
     """Deviations, limits, decisions."""
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    """What results.json says besides what the training wrote: of many runs, everything."""
 
 
 def write_results(
@@ -65,7 +70,8 @@ def write_report(folder: Path, report: Report) -> Path:
     config = (folder / "config.yaml").read_text()
     context = {
         "report": report,
-        "claims": results["claims"],
+        "claims": [{"bound": None, "registered": False, **claim} for claim in results["claims"]],
+        "exploratory": EXPLORATORY,
         "manifest": manifest,
         "config": config,
         "pictures": [
@@ -93,13 +99,18 @@ def write_index(root: Path) -> Path:
             listed.append((path.relative_to(root).as_posix(), manifest, state, (path / "report.html").exists()))
             if state == "done" and (path / "results.json").exists():
                 try:
-                    newest[manifest["verb"]] = (path.relative_to(root).as_posix(), read_json(path / "results.json"))
+                    results = read_json(path / "results.json")
+                    claims = [{"bound": None, "registered": False, **claim} for claim in results["claims"]]
+                    newest[manifest["verb"]] = (path.relative_to(root).as_posix(), results | {"claims": claims})
                 except UserError as error:
                     print(f"passed over: {error}", file=sys.stderr)
         if runs:
             studies.append((folder.name, newest, listed[::-1]))
     root.mkdir(parents=True, exist_ok=True)
-    write_atomic(root / "index.html", _environment().get_template("index.html.j2").render({"studies": studies}))
+    write_atomic(
+        root / "index.html",
+        _environment().get_template("index.html.j2").render({"studies": studies, "exploratory": EXPLORATORY}),
+    )
     return root / "index.html"
 
 
@@ -116,6 +127,25 @@ def number(value: Any) -> str:
     return f"{value:.3g}" if abs(value) < 999.5 else f"{value:,.0f}" if abs(value) < 1e6 else f"{value:.2e}"
 
 
+def table_text(table: Table) -> str:
+    """A table as aligned columns for a terminal; the first column stands left."""
+    cells = [list(table.columns), *[[number(cell) for cell in row] for row in table.rows]]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+    lines = [
+        "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+        for row in cells
+    ]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def print_report(folder: Path) -> None:
+    """What was found and the claims, on the terminal, and where the report is."""
+    text = (folder / "report.md").read_text(encoding="utf-8").splitlines()
+    print("\n".join(line.strip("*") for line in text[:5] if line))
+    print(claims_text(read_json(folder / "results.json")["claims"]))
+    print(f"report: {folder / 'report.html'}")
+
+
 def claims_text(claims: Sequence[Mapping[str, Any]]) -> str:
     """The claims as lines for a terminal."""
     lines = []
@@ -123,10 +153,15 @@ def claims_text(claims: Sequence[Mapping[str, Any]]) -> str:
         lines.append(f"  {claim['verdict'].upper():<13}{claim['statement']}")
         if claim["measured"] is not None:
             low, high = claim["interval95"]
-            figure = f"{number(claim['measured'])} [{number(low)}, {number(high)}] {claim['unit']}, n = {claim['n']}"
+            bound = f"{claim['bound']} " if claim.get("bound") else ""
+            figure = (
+                f"{bound}{number(claim['measured'])} [{number(low)}, {number(high)}] {claim['unit']}, n = {claim['n']}"
+            )
             lines.append(f"{'':<15}measured {figure}; predicted {claim['predicted']}")
         else:
             lines.append(f"{'':<15}{claim['why']}")
+        if not claim.get("registered"):
+            lines.append(f"{'':<15}{EXPLORATORY}")
     return "\n".join(lines)
 
 

@@ -1,8 +1,8 @@
 """Intervals for means, differences, shares and censored times. Resampling uses its own seeded stream."""
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,20 @@ class Interval:
     low: float
     high: float
     n: int
+    at_least: bool = False
+    """Some units are censored, so that the true value is this or more ..."""
+    at_most: bool = False
+    """... or this or less."""
+
+    @property
+    def bound(self) -> str | None:
+        """ "at least", "at most", "unknown" where it is both, None for a plain value."""
+        return {(0, 0): None, (1, 0): "at least", (0, 1): "at most"}.get((self.at_least, self.at_most), "unknown")
+
+    def as_percent(self) -> "Interval":
+        """A ratio as a change in percent."""
+        low, middle, high = (100 * (x - 1) for x in (self.low, self.estimate, self.high))
+        return replace(self, estimate=middle, low=low, high=high)
 
 
 def bootstrap(
@@ -39,15 +53,27 @@ def bootstrap(
     return Interval(float(statistic(rows)), float(low), float(high), len(rows))
 
 
-def mean_interval(values: Sequence[float]) -> Interval:
+def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
     """Mean with Student's t interval: for few, roughly normal values, where the bootstrap is too narrow."""
     from scipy import stats
 
     x = np.asarray(values, dtype=np.float64)
     if len(x) < 2:
         raise ValueError(f"values: {len(x)} unit has no interval; give at least 2")
-    half = float(stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x)))
+    half = float(stats.t.ppf((1 + confidence) / 2, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x)))
     return Interval(float(x.mean()), float(x.mean()) - half, float(x.mean()) + half, len(x))
+
+
+def ratio_interval(pairs: Sequence[tuple[float, float]], at_least: bool = False, at_most: bool = False) -> Interval:
+    """Geometric mean of x / y over pairs of positive numbers, with Student's t interval on the logarithms."""
+    logs = mean_interval([math.log(x / y) for x, y in pairs])
+    return Interval(math.exp(logs.estimate), math.exp(logs.low), math.exp(logs.high), logs.n, at_least, at_most)
+
+
+def fisher_interval(correlations: Sequence[float]) -> Interval:
+    """Mean correlation with Student's t interval on atanh(r), which is nearly normal (Fisher 1915)."""
+    z = mean_interval([math.atanh(min(max(r, -1 + 1e-12), 1 - 1e-12)) for r in correlations])
+    return Interval(math.tanh(z.estimate), math.tanh(z.low), math.tanh(z.high), z.n)
 
 
 def share_interval(successes: int, n: int) -> Interval:
@@ -56,56 +82,3 @@ def share_interval(successes: int, n: int) -> Interval:
 
     interval = stats.binomtest(successes, n).proportion_ci(0.95, method="exact")
     return Interval(successes / n, float(interval.low), float(interval.high), n)
-
-
-@dataclass(frozen=True)
-class Survival:
-    """Kaplan-Meier curve: S(t) just after each event time, with log-log intervals."""
-
-    times: list[float]
-    survival: list[float]
-    low: list[float]
-    high: list[float]
-    n: int
-    events: int
-
-    def quantile(self, share: float = 0.5) -> float | None:
-        """First time at which at least `share` have had the event; None when it lies beyond what was seen."""
-        return _first_at_most(self.times, self.survival, 1 - share)
-
-    def median_interval(self) -> tuple[float | None, float | None]:
-        """95 % interval of the median by inverting the curve's interval (Brookmeyer and Crowley 1982)."""
-        return _first_at_most(self.times, self.low, 0.5), _first_at_most(self.times, self.high, 0.5)
-
-
-def kaplan_meier(times: Sequence[float], observed: Sequence[bool]) -> Survival:
-    """Kaplan and Meier (1958) for times of which some are censored (`observed` False: not yet by that time)."""
-    from scipy import stats
-
-    t, seen = np.asarray(times, dtype=np.float64), np.asarray(observed, dtype=bool)
-    if len(t) == 0 or len(t) != len(seen):
-        raise ValueError(f"times, observed: {len(t)} and {len(seen)} values; give as many of each, at least 1")
-    if not seen.any():
-        return Survival([], [], [], [], len(t), 0)
-    curve = stats.ecdf(stats.CensoredData(uncensored=t[seen], right=t[~seen])).sf
-    with np.errstate(all="ignore"):  # log(-log(S)) has no value at S = 0 or 1; filled below
-        interval = _quiet(lambda: curve.confidence_interval(0.95, method="log-log"))
-    at = np.unique(t[seen])
-    s = np.asarray(curve.evaluate(at))
-    low = np.nan_to_num(np.asarray(interval.low.evaluate(at)), nan=0.0)
-    # Past the last event of an uncensored sample S = 0 has no log-log limit: the last finite one is carried on.
-    high_raw = np.asarray(interval.high.evaluate(at))
-    high = np.where(np.isnan(high_raw), np.minimum.accumulate(np.nan_to_num(high_raw, nan=1.0)), high_raw)
-    return Survival(at.tolist(), s.tolist(), low.tolist(), high.tolist(), len(t), int(seen.sum()))
-
-
-def _first_at_most(times: list[float], values: list[float], level: float) -> float | None:
-    return next((t for t, value in zip(times, values, strict=True) if value <= level + 1e-12), None)
-
-
-def _quiet(compute: Callable[[], Any]) -> Any:
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)
-        return compute()

@@ -3,6 +3,18 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import studycore.options
+from studycore.bounds import (
+    AtLeast2,
+    AtLeast3,
+    BelowOne,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    check_bounds,
+)
+
 OPERATIONS = ("add", "subtract", "multiply", "divide")
 TRANSFORMERS = ("transformer", "routed_transformer")
 
@@ -11,7 +23,7 @@ TRANSFORMERS = ("transformer", "routed_transformer")
 class TrainerConfig:
     """Everything that determines a run's numbers. ValueError names the field, its value and the mend."""
 
-    p: int = 113
+    p: AtLeast3 = 113
     """Modulus; a prime for multiply and divide."""
     operation: Literal["add", "subtract", "multiply", "divide"] = "add"
     """What is learnt: (a operation b) mod p."""
@@ -24,13 +36,13 @@ class TrainerConfig:
 
     model_type: Literal["baseline", "routed", "transformer", "routed_transformer"] = "routed"
     """baseline: MLP; routed: MLP with routed heads; transformer; routed_transformer: matched to transformer."""
-    hidden_dim: int = 128
+    hidden_dim: PositiveInt = 128
     """Width (d_model of a transformer)."""
-    n_layers: int = 4
+    n_layers: PositiveInt = 4
     """Layers or blocks."""
-    n_heads: int = 4
+    n_heads: PositiveInt = 4
     """Attention heads of a transformer, routing heads of a routed MLP (1: the single-head ablation)."""
-    routing_heads: int = 4
+    routing_heads: PositiveInt = 4
     """Heads of a routed transformer's feed-forward part."""
     freeze_gates: bool = False
     """Keeps a routed transformer's gates uniform: the control that is the dense transformer in another guise."""
@@ -42,53 +54,53 @@ class TrainerConfig:
     """Non-linearity of MLPs and feed-forward parts."""
     mlp_bias: bool = True
     """Biases of the baseline MLP."""
-    init_std: float = 0.02
+    init_std: PositiveFloat = 0.02
     """Standard deviation of a transformer's initial weights."""
 
-    epochs: int = 50000
+    epochs: PositiveInt = 50000
     """Passes over the training pairs; with full batches also the number of updates."""
-    batch_size: int | None = None
+    batch_size: PositiveInt | None = None
     """Pairs per update over all processes; null: full batch."""
-    lr: float = 1e-3
+    lr: PositiveFloat = 1e-3
     """Learning rate after warm-up."""
-    weight_decay: float = 0.1
+    weight_decay: NonNegativeFloat = 0.1
     """Decoupled weight decay (Loshchilov and Hutter 2019)."""
     weight_decay_rule: Literal["matrices", "all"] = "matrices"
     """matrices: embeddings, biases, norms and gates are spared; all: everything decays (Nanda et al. 2023)."""
     optimizer: Literal["adamw"] = "adamw"
     """AdamW; the recipe may replace it for some parameters."""
-    beta1: float = 0.9
+    beta1: BelowOne = 0.9
     """AdamW's first moment decay."""
-    beta2: float = 0.98
+    beta2: BelowOne = 0.98
     """AdamW's second moment decay."""
-    eps: float = 1e-8
+    eps: PositiveFloat = 1e-8
     """AdamW's epsilon."""
-    grad_clip: float | None = None
+    grad_clip: PositiveFloat | None = None
     """Largest norm of the whole gradient; null: no clipping."""
-    warmup_epochs: int = 0
+    warmup_epochs: NonNegativeInt = 0
     """Epochs over which the learning rate rises linearly from 0."""
     recipe: Literal[
         "none", "bounded_sphere", "constrained_norm", "orthograd", "orthograd_stablemax", "grokfast", "muon"
     ] = "none"
     """One acceleration recipe; recipes.py gives each with its source."""
-    sphere_temperature: float = 10.0
+    sphere_temperature: PositiveFloat = 10.0
     """bounded_sphere: logits are this times a cosine."""
-    constrained_norm_alpha: float = 0.8
+    constrained_norm_alpha: PositiveFloat = 0.8
     """constrained_norm: the weights' norm is held at this times its start."""
-    grokfast_alpha: float = 0.98
+    grokfast_alpha: BelowOne = 0.98
     """grokfast: decay of the gradient's moving average."""
-    grokfast_lambda: float = 2.0
+    grokfast_lambda: NonNegativeFloat = 2.0
     """grokfast: weight of the moving average that is added."""
 
     routing_regularizer: Literal["entropy", "sparsity", "gini", "consistency"] | None = "entropy"
     """Regulariser of routing weights (routed models only; ignored by the others, as in every configuration here)."""
-    lambda_routing: float = 0.01
+    lambda_routing: NonNegativeFloat = 0.01
     """Its weight in the loss."""
-    lambda_spectral: float = 0.0
+    lambda_spectral: NonNegativeFloat = 0.0
     """Weight of the spectral smoothness loss."""
-    spectral_interval: int = 100
+    spectral_interval: PositiveInt = 100
     """Updates between two uses of the spectral smoothness loss."""
-    lambda_jacobian: float = 0.0
+    lambda_jacobian: NonNegativeFloat = 0.0
     """Weight of the input Jacobian's norm in the loss."""
 
     dtype: Literal["float32", "float64"] = "float32"
@@ -96,57 +108,31 @@ class TrainerConfig:
     loss_dtype: Literal["float32", "float64"] = "float64"
     """In which the cross-entropy is computed."""
     forward: Literal["restructured", "plain"] = "restructured"
-    """restructured: exact, over the finite input set (tables.py); plain: every token of every pair."""
+    """restructured: exact, over the finite input set (distinct_inputs.py); plain: every token of every pair."""
 
-    eval_every: int = 10
+    eval_every: PositiveInt = 10
     """Epochs between evaluations of loss and accuracy on all pairs."""
-    log_every: int = 100
+    log_every: PositiveInt = 100
     """Epochs between console lines and rows with the input-sensitivity and progress metrics; a multiple of eval_every."""
-    checkpoint_every: int = 5000
+    checkpoint_every: PositiveInt = 5000
     """Epochs between checkpoints."""
     compute_weight_curvature: bool = True
     """Gradient norm, weight Hessian trace and Fisher trace."""
-    weight_curvature_interval: int = 100
+    weight_curvature_interval: PositiveInt = 100
     """Epochs between them; a multiple of eval_every."""
-    curvature_probes: int = 10
+    curvature_probes: AtLeast2 = 10
     """Rademacher probes of the Hessian traces; at least 2, for a standard error."""
-    metric_samples: int = 256
+    metric_samples: AtLeast2 = 256
     """Held-out pairs for input sensitivity and training pairs for the Fisher trace, drawn once."""
     compute_optimizer_metrics: bool = True
     """Adam's dynamics in rows at log_every."""
-    event_window: int = 5
+    event_window: PositiveInt = 5
     """Consecutive evaluations for which an accuracy must hold to count as an event."""
-    stop_after_grok: int | None = None
+    stop_after_grok: NonNegativeInt | None = None
     """Ends the run this many epochs after it grokked (0.99); null: runs on."""
 
     def __post_init__(self) -> None:
-        smallest = {
-            "p": 3,
-            "hidden_dim": 1,
-            "n_layers": 1,
-            "n_heads": 1,
-            "routing_heads": 1,
-            "epochs": 1,
-            "eval_every": 1,
-        }
-        smallest |= {"log_every": 1, "checkpoint_every": 1, "weight_curvature_interval": 1, "spectral_interval": 1}
-        smallest |= {"curvature_probes": 2, "metric_samples": 2, "event_window": 1, "warmup_epochs": 0}
-        for name, least in smallest.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: {getattr(self, name)} is too small; give at least {least}")
-        for name in ("lr", "eps", "init_std", "sphere_temperature", "constrained_norm_alpha"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}: {getattr(self, name)} must be above 0")
-        for name in ("weight_decay", "lambda_routing", "lambda_spectral", "lambda_jacobian", "grokfast_lambda"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}: {getattr(self, name)} must not be negative")
-        for name in ("beta1", "beta2", "grokfast_alpha"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)} must lie in [0, 1)")
-        for name in ("grad_clip", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name}: {value} must be above 0, or null for none")
+        check_bounds(self)
         if self.operation in ("multiply", "divide") and not is_prime(self.p):
             raise ValueError(
                 f"p: {self.p} is not prime, which {self.operation} needs; {next_prime(self.p)} is the next prime"
@@ -200,62 +186,25 @@ class SweepConfig:
     """Named changes to base, each compared with the others."""
     name: str = ""
     """Experiment names as a template over fields, such as "p{p}_lr{lr}_wd{weight_decay}"."""
-    seeds: int = 1
+    seeds: PositiveInt = 1
     """Seeds per configuration, counted up from base's seed."""
 
-
-@dataclass(frozen=True)
-class RunOptions:
-    """What does not change a run's numbers, beyond the bitwise promise."""
-
-    output_dir: str | None = None
-    """Run folder; without it runs/least-action/<verb>-<time>-<hash>."""
-    device: str = "auto"
-    """auto, cpu, cuda or mps."""
-    threads: int | None = None
-    """CPU threads per process; without it PyTorch's choice (sweeps: cores / processes)."""
-    tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
-    """Dashboard that the rows are sent to as well."""
-    dry_run: bool = False
-    """Prints the configuration, what would run, and an estimate of memory and time."""
-    num_processes: int | None = None
-    """Data-parallel processes of one run; without it one per GPU."""
+    def __post_init__(self) -> None:
+        check_bounds(self)
+        if not (self.base or self.grid or self.arms):
+            raise ValueError("--config: a sweep needs a file or the name of a sweep configuration, such as quick")
 
 
 @dataclass(frozen=True)
-class TrainOptions(RunOptions):
+class TrainOptions(studycore.options.TrainOptions):
     """Flags of `train`."""
 
-    resume: bool = False
-    """Continues the newest unfinished run of this configuration."""
-    extra_epochs: int = 0
+    extra_epochs: NonNegativeInt = 0
     """Epochs beyond the configuration's; with --resume a finished run goes on."""
-    seeds: int = 1
-    """Trains this many seeds, counted up from --seed, as a sweep of one configuration."""
 
-
-@dataclass(frozen=True)
-class SweepOptions(RunOptions):
-    """Flags of `sweep`."""
-
-    resume: bool = False
-    """Continues the newest unfinished sweep of this configuration."""
-    experiment: str | None = None
-    """Runs only the experiment of this name."""
-    start_from: int = 0
-    """Leaves out the experiments before this index."""
-    seeds: int | None = None
-    """Seeds per configuration, instead of the file's."""
-    processes: int | None = None
-    """Runs at the same time; without it one per core (CPU) or per device."""
-    stack: Literal["auto", "never", "always"] = "auto"
-    """Trains runs of one shape as one batched model: auto measures both ways and takes the faster."""
-    max_stack: int = 64
-    """Most runs in one batched model."""
-    engine: Literal["local", "ray"] = "local"
-    """Where runs are trained: processes of this machine, or Ray's tasks on several (pip install 'studycore[ray]')."""
-    address: str | None = None
-    """With --engine ray: host:port of the cluster's head, or auto; without it Ray starts on this machine alone."""
+    @property
+    def extends(self) -> bool:
+        return self.extra_epochs > 0
 
 
 def is_prime(n: int) -> bool:

@@ -4,11 +4,14 @@ Shapes: N pairs, P residues. A pair is two integers in 0..p-1; `a_N`, `b_N`, `y_
 Division leaves out b = 0 (no inverse), so it has p(p-1) pairs instead of p^2.
 """
 
+import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from least_action.config import TrainerConfig
 from studycore.streams import generator
 
 
@@ -101,3 +104,35 @@ def pair_tokens(a_N: Tensor, b_N: Tensor, p: int) -> Tensor:
     """[N, 4] int64: the sequence a, op, b, =."""
     op_N, eq_N = torch.full_like(a_N, p), torch.full_like(a_N, p + 1)
     return torch.stack([a_N, op_N, b_N, eq_N], dim=-1)
+
+
+def create_dataset(config: TrainerConfig) -> ModularArithmeticDataset:
+    """Tokens for transformers, one-hot vectors for MLPs; the same pairs and split for both."""
+    one_hot = config.model_type in ("baseline", "routed")
+    kind = ModularArithmeticDataset if one_hot else SequenceArithmeticDataset
+    return kind(config.p, config.operation, config.train_frac, config.split_seed)
+
+
+def fingerprint(data: ModularArithmeticDataset) -> str:
+    """SHA-256 of the training pairs and their labels, in order."""
+    rows_N3 = torch.stack([data.train.a_N, data.train.b_N, data.train.y_N], dim=-1)
+    return hashlib.sha256(rows_N3.numpy().tobytes()).hexdigest()
+
+
+def batches(train: Pairs, config: TrainerConfig, epoch: int, rank: int, world: int) -> Iterator[tuple[Pairs, float]]:
+    """This rank's part of each batch of an epoch, with the factor that makes the ranks' mean loss the batch's.
+
+    Full batches keep their order, smaller ones are shuffled by (seed, epoch).
+    """
+    if config.batch_size is None:
+        order = torch.arange(len(train))
+    else:
+        order = torch.randperm(len(train), generator=generator(config.seed, "batches", epoch))
+    for batch in order.to(train.y_N.device).split(config.batch_size or len(train)):
+        part = train if world == 1 and config.batch_size is None else train[batch[rank::world]]
+        yield part, len(part) * world / len(batch)
+
+
+def batches_per_epoch(train: Pairs, config: TrainerConfig) -> int:
+    """Updates that an epoch makes."""
+    return -(-len(train) // (config.batch_size or len(train)))

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from least_action.config import TrainerConfig
 from least_action.data import Pairs
 from least_action.metrics.fourier import grid_logits, low_frequency_share
-from least_action.models import Output, PairModel
+from least_action.model import Output, PairModel
 from studycore.streams import generator
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -90,7 +90,7 @@ def spectral_smoothness_loss(grid_IJK: Tensor) -> Tensor:
     return 1 - low_frequency_share(grid_IJK)
 
 
-def spectral_smoothness_loss_seed(logits_NP: Tensor, p: int, radius: int | None = None) -> Tensor:
+def spectral_smoothness_loss_original(logits_NP: Tensor, p: int, radius: int | None = None) -> Tensor:
     """1 - low-frequency share of the power of the expected class index on the p x p grid, constant included."""
     index_P = torch.arange(p, dtype=logits_NP.dtype, device=logits_NP.device)
     grid = (logits_NP.softmax(dim=-1) @ index_P).reshape(p, p)

@@ -11,7 +11,7 @@ Recipes (`TrainerConfig.recipe`), each with its source:
 - muon: orthogonalised momentum for weight matrices, AdamW for the rest (Jordan et al. 2024; Tveit et al. 2025,
   arXiv:2504.16041, for grokking).
 
-Gradient and weight transforms are pure functions of tensors, so that runs can be stacked (stacked.py).
+Gradient and weight transforms are pure functions of tensors.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from least_action.config import TrainerConfig
-from least_action.roles import decayed_parameters, parameter_roles
+from least_action.model.parameter_roles import decayed_parameters, parameter_roles
 
 
 def learning_rate(epoch: int, config: TrainerConfig) -> float:
@@ -83,42 +83,3 @@ def transform_gradients(
         new = {n: grokfast_average(averages.get(n, g), g, config.grokfast_alpha) for n, g in gradients.items()}
         return {name: g + config.grokfast_lambda * new[name] for name, g in gradients.items()}, new
     return dict(gradients), {}
-
-
-def clip_factor(gradients: Mapping[str, Tensor], largest: float) -> Tensor:
-    """What gradients are multiplied with so that their norm is at most `largest` (as torch's clip_grad_norm_)."""
-    return (largest / (total_norm(gradients) + 1e-6)).clamp(max=1.0)
-
-
-def optimizer_tensors(
-    model: nn.Module, optimizers: list[torch.optim.Optimizer], averages: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """All state of the optimisers by name: "<parameter>/<key>", such as "head.weight/exp_avg"."""
-    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
-    state = {
-        f"{names[parameter]}/{key}": torch.as_tensor(value)
-        for optimizer in optimizers
-        for parameter, values in optimizer.state.items()
-        for key, value in values.items()
-    }
-    return state | {f"{name}/grokfast": average for name, average in averages.items()}
-
-
-def restore_optimizers(
-    model: nn.Module, optimizers: list[torch.optim.Optimizer], tensors: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """Puts back what `optimizer_tensors` gave; returns grokfast's averages. ValueError for names that fit nothing."""
-    parameters = dict(model.named_parameters())
-    owner = {parameter: o for o in optimizers for group in o.param_groups for parameter in group["params"]}
-    averages = {}
-    for full, tensor in tensors.items():
-        name, _, key = full.rpartition("/")
-        if name not in parameters:
-            raise ValueError(f"optimizer state '{full}' belongs to no parameter of the model")
-        parameter = parameters[name]
-        if key == "grokfast":
-            averages[name] = tensor.to(parameter.device)
-        else:
-            # AdamW keeps its step count on the CPU.
-            owner[parameter].state[parameter][key] = tensor.clone() if key == "step" else tensor.to(parameter.device)
-    return averages

@@ -10,7 +10,7 @@ from least_action.metrics.curvature import (
     compute_gradient_norm,
     compute_hessian_trace,
     compute_jacobian_norm,
-    compute_jacobian_norm_seed,
+    compute_jacobian_norm_original,
     compute_weight_hessian_trace,
 )
 from least_action.metrics.fourier import (
@@ -25,7 +25,7 @@ from least_action.metrics.fourier import (
     low_frequency_share,
     progress_measures,
     spectral_smoothness,
-    spectral_smoothness_seed,
+    spectral_smoothness_original,
     weight_ginis,
 )
 from least_action.metrics.model_properties import (
@@ -56,7 +56,7 @@ __all__ = [
     "compute_gradient_norm",
     "compute_hessian_trace",
     "compute_jacobian_norm",
-    "compute_jacobian_norm_seed",
+    "compute_jacobian_norm_original",
     "compute_layer_weight_norms",
     "compute_representation_norm",
     "compute_weight_hessian_trace",
@@ -76,7 +76,7 @@ __all__ = [
     "routing_entropy",
     "softmax_collapse",
     "spectral_smoothness",
-    "spectral_smoothness_seed",
+    "spectral_smoothness_original",
     "total_weight_norm",
     "weight_ginis",
 ]

@@ -20,7 +20,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from least_action.data import Pairs
-from least_action.models import PairModel
+from least_action.model import PairModel
 
 LossFn = Callable[[Tensor, Tensor], Tensor]
 
@@ -86,7 +86,7 @@ def compute_jacobian_norm(model: PairModel, x: Tensor, chunk: int = 256) -> floa
     return float(total) / len(x)
 
 
-def compute_jacobian_norm_seed(model: PairModel, x: Tensor, n_probes: int, generator: torch.Generator) -> float:
+def compute_jacobian_norm_original(model: PairModel, x: Tensor, n_probes: int, generator: torch.Generator) -> float:
     """The random-projection estimate of `compute_jacobian_norm`: P times the mean of ||J^T v||^2.
 
     v is uniform on the unit sphere of the P logits, drawn anew for each input and probe, so E[v v^T] = I / P and the

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from least_action.data import Pairs
-from least_action.models import GrokTransformer, OneHotModel, PairModel
+from least_action.model import GrokTransformer, OneHotModel, PairModel
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def _within(n: int, radius: int, device: torch.device) -> Tensor:
     return f_X[:, None] ** 2 + f_X**2 <= radius**2
 
 
-def spectral_smoothness_seed(class_AB: Tensor, radius: int) -> float:
+def spectral_smoothness_original(class_AB: Tensor, radius: int) -> float:
     """Low-frequency share of the predicted class read as a real number, on the p x p grid of residues [a, b].
 
     The slot (0, 0), the square of the mean class, is included. Random classes score 0.79 to 0.80 at p = 113, radius

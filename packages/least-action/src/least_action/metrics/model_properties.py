@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable
 import torch
 from torch import Tensor, nn
 
-from least_action.models import PairModel
+from least_action.model import PairModel
 
 
 def compute_representation_norm(model: PairModel, a_N: Tensor, b_N: Tensor) -> float:

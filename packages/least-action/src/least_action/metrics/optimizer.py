@@ -26,13 +26,13 @@ class AdamMetrics:
     update_decay_ratio: float | None
     """Norm of the step's gradient part over the norm of its decay part, both over the decayed parameters only; None
     without decay."""
-    effective_lr_mean_seed: float
+    effective_lr_mean_original: float
     """sqrt(v + 1e-8): no learning rate (it grows where steps shrink), never below 1e-4, no bias correction."""
-    effective_lr_max_seed: float
-    adam_ratio_mean_seed: float
+    effective_lr_max_original: float
+    adam_ratio_mean_original: float
     """|m| / sqrt(v + eps): eps under the root acts as sqrt(eps)."""
-    adam_ratio_max_seed: float
-    update_decay_ratio_seed: float | None
+    adam_ratio_max_original: float
+    update_decay_ratio_original: float | None
     """||m / sqrt(v + eps)|| over all parameters, over sqrt(sum of weight_decay w^2) over the decayed ones."""
 
 
@@ -93,11 +93,11 @@ def compute_adam_metrics(
         adam_ratio_mean=values[2],
         adam_ratio_max=values[3],
         update_decay_ratio=values[4] if has_decay else None,
-        effective_lr_mean_seed=values[5],
-        effective_lr_max_seed=values[6],
-        adam_ratio_mean_seed=values[7],
-        adam_ratio_max_seed=values[8],
-        update_decay_ratio_seed=values[9] if has_decay else None,
+        effective_lr_mean_original=values[5],
+        effective_lr_max_original=values[6],
+        adam_ratio_mean_original=values[7],
+        adam_ratio_max_original=values[8],
+        update_decay_ratio_original=values[9] if has_decay else None,
     )
 
 

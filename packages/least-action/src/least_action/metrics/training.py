@@ -25,17 +25,17 @@ from least_action.metrics.fourier import (
     grid_logits,
     progress_measures,
     spectral_smoothness,
-    spectral_smoothness_seed,
+    spectral_smoothness_original,
     weight_ginis,
 )
 from least_action.metrics.model_properties import decayed_weight_norm, total_weight_norm
 from least_action.metrics.numerics import logit_scale, softmax_collapse
 from least_action.metrics.optimizer import compute_adam_metrics
 from least_action.metrics.routing import head_utilization, path_signatures, routing_entropy
-from least_action.models import Output, PairModel
+from least_action.model import Output, PairModel
+from least_action.model.parameter_roles import decayed_parameters
 from least_action.recipes import learning_rate
-from least_action.roles import decayed_parameters
-from studycore.metrics import read_rows, write_parquet
+from studycore.metrics_log import read_rows, write_parquet
 from studycore.streams import generator
 
 
@@ -53,7 +53,7 @@ class TrainingMetrics:
 
     spectral_smoothness: float | None = None
     """Low-frequency share of the centred logits' power in the operation's own group; higher is smoother."""
-    spectral_smoothness_seed: float | None = None
+    spectral_smoothness_original: float | None = None
     """The same of the predicted class as a number, constant included, on the residues."""
     aligned_power: float | None = None
     """Share of the logits' power that depends on the operation's result only; noise: 1 / (n + 1)."""
@@ -97,11 +97,11 @@ class TrainingMetrics:
     adam_ratio_mean: float | None = None
     adam_ratio_max: float | None = None
     update_decay_ratio: float | None = None
-    effective_lr_mean_seed: float | None = None
-    effective_lr_max_seed: float | None = None
-    adam_ratio_mean_seed: float | None = None
-    adam_ratio_max_seed: float | None = None
-    update_decay_ratio_seed: float | None = None
+    effective_lr_mean_original: float | None = None
+    effective_lr_max_original: float | None = None
+    adam_ratio_mean_original: float | None = None
+    adam_ratio_max_original: float | None = None
+    update_decay_ratio_original: float | None = None
 
     def row(self) -> dict[str, Any]:
         """What was measured; a value that is not finite counts as not measured."""
@@ -109,7 +109,7 @@ class TrainingMetrics:
         return {k: v for k, v in values if v is not None and not (isinstance(v, float) and not math.isfinite(v))}
 
     def console(self) -> str:
-        """The seed's line."""
+        """The original study's line."""
         text = f"Epoch {self.epoch:7d} | Train: {_percent(self.train_acc)} | Test: {_percent(self.test_acc)} | "
         text += f"Loss: {self.train_loss:.2e}"
         norm, smooth, jacobian = self.representation_norm, self.spectral_smoothness, self.jacobian_norm
@@ -184,11 +184,11 @@ def measure_function(
     gini_embedding, gini_unembedding = weight_ginis(model, operation)
     x = model.plain_inputs(probe.sensitivity.a_N, probe.sensitivity.b_N)
     hessian = compute_hessian_trace(model, x, config.curvature_probes, generator(config.seed, "hessian", epoch))
-    # The seed's formula needs the whole p x p grid of residues, which division has not.
+    # The original study's formula needs the whole p x p grid of residues, which division has not.
     whole = len(probe.all) == p * p
     measured: dict[str, Any] = {
         "spectral_smoothness": spectral_smoothness(grid_IJK),
-        "spectral_smoothness_seed": spectral_smoothness_seed(output.logits_NP.argmax(-1).reshape(p, p), p // 4)
+        "spectral_smoothness_original": spectral_smoothness_original(output.logits_NP.argmax(-1).reshape(p, p), p // 4)
         if whole
         else None,
         "aligned_power": character_power(grid_IJK).aligned,
@@ -236,7 +236,7 @@ def measure_weight_curvature(
 def measure_adam(
     model: PairModel, state: Mapping[str, Tensor], config: TrainerConfig, epoch: int
 ) -> dict[str, float | None]:
-    """Adam's dynamics from its state by name (recipes.optimizer_tensors); empty before the first update."""
+    """Adam's dynamics from its state by name; empty before the first update."""
     moments = {
         key: {n.rpartition("/")[0]: t for n, t in state.items() if n.endswith(f"/{key}")}
         for key in ("exp_avg", "exp_avg_sq", "step")
@@ -260,37 +260,32 @@ def measure_adam(
 
 
 def measure(
-    model: PairModel | None,
+    model: PairModel,
     adam_state: Mapping[str, Tensor],
     probe: Probe,
     config: TrainerConfig,
     epoch: int,
     step: int,
     last: bool,
-    basics: Mapping[str, float] | None = None,
 ) -> TrainingMetrics:
     """The row due at this epoch: losses and accuracies always, the rest at its intervals and at the end.
 
-    `basics` are the losses and accuracies where they are known already; `model` may then be None at epochs at which
-    nothing else is due.
+    `adam_state` is the optimizers' by name, as studycore.checkpoints.optimizer_tensors gives it.
     """
     measured: dict[str, Any] = {}
     detailed = last or epoch % config.log_every == 0
     curved = config.compute_weight_curvature and (last or epoch % config.weight_curvature_interval == 0)
-    if model is not None and (detailed or basics is None):
-        with torch.no_grad():
-            output = model.forward_pairs(probe.all.a_N, probe.all.b_N)
-            basics = basics or measure_basics(output, probe, config)
-            if detailed:
-                measured |= measure_function(model, output, probe, config, epoch)
-                measured["lr"] = learning_rate(epoch, config)
-                if config.compute_optimizer_metrics:
-                    measured |= measure_adam(model, adam_state, config, epoch)
-    assert basics is not None and (model is not None or not (detailed or curved))
-    if model is not None and curved:
+    with torch.no_grad():
+        output = model.forward_pairs(probe.all.a_N, probe.all.b_N)
+        basics = measure_basics(output, probe, config)
+        if detailed:
+            measured |= measure_function(model, output, probe, config, epoch)
+            measured["lr"] = learning_rate(epoch, config)
+            if config.compute_optimizer_metrics:
+                measured |= measure_adam(model, adam_state, config, epoch)
+    if curved:
         measured |= measure_weight_curvature(model, probe, config, epoch, basics["train_loss"])
-    measured |= basics
-    return TrainingMetrics(step=step, epoch=epoch, **measured)
+    return TrainingMetrics(step=step, epoch=epoch, **measured, **basics)
 
 
 def _percent(share: float | None) -> str:

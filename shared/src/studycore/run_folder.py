@@ -6,18 +6,18 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
-from importlib import metadata
+from importlib import metadata, resources
 from pathlib import Path
 from typing import Any, TextIO
 
 from studycore.configuration import config_hash, to_yaml
 from studycore.errors import UserError
 from studycore.files import read_json, write_atomic, write_json
-from studycore.metrics import MetricsLog
+from studycore.metrics_log import MetricsLog
+from studycore.study import SCHEMA_VERSION, Study
 
 RECORDED = ("torch", "numpy", "studycore")
 FORM: dict[str, type] = {
@@ -28,7 +28,7 @@ FORM: dict[str, type] = {
 """What a manifest must hold to be used."""
 
 
-class Run:
+class RunFolder:
     """One run folder, opened for writing and locked against a second writer."""
 
     def __init__(self, folder: Path, manifest: dict[str, Any], lock: TextIO):
@@ -75,19 +75,19 @@ def new_folder(root: Path, study: str, verb: str, values: Mapping[str, Any]) -> 
 def create_run(
     folder: Path,
     *,
-    study: str,
+    study: Study,
     verb: str,
     config: Mapping[str, Any],
-    argv: list[str],
-    seeds: list[int],
+    argv: Sequence[str],
+    seeds: Sequence[int],
     devices: Mapping[str, Any],
     data: Mapping[str, str],
-    source: Path,
-    libraries: tuple[str, ...] = (),
-) -> Run:
-    """Makes the folder with config.yaml and manifest.json. UserError when it holds a run already.
+    claims: Sequence[Mapping[str, Any]] = (),
+    **more: Any,
+) -> RunFolder:
+    """Makes the folder with config.yaml, claims.json and manifest.json. UserError when it holds a run already.
 
-    `data` maps names to fingerprints; `source` is a file of the study, for the git commit.
+    `data` maps names to fingerprints; `claims` are those that the run will be judged by; `more` goes into the manifest.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -98,16 +98,17 @@ def create_run(
         lock.close()
         raise UserError(f"--output-dir: {folder} holds a run already; resume it or choose another folder")
     write_atomic(folder / "config.yaml", to_yaml(config))
+    write_json(folder / "claims.json", list(claims))
     manifest = {
-        "schema_version": 1,
-        "study": study,
-        "version": metadata.version(study_distribution(study)),
+        "schema_version": SCHEMA_VERSION,
+        "study": study.name,
+        "version": metadata.version(study.distribution),
         "verb": verb,
-        "argv": argv,
-        "git": _git_state_once(source),
+        "argv": list(argv),
+        "git": _git_state_once(Path(str(resources.files(study.package))) / "__init__.py"),
         "configuration_hash": config_hash(config),
-        "seeds": seeds,
-        "versions": library_versions(libraries),
+        "seeds": list(seeds),
+        "versions": library_versions(study.libraries),
         "devices": dict(devices),
         "data_fingerprints": dict(data),
         "times": {"started": now()},
@@ -116,19 +117,20 @@ def create_run(
         "pid": os.getpid(),
         "host": socket.gethostname(),
         "resumed": [],
+        **more,
     }
-    run = Run(folder, manifest, lock)
+    run = RunFolder(folder, manifest, lock)
     run.update()
     return run
 
 
-def open_run(folder: Path) -> Run:
+def open_run(folder: Path) -> RunFolder:
     """Opens a run folder to go on writing it. UserError when it is no run folder or is being written."""
     read_manifest(folder)
     lock = _lock(folder)
     for unfinished in folder.glob(".*.tmp"):
         unfinished.unlink()
-    return Run(folder, read_manifest(folder), lock)
+    return RunFolder(folder, read_manifest(folder), lock)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -197,11 +199,6 @@ def library_versions(extra: tuple[str, ...] = ()) -> dict[str, str]:
     return versions(*dict.fromkeys(name for name in (*RECORDED, *extra) if name != "python"))
 
 
-def study_distribution(study: str) -> str:
-    """The distribution that a command belongs to."""
-    return "geometry-retrofit" if study == "retrofit" else study
-
-
 def git_state(source: Path) -> dict[str, Any]:
     """Commit and dirtiness of the work tree that holds `source`; nulls for an installed copy."""
 
@@ -237,16 +234,3 @@ def _lock(folder: Path) -> TextIO:
             time.sleep(0.05)
     file.close()
     raise UserError(f"{folder}: another process is writing this run; wait for it or stop it first")
-
-
-@contextmanager
-def recording(*runs: Run) -> Iterator[None]:
-    """When an error leaves the block, marks the runs that are still open as failed, with the reason, and closes them."""
-    try:
-        yield
-    except BaseException as error:
-        for run in runs:
-            if not run.closed and isinstance(error, Exception):
-                run.finish("failed", f"{type(error).__name__}: {error}")
-            run.close()
-        raise

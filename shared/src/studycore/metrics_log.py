@@ -33,9 +33,9 @@ class MetricsLog:
             file.write(json.dumps(kept, allow_nan=False) + "\n")
         self.rows.append(kept)
 
-    def rewind(self, step: int) -> None:
-        """Drops rows after `step`, and a torn last line; `step` -1 drops all. History parts start anew."""
-        self.rows = [row for row in self.rows if row["step"] <= step]
+    def rewind(self, count: int) -> None:
+        """Drops all rows but the first `count`, and a torn last line. History parts start anew."""
+        self.rows = self.rows[:count]
         write_atomic(self.path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in self.rows))
         shutil.rmtree(self.parts, ignore_errors=True)
         self._in_parts = 0

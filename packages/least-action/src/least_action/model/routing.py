@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from least_action.roles import GateLinear, HeadsDown
+from least_action.model.parameter_roles import GateLinear, HeadsDown
 
 
 class RoutingGate(nn.Module):

@@ -5,14 +5,14 @@ E input width (2P for the MLPs; D, at each of T positions, for transformers).
 
 Every model has
 - `forward(x)`: plain, on the data set's inputs: logits [N, P]; routed models return (logits, routing weights);
-- `forward_pairs(a_N, b_N)`: the same function, restructured over the finite input set (tables.py);
+- `forward_pairs(a_N, b_N)`: the same function, restructured over the finite input set (distinct_inputs.py);
 - `get_embeddings(x)` and `forward_from_embeddings(e)`: the continuous input and all that follows it;
 - `get_representation(x)`: what the output layer reads, [N, D].
 """
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +20,10 @@ from torch.nn import functional as F
 
 from least_action.config import TrainerConfig
 from least_action.data import pair_tokens
-from least_action.roles import GateLinear, HeadsDown, InputLinear, PositionTable, Unembedding
-from least_action.routing import FeedForward, RoutedFeedForward, RoutedLayer
-from least_action.tables import PairIndex, Rows, join
+from least_action.model.distinct_inputs import PairIndex, Rows, join
+from least_action.model.parameter_roles import GateLinear, HeadsDown, InputLinear, PositionTable, Unembedding
+from least_action.model.routing import FeedForward, RoutedFeedForward, RoutedLayer
+from studycore.configuration import from_dict
 from studycore.streams import generator
 
 
@@ -268,6 +269,19 @@ class GrokTransformer(PairModel):
         return self.read_out(streams[-1].x, routing)
 
 
+class PairForward(nn.Module):
+    """The model as the training step calls it: from residues, by the configured pass."""
+
+    def __init__(self, model: PairModel, restructured: bool):
+        super().__init__()
+        self.model, self.restructured = model, restructured
+
+    def forward(self, a_N: Tensor, b_N: Tensor) -> Output:
+        if self.restructured:
+            return self.model.forward_pairs(a_N, b_N)
+        return self.model.run_from_embeddings(self.model.get_embeddings(self.model.plain_inputs(a_N, b_N)))
+
+
 def activation(name: str) -> nn.Module:
     return {"gelu": nn.GELU, "relu": nn.ReLU}[name]()
 
@@ -322,3 +336,24 @@ def _init(module: nn.Module, name: str, parameter: Tensor, stream: torch.Generat
 def count_parameters(model: nn.Module) -> int:
     """Number of trainable values."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+# ------------------------------------------------------------------------------------------------------- checkpoints
+PROBE_PAIRS = 16
+
+
+def build_model(values: Mapping[str, Any]) -> PairModel:
+    """The model of a checkpoint's configuration."""
+    return create_model(from_dict(TrainerConfig, values, "the checkpoint's config.json"))
+
+
+def probe_inputs(p: int) -> dict[str, Tensor]:
+    """Fixed pairs, spread over the residues; b is never 0, so that they serve every operation."""
+    k_N = torch.arange(PROBE_PAIRS)
+    return {"input_a": k_N * 7 % p, "input_b": k_N * 11 % (p - 1) + 1}
+
+
+def replay_probe(model: PairModel, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Logits of the probe's pairs."""
+    device = next(model.parameters()).device
+    return {"output_logits": model.forward_pairs(inputs["input_a"].to(device), inputs["input_b"].to(device)).logits_NP}

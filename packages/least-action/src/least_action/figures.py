@@ -1,0 +1,203 @@
+"""Figures of a run (training curves, spectral analysis, routing heat map, curvature) and of a sweep (survival, accuracy)."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from least_action.config import TrainerConfig
+from least_action.events import find_events
+from least_action.metrics.training import MetricsHistory
+from least_action.survival import Survival
+from studycore.figures import COLOURS, new_figure, save_figure
+
+Arrays = Mapping[str, Any]
+"""What metrics.final.figure_arrays gives, as numpy arrays."""
+
+
+def plot_training_curves(history: MetricsHistory, path: Path, config: TrainerConfig) -> Path:
+    """Loss and accuracy on both splits over epochs, with the events shaded."""
+    figure, axes = new_figure(8, 3.2, ncols=2)
+    for axis, kind in zip(axes, ("loss", "acc"), strict=True):
+        for split, colour in (("train", COLOURS[0]), ("test", COLOURS[1])):
+            axis.plot(
+                *history.series(f"{split}_{kind}"),
+                color=colour,
+                label="training pairs" if split == "train" else "held-out pairs",
+            )
+        axis.set_xlabel("epoch")
+    axes[0].set_yscale("log")
+    axes[0].set_ylabel("cross-entropy" if config.recipe != "orthograd_stablemax" else "StableMax cross-entropy")
+    axes[1].set_ylabel("accuracy")
+    events = find_events(history.rows, config.p, config.event_window)
+    for name, epoch in (("memorised", events.memorised), ("grokked", events.grokked_99)):
+        if epoch is not None:
+            for axis in axes:
+                axis.axvline(epoch, color="0.5", linewidth=0.8, linestyle="--" if name == "memorised" else "-")
+            axes[1].annotate(
+                f"{name} {epoch}",
+                (epoch, 0.5 if name == "memorised" else 0.3),
+                fontsize=7.5,
+                color="0.3",
+                xytext=(3, 0),
+                textcoords="offset points",
+            )
+    axes[0].legend()
+    return save_figure(figure, path)
+
+
+def plot_spectral_analysis(arrays: Arrays, path: Path) -> Path:
+    """Where the function and the embedding have their power, by frequency of the operation's own group."""
+    centred_IJ = arrays["class_logits_IJ"]
+    figure, axes = new_figure(9.5, 3.0, ncols=3)
+    frequencies = range(1, len(centred_IJ) // 2 + 1)
+    axes[0].bar(frequencies, arrays["embedding_power_F"].tolist(), color=COLOURS[0], width=0.8)
+    axes[0].set(xlabel="frequency", ylabel="share of the embedding's power")
+    axes[1].bar(frequencies, arrays["logit_power_F"].tolist(), color=COLOURS[1], width=0.8)
+    axes[1].set(xlabel="frequency of the result", ylabel="share of the logits' power")
+    limit = float(abs(centred_IJ).max()) or 1.0
+    image = axes[2].imshow(centred_IJ.T, cmap="RdBu_r", vmin=-limit, vmax=limit, origin="lower", rasterized=True)
+    axes[2].set(xlabel="a (group order)", ylabel="b (group order)", title="logit of one class, centred")
+    axes[2].grid(False)
+    figure.colorbar(image, ax=axes[2], shrink=0.8)
+    return save_figure(figure, path)
+
+
+def plot_routing_heatmap(arrays: Arrays, path: Path) -> Path:
+    """The dominant routing head of each pair, one map per routed layer. ValueError for arrays of a model without routing."""
+    layers = [name.split("_")[2] for name in sorted(arrays) if name.startswith("dominant_head_")]
+    if not layers:
+        raise ValueError("arrays: of a model without routing, which has no dominant heads to show")
+    from matplotlib.colors import ListedColormap
+
+    heads = len(arrays[f"head_use_{layers[0]}_R"])
+    figure, axes = new_figure(3.1 * len(layers) + 1, 3.2, ncols=len(layers), squeeze=False)
+    images = []
+    for layer, axis in zip(layers, axes[0], strict=True):
+        colours = ListedColormap([COLOURS[i % len(COLOURS)] for i in range(heads)])
+        grid_PP = arrays[f"dominant_head_{layer}_PP"]
+        image = axis.imshow(
+            grid_PP.T, cmap=colours, vmin=-0.5, vmax=heads - 0.5, origin="lower", interpolation="nearest"
+        )
+        use = ", ".join(f"{share:.2f}" for share in arrays[f"head_use_{layer}_R"].tolist())
+        images.append(image)
+        axis.set(xlabel="a", ylabel="b")
+        axis.set_title(f"layer {int(layer) + 1}; mean weights {use}", fontsize=7.5)
+        axis.grid(False)
+    figure.colorbar(images[0], ax=axes[0].tolist(), ticks=range(heads), label="dominant head", shrink=0.8)
+    return save_figure(figure, path)
+
+
+def plot_curvature(history: MetricsHistory, path: Path, config: TrainerConfig) -> Path:
+    """Curvature and progress measures over epochs."""
+    figure, axes = new_figure(9.5, 3.0, ncols=3)
+    for name, label in (("weight_hessian_trace", "weight Hessian trace"), ("fisher_trace", "Fisher trace")):
+        epochs, values = history.series(name)
+        axes[0].plot(epochs, values, marker="o", markersize=3, label=label)
+    errors = dict(zip(*history.series("weight_hessian_trace_se"), strict=True))
+    epochs, values = history.series("weight_hessian_trace")
+    axes[0].errorbar(
+        epochs, values, yerr=[errors[epoch] for epoch in epochs], fmt="none", color=COLOURS[0], linewidth=0.8
+    )
+    axes[0].set_yscale("symlog")
+    axes[1].plot(*history.series("jacobian_norm"), marker="o", markersize=3, label="input Jacobian, squared norm")
+    axes[1].set_yscale("log")
+    for name, label in (
+        ("excluded_loss", "excluded (training pairs)"),
+        ("restricted_loss", "restricted (all pairs)"),
+        ("test_loss", "test"),
+    ):
+        axes[2].plot(*history.series(name), label=label)
+    axes[2].set_yscale("log")
+    for axis, title in zip(axes, ("loss curvature", "input sensitivity", "progress measures: loss"), strict=True):
+        axis.set(xlabel="epoch", title=title)
+        axis.legend(fontsize=7.5)
+    return save_figure(figure, path)
+
+
+def save_all_visualizations(
+    arrays: Arrays, rows: Sequence[dict[str, Any]], folder: Path, config: TrainerConfig
+) -> list[tuple[Path, str]]:
+    """Every figure that applies, into `folder`, with what each shows; without `arrays` (of a run that has not ended, or of
+    an earlier version's) only those over training."""
+    history = MetricsHistory(list(rows))
+    made = [
+        (
+            plot_training_curves(history, folder / "training_curves.svg", config),
+            "Loss and accuracy over training. Dashed: memorised; solid: grokked (0.99), both by windows of evaluations.",
+        ),
+    ]
+    if arrays:
+        made.append(
+            (
+                plot_spectral_analysis(arrays, folder / "spectral_analysis.svg"),
+                "Power of the embedding and of the logits by frequency of the operation's group, and one class's logit over all pairs.",
+            )
+        )
+    if any("jacobian_norm" in row for row in rows) and config.compute_weight_curvature:
+        made.append(
+            (
+                plot_curvature(history, folder / "curvature.svg", config),
+                "Curvature of the training loss (bars: standard error over probes), input sensitivity, and Nanda et al.'s progress measures.",
+            )
+        )
+    if any(name.startswith("dominant_head_") for name in arrays):
+        made.append(
+            (
+                plot_routing_heatmap(arrays, folder / "routing_heatmap.svg"),
+                "Dominant routing head of each pair (a, b), with each head's mean weight.",
+            )
+        )
+    return made
+
+
+def plot_survival(
+    curves: Mapping[str, Survival], censored: Mapping[str, Sequence[float]], ends: Mapping[str, float], path: Path
+) -> Path:
+    """Kaplan-Meier curves of not having grokked, one per arm, with ticks where runs are censored."""
+    figure, axis = new_figure(7.5, 3.6)
+    for i, (name, curve) in enumerate(curves.items()):
+        colour, end = COLOURS[i % len(COLOURS)], ends[name]
+        xs, ys = [0.0, *curve.times, end], [1.0, *curve.survival, (curve.survival or [1.0])[-1]]
+        axis.step(xs, ys, where="post", color=colour, label=f"{name} (n = {curve.n}, {curve.events} grokked)")
+        if curve.times:
+            axis.fill_between(
+                [0.0, *curve.times, end],
+                [1.0, *curve.low, curve.low[-1]],
+                [1.0, *curve.high, curve.high[-1]],
+                step="post",
+                color=colour,
+                alpha=0.12,
+                linewidth=0,
+            )
+        axis.plot(censored[name], [_height(curve, t) for t in censored[name]], "|", color=colour, markersize=9)
+    axis.set(xlabel="epoch", ylabel="share that has not grokked (0.99)", ylim=(-0.03, 1.05), xlim=(0, None))
+    axis.legend(fontsize=7.5)
+    return save_figure(figure, path)
+
+
+def _height(curve: Survival, time: float) -> float:
+    """S at a time."""
+    return next((s for t, s in reversed(list(zip(curve.times, curve.survival, strict=True))) if t <= time), 1.0)
+
+
+def plot_arm_curves(arms: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], path: Path) -> Path:
+    """Test accuracy of every run, one panel per arm."""
+    columns = min(3, len(arms))
+    rows = -(-len(arms) // columns)
+    figure, axes = new_figure(
+        3.2 * columns, 2.4 * rows, ncols=columns, nrows=rows, sharex=True, sharey=True, squeeze=False
+    )
+    for axis in axes.flat[len(arms) :]:
+        axis.set_visible(False)
+    for axis, (name, runs) in zip(axes.flat, arms.items(), strict=False):
+        for rows in runs:
+            epochs = [row["epoch"] for row in rows]
+            axis.plot(epochs, [row["train_acc"] for row in rows], color=COLOURS[0], alpha=0.5, linewidth=0.8)
+            axis.plot(epochs, [row["test_acc"] for row in rows], color=COLOURS[1], alpha=0.8, linewidth=1)
+        axis.set_title(name, fontsize=8.5)
+    axes[0, 0].plot([], [], color=COLOURS[0], label="training pairs")
+    axes[0, 0].plot([], [], color=COLOURS[1], label="held-out pairs")
+    axes[0, 0].legend(fontsize=7)
+    figure.supxlabel("epoch", fontsize=9)
+    figure.supylabel("accuracy", fontsize=9)
+    return save_figure(figure, path)

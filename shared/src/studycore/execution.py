@@ -1,0 +1,339 @@
+"""Making runs: one, as a job among others, or all jobs of a plan."""
+
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from studycore.claims import as_stored, judge_all
+from studycore.configuration import config_hash, differences, read_yaml, to_dict
+from studycore.devices import choose_device, cores, describe, set_threads
+from studycore.errors import Stopped, UserError
+from studycore.jobs import Ended, Engine, Job, Schedule, check_names, run_in_processes
+from studycore.options import RunOptions, SweepOptions
+from studycore.record import Record, is_done, job_entries, read_record
+from studycore.report import write_report, write_results
+from studycore.run_folder import RunFolder, create_run, read_manifest
+from studycore.stopping import stop_on_signals
+from studycore.study import SCHEMA_VERSION, ManyRuns, OneRun, Study, load
+
+
+def make_run(
+    study: Study,
+    verb: str,
+    config: Any,
+    folder: Path,
+    options: RunOptions,
+    argv: Sequence[str] = (),
+    resume: bool = False,
+    needs: Mapping[str, Path] | None = None,
+    quiet: bool = False,
+    keep_checkpoints: bool = True,
+    identity: str = "",
+) -> None:
+    """Trains a run in the new `folder`, or goes on with the one there, and judges its claims; with `quiet` no report is made.
+
+    UserError for what can't be run; Stopped when a signal came, after saving.
+    """
+    from studycore.run import opened
+
+    action = study.verbs[verb]
+    assert isinstance(action, OneRun)
+    with opened(study, verb, config, folder, options, argv=argv, resume=resume, needs=needs, quiet=quiet) as run:
+        load(action.train)(config, run)
+        if run.open is None:
+            return
+        run.open.metrics.compact()
+        run.open.update(identity=identity or identity_of(verb, config, {}))
+        write_results(folder, study.name, verb, run.final, [])
+        record = read_record(study, folder, just_ended=True)
+        claims = judge_all(load(study.claims)(verb, config), record.table, record.registered)
+        write_results(folder, study.name, verb, run.final, claims)
+        run.open.finish("done", f"{run.step} updates")
+        if not keep_checkpoints:
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    if not quiet:
+        report_on(study, folder)
+
+
+def report_on(study: Study, folder: Path) -> Record:
+    """Writes results.json and the report of a run folder from what it holds. UserError when it holds nothing to report."""
+    record = read_record(study, folder)
+    if isinstance(study.verbs[record.verb], ManyRuns) and record.table.empty:
+        first = next((f"; first {name}: {why}" for name, why in record.missing.items()), "")
+        raise UserError(f"{folder}: none of its runs is done{first}; `{study.name} resume {folder}` tries them")
+    claims = judge_all(load(study.claims)(record.verb, record.config), record.table, record.registered)
+    report = load(study.report)(record)
+    write_results(folder, study.name, record.verb, record.metrics | report.metrics, claims)
+    write_report(folder, report)
+    return record
+
+
+def identity_of(verb: str, config: Any, needs: Mapping[str, str]) -> str:
+    """What makes a finished run the one that is wanted: verb, configuration, code schema, identities of what it needs."""
+    return config_hash({"verb": verb, "config": to_dict(config), "schema": SCHEMA_VERSION, "needs": dict(needs)})
+
+
+# --------------------------------------------------------------------------------------------------------- many runs
+@dataclass(frozen=True)
+class Task:
+    """What a worker needs for one job."""
+
+    study: Study
+    verb: str
+    config: Any
+    folder: Path
+    options: RunOptions
+    argv: tuple[str, ...]
+    needs: dict[str, Path]
+    keep_checkpoints: bool
+    identity: str
+
+
+def do_task(task: Task) -> Ended:
+    """One job in a worker. A failure is an outcome; it does not end the others."""
+    try:
+        make_run(
+            task.study, task.verb, task.config, task.folder, task.options, task.argv, True, task.needs, True,
+            task.keep_checkpoints, task.identity,
+        )  # fmt: skip
+    except Stopped as stopped:
+        return Ended("stopped", str(stopped))
+    except UserError as error:
+        return Ended("failed", str(error))
+    except Exception as error:  # a fault in one run is recorded, and the others go on
+        traceback.print_exc()
+        return Ended("failed", f"{type(error).__name__}: {error}")
+    return Ended("done")
+
+
+def make_runs(
+    study: Study,
+    verb: str,
+    config: Any,
+    folder: Path,
+    options: SweepOptions,
+    argv: Sequence[str] = (),
+    resume: bool = False,
+) -> None:
+    """Makes every run of the plan that is not done, each in a folder under `folder`, and writes the report on all.
+
+    UserError when some failed, after the report on the others; Stopped when a signal came, after all have saved.
+    """
+    action = study.verbs[verb]
+    assert isinstance(action, ManyRuns)
+    device, reason = choose_device(options.device)
+    jobs: list[Job] = load(action.plan)(config)
+    check_plan(jobs)
+    stored = read_manifest(folder) if resume and (folder / "manifest.json").exists() else {}
+    if stored and (changed := differences(read_yaml(folder / "config.yaml"), to_dict(config))):
+        raise UserError(f"{folder}: its configuration is another: {'; '.join(changed)}; start a new one")
+    # What was cut off goes on with the runs it was to make.
+    chosen = stored.get("chosen") or choose_jobs(jobs, options)
+    places, identities = locate(study, action, jobs, folder)
+    processes, threads = share_out(options, device, len(chosen))
+    set_threads(threads)
+    print(
+        f"{study.name} {verb} on {device} ({reason}): {len(chosen)} of {len(jobs)} runs, {processes} at a time with "
+        f"{threads or 'default'} threads", flush=True,
+    )  # fmt: skip
+
+    whole = _open(study, verb, config, folder, options, argv, device, jobs, places, chosen, bool(stored))
+    with stop_on_signals() as stop, closing(whole):
+        tasks = {}
+        for job in (job for job in jobs if job.name in chosen):
+            if found_done(places[job.name], identities[job.name]):
+                whole.metrics.append(_row(whole, study, job, places[job.name], "done"))
+                continue
+            of = job.verb or action.of
+            each = load(study.verbs[of].options)(device=device, threads=threads, tracker=options.tracker)  # type: ignore[union-attr]
+            tasks[job.name] = Task(
+                study, of, job.config, places[job.name], each, tuple(argv), {n: places[n] for n in job.needs},
+                job.keep_checkpoints, identities[job.name],
+            )  # fmt: skip
+        schedule = Schedule({job.name: job.needs for job in jobs if job.name in tasks})
+        by_name = {job.name: job for job in jobs}
+        failed: dict[str, str] = {}
+        progress = _Progress(len(tasks))
+        for name, ended in engine(options, device, processes, threads)(do_task, tasks, schedule, stop):
+            state = "done" if is_done(places[name]) else ended.state
+            if state == "failed":
+                failed[name] = ended.reason
+            row = _row(whole, study, by_name[name], places[name], state)
+            whole.metrics.append(row)
+            progress.tell(name, f"{state}{f', {ended.reason}' if state != 'done' else _figures(row)}")
+        progress.bar.close()
+        if stop:
+            whole.finish("stopped", f"stopped by {stop.name}")
+            raise Stopped(f"stopped by {stop.name} and saved; `{study.name} resume {folder}` continues")
+        whole.metrics.compact()
+        whole.update(failed=failed)
+        finished = f"{len(chosen)} of {len(jobs)} runs asked for"
+        if not failed:
+            whole.finish("done", f"{finished}, all finished")
+            report_on(study, folder)
+            return
+        name, why = next(iter(failed.items()))
+        said = f"{len(failed)} of {len(chosen)} runs failed, first {name}: {why.rstrip('.')}"
+        whole.finish("failed", said)
+        report_on(study, folder)
+        raise UserError(f"{said}; the report holds the others, and `{study.name} resume {folder}` tries them again")
+
+
+def check_plan(jobs: Sequence[Job]) -> None:
+    """UserError for names that cannot be; assertion that what a job needs stands before it."""
+    check_names([job.name for job in jobs])
+    for i, job in enumerate(jobs):
+        assert set(job.needs) <= {other.name for other in jobs[:i]}, (job.name, job.needs)
+
+
+def choose_jobs(jobs: Sequence[Job], options: SweepOptions) -> list[str]:
+    """All names, those from --start-from on, or the one of --experiment, each with what it needs. UserError for none."""
+    names = [job.name for job in jobs]
+    if options.experiment is not None and options.experiment not in names:
+        raise UserError(f"--experiment: '{options.experiment}' is not among the runs; there are {', '.join(names)}")
+    if not options.start_from < len(names):
+        raise UserError(
+            f"--start-from: {options.start_from} is no index of the {len(names)} runs; give 0 to {len(names) - 1}"
+        )
+    chosen = set(names[options.start_from :] if options.experiment is None else [options.experiment])
+    for job in reversed(jobs):
+        if job.name in chosen:
+            chosen |= set(job.needs)
+    return [name for name in names if name in chosen]
+
+
+def locate(study: Study, action: ManyRuns, jobs: Sequence[Job], folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
+    """(folders, identities) of the jobs by name."""
+    places: dict[str, Path] = {}
+    identities: dict[str, str] = {}
+    for job in jobs:
+        verb = job.verb or action.of
+        identities[job.name] = identity_of(verb, job.config, {n: identities[n] for n in job.needs})
+        cache = Path("runs") / study.name / "cache" / f"{verb}-{identities[job.name]}"
+        places[job.name] = (cache if job.shared else folder / job.name).absolute()
+    return places, identities
+
+
+def found_done(folder: Path, identity: str) -> bool:
+    """Whether the folder holds the finished run that is wanted. UserError when it holds another one."""
+    if not is_done(folder):
+        return False
+    there = read_manifest(folder).get("identity")
+    if there not in (identity, None):
+        raise UserError(f"{folder}: holds a run of another version, or of other needs; remove it, or start a new one")
+    return True
+
+
+def share_out(options: SweepOptions, device: str, jobs: int) -> tuple[int, int | None]:
+    """(jobs at the same time, threads of each), where the flags leave them open: None is torch's own choice.
+
+    On this machine one job per core, or one on a GPU; on a cluster one per core, or per GPU, of all its machines.
+    UserError for an address without Ray, and for a cluster that cannot be used.
+    """
+    if options.engine != "ray" and options.address is not None:
+        raise UserError(f"--address: '{options.address}' is for --engine ray; give that too, or leave the address out")
+    if options.engine == "ray":
+        from studycore.ray_engine import load as load_ray, slots
+
+        load_ray()
+        if options.address is not None:
+            there = slots(options.address, options.threads or 1, int(device == "cuda"))
+            return options.processes or max(1, min(there, jobs)), options.threads or (1 if device == "cpu" else None)
+    processes = options.processes or (max(1, min(cores(), jobs)) if device == "cpu" else 1)
+    return processes, options.threads or (max(1, cores() // processes) if device == "cpu" else None)
+
+
+def engine(options: SweepOptions, device: str, processes: int, threads: int | None) -> Engine:
+    """What makes the runs: processes of this machine, or Ray."""
+    if options.engine != "ray":
+        return lambda work, values, schedule, stop: run_in_processes(work, values, schedule, stop, processes)
+    from studycore.ray_engine import run_on_ray
+
+    # A cluster may grow: what is not asked for is not bounded there.
+    at_once = processes if options.address is None else options.processes
+    cpus, gpus = threads or 1, int(device == "cuda")
+    return lambda work, values, schedule, stop: run_on_ray(
+        work, values, schedule, stop, options.address, at_once, cpus, gpus
+    )
+
+
+class closing:
+    """When an error leaves the block, the folder is marked as failed, with the reason; it is closed in any case."""
+
+    def __init__(self, folder: RunFolder):
+        self.folder = folder
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, Exception) and not self.folder.closed:
+            self.folder.finish("failed", str(error) if isinstance(error, UserError) else f"{kind.__name__}: {error}")
+        self.folder.close()
+
+
+def _open(
+    study: Study, verb: str, config: Any, folder: Path, options: SweepOptions, argv: Sequence[str], device: str,
+    jobs: Sequence[Job], places: Mapping[str, Path], chosen: Sequence[str], resume: bool,
+) -> RunFolder:  # fmt: skip
+    """The folder of the whole, new or gone on with."""
+    if resume:
+        from studycore.run import reopen
+
+        whole = reopen(folder, describe(device), study.name)
+        whole.metrics.rewind(0)
+    else:
+        whole = create_run(
+            folder, study=study, verb=verb, config=to_dict(config), argv=argv, devices=describe(device),
+            seeds=sorted({job.config.seed for job in jobs if hasattr(job.config, "seed")}),
+            data={"runs": "each run's manifest holds its own"},
+            claims=[as_stored(claim) for claim in load(study.claims)(verb, config)],
+        )  # fmt: skip
+    elsewhere = {job.name: str(places[job.name]) for job in jobs if job.shared}
+    kept = {name: getattr(options, name) for name in ("processes", "threads", "tracker", "engine", "address")}
+    whole.update(jobs=job_entries(jobs, elsewhere), chosen=list(chosen), options=kept)
+    return whole
+
+
+class _Progress:
+    """Runs that have ended, and the time that the others may take."""
+
+    def __init__(self, total: int):
+        from tqdm import tqdm
+
+        self.total, self.ended, self.started = total, 0, time.monotonic()
+        self.bar = tqdm(total=total, unit="run", disable=not sys.stderr.isatty())
+
+    def tell(self, name: str, how: str) -> None:
+        self.ended += 1
+        self.bar.update(1)
+        left = (time.monotonic() - self.started) / self.ended * (self.total - self.ended)
+        self.bar.write(f"  {name}: {how} ({self.ended} of {self.total}; about {left:.0f} s left)", file=sys.stdout)
+        sys.stdout.flush()
+
+
+def _row(whole: RunFolder, study: Study, job: Job, folder: Path, state: str) -> dict[str, Any]:
+    """The row of the whole on a run that ended: step counts the runs."""
+    seed = {"seed": job.config.seed} if hasattr(job.config, "seed") else {}
+    row = {"step": len(whole.metrics.rows) + 1, "run": job.name, "arm": job.arm or job.name, **job.labels, **seed}
+    metrics = {}
+    if state == "done":
+        found = load(study.columns)(folder, job.config)
+        metrics = {k: v for k, v in found.items() if isinstance(v, int | float | str) and k not in row}
+    return {**row, "state": state, **metrics}
+
+
+def _figures(row: Mapping[str, Any]) -> str:
+    """The first numbers of a run."""
+    from studycore.report import number
+
+    skipped = ("step", "seed")
+    found = [
+        (k, v) for k, v in row.items() if isinstance(v, int | float) and not isinstance(v, bool) and k not in skipped
+    ]
+    return "".join(f", {name} {number(value)}" for name, value in found[:3])

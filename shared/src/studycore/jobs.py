@@ -1,0 +1,238 @@
+"""Jobs: runs that need one another. Planning them, the order in which they may start, and processes that make them."""
+
+import itertools
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from multiprocessing import get_context, parent_process
+from typing import Any
+
+from studycore.errors import UserError
+from studycore.stopping import StopFlag, stop_on_signals
+
+RESERVED = ("checkpoints", "figures", "history")
+"""Folders that a run has for itself."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run among many."""
+
+    name: str
+    """Folder under that of the whole."""
+    config: Any
+    needs: tuple[str, ...] = ()
+    """Names of jobs that must be done first; the run finds their folders in `run.needs`."""
+    arm: str = ""
+    """What is compared: jobs of one arm differ in their seed alone."""
+    verb: str = ""
+    """Of the study, with one run; by default the one that the plan's verb names."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Columns of the table of runs, such as a phase."""
+    keep_checkpoints: bool = True
+    """Whether its checkpoints stay when it is done."""
+    shared: bool = False
+    """Lies in runs/<study>/cache instead, where every plan with the same configuration and needs finds it done."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a job ended: "done", "stopped" or "failed", with the reason."""
+
+    state: str
+    reason: str = ""
+
+
+class Schedule:
+    """Which job may start: the first, in the plan's order, whose needs are done."""
+
+    def __init__(self, needs: Mapping[str, Sequence[str]]):
+        """`needs`: name -> names of those that must be done first; names that are not among the jobs are done already."""
+        self.waiting = list(needs)
+        self._needs, self._open = needs, set(needs)
+
+    def take(self) -> str | None:
+        """The next job to start; None while none may."""
+        name = next((n for n in self.waiting if not self._open.intersection(self._needs[n])), None)
+        if name is not None:
+            self.waiting.remove(name)
+        return name
+
+    def put_back(self, name: str) -> None:
+        """A job whose process was lost, to be started again before the others."""
+        self.waiting.insert(0, name)
+
+    def end(self, name: str, ended: Ended) -> Iterator[tuple[str, Ended]]:
+        """The job that ended, and those that fail with it because they need it."""
+        yield name, ended
+        if ended.state == "done":
+            self._open.discard(name)
+        elif ended.state == "failed":
+            for other in [n for n in self.waiting if name in self._needs[n]]:
+                if other in self.waiting:
+                    self.waiting.remove(other)
+                    yield from self.end(other, Ended("failed", f"it needs {name}, which failed: {ended.reason}"))
+
+
+Engine = Callable[[Callable[[Any], Ended], Mapping[str, Any], Schedule, StopFlag], Iterator[tuple[str, Ended]]]
+"""Calls the function with each job's value in the schedule's order; yields (name, how it ended) as run_in_processes."""
+
+
+# ---------------------------------------------------------------------------------------------------------- planning
+@dataclass(frozen=True)
+class Point:
+    """One run of a grid."""
+
+    name: str
+    values: dict[str, Any]
+    """The fields that differ from the defaults."""
+    arm: str
+    """The name without the seed."""
+
+
+def grid_points(
+    base: Mapping[str, Any],
+    grid: Mapping[str, Sequence[Any]],
+    arms: Mapping[str, Mapping[str, Any]],
+    seeds: Sequence[int],
+    name: str = "",
+) -> list[Point]:
+    """Every arm x every point of the grid x every seed, in that order.
+
+    `name` is a template over the fields, such as "p{p}_lr{lr}_wd{weight_decay}"; numbers are written shortly (1e-3,
+    3e-4, 1.0). Arms' names come first; "_s<seed>" is added when there are several seeds. UserError for an empty
+    grid value, and for names that are not distinct or cannot be folders.
+    """
+    points = []
+    for name_of_field, choices in grid.items():
+        if not isinstance(choices, list) or not choices:
+            raise UserError(f"grid.{name_of_field}: {choices!r} is no list of values; give at least one")
+    for arm, changes in (arms or {"": {}}).items():
+        for choice in itertools.product(*grid.values()):
+            values = {**base, **changes, **dict(zip(grid, choice, strict=True))}
+            try:
+                part = name.format(**{key: short(value) for key, value in values.items()})
+            except KeyError as error:
+                raise UserError(f"name: '{name}' uses {error}, which is not set; name fields of base or grid") from None
+            except (ValueError, IndexError, AttributeError) as error:
+                raise UserError(
+                    f"name: '{name}' is no template ({error}); write fields in braces, such as lr{{lr}}"
+                ) from None
+            label = "_".join(piece for piece in (arm, part) if piece) or "run"
+            for seed in seeds:
+                full = f"{label}_s{seed}" if len(seeds) > 1 else label
+                points.append(Point(full, {**values, "seed": seed}, label))
+    check_names([point.name for point in points])
+    return points
+
+
+def check_names(names: Sequence[str]) -> None:
+    """UserError for names that are not distinct or cannot be folders of a run."""
+    if unfit := [name for name in names if not re.fullmatch(r"\w[\w.,+=@-]*", name) or name in RESERVED]:
+        raise UserError(
+            f"name: '{unfit[0]}' cannot be a run's folder; use letters, digits and _.,+=@- in names of arms and runs"
+        )
+    if doubled := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"name: several runs would be called {', '.join(doubled)}; name every field that varies")
+
+
+def short(value: Any) -> str:
+    """0.001 as 1e-3, 1.0 as 1.0, text as it is."""
+    if not isinstance(value, float) or value == 0 or 0.01 <= abs(value) < 1e4:
+        return str(value)
+    mantissa, exponent = f"{value:e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
+
+
+# --------------------------------------------------------------------------------------------------------- processes
+def run_in_processes(
+    work: Callable[[Any], Ended], values: Mapping[str, Any], schedule: Schedule, stop: StopFlag, processes: int
+) -> Iterator[tuple[str, Ended]]:
+    """Yields (name, how it ended) as jobs end; `work` is called in one of `processes` workers with the job's value.
+
+    A job that raises is failed, and those that need it fail with it. A worker that dies (kill -9, out of memory) costs
+    only its job, which is run again once. A raised `stop` is passed to the workers, which save and end; jobs not begun
+    are not started, nor yielded.
+    """
+    deaths = dict.fromkeys(values, 0)
+    # One pool per worker: when a worker dies, its pool ends all workers that it has.
+    idle: list[ProcessPoolExecutor] = []
+    running: dict[Future[Ended], tuple[str, ProcessPoolExecutor]] = {}
+    told = False
+    try:
+        while running or (schedule.waiting and not stop):
+            while len(running) < processes and not stop and (name := schedule.take()) is not None:
+                pool = idle.pop() if idle else ProcessPoolExecutor(1, get_context("spawn"), _start_worker)
+                try:
+                    running[pool.submit(_guarded, work, values[name])] = name, pool
+                except BrokenProcessPool:  # its worker died while it was idle
+                    pool.shutdown()
+                    schedule.put_back(name)
+            finished, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
+            if stop and not told:
+                told = True
+                _tell(running.values())
+            for future in finished:
+                name, pool = running.pop(future)
+                error = future.exception()
+                if isinstance(error, BrokenProcessPool):
+                    pool.shutdown()
+                    deaths[name] += 1
+                    if stop:
+                        continue
+                    if deaths[name] == 1:
+                        schedule.put_back(name)
+                        print(f"the process of {name} died; it goes on from its checkpoint", file=sys.stderr)
+                        continue
+                    ended = Ended("failed", "its process died twice without a word (out of memory?)")
+                else:
+                    idle.append(pool)
+                    ended = Ended("failed", f"{type(error).__name__}: {error}") if error else future.result()
+                yield from schedule.end(name, ended)
+    finally:
+        _tell(running.values())  # when the caller gives up midway; else nothing is running
+        for pool in [*idle, *(pool for _, pool in running.values())]:
+            pool.shutdown()
+
+
+def _tell(running: Iterable[tuple[str, ProcessPoolExecutor]]) -> None:
+    for pid in [pid for _, pool in running for pid in pool._processes or {}]:
+        try:
+            os.kill(pid, signal.SIGTERM)
+        except ProcessLookupError:
+            continue
+
+
+_busy = threading.Lock()
+_heard = ExitStack()
+
+
+def _start_worker() -> None:
+    """A worker stops when it is told to, and as if told to when its parent dies.
+
+    The flag is held for the worker's life, so that a signal between two jobs, or before a job listens, is not lost. A
+    worker often hears twice: Ctrl-C and some schedulers signal all processes, and then its parent does.
+    """
+    flag = _heard.enter_context(stop_on_signals(patient=True))
+    threading.Thread(target=_follow_parent, args=(flag,), daemon=True).start()
+
+
+def _guarded(work: Callable[[Any], Ended], value: Any) -> Ended:
+    with _busy:
+        return work(value)
+
+
+def _follow_parent(flag: StopFlag) -> None:
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    flag.name = flag.name or "the end of its parent"
+    with _busy:  # the job has saved and ended; nobody is left to hand it on to
+        os._exit(3)

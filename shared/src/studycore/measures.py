@@ -1,0 +1,203 @@
+"""What claims measure on a table of runs (pandas, one row per finished run; columns run, arm, seed and the study's own).
+
+Rows are chosen by the value of a column, `arm` unless `of` names another, and averaged within a seed first: the seed is
+the independent unit. Every measure needs two of them.
+"""
+
+import math
+from collections.abc import Hashable
+from typing import TYPE_CHECKING, Any
+
+from studycore.claims import Condition, Measure, NotRun
+from studycore.statistics import Interval, fisher_interval, mean_interval, ratio_interval, share_interval
+
+if TYPE_CHECKING:
+    from pandas import DataFrame, Series
+
+
+def mean(metric: str, arm: Hashable = None, of: str = "arm") -> Measure:
+    """Mean over seeds with Student's t interval."""
+
+    def compute(table: "DataFrame") -> tuple[Interval, str]:
+        return mean_interval(list(by_seed(table, metric, arm, of))), f"Mean over seeds{_of(arm)}, Student's t."
+
+    return Measure(f"mean({metric}{_args(arm, of)})", compute)
+
+
+def share(metric: str, arm: Hashable = None, of: str = "arm", by: str = "run") -> Measure:
+    """Share of the runs (or of another unit, `by`) for which a true-or-false metric is true throughout; exact interval."""
+
+    def compute(table: "DataFrame") -> tuple[Interval, str]:
+        chosen = rows(table, metric, arm, of)
+        passed = chosen.groupby(by)[metric].all()
+        return share_interval(
+            int(passed.sum()), len(passed)
+        ), f"{int(passed.sum())} of {len(passed)}; exact binomial interval."
+
+    return Measure(f"share({metric}{_args(arm, of)}, by {by})", compute)
+
+
+def geometric_mean(metric: str, arm: Hashable = None, of: str = "arm", censored: str = "") -> Measure:
+    """Geometric mean over runs of a positive metric, such as a ratio; `censored` names the column that is true where the
+    value is only a lower bound."""
+
+    def compute(table: "DataFrame") -> tuple[Interval, str]:
+        chosen = rows(table, metric, arm, of)
+        chosen = chosen[chosen[metric] > 0]
+        _enough(len(chosen), f"runs{_of(arm)} with a positive {metric}")
+        count = int(chosen[censored].sum()) if censored else 0
+        found = ratio_interval([(float(value), 1.0) for value in chosen[metric]], at_least=count > 0)
+        return found, f"Geometric mean over runs{_of(arm)}, Student's t on logarithms.{_censored(count, len(chosen))}"
+
+    return Measure(
+        f"geometric_mean({metric}{_args(arm, of)}{f', censored by {censored}' if censored else ''})", compute
+    )
+
+
+def paired_difference(metric: str, treated: Hashable, control: Hashable, of: str = "arm", by: str = "seed") -> Measure:
+    """Treated minus control, paired, with Student's t interval over the pairs."""
+
+    def compute(table: "DataFrame") -> tuple[Interval, str]:
+        both = pairs(table, metric, treated, control, of, by)
+        found = mean_interval(list(both["treated"] - both["control"]))
+        return found, f"{treated} minus {control}, paired by {by}, Student's t."
+
+    return Measure(f"paired_difference({metric}, {treated!r} - {control!r}{_by(of, by)})", compute)
+
+
+def paired_ratio(
+    metric: str, treated: Hashable, control: Hashable, of: str = "arm", by: str = "seed", percent: bool = False,
+    censored: str = "",
+) -> Measure:  # fmt: skip
+    """Treated over control, paired: geometric mean with Student's t interval on logarithms; `percent`: as a change.
+
+    `censored` names the column that is true where the metric, a time, was not reached and is the run's length: a
+    censored treated run makes the ratio a lower bound, a censored control an upper bound.
+    """
+
+    def compute(table: "DataFrame") -> tuple[Interval, str]:
+        both = pairs(table, metric, treated, control, of, by)
+        positive = both[(both["treated"] > 0) & (both["control"] > 0)]
+        _enough(len(positive), f"pairs of {treated} and {control} with positive {metric}")
+        counts = [0, 0]
+        if censored:
+            ends = pairs(table, censored, treated, control, of, by).loc[positive.index]
+            counts = [int((ends[side] > 0).sum()) for side in ("treated", "control")]
+        values = list(zip(positive["treated"], positive["control"], strict=True))
+        found = ratio_interval(values, at_least=counts[0] > 0, at_most=counts[1] > 0)
+        left_out = (
+            f" {len(both) - len(positive)} pairs without a positive value are left out."
+            if len(both) > len(positive)
+            else ""
+        )
+        how = f"{treated} over {control}, geometric mean over pairs by {by}, Student's t on logarithms.{left_out}"
+        how += _censored(counts[0], len(positive), f" of {treated}") + _censored(
+            counts[1], len(positive), f" of {control}"
+        )
+        return found.as_percent() if percent else found, how
+
+    more = f"{', percent' if percent else ''}{f', censored by {censored}' if censored else ''}"
+    return Measure(f"paired_ratio({metric}, {treated!r} / {control!r}{_by(of, by)}{more})", compute)
+
+
+def spread(metric: str, arm: Hashable = None, of: str = "arm", within: str = "seed") -> Measure:
+    """Standard deviation within a seed (n - 1), mean over seeds with Student's t interval."""
+
+    def compute(table: "DataFrame") -> tuple[Interval, str]:
+        groups = _groups(table, [metric], arm, of, within, 2)
+        return mean_interval(
+            [float(g[metric].std(ddof=1)) for g in groups]
+        ), f"Within a {within}, mean over them, Student's t."
+
+    return Measure(f"spread({metric}{_args(arm, of)}, within {within})", compute)
+
+
+def correlation(x: str, y: str, arm: Hashable = None, of: str = "arm", within: str = "seed", least: int = 4) -> Measure:
+    """Pearson's correlation within a seed of `least` runs or more; Fisher's z, mean over seeds, Student's t."""
+
+    def compute(table: "DataFrame") -> tuple[Interval, str]:
+        found = [float(g[x].corr(g[y])) for g in _groups(table, [x, y], arm, of, within, least)]
+        if any(math.isnan(r) for r in found):
+            raise NotRun(f"In a {within} all runs have the same {x} or {y}: there is no correlation.")
+        return fisher_interval(found), f"Within a {within}; Fisher's z, mean over them, Student's t."
+
+    return Measure(f"correlation({x}, {y}{_args(arm, of)}, within {within}, {least} or more)", compute)
+
+
+def at_least(metric: str, value: float, arm: Hashable = None, of: str = "arm") -> Condition:
+    """That every run, of the arm if one is named, has a metric of `value` or more."""
+
+    def unmet(table: "DataFrame") -> str:
+        smallest = rows(table, metric, arm, of)[metric].min()
+        return (
+            ""
+            if smallest >= value
+            else f"Needs runs{_of(arm)} with {metric} {value:g} or more; the smallest is {smallest:g}."
+        )
+
+    return Condition(f"at_least({metric}, {value:g}{_args(arm, of)})", unmet)
+
+
+# --------------------------------------------------------------------------------------------------------- the table
+def rows(table: "DataFrame", metric: str, arm: Hashable = None, of: str = "arm") -> "DataFrame":
+    """The runs of an arm (all of them for None) that have the metric. NotRun when there are none."""
+    if metric not in table.columns or of not in table.columns:
+        raise NotRun(f"No finished run has {metric}.")
+    chosen = (table if arm is None else table[table[of] == arm]).dropna(subset=[metric])
+    if chosen.empty:
+        raise NotRun(f"No finished run{_of(arm)} has {metric}.")
+    return chosen
+
+
+def by_seed(table: "DataFrame", metric: str, arm: Hashable = None, of: str = "arm") -> "Series[float]":
+    """The metric by seed, averaged over a seed's runs. NotRun with fewer than two seeds."""
+    found = rows(table, metric, arm, of).groupby("seed")[metric].mean()
+    _enough(len(found), f"seeds{_of(arm)}")
+    return found
+
+
+def pairs(
+    table: "DataFrame", metric: str, treated: Hashable, control: Hashable, of: str = "arm", by: str = "seed"
+) -> "DataFrame":
+    """Columns treated and control of every value of `by` that both have, averaged within it. NotRun with fewer than two."""
+    import pandas as pd
+
+    if of not in table.columns or by not in table.columns or metric not in table.columns:
+        raise NotRun(f"No finished run has {metric}.")
+    sides = [
+        table[table[of] == arm].dropna(subset=[metric, by]).groupby(by)[metric].mean() for arm in (treated, control)
+    ]
+    both = pd.concat(sides, axis=1, join="inner", keys=["treated", "control"]).astype(float)
+    _enough(len(both), f"pairs by {by} of {treated} and {control}")
+    return both
+
+
+def _groups(
+    table: "DataFrame", metrics: list[str], arm: Hashable, of: str, within: str, least: int
+) -> list["DataFrame"]:
+    chosen = rows(table, metrics[0], arm, of)
+    groups = [g for _, g in chosen.dropna(subset=metrics).groupby(within)]
+    if len(groups) < 2 or min(map(len, groups)) < least:
+        raise NotRun(f"Needs 2 or more values of {within}{_of(arm)} with {least} or more runs each.")
+    return groups
+
+
+def _enough(there: int, what: str) -> None:
+    if there < 2:
+        raise NotRun(f"Needs 2 or more finished {what}; there are {there}.")
+
+
+def _censored(count: int, n: int, whose: str = "") -> str:
+    return f" {count} of {n}{whose} never got there and count with their length." if count else ""
+
+
+def _of(arm: Any) -> str:
+    return "" if arm is None else f" of {arm}"
+
+
+def _args(arm: Any, of: str) -> str:
+    return "" if arm is None else f", {'' if of == 'arm' else f'{of} = '}{arm!r}"
+
+
+def _by(of: str, by: str) -> str:
+    return f"{'' if of == 'arm' else f' of {of}'}{'' if by == 'seed' else f', by {by}'}"

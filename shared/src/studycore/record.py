@@ -1,0 +1,122 @@
+"""What run folders say, for reports and claims: no training code is imported, and a folder from elsewhere reads the same."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from studycore.configuration import from_dict, read_yaml
+from studycore.errors import UserError
+from studycore.files import read_json
+from studycore.metrics_log import read_rows
+from studycore.run_folder import read_manifest
+from studycore.study import ManyRuns, OneRun, Study, load
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Record:
+    """A run folder, of one run or of many."""
+
+    folder: Path
+    verb: str
+    config: Any
+    manifest: dict[str, Any]
+    metrics: dict[str, Any]
+    """Of results.json; empty while the run is unfinished."""
+    table: "pd.DataFrame"
+    """One row per finished run: run, arm, seed, folder, labels of its job, and the study's columns."""
+    missing: Mapping[str, str]
+    """Of many runs: those that are not done, with the reason."""
+    registered: list[dict[str, Any]]
+    """claims.json: what the run is judged by."""
+    first_config: Any = None
+    """Of the table's first run."""
+
+    @cached_property
+    def rows(self) -> list[dict[str, Any]]:
+        """Of metrics.jsonl."""
+        return read_rows(self.folder / "metrics.jsonl")
+
+    @cached_property
+    def arrays(self) -> dict[str, Any]:
+        """Of arrays.safetensors, as numpy arrays; empty where the run has none."""
+        return read_arrays(self.folder)
+
+
+def read_arrays(folder: Path) -> dict[str, Any]:
+    """The arrays of a run's figures, as numpy arrays; empty where it has none. UserError for a damaged file."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    path = folder / "arrays.safetensors"
+    try:
+        return load_file(path) if path.exists() else {}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); restore it or make the run again") from None
+
+
+def read_config(study: Study, folder: Path) -> Any:
+    """The configuration of a run folder. UserError when it does not fit the study as it is."""
+    action = study.verbs.get(read_manifest(folder)["verb"])
+    if not isinstance(action, OneRun | ManyRuns):
+        raise UserError(f"{folder}: its verb is none that {study.name} can read; use the version that made it")
+    path = folder / "config.yaml"
+    return from_dict(load(action.config), read_yaml(path), str(path))
+
+
+def read_record(study: Study, folder: Path, just_ended: bool = False) -> Record:
+    """What the folder says; `just_ended`: of one run that has reached its end and is about to be marked as done.
+
+    UserError when it is no run of the study, or was made by a version that cannot be read.
+    """
+    manifest = read_manifest(folder)
+    if manifest["study"] != study.name:
+        raise UserError(f"{folder}: is a run of {manifest['study']}; use that command")
+    config, verb = read_config(study, folder), manifest["verb"]
+    if isinstance(study.verbs[verb], ManyRuns):
+        entries = manifest.get("jobs") or job_entries(load(study.verbs[verb].plan)(config))  # type: ignore[union-attr]
+    else:
+        entries = {folder.name: {"folder": ".", "arm": folder.name, "labels": {}}}
+    rows, missing, configs = [], {}, []
+    failed = manifest.get("failed", {})
+    for name, entry in entries.items():
+        place = folder / entry["folder"]
+        if is_done(place) or just_ended:
+            of_run = read_config(study, place)
+            configs.append(of_run)
+            base = {"run": name, "arm": entry["arm"] or name, "seed": getattr(of_run, "seed", 0), "folder": str(place)}
+            rows.append({**base, **entry["labels"], **load(study.columns)(place, of_run)})
+        else:
+            state = read_manifest(place)["state"] if (place / "manifest.json").exists() else "not begun"
+            missing[name] = failed.get(name, state)
+    results, claims = folder / "results.json", folder / "claims.json"
+    return Record(
+        folder, verb, config, manifest, read_json(results)["metrics"] if results.exists() else {}, _table(rows), missing,
+        read_json(claims) if claims.exists() else [], configs[0] if configs else None,
+    )  # fmt: skip
+
+
+def job_entries(jobs: Any, places: Mapping[str, str] | None = None) -> dict[str, dict[str, Any]]:
+    """What the manifest of many runs says of its jobs; `places` are folders other than their names."""
+    return {
+        job.name: {
+            "folder": (places or {}).get(job.name, job.name), "arm": job.arm, "labels": dict(job.labels),
+            "needs": list(job.needs),
+        }
+        for job in jobs
+    }  # fmt: skip
+
+
+def is_done(folder: Path) -> bool:
+    """Whether the run finished."""
+    return (folder / "manifest.json").exists() and read_manifest(folder)["state"] == "done"
+
+
+def _table(rows: list[dict[str, Any]]) -> "pd.DataFrame":
+    import pandas as pd
+
+    return pd.DataFrame(rows, columns=None if rows else ["run", "arm", "seed", "folder"])
