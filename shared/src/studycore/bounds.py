@@ -1,11 +1,17 @@
 """Types of settings that say their own bounds, for the fields of configurations (jsonargparse's restricted types)."""
 
 from functools import cache
-from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeAlias, get_args, get_type_hints
 
 if TYPE_CHECKING:
-    PositiveInt = NonNegativeInt = AtLeast2 = AtLeast3 = int
-    PositiveFloat = NonNegativeFloat = BelowOne = Share = float
+    NonNegativeInt: TypeAlias = int
+    PositiveInt: TypeAlias = int
+    AtLeast2: TypeAlias = int
+    AtLeast3: TypeAlias = int
+    NonNegativeFloat: TypeAlias = float
+    PositiveFloat: TypeAlias = float
+    BelowOne: TypeAlias = float
+    Share: TypeAlias = float
 else:
     from jsonargparse.typing import (
         NonNegativeFloat,
