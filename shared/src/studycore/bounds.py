@@ -39,7 +39,7 @@ WORDS: dict[Any, str] = {
 
 
 @cache
-def bounded_fields(cls: type) -> dict[str, Any]:
+def bounded_fields(cls: Any) -> dict[str, Any]:
     """Name -> restricted type of every field that has one, alone or beside None."""
     hints = get_type_hints(cls).items()
     return {name: part for name, hint in hints for part in (hint, *get_args(hint)) if part in list(WORDS)}
