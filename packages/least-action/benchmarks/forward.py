@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from least_action.config import TrainerConfig
 from least_action.data import Pairs
-from least_action.models import create_model
+from least_action.model import create_model
 from least_action.recipes import create_optimizers
 from least_action.train import PairForward, create_dataset
 

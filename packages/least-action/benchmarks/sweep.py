@@ -14,12 +14,12 @@ from multiprocessing import get_context
 from multiprocessing.synchronize import Barrier
 
 import torch
+from least_action.stacked import StackedTraining
 
 from least_action.config import TrainerConfig
 from least_action.losses import LeastActionLoss
-from least_action.models import create_model
+from least_action.model import create_model
 from least_action.recipes import create_optimizers
-from least_action.stacked import StackedTraining
 from least_action.train import PairForward, create_dataset
 from studycore.devices import cores
 

@@ -74,9 +74,13 @@ def test_constant_gradient_in_closed_form(step, gradient):
     assert metrics.update_decay_ratio == pytest.approx(ratio * math.sqrt(2) / (DECAY * 5), rel=1e-9)
     root = math.sqrt(v[0].item() + 1e-8)
     assert metrics.effective_lr_mean_original == metrics.effective_lr_max_original == pytest.approx(root, rel=1e-9)
-    ratio_seed = m[0].item() / root
-    assert metrics.adam_ratio_mean_original == metrics.adam_ratio_max_original == pytest.approx(ratio_seed, rel=1e-9)
-    assert metrics.update_decay_ratio_original == pytest.approx(ratio_seed * math.sqrt(2) / math.sqrt(DECAY * 25), rel=1e-9)
+    ratio_original = m[0].item() / root
+    assert (
+        metrics.adam_ratio_mean_original == metrics.adam_ratio_max_original == pytest.approx(ratio_original, rel=1e-9)
+    )
+    assert metrics.update_decay_ratio_original == pytest.approx(
+        ratio_original * math.sqrt(2) / math.sqrt(DECAY * 25), rel=1e-9
+    )
     assert metrics.effective_lr_mean_original >= 1e-4  # the floor that the published curve shows
 
 

@@ -33,16 +33,17 @@ def make_run(
     argv: Sequence[str] = (),
     resume: bool = False,
     needs: Mapping[str, Path] | None = None,
+    quiet: bool = False,
 ) -> None:
     """Trains a run in the new `folder`, or goes on with the one there, judges its claims and writes its report.
 
-    UserError for what can't be run; Stopped when a signal came, after saving.
+    With `quiet` nothing is printed and the report is left out. UserError for what can't be run; Stopped when a signal came, after saving.
     """
     task = Task(
         study, verb, config, folder, options, tuple(argv), dict(needs or {}), identity=identity_of(verb, config, {})
     )
-    _train([task], resume=resume, quiet=False)
-    if is_done(folder):  # the other processes of one run may be later than the first
+    _train([task], resume=resume, quiet=quiet)
+    if is_done(folder) and not quiet:  # the other processes of one run may be later than the first
         report_on(study, folder)
 
 
