@@ -34,7 +34,7 @@ help: ## list the targets
 	@echo "SIZE=quick (a few minutes a study), full or, where a study has it, long; PYTHON=... names the interpreter (now: $(PYTHON))"
 
 setup: .venv/stamp .env ## create or update .venv with every package in it, and fetch the data that the defaults need
-	@$(BIN)/python -m studycore.wordnet || echo "goes on without WordNet; what needs it will say so" >&2
+	@$(BIN)/python -m studycore.language.wordnet || echo "goes on without WordNet; what needs it will say so" >&2
 
 studies: check-size setup ## run the main job of every study, then write runs/index.html with every claim
 	@failed=""; \
