@@ -45,7 +45,7 @@ studies: check-size setup ## run the main job of every study, then write runs/in
 $(STUDIES): check-size setup
 	$(BIN)/$@ $(job.$@)
 
-reference-lm: setup ## train the shipped language model again (an hour or two on two CPU cores; resumes), compare with the record
+reference-lm: setup ## train the shipped language model again (about an hour on two CPU cores; resumes), compare with the record
 	$(BIN)/studycore reference-lm train --resume
 
 test: $(TOX) ## test every package on this Python, the wheels installed together, and lint (plain tox: every Python)
