@@ -229,7 +229,7 @@ def test_batches_go_on_where_they_stopped_and_are_shared_out(small, workers):
 
 def test_the_embedded_corpus_has_no_overlap(monkeypatch):
     """Without WordNet itself: a stand-in with every split."""
-    from studycore import wordnet
+    from studycore.language import wordnet
 
     kinds = ["train", "reserve", "validation"]
     made = [wordnet.Document(f"s{i}", f" gloss {i}", kinds[i % 3]) for i in range(60)]

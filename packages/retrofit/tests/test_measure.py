@@ -65,7 +65,7 @@ def test_enough_tokens_are_not_warned_of():
 
 
 def test_text_that_cannot_be_read_leaves_the_weights(run, capsys, monkeypatch):
-    from studycore import wordnet
+    from studycore.language import wordnet
 
     def nowhere():
         raise UserError("WordNet: there is none here; `make setup` fetches it")

@@ -36,10 +36,12 @@ def main() -> int:
 def _reference_lm(action: str, flags: list[str]) -> None:
     if importlib.util.find_spec("transformers") is None:
         raise UserError("reference-lm: transformers is not installed; `pip install 'studycore[lm]'`")
-    from studycore import reference_lm
+    from studycore.language import reference_lm
 
     if action == "train":
-        reference_lm.train_command(flags)
+        from studycore.language.training import train_command
+
+        train_command(flags)
     elif flags:
         raise UserError(f"reference-lm {action}: takes no flags, and got {' '.join(flags)}; leave them out")
     else:

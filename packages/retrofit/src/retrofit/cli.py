@@ -194,7 +194,7 @@ def checks() -> list[tuple[str, bool, str]]:
         found.append((f"{EMBEDDED_MODEL} is there: {locate(EMBEDDED_MODEL)}", True, ""))
     except UserError as error:
         found.append((f"{EMBEDDED_MODEL} is there", False, str(error)))
-    from studycore import wordnet
+    from studycore.language import wordnet
 
     place = wordnet.find()
     found.append((f"WordNet is there{f': {place}' if place else ''}", place is not None, "`make setup` fetches it"))

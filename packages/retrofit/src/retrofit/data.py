@@ -161,10 +161,10 @@ def read_source(config: Any, source: str, split: str, limit: int | None) -> list
 
 def _embedded(split: str, limit: int | None) -> list[str]:
     """Glosses that the embedded model has not seen, shuffled once and for all (they come sorted by name)."""
-    from studycore import wordnet
+    from studycore.language import wordnet
 
-    own = "validation" if split == "validation" else "reserve"
-    texts = [document.text for document in wordnet.documents() if document.split == own]
+    own: wordnet.Split = "validation" if split == "validation" else "reserve"
+    texts = wordnet.texts(own)
     order = torch.randperm(len(texts), generator=generator(0, "embedded documents", own)).tolist()
     # Equal texts under two names would count twice.
     return list(dict.fromkeys(texts[i] for i in order))[:limit]

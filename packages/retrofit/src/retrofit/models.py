@@ -15,7 +15,7 @@ def locate(name: str) -> str:
     """What from_pretrained takes."""
     if name != EMBEDDED_MODEL:
         return name
-    from studycore.reference_lm import locate as packaged
+    from studycore.language.reference_lm import locate as packaged
 
     return packaged(name)
 

@@ -1,4 +1,4 @@
-"""WordNet 3.0 for the studies: finding or fetching it, its glosses and examples as text, and its noun hierarchy.
+"""WordNet 3.0 for the studies: finding or fetching it, and its glosses and examples as text.
 
 Needs the extra studycore[lm] (nltk). WordNet's own files are never part of this repository; Princeton's licence, under
 which texts made from them are used, is in models/wordnet-lm/WORDNET-LICENSE.
@@ -12,8 +12,6 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -88,35 +86,6 @@ class Document:
     """The synset's, such as dog.n.01; for what it is in WordNet."""
     text: str
     split: Split
-
-
-@dataclass(frozen=True)
-class NounHierarchy:
-    """WordNet's nouns as a directed acyclic graph. Instances (Paris) are kept apart from kinds (city)."""
-
-    parents: Mapping[str, tuple[str, ...]]
-    """Synset name -> its direct hypernyms; several for some 1,400 synsets, none for the root and the instances."""
-    children: Mapping[str, tuple[str, ...]]
-    """Synset name -> its direct hyponyms, instances not included."""
-    instances: Mapping[str, tuple[str, ...]]
-    """Synset name -> its direct instances."""
-    lemmas: Mapping[str, tuple[str, ...]]
-    """Synset name -> its words, with spaces where WordNet writes underscores."""
-
-    def closure(self, name: str) -> set[str]:
-        """`name` and every kind below it. UserError for an unknown name."""
-        if name not in self.lemmas:
-            raise UserError(f"'{name}' is no noun synset of WordNet; names look like dog.n.01")
-        found, todo = {name}, [name]
-        while todo:
-            new = [child for child in self.children.get(todo.pop(), ()) if child not in found]
-            found.update(new)
-            todo += new
-        return found
-
-    def instances_below(self, name: str) -> set[str]:
-        """Every instance of `name` or of a kind below it."""
-        return {instance for kind in self.closure(name) for instance in self.instances.get(kind, ())}
 
 
 def find() -> Path | None:
@@ -257,42 +226,6 @@ def corpus() -> Any:
         return WordNetCorpusReader(nltk.data.FileSystemPathPointer(str(folder)), None)
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """What one pass over nltk's reader takes from a synset."""
-
-    name: str
-    pos: str
-    lemmas: tuple[str, ...]
-    gloss: str
-    parents: tuple[str, ...]
-    children: tuple[str, ...]
-    instances: tuple[str, ...]
-
-
-@lru_cache(maxsize=1)
-def _entries() -> tuple[_Entry, ...]:
-    def names(related: list[Any]) -> tuple[str, ...]:
-        return tuple(sorted(synset.name() for synset in related))
-
-    found = []
-    for pos in "nvar":
-        for s in corpus().all_synsets(pos):
-            noun = pos == "n"
-            found.append(
-                _Entry(
-                    name=s.name(),
-                    pos=pos,
-                    lemmas=tuple(lemma.replace("_", " ") for lemma in s.lemma_names()),
-                    gloss=s.definition() + "".join(f'; "{example}"' for example in s.examples()),
-                    parents=names(s.hypernyms()) if noun else (),
-                    children=names(s.hyponyms()) if noun else (),
-                    instances=names(s.instance_hyponyms()) if noun else (),
-                )
-            )
-    return tuple(sorted(found, key=lambda entry: entry.name))
-
-
 @lru_cache(maxsize=1)
 def documents() -> tuple[Document, ...]:
     """Every synset as text, " dog, domestic dog: a member of the genus ...; "the dog barked all night"", by name.
@@ -302,34 +235,29 @@ def documents() -> tuple[Document, ...]:
     a synset's split does not depend on the others. (Where only the definition is the same, such as "attach to", splits
     may differ: 29 of the 5,893 validation documents. Definition and examples are as nltk parts them.)
     """
-    return tuple(Document(e.name, f" {', '.join(e.lemmas)}: {e.gloss}", split_of(e.gloss)) for e in _entries())
+    found = []
+    for synset in corpus().all_synsets():
+        gloss = synset.definition() + "".join(f'; "{example}"' for example in synset.examples())
+        text = f" {', '.join(lemma.replace('_', ' ') for lemma in synset.lemma_names())}: {gloss}"
+        found.append(Document(synset.name(), text, split_of(gloss)))
+    return tuple(sorted(found, key=lambda document: document.name))
+
+
+def texts(split: Split) -> list[str]:
+    """The documents' texts of one split, by name."""
+    return [document.text for document in documents() if document.split == split]
+
+
+@lru_cache(maxsize=1)
+def nouns() -> frozenset[str]:
+    """The words of all noun synsets, with spaces where WordNet writes underscores."""
+    return frozenset(lemma.replace("_", " ") for s in corpus().all_synsets("n") for lemma in s.lemma_names())
 
 
 def split_of(gloss: str) -> Split:
     """Where a gloss belongs."""
     share = int.from_bytes(hashlib.sha256(gloss.encode()).digest()[:8], "big") / 2**64
     return "train" if share < 0.80 else "reserve" if share < 0.95 else "validation"
-
-
-@lru_cache(maxsize=1)
-def noun_hierarchy() -> NounHierarchy:
-    """The 82,115 noun synsets."""
-    nouns = [entry for entry in _entries() if entry.pos == "n"]
-    return NounHierarchy(
-        parents={e.name: e.parents for e in nouns},
-        children={e.name: e.children for e in nouns},
-        instances={e.name: e.instances for e in nouns},
-        lemmas={e.name: e.lemmas for e in nouns},
-    )
-
-
-@lru_cache(maxsize=1)
-def word_counts() -> Mapping[str, int]:
-    """How often each word (letters only, case kept) stands in the documents."""
-    counts: Counter[str] = Counter()
-    for document in documents():
-        counts.update("".join(c if c.isalpha() else " " for c in document.text).split())
-    return counts
 
 
 def fingerprint() -> str:
@@ -341,8 +269,8 @@ def fingerprint() -> str:
 
 
 def main() -> int:
-    """`python -m studycore.wordnet [FOLDER]`: fetches WordNet for the studies that read it (`make setup`, the images)."""
-    parser = argparse.ArgumentParser(prog="python -m studycore.wordnet", description=main.__doc__)
+    """`python -m studycore.language.wordnet [FOLDER]`: fetches WordNet for the studies that read it (`make setup`, the images)."""
+    parser = argparse.ArgumentParser(prog="python -m studycore.language.wordnet", description=main.__doc__)
     parser.add_argument("folder", nargs="?", type=Path, help="an nltk data folder to put it in")
     options = parser.parse_args()
 
@@ -350,7 +278,7 @@ def main() -> int:
         folder, origin = fetch(options.folder)
         print(f"WordNet is in {folder} ({origin})")
 
-    return exit_code("studycore.wordnet", act)
+    return exit_code("studycore.language.wordnet", act)
 
 
 if __name__ == "__main__":
