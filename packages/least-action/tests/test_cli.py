@@ -1,4 +1,4 @@
-"""The command from outside: exit codes, one-sentence errors, the seed's configurations."""
+"""The command from outside: exit codes, one-sentence errors, the original study's configurations."""
 
 import dataclasses
 from importlib import resources
@@ -13,7 +13,7 @@ from least_action.plan import plan
 from studycore.configuration import check_types, read_yaml
 
 CONFIGS = Path(str(resources.files("least_action"))) / "configs"
-SEED_CONFIGS = {
+ORIGINAL_CONFIGS = {
     "baseline",
     "validate",
     "transformer",
@@ -88,9 +88,9 @@ def test_flags_win_over_the_file_wherever_they_stand(capsys, tmp_path):
         assert (shown["lr"], shown["eps"], shown["grad_clip"], shown["p"]) == (0.5, 1e-9, None, 17)
 
 
-def test_every_shipped_configuration_is_valid_and_the_seeds_are_all_there():
+def test_every_shipped_configuration_is_valid_and_the_originals_are_all_there():
     names = {path.stem for path in CONFIGS.glob("*.yaml")}
-    assert names >= SEED_CONFIGS
+    assert names >= ORIGINAL_CONFIGS
     for name in names:
         values = read_yaml(CONFIGS / f"{name}.yaml")
         if "base" in values:
@@ -99,7 +99,7 @@ def test_every_shipped_configuration_is_valid_and_the_seeds_are_all_there():
             TrainerConfig(**check_types(TrainerConfig, values))
 
 
-def test_the_seeds_sweeps_have_the_experiments_it_names():
+def test_the_original_sweeps_have_the_experiments_it_names():
     grid = plan(SweepConfig(**read_yaml(CONFIGS / "transformer_sweep.yaml")))
     assert len(grid) == 18
     configs = [job.config for job in grid]

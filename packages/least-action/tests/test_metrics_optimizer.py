@@ -92,7 +92,7 @@ def test_means_and_maxima_run_over_all_weights():
     assert (metrics.effective_lr_mean, metrics.effective_lr_max) == pytest.approx((2.5 / 4, 1.0))
     assert (metrics.adam_ratio_mean, metrics.adam_ratio_max) == pytest.approx((3 / 4, 2.0))
     assert metrics.update_decay_ratio == pytest.approx(2 / (0.5 * math.sqrt(3)))
-    # The seed's numerator has the undecayed parameter, too, and its denominator the root of the decay.
+    # The original's numerator has the undecayed parameter, too, and its denominator the root of the decay.
     assert metrics.update_decay_ratio_original == pytest.approx(math.sqrt(1 + 4) / math.sqrt(0.5 * 3))
     assert metrics.effective_lr_max_original == pytest.approx(2.0)
     assert metrics.adam_ratio_mean_original == pytest.approx(3 / 4)
