@@ -174,10 +174,11 @@ def test_resume_refuses_another_configuration_data_and_architecture(small, tmp_p
     with pytest.raises(UserError, match="holds a run already"):
         train(small(), tmp_path / "run")
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
-    manifest["data_fingerprints"]["training pairs"] = "0" * 64
-    (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest))
+    of_other_data = manifest | {"data_fingerprints": {"training pairs": "0" * 64}}
+    (tmp_path / "run" / "manifest.json").write_text(json.dumps(of_other_data))
     with pytest.raises(UserError, match="training pairs"):
         train(small(), tmp_path / "run", resume=True)
+    (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest))
     # Another architecture's checkpoint put into the folder.
     train(small(hidden_dim=16), tmp_path / "wide")
     import shutil

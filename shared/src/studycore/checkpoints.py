@@ -263,11 +263,11 @@ def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensor
     own = {parameter for group in optimizer.param_groups for parameter in group["params"]}
     for full, tensor in tensors.items():
         name, _, entry = full.rpartition("/")
-        if name not in parameters and ":" not in name:
+        if name not in parameters:
             raise UserError(
                 f"optimizer.safetensors: {full} belongs to no parameter of the model; use another checkpoint"
             )
-        if name in parameters and parameters[name] in own:
+        if parameters[name] in own:
             # AdamW keeps its step count on the CPU.
             value = tensor.clone() if entry == "step" else tensor.to(parameters[name].device)
             optimizer.state[parameters[name]][entry] = value

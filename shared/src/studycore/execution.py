@@ -42,8 +42,7 @@ def make_run(
     task = Task(
         study, verb, config, folder, options, tuple(argv), dict(needs or {}), identity=identity_of(verb, config, {})
     )
-    _train([task], resume=resume, quiet=quiet)
-    if is_done(folder) and not quiet:  # the other processes of one run may be later than the first
+    if _train([task], resume=resume, quiet=quiet) and not quiet:
         report_on(study, folder)
 
 
@@ -62,8 +61,8 @@ class Task:
     identity: str = ""
 
 
-def _train(tasks: Sequence[Task], resume: bool, quiet: bool) -> None:
-    """Trains the runs of the tasks, together where there are several."""
+def _train(tasks: Sequence[Task], resume: bool, quiet: bool) -> bool:
+    """Trains the runs of the tasks, together where there are several; whether this is the main process."""
     from studycore.run import opened
 
     first = tasks[0]
@@ -85,6 +84,7 @@ def _train(tasks: Sequence[Task], resume: bool, quiet: bool) -> None:
                 load(action.train)(first.config, runs[0])
             for run in runs:
                 run.finished()
+            return runs[0].is_main
     except Stopped as stopped:
         again = f"`{first.study.name} resume {first.folder}` continues"
         raise Stopped(f"{stopped} and saved; {again}") from None

@@ -233,7 +233,8 @@ class Run:
             self._optimizers, self.checkpoint, self._loop_over = [], None, False
         self._optimizers.append(optimizer)
         if self.checkpoint is not None:
-            restore_optimizer(self._model, optimizer, self.checkpoint.optimizer)
+            own = {name: x for name, x in self.checkpoint.optimizer.items() if not name.startswith(EXTRA)}
+            restore_optimizer(self._model, optimizer, own)
         return optimizer
 
     # ------------------------------------------------------------------------------------------------------ the loop
@@ -372,7 +373,7 @@ class Run:
     def backward(self, loss: Tensor, field: str) -> None:
         """Adds the loss's gradients. UserError for a loss that is not finite, naming the field to change."""
         if not bool(torch.isfinite(loss.detach())):
-            raise UserError(self.not_finite(field, "the loss", float(loss)))
+            raise UserError(self.not_finite(field, "the loss", float(loss.detach())))
         self.accelerator.backward(loss)
 
     def not_finite(self, field: str, what: str, value: float) -> str:
