@@ -372,7 +372,7 @@ class Run:
     def backward(self, loss: Tensor, field: str) -> None:
         """Adds the loss's gradients. UserError for a loss that is not finite, naming the field to change."""
         if not bool(torch.isfinite(loss.detach())):
-            raise UserError(self.not_finite(field, "the loss", float(loss)))
+            raise UserError(self.not_finite(field, "the loss", float(loss.detach())))
         self.accelerator.backward(loss)
 
     def not_finite(self, field: str, what: str, value: float) -> str:
