@@ -19,7 +19,7 @@ from toy_study.cli import main
 import studycore.execution
 from studycore.checkpoints import load_checkpoint, read_index, steps
 from studycore.metrics_log import read_rows
-from studycore.run_folder import read_manifest, state_of
+from studycore.run_folder import is_writing, read_manifest, state_of
 
 CPU = ("--device", "cpu", "--threads", "1")
 STAGES = ("--stages", "2", "--checkpoint-every", "10")
@@ -69,11 +69,15 @@ def raises(error):
     return act
 
 
-def wait_for_rows(folder, count):
-    deadline = time.monotonic() + 120
-    while len(rows_of(folder)) < count:
+def wait_until(holds):
+    deadline = time.monotonic() + 200
+    while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def wait_for_rows(folder, count):
+    wait_until(lambda: len(rows_of(folder)) >= count)
 
 
 @pytest.fixture(scope="module")
@@ -258,25 +262,27 @@ def test_a_dry_run_times_a_step_and_writes_nothing(tmp_path, monkeypatch, capsys
     assert list(tmp_path.iterdir()) == []
 
 
-def test_two_processes_give_the_rows_of_one_and_stop_together(tmp_path, start):
+def test_two_processes_give_the_rows_of_one_and_stop_together(tmp_path, start, capsys):
     folder, flags = tmp_path / "two", (*CPU, "--steps", "40", "--pause", "0.02")
     process = start("-m", "toy_study", "train", *flags, "--num-processes", 2, "--output-dir", folder)
-    wait_for_rows(folder, 3)
+    wait_for_rows(folder, 4)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 3, errors
-    assert "Traceback" not in errors and errors.count("stopped by SIGTERM") == 1
+    assert "Traceback" not in errors
+    assert errors.count("stopped by SIGTERM") == 1
     manifest = read_manifest(folder)
     assert (manifest["state"], manifest["devices"]["world_size"]) == ("stopped", 2)
-    stopped_at = int(steps(folder / "checkpoints")[-1].name[5:])
-    assert 10 < stopped_at < 40
-    process = start("-m", "toy_study", "resume", folder)
-    _, errors = process.communicate(timeout=240)
-    assert process.returncode == 0, errors
+    assert 15 <= int(steps(folder / "checkpoints")[-1].name[5:]) < 40
     assert train(tmp_path / "one", "--steps", 40) == 0
-    one, two = (pd.DataFrame(rows_of(tmp_path / name)) for name in ("one", "two"))
-    pd.testing.assert_frame_equal(one, two, rtol=0, atol=1e-6)
-    assert read_manifest(folder)["state"] == "done"
+    one, two = (rows_of(tmp_path / name) for name in ("one", "two"))
+    close = {"rtol": 0, "atol": 1e-6}
+    pd.testing.assert_frame_equal(pd.DataFrame(one[: len(two)]), pd.DataFrame(two), **close)
+    # One process takes over from two, and says that it rounds otherwise.
+    capsys.readouterr()
+    assert train(folder, *flags[4:], "--num-processes", 1, "--resume") == 0
+    assert "toy: not bitwise the same from here on: world_size 2 -> 1\n" in capsys.readouterr().out
+    pd.testing.assert_frame_equal(pd.DataFrame(one), pd.DataFrame(rows_of(folder)), **close)
 
 
 # ------------------------------------------------------------------------------------------------------------- many runs
@@ -312,11 +318,11 @@ def sweep(folder, *flags, **fields):
     return main(["sweep", *CPU, "--config", file, "--output-dir", str(folder), *map(str, flags)])
 
 
-def test_a_sweep_makes_every_run_and_reports_in_the_plans_order(tmp_path, start):
-    """In two processes, one of which is killed on the way: the command is killed, too, and goes on."""
+def test_a_sweep_that_is_killed_goes_on_where_its_runs_were(tmp_path, start, here):
+    """Its two workers save and end when their parent is gone. Arm b needs arm a, and arm c fails."""
     folder = tmp_path / "sweep"
     file = sweep_file(
-        tmp_path / "c.yaml", {"pause": 0.01}, seeds=2, goes_on_from={"b": "a"}, arms={"a": {}, "b": {}, "c": FAILS}
+        tmp_path / "c.yaml", {"pause": 0.03}, seeds=2, goes_on_from={"b": "a"}, arms={"a": {}, "b": {}, "c": FAILS}
     )
     flags = ("--config", file, "--output-dir", folder, "--processes", 2, *CPU)
     process = start("-m", "toy_study", "sweep", *flags)
@@ -324,33 +330,27 @@ def test_a_sweep_makes_every_run_and_reports_in_the_plans_order(tmp_path, start)
     wait_for_rows(folder / "a_s2", 2)
     process.kill()
     process.wait()
+    for name in ("a_s1", "a_s2"):
+        wait_until(lambda name=name: not is_writing(folder / name))
+        assert read_manifest(folder / name)["state"] == "stopped"
+        assert 0 < int(steps(folder / name / "checkpoints")[-1].name[5:]) < 40
     assert state_of(folder, read_manifest(folder)) == "interrupted"
-    process = start("-m", "toy_study", "resume", folder)
-    wait_for_rows(folder / "b_s1", 4)
-    os.kill(read_manifest(folder / "b_s1")["pid"], signal.SIGKILL)
-    _, errors = process.communicate(timeout=240)
-    assert process.returncode == 2, errors
-    assert "the process of b_s1 died; it goes on from its checkpoint\n" in errors
-    assert "2 of 6 runs failed, first c_s" in errors and "`toy resume" in errors
+    assert main(["resume", str(folder)]) == 2
     names = ["a_s1", "a_s2", "b_s1", "b_s2", "c_s1", "c_s2"]
+    assert here == [[name] for name in names]
     manifest = read_manifest(folder)
     assert (manifest["state"], list(manifest["jobs"]), sorted(manifest["failed"])) == ("failed", names, names[4:])
-    assert all("made the loss inf" in why for why in manifest["failed"].values())
     rows = rows_of(folder)
-    assert [row["step"] for row in rows] == list(range(1, 7))
-    assert {row["run"]: row["state"] for row in rows} == {
-        **dict.fromkeys(names[:4], "done"),
-        **dict.fromkeys(names[4:], "failed"),
-    }
+    assert [(row["step"], row["run"]) for row in rows] == list(enumerate(names, start=1))
+    assert [row["state"] for row in rows] == ["done"] * 4 + ["failed"] * 2
     assert json.loads((folder / "results.json").read_text())["metrics"] == {"runs": 4}
     report = (folder / "report.md").read_text()
     assert [report.index(name) for name in names] == sorted(report.index(name) for name in names)
     for seed in (1, 2):
         assert train(tmp_path / f"{seed}", "--steps", 40, "--checkpoint-every", 10, "--seed", seed) == 0
         same(tmp_path / f"{seed}", folder / f"a_s{seed}")
-        ended = load_checkpoint(folder / f"a_s{seed}" / "checkpoints" / "step-40")
-        begun = rows_of(folder / f"b_s{seed}")[0]["loss"]
-        assert rows_of(folder / f"a_s{seed}")[-1]["loss"] == begun, ended.step
+        first = rows_of(folder / f"b_s{seed}")[0]
+        assert (first["step"], first["loss"]) == (0, rows_of(folder / f"a_s{seed}")[-1]["loss"])
     assert Path(read_manifest(folder / "b_s1")["needs"]["a_s1"]) == folder / "a_s1"
 
 

@@ -1,5 +1,6 @@
 """Making runs: one, as a job among others, or all jobs of a plan."""
 
+import os
 import shutil
 import sys
 import time
@@ -42,7 +43,7 @@ def make_run(
         study, verb, config, folder, options, tuple(argv), dict(needs or {}), identity=identity_of(verb, config, {})
     )
     _train([task], resume=resume, quiet=False)
-    if is_done(folder):  # the other processes of one run may be later than the first
+    if os.environ.get("RANK", "0") == "0" and is_done(folder):  # one of several processes writes the report
         report_on(study, folder)
 
 
