@@ -132,7 +132,7 @@ class Run:
 
     @property
     def device(self) -> str:
-        return str(self.accelerator.device)
+        return "cpu" if self._device == "cpu" else str(self.accelerator.device)  # several processes call it cpu:0
 
     @property
     def rank(self) -> int:

@@ -1,5 +1,6 @@
 """The run folder: its name, what it records, who may write it, and its state."""
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -7,14 +8,14 @@ import re
 import signal
 import subprocess
 import time
-from pathlib import Path
+from importlib import metadata
 
 import pytest
+from toy_study.cli import STUDY
 
 from studycore.configuration import config_hash, read_yaml
-from studycore.errors import Stopped, UserError
-from studycore.runs import (
-    create_run,
+from studycore.errors import UserError
+from studycore.run_folder import (
     environment_changes,
     git_state,
     is_writing,
@@ -23,9 +24,7 @@ from studycore.runs import (
     new_folder,
     open_run,
     read_manifest,
-    recording,
     state_of,
-    study_distribution,
 )
 
 DEVICES = {"device": "cpu", "threads": 1, "world_size": 1}
@@ -52,7 +51,7 @@ def test_a_new_run_records_what_it_is(new_run, tmp_path):
     assert manifest == run.manifest
     assert read_yaml(run.folder / "config.yaml") == {"lr": 0.1, "seed": 3}
     assert manifest["configuration_hash"] == config_hash({"lr": 0.1, "seed": 3})
-    assert (manifest["study"], manifest["verb"], manifest["argv"]) == ("studycore", "train", ["studycore", "train"])
+    assert (manifest["study"], manifest["verb"], manifest["argv"]) == ("toy", "train", ["toy", "train"])
     assert (manifest["seeds"], manifest["devices"], manifest["data_fingerprints"]) == ([3], DEVICES, {"numbers": "abc"})
     assert set(manifest["versions"]) >= {"python", "torch", "numpy", "studycore"}
     assert set(manifest["git"]) == {"commit", "dirty"}
@@ -167,33 +166,6 @@ def test_states(new_run):
         assert state_of(run.folder, read_manifest(run.folder)) == state
 
 
-def test_recording_marks_failures(new_run):
-    run = new_run("a")
-    with pytest.raises(ZeroDivisionError), recording(run):
-        raise ZeroDivisionError("by 0")
-    assert (run.manifest["state"], run.manifest["reason"]) == ("failed", "ZeroDivisionError: by 0")
-    assert stored(run.folder) == run.manifest
-    assert not is_writing(run.folder)
-    # One that has said its last word keeps it.
-    one, other = new_run("b"), new_run("c")
-
-    def stop():
-        one.finish("stopped", "by SIGTERM")
-        other.finish("done", "")
-        raise Stopped("stopped")
-
-    with pytest.raises(Stopped), recording(one, other):
-        stop()
-    assert (stored(one.folder)["state"], stored(other.folder)["state"]) == ("stopped", "done")
-    # An interrupt is no failure: the run can be resumed.
-    run = new_run("d")
-    with pytest.raises(KeyboardInterrupt), recording(run):
-        raise KeyboardInterrupt
-    assert state_of(run.folder, read_manifest(run.folder)) == "interrupted"
-    with recording():
-        pass
-
-
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -294,11 +266,15 @@ def test_the_state_of_a_work_tree(tmp_path, monkeypatch):
     assert git_state(source) == nothing
 
 
-def test_the_distribution_of_a_command():
-    assert study_distribution("least-action") == "least-action"
-    assert study_distribution("retrofit") == "geometry-retrofit"
+def test_a_run_of_an_installed_copy_has_no_commit(new_run):
+    study = dataclasses.replace(STUDY, package="yaml")
+    assert new_run(study=study).manifest["git"] == {"commit": None, "dirty": None}
 
 
-def test_a_run_of_an_installed_copy_has_no_commit(tmp_path, new_run):
-    assert new_run(source=Path(os.__file__)).manifest["git"] == {"commit": None, "dirty": None}
-    assert create_run
+def test_the_claims_and_more_are_stored_before_the_run(new_run):
+    claims = [{"id": "a", "threshold": 1.0}]
+    run = new_run(claims=claims, needs={"before": "/somewhere"})
+    assert json.loads((run.folder / "claims.json").read_text()) == claims
+    assert stored(run.folder)["needs"] == {"before": "/somewhere"}
+    assert stored(run.folder)["version"] == metadata.version("studycore")
+    assert set(stored(run.folder)["versions"]) >= {"accelerate"}  # a library that the study names
