@@ -372,7 +372,7 @@ class Run:
     def backward(self, loss: Tensor, field: str) -> None:
         """Adds the loss's gradients. UserError for a loss that is not finite, naming the field to change."""
         if not bool(torch.isfinite(loss.detach())):
-            raise UserError(self.not_finite(field, "the loss", float(loss)))
+            raise UserError(self.not_finite(field, "the loss", float(loss.detach())))
         self.accelerator.backward(loss)
 
     def not_finite(self, field: str, what: str, value: float) -> str:
@@ -380,7 +380,7 @@ class Run:
         made = f"{getattr(self.config, field)} made {what} {value} at {self._loop} {self._unit} {self.index}".replace(
             "  ", " "
         )
-        return f"{field}: {made}; lower it or set grad_clip"
+        return f"{field}: {made}; lower it{' or set grad_clip' if hasattr(self.config, 'grad_clip') else ''}"
 
     def results(self, metrics: Mapping[str, Any], arrays: Mapping[str, Tensor] | None = None) -> None:
         """Metrics of results.json, and tensors that figures need, as arrays.safetensors."""
