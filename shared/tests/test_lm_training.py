@@ -8,10 +8,17 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from studycore.checkpoints import load_checkpoint, steps
-from studycore.language import reference_lm, training, wordnet
-from studycore.language.training import Batches, Recipe, TrainOptions, create_model, learning_rate, loss_of, train
-from studycore.metrics import read_rows
+from studycore.checkpoints import load_checkpoint, restore_optimizer, steps
+from studycore.claims import as_stored
+from studycore.cli import main
+from studycore.errors import Stopped, UserError
+from studycore.execution import make_run
+from studycore.language import reference_lm, study, training, wordnet
+from studycore.language.recipe import Options, Recipe
+from studycore.language.study import STUDY, VERB
+from studycore.language.training import Batches, create_model, learning_rate, loss_of
+from studycore.metrics_log import read_rows
+from studycore.run_folder import read_manifest
 
 WORDS = [a + b for a in ("ba", "de", "ki", "lo", "mu", "ra", "so", "tu") for b in ("na", "pi", "ro", "ste", "vun", "x")]
 RECIPE = Recipe(
@@ -121,8 +128,9 @@ def test_learning_rate():
     ("changes", "words"),
     [
         ({"heads": 3}, "heads: 3 does not divide hidden_size 256"),
-        ({"steps": 0}, "steps: 0 is too few"),
-        ({"block": 1}, "block: 1 is too few"),
+        ({"steps": 0}, "steps: 0 does not fit; give an int of 1 or more"),
+        ({"block": 1}, "block: 1 does not fit; give an int of 2 or more"),
+        ({"pieces": 299}, "pieces: 299 does not fit; give at least 300"),
     ],
 )
 def test_recipes_that_make_no_sense(changes, words):
@@ -130,11 +138,13 @@ def test_recipes_that_make_no_sense(changes, words):
         Recipe(**changes)
 
 
-OPTIONS = TrainOptions(device="cpu", threads=1)
+OPTIONS = Options(device="cpu", threads=1)
+FLAGS = [f"--{name}={value}" for name, value in RECIPE.__dict__.items()] + ["--device=cpu", "--threads=1"]
 
 
-def quiet_train(folder, **kwargs):
-    return train(RECIPE, folder, OPTIONS, **kwargs)
+def quiet_train(folder, resume=False):
+    make_run(STUDY, VERB, RECIPE, folder, OPTIONS, resume=resume)
+    return folder
 
 
 def test_killed_and_resumed_is_bitwise_the_same(corpus, tmp_path, monkeypatch):
@@ -176,50 +186,99 @@ def test_killed_and_resumed_is_bitwise_the_same(corpus, tmp_path, monkeypatch):
     assert recorded["metrics"]["perplexity"] > recorded["metrics"]["perplexity_bigram"], "6 steps teach nothing"
     for name in ("recipe.yaml", "training_log.jsonl", "data.json", "README.md", "WORDNET-LICENSE"):
         assert (whole / "model" / name).is_file()
-    metrics, _ = reference_lm.measure(whole / "model")
+    metrics, documents = reference_lm.measure(whole / "model")
     assert reference_lm.compare(metrics, recorded["metrics"], reference_lm.ROUNDING) == []
 
+    # The claim was registered when the run began, and run, record and a new measurement judge it alike.
+    assert json.loads((whole / "claims.json").read_text()) == [as_stored(claim) for claim in reference_lm.CLAIMS]
+    results = json.loads((whole / "results.json").read_text())
+    assert results["metrics"] == recorded["metrics"]
+    assert results["claims"] == recorded["claims"] == reference_lm.judge(documents, [as_stored(reference_lm.CLAIMS[0])])
+    (claim,) = recorded["claims"]
+    assert claim["measured"] == pytest.approx(metrics["perplexity"] / metrics["perplexity_bigram"])
+    assert (claim["verdict"], claim["n"]) == ("refuted", metrics["validation_documents"])
+    assert f"{metrics['perplexity_bigram']:.1f}" in (whole / "report.md").read_text()
 
-def test_a_finished_run_is_said_to_be_finished(corpus, tmp_path, capsys):
-    folder = quiet_train(tmp_path / "run")
+
+def test_the_command_trains_once_and_then_says_that_it_is_finished(corpus, tmp_path, capsys, monkeypatch):
+    """--resume where there is nothing to go on with begins a run, as `make reference-lm` asks for it."""
+    monkeypatch.chdir(tmp_path)
+    study.command(["train", "--resume", *FLAGS])
+    out = capsys.readouterr().out
+    assert "a new one begins" in out
+    assert "REFUTED" in out
+    assert "of another recipe than the recorded model" in out
+    (folder,) = (tmp_path / "runs" / "studycore").iterdir()
     before = (folder / "model" / "metrics.json").stat().st_mtime_ns
-    quiet_train(folder, resume=True)
-    assert f"{folder} is finished" in capsys.readouterr().out
+    study.command(["train", "--resume", *FLAGS])
+    assert f"{folder.relative_to(tmp_path)}: is finished" in capsys.readouterr().out
     assert (folder / "model" / "metrics.json").stat().st_mtime_ns == before
+    assert main(STUDY, ["report", str(folder)]) == 0
+    assert "REFUTED" in capsys.readouterr().out
 
 
-def test_a_signal_saves_and_says_how_to_go_on(corpus, tmp_path, monkeypatch):
-    """At step 4, and again while the finished model is measured: exit code 3 both times, and the run can go on."""
+def test_a_dry_run_times_a_step_and_writes_nothing(corpus, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    study.command(["train", "--dry-run", *FLAGS])
+    out = capsys.readouterr().out
+    assert "hidden_size: 32" in out
+    assert "6 steps of" in out
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_signal_saves_and_resume_goes_on(corpus, tmp_path, monkeypatch):
+    """A signal in step 4 is seen before step 5. One that comes while the finished model is measured changes nothing."""
     import os
     import signal
 
-    from studycore.errors import Stopped
-    from studycore.runs import read_manifest
-
-    rows, write_record = Batches.rows, training.write_record
+    rows, record = Batches.rows, reference_lm.record
 
     def at_step_4(self, step):
         if step == 4:
             os.kill(os.getpid(), signal.SIGTERM)
         return rows(self, step)
 
+    def interrupted(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return record(*arguments)
+
+    folder = tmp_path / "run"
     monkeypatch.setattr(Batches, "rows", at_step_4)
-    with pytest.raises(Stopped, match=f"at step 5; continue with: .* --output-dir {tmp_path / 'run'}"):
-        quiet_train(tmp_path / "run")
-    assert read_manifest(tmp_path / "run")["state"] == "stopped"
+    with pytest.raises(Stopped, match=f"stopped by SIGTERM at step 5 and saved; `studycore resume {folder}` continues"):
+        quiet_train(folder)
+    assert read_manifest(folder)["state"] == "stopped"
     monkeypatch.setattr(Batches, "rows", rows)
-    monkeypatch.setattr(training, "write_record", lambda *a: (write_record(*a), os.kill(os.getpid(), signal.SIGTERM)))
-    with pytest.raises(Stopped):
-        quiet_train(tmp_path / "run", resume=True)
-    monkeypatch.setattr(training, "write_record", write_record)
-    assert read_manifest(quiet_train(tmp_path / "run", resume=True))["state"] == "done"
+    monkeypatch.setattr(reference_lm, "record", interrupted)
+    assert main(STUDY, ["resume", str(folder)]) == 0
+    assert read_manifest(folder)["state"] == "done"
 
 
 def test_another_recipe_does_not_continue_a_run(corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(Batches, "rows", lambda self, step: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         quiet_train(tmp_path / "run")
-    from studycore.errors import UserError
+    with pytest.raises(UserError, match=r"its configuration is another: .*steps"):
+        make_run(STUDY, VERB, Recipe(**{**RECIPE.__dict__, "steps": 7}), tmp_path / "run", OPTIONS, resume=True)
 
-    with pytest.raises(UserError, match=r"its recipe is another: .*steps"):
-        train(Recipe(**{**RECIPE.__dict__, "steps": 7}), tmp_path / "run", OPTIONS, resume=True)
+
+def test_a_loss_that_is_not_finite_names_the_rate(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "loss_of", lambda model, *_: model.get_input_embeddings().weight.sum() * math.nan)
+    with pytest.raises(UserError, match=r"learning_rate: 0\.003 made the loss nan at step 0; lower it$"):
+        quiet_train(tmp_path / "run")
+    assert read_manifest(tmp_path / "run")["state"] == "failed"
+
+
+def test_a_step_count_is_restored_to_where_the_optimizer_wants_it():
+    """The training's AdamW is fused: like a capturable one it counts on the parameter's device. "meta" stands for a GPU."""
+    layer = torch.nn.Linear(2, 2, device="meta")
+    for settings, place in (({}, "cpu"), ({"capturable": True}, "meta")):
+        optimizer = torch.optim.AdamW(layer.parameters(), **settings)
+        restore_optimizer(layer, optimizer, {"weight/step": torch.tensor(3.0), "weight/exp_avg": torch.ones(2, 2)})
+        assert optimizer.state[layer.weight]["step"].device.type == place
+        assert optimizer.state[layer.weight]["exp_avg"].device.type == "meta"
+
+
+@pytest.mark.parametrize("flag", ["--seeds", "--num-processes"])
+def test_one_process_trains_one_model(flag):
+    with pytest.raises(UserError, match=r": 2 does not fit; give one of 1"):
+        study.command(["train", flag, "2"])

@@ -6,12 +6,17 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 
+import studycore.report
+from studycore import execution
+from studycore.claims import NotRun, as_stored
 from studycore.commands import main
 from studycore.errors import UserError
-from studycore.language import reference_lm, wordnet
+from studycore.language import reference_lm, study, wordnet
 from studycore.language.reference_lm import FOLDER, NAME, RETRAINED, ROUNDING, compare, document_nll, locate, ngram_nll
 
 needs_wordnet = pytest.mark.skipif(wordnet.find() is None, reason="WordNet is not there; `make setup` fetches it")
@@ -137,17 +142,16 @@ def test_compare_sees_what_differs():
 
 def test_a_retrained_model_of_another_quality_is_refused(monkeypatch, tmp_path, capsys):
     """`train` with the default recipe compares with the record; the training itself is left out here."""
-    from studycore.language import training
-
     recorded = json.loads((FOLDER / "metrics.json").read_text())
 
     def as_if(change):
-        def train(recipe, folder, options, argv, resume):
+        def make_run(_study, verb, recipe, folder, *_):
             (folder / "model").mkdir(parents=True, exist_ok=True)
             metrics = recorded["metrics"] | change
             (folder / "model" / "metrics.json").write_text(json.dumps({"metrics": metrics}))
 
-        monkeypatch.setattr(training, "train", train)
+        monkeypatch.setattr(execution, "make_run", make_run)
+        monkeypatch.setattr(studycore.report, "print_report", lambda folder: None)
         monkeypatch.setattr(sys, "argv", ["studycore", "reference-lm", "train", "--output-dir", str(tmp_path / "run")])
         return main()
 
@@ -156,10 +160,30 @@ def test_a_retrained_model_of_another_quality_is_refused(monkeypatch, tmp_path, 
     assert "not of the recorded quality: perplexity is 5000" in capsys.readouterr().err
 
 
+def test_the_claim_against_a_bootstrap_by_hand():
+    """Perplexities that differ by a factor in every gloss; half of the documents are twice as long."""
+    documents = np.array([[tokens * 2.0, tokens * (2.0 + math.log(2)), tokens] for tokens in (5, 10) * 20])
+    (claim,) = reference_lm.judge(documents, [as_stored(reference_lm.CLAIMS[0])])
+    assert claim["measured"] == pytest.approx(0.5)
+    assert claim["interval95"] == pytest.approx([0.5, 0.5])
+    assert (claim["verdict"], claim["n"], claim["registered"]) == ("supported", 40, True)
+    documents[:, 0] += 0.5 * documents[:, 2]  # the ratio is then 0.82
+    assert reference_lm.judge(documents, [])[0]["verdict"] == "refuted"
+    documents[::2, 0] -= 1.5 * documents[::2, 2]  # now a part of the glosses is far better than the others
+    (claim,) = reference_lm.judge(documents, [])
+    low, high = claim["interval95"]
+    assert low < claim["measured"] < high
+    assert claim["measured"] == pytest.approx(
+        math.exp((documents[:, 0] - documents[:, 1]).sum() / documents[:, 2].sum())
+    )
+    with pytest.raises(NotRun, match="there are 0"):
+        reference_lm.CLAIMS[0].measure.compute(pd.DataFrame())
+
+
 def test_another_wordnet_is_said(monkeypatch):
     monkeypatch.setattr(wordnet, "fingerprint", lambda: "another")
     with pytest.raises(UserError, match=r"not the 3\.0 that the figures were measured on"):
-        reference_lm.verify()
+        study.verify()
 
 
 @needs_wordnet

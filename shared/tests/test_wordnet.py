@@ -8,10 +8,11 @@ import tiny_wordnet
 
 from studycore.errors import UserError
 from studycore.language import wordnet
+from studycore.language.noun_hierarchy import noun_hierarchy
 
 FETCHED = wordnet.find() is not None
 needs_wordnet = pytest.mark.skipif(not FETCHED, reason="WordNet is not there; `make setup` fetches it")
-CACHED = (wordnet.corpus, wordnet.documents, wordnet.nouns)
+CACHED = (wordnet.corpus, wordnet.documents, wordnet.nouns, noun_hierarchy)
 
 
 @pytest.fixture
@@ -56,6 +57,18 @@ def test_texts_of_a_split_and_nouns(tiny):
     )
     assert {"dog", "domestic dog", "Isaac Newton"} < wordnet.nouns()
     assert not {"run", "fast", "quickly"} & wordnet.nouns()
+
+
+def test_hierarchy_is_a_graph_with_instances_apart(tiny):
+    nouns = noun_hierarchy()
+    assert nouns.parents["dog.n.01"] == ("animal.n.01", "pet.n.01")
+    assert nouns.closure("animal.n.01") == {"animal.n.01", "pet.n.01", "dog.n.01", "person.n.01"}
+    assert nouns.instances == {**dict.fromkeys(nouns.lemmas, ()), "person.n.01": ("newton.n.01",)}
+    assert nouns.instances_below("animal.n.01") == {"newton.n.01"}
+    assert nouns.lemmas["newton.n.01"] == ("Newton", "Isaac Newton")
+    assert list(nouns.lemmas) == sorted(nouns.lemmas)
+    with pytest.raises(UserError, match=r"'dog' is no noun synset"):
+        nouns.closure("dog")
 
 
 def test_without_wordnet_one_sentence_says_what_fetches_it(tiny):
@@ -135,3 +148,16 @@ def test_wordnet_itself():
     train, reserve, validation = (set(wordnet.texts(split)) for split in ("train", "reserve", "validation"))
     assert not train & validation
     assert not reserve & (train | validation)
+
+
+@needs_wordnet
+def test_the_noun_hierarchy_itself():
+    """Counts of WordNet 3.0's nouns: wnstats(7WN) for the synsets."""
+    nouns = noun_hierarchy()
+    assert len(nouns.lemmas) == 82115
+    assert len({instance for instances in nouns.instances.values() for instance in instances}) == 7730
+    assert sum(not parents for parents in nouns.parents.values()) == 7726
+    assert sum(len(parents) > 1 for parents in nouns.parents.values()) == 1422
+    # WordNet itself calls two synsets both a kind and an instance.
+    both = nouns.closure("entity.n.01") & nouns.instances_below("entity.n.01")
+    assert both == {"enlightenment.n.03", "orion.n.02"}

@@ -381,7 +381,7 @@ class Run:
         made = f"{getattr(self.config, field)} made {what} {value} at {self._loop} {self._unit} {self.index}".replace(
             "  ", " "
         )
-        return f"{field}: {made}; lower it or set grad_clip"
+        return f"{field}: {made}; lower it{' or set grad_clip' if hasattr(self.config, 'grad_clip') else ''}"
 
     def results(self, metrics: Mapping[str, Any], arrays: Mapping[str, Tensor] | None = None) -> None:
         """Metrics of results.json, and tensors that figures need, as arrays.safetensors."""

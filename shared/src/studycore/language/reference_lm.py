@@ -11,24 +11,23 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from studycore.claims import Statement, judge
+import numpy as np
+from numpy.typing import NDArray
+
+from studycore.claims import Claim, Measure, NotRun, judge_all
 from studycore.errors import UserError
-from studycore.files import read_json
+from studycore.files import write_json
+from studycore.language import wordnet
+from studycore.record import read_arrays
+from studycore.statistics import Interval, bootstrap
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 NAME = "studycore/wordnet-lm"
 FOLDER = Path(__file__).parent / "models" / "wordnet-lm"
-
-PERPLEXITY = Statement(
-    id="lm_perplexity",
-    statement="Perplexity of held-out glosses is at most two thirds that of a bigram model of the same text",
-    source="requirement on the reference model",
-    predicted="at most 0.667",
-    unit="ratio",
-    threshold=2 / 3,
-    direction="below",
-)
 
 ROUNDING = 1e-4
 """Relative difference of a perplexity when the same model is measured on another machine."""
@@ -122,13 +121,12 @@ def ngram_nll(tokenizer: Any, training: Sequence[str], texts: Sequence[str]) -> 
     return by_unigram, by_bigram
 
 
-def measure(folder: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(metrics, judged claim) of the model in a Hugging Face folder, on all held-out glosses, on a CPU."""
-    import numpy as np
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def measure(folder: str | Path) -> tuple[dict[str, Any], NDArray[np.float64]]:
+    """(metrics, [D, 3]) of the model in a Hugging Face folder, on all D held-out glosses, on a CPU.
 
-    from studycore.language import wordnet
-    from studycore.statistics import bootstrap
+    Of each gloss: its negative log-likelihood (nats) under the model and under the bigram model, and its tokens.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -146,52 +144,69 @@ def measure(folder: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "vocabulary": len(tokenizer),
     }
-    rows = np.array([own, bigram, tokens]).T
-    ratio = bootstrap(rows, lambda drawn: math.exp((drawn[:, 0].sum() - drawn[:, 1].sum()) / drawn[:, 2].sum()))
-    return metrics, judge(PERPLEXITY, ratio, "Bootstrap over held-out documents.")
+    return metrics, np.array([own, bigram, tokens], dtype=np.float64).T
+
+
+# ------------------------------------------------------------------------------------------------------- the claim
+def _perplexity_ratio(table: "DataFrame") -> tuple[Interval, str]:
+    """Of the one model in the table: its perplexity over the bigram model's."""
+    if "documents" not in table.columns or len(table) != 1:
+        raise NotRun(f"Needs one model that was measured on the held-out glosses; there are {len(table)}.")
+    (documents,) = table["documents"]
+    ratio = bootstrap(documents, lambda drawn: math.exp((drawn[:, 0].sum() - drawn[:, 1].sum()) / drawn[:, 2].sum()))
+    return ratio, "Bootstrap over held-out documents."
+
+
+CLAIMS = (
+    Claim(
+        id="lm_perplexity",
+        statement="Perplexity of held-out glosses is at most two thirds that of a bigram model of the same text",
+        source="requirement on the reference model",
+        predicted="at most 0.667",
+        unit="ratio",
+        measure=Measure("perplexity_ratio(model / bigram model), bootstrap over held-out documents", _perplexity_ratio),
+        below=2 / 3,
+    ),
+)
+
+
+def claims(verb: str, config: Any) -> Sequence[Claim]:
+    """What a training is judged by."""
+    return CLAIMS
+
+
+def columns(folder: Path, config: Any) -> dict[str, Any]:
+    """What the claim reads of a finished training: `measure`'s figures of each held-out gloss."""
+    return {"documents": read_arrays(folder)["documents"]}
+
+
+def judge(documents: NDArray[np.float64], registered: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The claims on one model, from what `measure` gives of its documents."""
+    import pandas as pd
+
+    return judge_all(CLAIMS, pd.DataFrame([{"documents": documents}]), registered)
+
+
+def record(folder: Path, registered: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], NDArray[np.float64]]:
+    """`measure` of the model in `folder`, written to metrics.json beside it with the verdicts on the claims."""
+    metrics, documents = measure(folder)
+    write_json(folder / "metrics.json", {"metrics": metrics, "claims": judge(documents, registered)})
+    return metrics, documents
 
 
 def compare(metrics: Mapping[str, Any], recorded: Mapping[str, Any], tolerance: float) -> list[str]:
     """Prints both side by side; sentences on perplexities further apart than the tolerance and counts not equal."""
     for name, value in metrics.items():
-        print(f"  {name:<24}{_figure(value):<12} recorded {_figure(recorded.get(name))}")
+        print(f"  {name:<24}{figure(value):<12} recorded {figure(recorded.get(name))}")
     apart = []
     for name, value in recorded.items():
         got = metrics.get(name, math.nan)
         allowed = tolerance * abs(value) if name.startswith("perplexity") else 0
         if not abs(got - value) <= allowed:
-            apart.append(f"{name} is {_figure(got)}, recorded {_figure(value)}")
+            apart.append(f"{name} is {figure(got)}, recorded {figure(value)}")
     return apart
 
 
-# ------------------------------------------------------------------------------------------------------- commands
-def info() -> None:
-    """`studycore reference-lm info`: where it is and what is recorded of it."""
-    folder = Path(locate(NAME))
-    print(f"{NAME} is in {folder}")
-    files = sorted(folder.iterdir())
-    print(f"{sum(path.stat().st_size for path in files) / 1e6:.1f} MB in all; {', '.join(path.name for path in files)}")
-    for name, value in read_json(folder / "metrics.json")["metrics"].items():
-        print(f"  {name:<24}{_figure(value)}")
-    print("studycore reference-lm verify measures it again; train makes one again from the recipe")
-
-
-def verify() -> None:
-    """`studycore reference-lm verify`: measures the shipped model again. UserError when it is not as recorded."""
-    from studycore.language import wordnet
-    from studycore.report import claims_text
-
-    folder = Path(locate(NAME))
-    if wordnet.fingerprint() != read_json(folder / "data.json")["sha256"]["wordnet"]:
-        raise UserError(f"WordNet: {wordnet.find()} is not the 3.0 that the figures were measured on; put that there")
-    print("measuring on all held-out glosses; a minute or two", flush=True)
-    metrics, claim = measure(folder)
-    apart = compare(metrics, read_json(folder / "metrics.json")["metrics"], ROUNDING)
-    print(claims_text([claim]))
-    if apart:
-        raise UserError(f"{NAME}: not as recorded: {'; '.join(apart)}; install studycore again, or report this")
-    print("equal to what is recorded")
-
-
-def _figure(value: Any) -> str:
+def figure(value: Any) -> str:
+    """A metric as a terminal shows it."""
     return f"{value:.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,4 +1,4 @@
-"""Training of the reference language model `studycore/wordnet-lm`: recipe, tokenizer, batches, loop.
+"""Training of the reference language model `studycore/wordnet-lm`: tokenizer, batches, model, loop.
 
 A GPT-NeoX model (rotary positions, one block after the other, tied embeddings) learns WordNet's glosses.
 
@@ -9,101 +9,25 @@ step's loss takes in, D width.
 import json
 import math
 import shutil
-import sys
-import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from studycore.checkpoints import load_latest, rebuild, save_checkpoint
-from studycore.configuration import differences, from_dict, read_yaml, to_dict, to_yaml
-from studycore.devices import choose_device, describe, set_threads
-from studycore.errors import Stopped, UserError
+from studycore.configuration import to_dict
 from studycore.files import read_json, write_json
 from studycore.language import reference_lm, wordnet
-from studycore.runs import create_run, environment_changes, now, open_run, read_manifest, recording
-from studycore.stopping import stop_on_signals
+from studycore.language.recipe import Recipe
+from studycore.run import Run
+from studycore.run_folder import read_manifest
 from studycore.streams import derive_seed, generator
 
-STUDY, VERB = "studycore", "reference-lm"
 END = "<|endoftext|>"
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that determines the model."""
-
-    seed: int = 0
-    """Seed of weights, order, dropout and the tokens that a step's loss takes in."""
-    word_count: int = 20
-    """Words that stand so often in the training text are one token, with their leading space ..."""
-    noun_count: int = 7
-    """... and single-word nouns of WordNet already when they stand so often."""
-    pieces: int = 1500
-    """Parts of those words that are no token."""
-    hidden_size: int = 256
-    """Width."""
-    layers: int = 4
-    """Blocks."""
-    heads: int = 4
-    """Attention heads in a block."""
-    dropout: float = 0.0
-    """On the embeddings and on each block's two outputs."""
-    block: int = 160
-    """Tokens in a row."""
-    rows: int = 16
-    """Rows in a step."""
-    steps: int = 2400
-    """Updates."""
-    exact_steps: int = 400
-    """The last updates, whose loss takes in the whole vocabulary ..."""
-    sampled: int = 2048
-    """... while the others take in so many tokens of it (the mean of a random number, slightly fewer)."""
-    learning_rate: float = 3e-3
-    """AdamW's, at its highest."""
-    warm_up: int = 100
-    """Updates of linear warm-up; a cosine to zero follows."""
-    weight_decay: float = 0.1
-    """AdamW's, for matrices."""
-    clip: float = 1.0
-    """Bound of the gradient's norm."""
-    eval_every: int = 400
-    """Updates between evaluations on a part of the held-out glosses."""
-    checkpoint_every: int = 100
-    """Updates between checkpoints."""
-
-    def __post_init__(self) -> None:
-        least = dict.fromkeys(("hidden_size", "layers", "heads", "rows", "steps", "eval_every", "checkpoint_every"), 1)
-        least |= {"block": 2, "sampled": 1, "exact_steps": 0, "warm_up": 0}
-        least |= {"pieces": 300, "noun_count": 1, "word_count": 1}
-        for name, bound in least.items():
-            if getattr(self, name) < bound:
-                raise ValueError(f"{name}: {getattr(self, name)} is too few; give at least {bound}")
-        if self.hidden_size % self.heads:
-            raise ValueError(
-                f"heads: {self.heads} does not divide hidden_size {self.hidden_size}; choose one that does"
-            )
-
-
-@dataclass(frozen=True)
-class TrainOptions:
-    """How the training is run; nothing here changes what is learnt."""
-
-    output_dir: str | None = None
-    """The run folder; by default a new one under runs/studycore."""
-    resume: bool = False
-    """Continue the newest unfinished run of this recipe, if there is one."""
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Where to train."""
-    threads: int | None = None
-    """PyTorch's threads on a CPU; by default its own choice."""
 
 
 # ------------------------------------------------------------------------------------------------------- tokenizer
@@ -239,18 +163,64 @@ def learning_rate(recipe: Recipe, step: int) -> float:
 
 
 # -------------------------------------------------------------------------------------------------------- training
-def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """AdamW's state under "parameter/entry"."""
-    state = {name: optimizer.state[parameter] for name, parameter in model.named_parameters()}
-    return {f"{name}/{key}": value for name, entries in state.items() for key, value in entries.items()}
+def train(recipe: Recipe, run: Run) -> None:
+    """Trains the recipe in the open run, exports <run>/model and measures it. UserError for what can't be run."""
+    # ---- set-up
+    run.begin(data={"wordnet": wordnet.fingerprint()})
+    tokenizer = tokenizer_of(recipe, run.folder)
+    batches = Batches(recipe, tokenizer)
+    held_out = wordnet.texts("validation")[:500]
 
+    # ---- model and optimizer
+    model = run.model(
+        lambda values: create_model(recipe, values["vocabulary"]),
+        replay,
+        {"input_ids": torch.from_numpy(batches.epoch(0)[:2, :32].copy())},
+        values={"recipe": to_dict(recipe), "vocabulary": len(tokenizer)},
+    ).train()
+    inclusion = batches.inclusion.to(run.device)
+    matrices = [q for q in model.parameters() if q.ndim > 1]
+    others = [q for q in model.parameters() if q.ndim == 1]
+    groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    # Steps are small: their squared gradients want a longer memory than the 0.95 of large ones.
+    optimizer = run.optimizer(torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.99), fused=True))
+    run.about(parameters=sum(q.numel() for q in model.parameters()))
 
-def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """The inverse of `optimizer_tensors`."""
-    parameters = dict(model.named_parameters())
-    for key, tensor in tensors.items():
-        name, _, entry = key.rpartition("/")
-        optimizer.state[parameters[name]][entry] = tensor.to(parameters[name].device)
+    # ---- loop
+    for step in run.steps(recipe.steps):
+        # evaluate
+        if run.every(recipe.eval_every):
+            perplexity = reference_lm.perplexity(reference_lm.document_nll(model, tokenizer, held_out))
+            model.train()
+            run.log({"perplexity": perplexity})
+            run.say(f"step {step}: perplexity {perplexity:.4g}")
+        # save
+        if run.saving(recipe.checkpoint_every):
+            run.save()
+        # stop
+        if run.ended():
+            break
+        # step
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(recipe, step)
+        taken = batches.taken(step)
+        # Dropout draws from the global stream: seeded anew, its masks are functions of the step.
+        torch.manual_seed(derive_seed(recipe.seed, "dropout", step))
+        ids = batches.rows(step).to(run.device)
+        loss = loss_of(model, ids, None if taken is None else taken.to(run.device), inclusion)
+        run.backward(loss, "learning_rate")
+        norm = nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        # log
+        if step % 50 == 0:
+            run.log({"loss": loss.item(), "gradient_norm": norm.item()})
+
+    # ---- record; a run that is cut off here goes on from its last checkpoint and writes it then
+    export(model, tokenizer, run.folder)
+    run.say("measuring on all held-out glosses; a minute or two")
+    metrics, documents = reference_lm.record(run.folder / "model", read_json(run.folder / "claims.json"))
+    run.results(metrics, {"documents": torch.from_numpy(documents)})
 
 
 def replay(model: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -262,134 +232,17 @@ def replay(model: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {"output_logits": logits.cpu()}
 
 
-def train(recipe: Recipe, folder: Path, options: TrainOptions, argv: Sequence[str] = (), resume: bool = False) -> Path:
-    """Trains in the new `folder`, or goes on with the run there, exports folder/model and measures it.
-
-    UserError for what can't be run; Stopped when a signal came, after saving.
-    """
-    from tqdm import tqdm
+def tokenizer_of(recipe: Recipe, folder: Path) -> Any:
+    """The run's tokenizer: trained when the run begins, read again when it goes on."""
     from transformers import AutoTokenizer
 
-    # ---- set-up
-    device, reason = choose_device(options.device)
-    set_threads(options.threads)
-    print(f"reference-lm trains on {device} ({reason}), {torch.get_num_threads()} threads", flush=True)
-    data = {"wordnet": wordnet.fingerprint()}
-    if resume and (folder / "manifest.json").exists():
-        if changed := differences(read_yaml(folder / "config.yaml"), to_dict(recipe)):
-            raise UserError(f"{folder}: its recipe is another: {'; '.join(changed)}; start a new run for this one")
-        if read_manifest(folder)["state"] == "done":
-            print(f"{folder} is finished")
-            return folder
-        run = open_run(folder)
-        if run.manifest["data_fingerprints"] != data:
-            run.close()
-            raise UserError(f"{folder}: WordNet's texts are not those it began with; use the version that began it")
-        if changes := environment_changes(run.manifest, describe(device)):
-            print(f"reference-lm: not bitwise the same from here on: {', '.join(changes)}")
-        run.update(state="running", reason="", resumed=[*run.manifest["resumed"], {"at": now()}])
-    else:
-        run = create_run(
-            folder,
-            study=STUDY,
-            verb=VERB,
-            config=to_dict(recipe),
-            argv=list(argv),
-            seeds=[recipe.seed],
-            devices=describe(device),
-            data=data,
-            source=Path(__file__),
-            libraries=("nltk", "tokenizers", "transformers"),
-        )
-
-    with stop_on_signals() as stop, recording(run):
-        # ---- data
-        if not (folder / "tokenizer" / "tokenizer.json").exists():
-            shutil.rmtree(folder / "tokenizer-new", ignore_errors=True)
-            train_tokenizer(recipe).save_pretrained(folder / "tokenizer-new")
-            (folder / "tokenizer-new").replace(folder / "tokenizer")
-        tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
-        batches = Batches(recipe, tokenizer)
-        held_out = wordnet.texts("validation")[:500]
-
-        # ---- model and optimizer
-        config = {"recipe": to_dict(recipe), "vocabulary": len(tokenizer)}
-        checkpoint = load_latest(folder / "checkpoints") if resume else None
-        if checkpoint:
-            model = rebuild(checkpoint, lambda stored: create_model(recipe, stored["vocabulary"]), replay, config)
-        else:
-            model = create_model(recipe, len(tokenizer))
-        model.to(device).train()
-        inclusion = batches.inclusion.to(device)
-        matrices = [q for q in model.parameters() if q.ndim > 1]
-        others = [q for q in model.parameters() if q.ndim == 1]
-        groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
-        # Steps are small: their squared gradients want a longer memory than the 0.95 of large ones.
-        optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.99), fused=True)
-        if checkpoint:
-            restore_optimizer(model, optimizer, checkpoint.optimizer)
-        first = checkpoint.step if checkpoint else 0
-        run.metrics.rewind(first - 1)
-        run.update(parameters=sum(q.numel() for q in model.parameters()))
-
-        # ---- loop
-        probe = {"input_ids": torch.from_numpy(batches.epoch(0)[:2, :32].copy())}
-        bar = tqdm(total=recipe.steps, initial=first, unit="step", disable=not sys.stderr.isatty())
-        started = time.monotonic()
-        for step in range(first, recipe.steps + 1):
-            last = step == recipe.steps
-            # evaluate
-            if not stop and (last or step % recipe.eval_every == 0):
-                perplexity = reference_lm.perplexity(reference_lm.document_nll(model, tokenizer, held_out))
-                model.train()
-                run.metrics.append({"step": step, "perplexity": perplexity})
-                left = (time.monotonic() - started) / max(step - first, 1) * (recipe.steps - step)
-                about = f"; about {left / 60:.0f} minutes left" if step > first else ""
-                bar.write(f"step {step}: perplexity {perplexity:.4g}{about}", file=sys.stdout)
-                sys.stdout.flush()
-            # save
-            if last or stop or (step > first and step % recipe.checkpoint_every == 0):
-                tensors = {"model": model.state_dict(), "optimizer": optimizer_tensors(model, optimizer)}
-                tensors["probe"] = probe | replay(model, probe)
-                save_checkpoint(folder / "checkpoints", step, config=config, state={"step": step}, **tensors)
-                run.metrics.write_part()
-            # stop
-            if last or stop:
-                break
-            # step
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(recipe, step)
-            taken = batches.taken(step)
-            torch.manual_seed(derive_seed(recipe.seed, "dropout", step))
-            loss = loss_of(model, batches.rows(step).to(device), None if taken is None else taken.to(device), inclusion)
-            if not torch.isfinite(loss):
-                raise UserError(
-                    f"learning_rate: {recipe.learning_rate} made the loss {loss.item()} at step {step}; lower it"
-                )
-            loss.backward()
-            norm = nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
-            optimizer.step()
-            optimizer.zero_grad()
-            # log
-            if step % 50 == 0:
-                run.metrics.append({"step": step, "loss": loss.item(), "gradient_norm": norm.item()})
-            bar.update(1)
-        bar.close()
-
-        # ---- record; a signal before its end leaves the last checkpoint, from which resuming writes it
-        if not stop:
-            run.metrics.compact()
-            export(model, tokenizer, folder)
-            write_record(folder)
-        if stop:
-            run.finish("stopped", f"stopped by {stop.name} at step {step}")
-            again = f"studycore reference-lm train --resume --output-dir {folder}"
-            raise Stopped(f"stopped by {stop.name} at step {step}; continue with: {again}")
-        run.finish("done", f"reached step {step}")
-    return folder
+    if not (folder / "tokenizer" / "tokenizer.json").exists():
+        shutil.rmtree(folder / "tokenizer-new", ignore_errors=True)
+        train_tokenizer(recipe).save_pretrained(folder / "tokenizer-new")
+        (folder / "tokenizer-new").replace(folder / "tokenizer")
+    return AutoTokenizer.from_pretrained(folder / "tokenizer")
 
 
-# ---------------------------------------------------------------------------------------------------------- record
 def export(model: Any, tokenizer: Any, folder: Path) -> None:
     """folder/model: a Hugging Face folder with weights rounded to half precision, and what made them beside them.
 
@@ -406,7 +259,7 @@ def export(model: Any, tokenizer: Any, folder: Path) -> None:
         if name == "config.json":
             content["dtype"] = "float32"
         (target / name).write_text(json.dumps(content, indent=indent, ensure_ascii=False) + "\n")
-    (target / "recipe.yaml").write_text(to_yaml(read_yaml(folder / "config.yaml")))
+    shutil.copyfile(folder / "config.yaml", target / "recipe.yaml")
     shutil.copyfile(folder / "metrics.jsonl", target / "training_log.jsonl")
     manifest = read_manifest(folder)
     write_json(target / "data.json", {"sha256": manifest["data_fingerprints"], "versions": manifest["versions"]})
@@ -416,70 +269,3 @@ def export(model: Any, tokenizer: Any, folder: Path) -> None:
         file.chmod(0o644)  # transformers writes weights for their owner alone, and this folder is installed for all
     shutil.rmtree(folder / "model", ignore_errors=True)
     target.replace(folder / "model")
-
-
-def write_record(folder: Path) -> None:
-    """Measures folder/model: metrics.json beside the weights, and the run's results.json and report."""
-    from studycore.figures import new_figure, save_figure
-    from studycore.metrics import read_rows
-    from studycore.report import Picture, Report, Table, claims_text, write_report, write_results
-
-    metrics, claim = reference_lm.measure(folder / "model")
-    write_json(folder / "model" / "metrics.json", {"metrics": metrics, "claims": [claim]})
-    write_results(folder, STUDY, VERB, metrics, [claim])
-    print(claims_text([claim]))
-
-    rows = read_rows(folder / "metrics.jsonl")
-    figure, axes = new_figure()
-    axes.plot(*zip(*((row["step"], row["loss"]) for row in rows if "loss" in row), strict=True), label="training loss")
-    held_out = [(row["step"], math.log(row["perplexity"])) for row in rows if "perplexity" in row]
-    axes.plot(*zip(*held_out, strict=True), marker="o", markersize=3, label="500 held-out glosses")
-    axes.set(xlabel="step", ylabel="nats a token")
-    axes.legend()
-    report = Report(
-        title="The reference language model",
-        question="Has a small language model learnt WordNet's glosses?",
-        answer=f"Requirement {claim['verdict']}: perplexity of held-out glosses {metrics['perplexity']:.1f}, "
-        f"of a bigram model {metrics['perplexity_bigram']:.1f}.",
-        tables=[Table("Measured", ["metric", "value"], list(metrics.items()))],
-        pictures=[Picture(save_figure(figure, folder / "figures" / "training.svg"), "Loss while training.")],
-    )
-    print(f"report: {write_report(folder, report)}")
-
-
-# --------------------------------------------------------------------------------------------------------- command
-def train_command(argv: list[str]) -> None:
-    """`studycore reference-lm train`: makes the model again and compares it with what is recorded.
-
-    UserError when the default recipe gave a model of another quality than the recorded one.
-    """
-    from studycore.configuration import build, config_hash, parse
-    from studycore.runs import list_runs, new_folder
-
-    prog = "studycore reference-lm train"
-    changed, given = parse([Recipe, TrainOptions], argv, prog, "studycore", partial=True, file=False)
-    options = build(TrainOptions, given)
-    folder = Path(options.output_dir) if options.output_dir else None
-    if options.resume and folder and (config := folder / "config.yaml").is_file():
-        changed = to_dict(from_dict(Recipe, read_yaml(config), str(config))) | changed
-    recipe = build(Recipe, changed)
-    if options.resume and folder is None:
-        same = [
-            path
-            for path, manifest in list_runs(Path("runs"), STUDY)
-            if (manifest["verb"], manifest["configuration_hash"]) == (VERB, config_hash(to_dict(recipe)))
-            and manifest["state"] != "done"
-        ]
-        folder = same[-1] if same else None
-        print(f"continues {folder}" if folder else "no unfinished run of this recipe under runs/; a new one begins")
-    folder = folder or new_folder(Path("runs"), STUDY, VERB, to_dict(recipe))
-    train(recipe, folder, options, argv, resume=options.resume)
-    print(f"the model is in {folder / 'model'}")
-    if recipe == Recipe():
-        metrics, recorded = (read_json(f / "metrics.json")["metrics"] for f in (folder / "model", reference_lm.FOLDER))
-        apart = reference_lm.compare(metrics, recorded, reference_lm.RETRAINED)
-        if apart:
-            raise UserError(f"{folder}: not of the recorded quality: {'; '.join(apart)}; do not ship it")
-        print("of the recorded quality")
-    else:
-        print("of another recipe than the recorded model, so there is nothing to compare it with")
