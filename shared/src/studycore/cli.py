@@ -344,7 +344,10 @@ def resume_verb(study: Study, argv: list[str]) -> None:
     if finished(study, folder):
         return
     verb, argv_then, stored = manifest["verb"], list(manifest["argv"]), dict(manifest.get("options", {}))
-    action, config = study.verbs[verb], read_config(study, folder)
+    config = read_config(study, folder)
+    action = study.verbs[verb]
+    if isinstance(action, Verb):
+        raise UserError(f"{folder}: `{study.name} {verb}` was cut off; remove the folder and repeat it")
     common = {"device": manifest["devices"]["device"].partition(":")[0], "resume": True}
     if isinstance(action, ManyRuns):
         options = load("studycore.options:SweepOptions")(**stored, **common)
