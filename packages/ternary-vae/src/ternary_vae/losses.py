@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from ternary_vae.config import ArchitectureConfig, TrainConfig
 from ternary_vae.hyperbolic import distance, to_hyperbolic
 from ternary_vae.model import Code
-from ternary_vae.operations import valuation
+from ternary_vae.data import valuation
 
 OUTER_BAND, INNER_BANDS = (0.31, 0.985), (0.02, 0.27)
 """Where the bands lie, in shares of the largest norm: level 0, which two thirds of all operations belong to and which is
