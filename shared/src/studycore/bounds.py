@@ -1,11 +1,17 @@
 """Types of settings that say their own bounds, for the fields of configurations (jsonargparse's restricted types)."""
 
 from functools import cache
-from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeAlias, get_args, get_type_hints
 
 if TYPE_CHECKING:
-    PositiveInt = NonNegativeInt = AtLeast2 = AtLeast3 = int
-    PositiveFloat = NonNegativeFloat = BelowOne = Share = float
+    NonNegativeInt: TypeAlias = int
+    PositiveInt: TypeAlias = int
+    AtLeast2: TypeAlias = int
+    AtLeast3: TypeAlias = int
+    NonNegativeFloat: TypeAlias = float
+    PositiveFloat: TypeAlias = float
+    BelowOne: TypeAlias = float
+    Share: TypeAlias = float
 else:
     from jsonargparse.typing import (
         NonNegativeFloat,
@@ -33,7 +39,7 @@ WORDS: dict[Any, str] = {
 
 
 @cache
-def bounded_fields(cls: type) -> dict[str, Any]:
+def bounded_fields(cls: Any) -> dict[str, Any]:
     """Name -> restricted type of every field that has one, alone or beside None."""
     hints = get_type_hints(cls).items()
     return {name: part for name, hint in hints for part in (hint, *get_args(hint)) if part in list(WORDS)}

@@ -93,7 +93,7 @@ def judge_all(
         else:
             judged.append(judge(facts, interval, how))
     gone = "This version no longer has the claim; the version that made the run judges it."
-    return judged + [_verdict(entry | {"registered": True}, None, "not run", gone) for entry in stored.values()]
+    return judged + [_verdict({**entry, "registered": True}, None, "not run", gone) for entry in stored.values()]
 
 
 def judge(facts: Mapping[str, Any], measured: Interval, how: str) -> dict[str, Any]:

@@ -153,7 +153,11 @@ def many_runs_verb(study: Study, verb: str, action: ManyRuns, argv: list[str]) -
 
     of = study.verbs[action.of]
     assert isinstance(of, OneRun)
-    config_class, run_class, options_class = load(action.config), load(of.config), load("studycore.options:SweepOptions")
+    config_class, run_class, options_class = (
+        load(action.config),
+        load(of.config),
+        load("studycore.options:SweepOptions"),
+    )
     file, flags = read_arguments(
         [config_class, options_class, run_class], with_aliases(study, argv), f"{study.name} {verb}", study.package
     )

@@ -5,7 +5,9 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,33 +33,73 @@ def make_run(
     argv: Sequence[str] = (),
     resume: bool = False,
     needs: Mapping[str, Path] | None = None,
-    quiet: bool = False,
-    keep_checkpoints: bool = True,
-    identity: str = "",
 ) -> None:
-    """Trains a run in the new `folder`, or goes on with the one there, and judges its claims; with `quiet` no report is made.
+    """Trains a run in the new `folder`, or goes on with the one there, judges its claims and writes its report.
 
     UserError for what can't be run; Stopped when a signal came, after saving.
     """
+    task = Task(
+        study, verb, config, folder, options, tuple(argv), dict(needs or {}), identity=identity_of(verb, config, {})
+    )
+    _train([task], resume=resume, quiet=False)
+    if is_done(folder):  # the other processes of one run may be later than the first
+        report_on(study, folder)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a worker needs for one job."""
+
+    study: Study
+    verb: str
+    config: Any
+    folder: Path
+    options: RunOptions
+    argv: tuple[str, ...]
+    needs: dict[str, Path]
+    keep_checkpoints: bool = True
+    identity: str = ""
+
+
+def _train(tasks: Sequence[Task], resume: bool, quiet: bool) -> None:
+    """Trains the runs of the tasks, together where there are several."""
     from studycore.run import opened
 
-    action = study.verbs[verb]
+    first = tasks[0]
+    action = first.study.verbs[first.verb]
     assert isinstance(action, OneRun)
-    with opened(study, verb, config, folder, options, argv=argv, resume=resume, needs=needs, quiet=quiet) as run:
-        load(action.train)(config, run)
-        if run.open is None:
-            return
-        run.open.metrics.compact()
-        run.open.update(identity=identity or identity_of(verb, config, {}))
-        write_results(folder, study.name, verb, run.final, [])
-        record = read_record(study, folder, just_ended=True)
-        claims = judge_all(load(study.claims)(verb, config), record.table, record.registered)
-        write_results(folder, study.name, verb, run.final, claims)
-        run.open.finish("done", f"{run.step} updates")
-        if not keep_checkpoints:
-            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    if not quiet:
-        report_on(study, folder)
+    try:
+        with ExitStack() as stack:
+            runs = []
+            for task in tasks:
+                context = opened(
+                    task.study, task.verb, task.config, task.folder, task.options, argv=task.argv, resume=resume,
+                    needs=task.needs, quiet=quiet,
+                )  # fmt: skip
+                runs.append(stack.enter_context(context))
+                runs[-1].complete = partial(_complete, task)
+            if len(tasks) > 1:
+                load(action.train_together)([task.config for task in tasks], runs)
+            else:
+                load(action.train)(first.config, runs[0])
+            for run in runs:
+                run.finished()
+    except Stopped as stopped:
+        again = f"`{first.study.name} resume {first.folder}` continues"
+        raise Stopped(f"{stopped} and saved; {again}") from None
+
+
+def _complete(task: Task, run: Any) -> None:
+    """The end of a run: its history, its results with the verdicts on its claims, and that it is done."""
+    run.open.metrics.compact()
+    run.open.update(identity=task.identity)
+    write_results(task.folder, task.study.name, task.verb, run.final, [])
+    record = read_record(task.study, task.folder, just_ended=True)
+    claims = judge_all(load(task.study.claims)(task.verb, task.config), record.table, record.registered)
+    write_results(task.folder, task.study.name, task.verb, run.final, claims)
+    run.open.finish("done", f"{run.step} updates")
+    if not task.keep_checkpoints:
+        shutil.rmtree(task.folder / "checkpoints", ignore_errors=True)
 
 
 def report_on(study: Study, folder: Path) -> Record:
@@ -79,36 +121,44 @@ def identity_of(verb: str, config: Any, needs: Mapping[str, str]) -> str:
 
 
 # --------------------------------------------------------------------------------------------------------- many runs
-@dataclass(frozen=True)
-class Task:
-    """What a worker needs for one job."""
+def do_tasks(tasks: list[Task]) -> list[Ended]:
+    """Jobs in a worker. A failure is an outcome; it does not end the others.
 
-    study: Study
-    verb: str
-    config: Any
-    folder: Path
-    options: RunOptions
-    argv: tuple[str, ...]
-    needs: dict[str, Path]
-    keep_checkpoints: bool
-    identity: str
+    Runs that are trained together must go on from one step; a worker that died may have left them at several, or done.
+    """
+    parts: dict[int, list[Task]] = {}
+    for task in tasks:
+        if not is_done(task.folder):
+            parts.setdefault(_next_step(task.folder), []).append(task)
+    reason = Ended("done")
+    for part in parts.values():
+        try:
+            _train(part, resume=True, quiet=True)
+        except Stopped as stopped:
+            reason = Ended("stopped", str(stopped))
+            break
+        except UserError as error:
+            reason = Ended("failed", str(error))
+        except Exception as error:  # a fault in one run is recorded, and the others go on
+            traceback.print_exc()
+            reason = Ended("failed", f"{type(error).__name__}: {error}")
+    return [_how_ended(task.folder, reason) for task in tasks]
 
 
-def do_task(task: Task) -> Ended:
-    """One job in a worker. A failure is an outcome; it does not end the others."""
-    try:
-        make_run(
-            task.study, task.verb, task.config, task.folder, task.options, task.argv, True, task.needs, True,
-            task.keep_checkpoints, task.identity,
-        )  # fmt: skip
-    except Stopped as stopped:
-        return Ended("stopped", str(stopped))
-    except UserError as error:
-        return Ended("failed", str(error))
-    except Exception as error:  # a fault in one run is recorded, and the others go on
-        traceback.print_exc()
-        return Ended("failed", f"{type(error).__name__}: {error}")
-    return Ended("done")
+def _how_ended(folder: Path, reason: Ended) -> Ended:
+    """By the run's own manifest, where it has one; `reason` is how its group ended."""
+    if is_done(folder):
+        return Ended("done")
+    manifest = read_manifest(folder) if (folder / "manifest.json").exists() else {"state": "", "reason": ""}
+    return Ended("failed", manifest["reason"]) if manifest["state"] == "failed" else reason
+
+
+def _next_step(folder: Path) -> int:
+    """The step from which a run would go on; -1 for one without a checkpoint, which differs from one saved at step 0."""
+    from studycore.checkpoints import load_latest
+
+    checkpoint = load_latest(folder / "checkpoints")
+    return checkpoint.step if checkpoint else -1
 
 
 def make_runs(
@@ -155,11 +205,15 @@ def make_runs(
                 study, of, job.config, places[job.name], each, tuple(argv), {n: places[n] for n in job.needs},
                 job.keep_checkpoints, identities[job.name],
             )  # fmt: skip
-        schedule = Schedule({job.name: job.needs for job in jobs if job.name in tasks})
+        schedule = Schedule(
+            {job.name: job.needs for job in jobs if job.name in tasks},
+            {job.name: job.together for job in jobs},
+            processes,
+        )
         by_name = {job.name: job for job in jobs}
         failed: dict[str, str] = {}
         progress = _Progress(len(tasks))
-        for name, ended in engine(options, device, processes, threads)(do_task, tasks, schedule, stop):
+        for name, ended in engine(options, device, processes, threads)(do_tasks, tasks, schedule, stop):
             state = "done" if is_done(places[name]) else ended.state
             if state == "failed":
                 failed[name] = ended.reason

@@ -6,6 +6,7 @@ import re
 import signal
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -17,6 +18,8 @@ from typing import Any
 from studycore.errors import UserError
 from studycore.stopping import StopFlag, stop_on_signals
 
+MOST_TOGETHER = 64
+"""Jobs that are trained together at most."""
 RESERVED = ("checkpoints", "figures", "history")
 """Folders that a run has for itself."""
 
@@ -38,6 +41,8 @@ class Job:
     """Columns of the table of runs, such as a phase."""
     keep_checkpoints: bool = True
     """Whether its checkpoints stay when it is done."""
+    together: str = ""
+    """Jobs with the same word here may be trained by one call of the verb's `train_together`."""
     shared: bool = False
     """Lies in runs/<study>/cache instead, where every plan with the same configuration and needs finds it done."""
 
@@ -51,23 +56,32 @@ class Ended:
 
 
 class Schedule:
-    """Which job may start: the first, in the plan's order, whose needs are done."""
+    """Which jobs may start: the first, in the plan's order, whose needs are done, and with it those of its group."""
 
-    def __init__(self, needs: Mapping[str, Sequence[str]]):
-        """`needs`: name -> names of those that must be done first; names that are not among the jobs are done already."""
+    def __init__(self, needs: Mapping[str, Sequence[str]], groups: Mapping[str, str] | None = None, processes: int = 1):
+        """`needs`: name -> names of those that must be done first; names that are not among the jobs are done already.
+
+        `groups`: name -> word that jobs of one group share; groups are cut into as many parts as there are processes.
+        """
         self.waiting = list(needs)
         self._needs, self._open = needs, set(needs)
+        self._groups = {name: word for name, word in (groups or {}).items() if word}
+        sizes = Counter(self._groups.values())
+        self._size = {word: min(MOST_TOGETHER, -(-n // processes)) for word, n in sizes.items()}
 
-    def take(self) -> str | None:
-        """The next job to start; None while none may."""
-        name = next((n for n in self.waiting if not self._open.intersection(self._needs[n])), None)
-        if name is not None:
-            self.waiting.remove(name)
-        return name
+    def take(self) -> list[str]:
+        """The next jobs to start, together; empty while none may."""
+        ready = [name for name in self.waiting if not self._open.intersection(self._needs[name])]
+        if not ready:
+            return []
+        word = self._groups.get(ready[0])
+        taken = [name for name in ready if self._groups.get(name) == word][: self._size[word]] if word else ready[:1]
+        self.waiting = [name for name in self.waiting if name not in taken]
+        return taken
 
-    def put_back(self, name: str) -> None:
-        """A job whose process was lost, to be started again before the others."""
-        self.waiting.insert(0, name)
+    def put_back(self, names: Sequence[str]) -> None:
+        """Jobs whose process was lost, to be started again before the others."""
+        self.waiting[:0] = names
 
     def end(self, name: str, ended: Ended) -> Iterator[tuple[str, Ended]]:
         """The job that ended, and those that fail with it because they need it."""
@@ -81,8 +95,10 @@ class Schedule:
                     yield from self.end(other, Ended("failed", f"it needs {name}, which failed: {ended.reason}"))
 
 
-Engine = Callable[[Callable[[Any], Ended], Mapping[str, Any], Schedule, StopFlag], Iterator[tuple[str, Ended]]]
-"""Calls the function with each job's value in the schedule's order; yields (name, how it ended) as run_in_processes."""
+Work = Callable[[list[Any]], list[Ended]]
+"""Does the jobs of these values, together, and says how each ended."""
+Engine = Callable[[Work, Mapping[str, Any], Schedule, StopFlag], Iterator[tuple[str, Ended]]]
+"""Has the work done on each job's value in the schedule's order; yields (name, how it ended) as run_in_processes."""
 
 
 # ---------------------------------------------------------------------------------------------------------- planning
@@ -153,57 +169,62 @@ def short(value: Any) -> str:
 
 # --------------------------------------------------------------------------------------------------------- processes
 def run_in_processes(
-    work: Callable[[Any], Ended], values: Mapping[str, Any], schedule: Schedule, stop: StopFlag, processes: int
+    work: Work, values: Mapping[str, Any], schedule: Schedule, stop: StopFlag, processes: int
 ) -> Iterator[tuple[str, Ended]]:
-    """Yields (name, how it ended) as jobs end; `work` is called in one of `processes` workers with the job's value.
+    """Yields (name, how it ended) as jobs end; `work` is called in one of `processes` workers with the jobs' values.
 
-    A job that raises is failed, and those that need it fail with it. A worker that dies (kill -9, out of memory) costs
-    only its job, which is run again once. A raised `stop` is passed to the workers, which save and end; jobs not begun
-    are not started, nor yielded.
+    Jobs whose work raises are failed, and those that need them fail with them. A worker that dies (kill -9, out of
+    memory) costs only its jobs, which are done again once. A raised `stop` is passed to the workers, which save and end;
+    jobs not begun are not started, nor yielded.
     """
     deaths = dict.fromkeys(values, 0)
     # One pool per worker: when a worker dies, its pool ends all workers that it has.
     idle: list[ProcessPoolExecutor] = []
-    running: dict[Future[Ended], tuple[str, ProcessPoolExecutor]] = {}
-    told = False
+    running: dict[Future[list[Ended]], tuple[list[str], ProcessPoolExecutor]] = {}
+    was_told = False
     try:
         while running or (schedule.waiting and not stop):
-            while len(running) < processes and not stop and (name := schedule.take()) is not None:
+            while len(running) < processes and not stop and (names := schedule.take()):
                 pool = idle.pop() if idle else ProcessPoolExecutor(1, get_context("spawn"), _start_worker)
                 try:
-                    running[pool.submit(_guarded, work, values[name])] = name, pool
+                    running[pool.submit(_guarded, work, [values[name] for name in names])] = names, pool
                 except BrokenProcessPool:  # its worker died while it was idle
                     pool.shutdown()
-                    schedule.put_back(name)
+                    schedule.put_back(names)
             finished, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
-            if stop and not told:
-                told = True
-                _tell(running.values())
+            if stop and not was_told:
+                was_told = True
+                _tell(pool for _, pool in running.values())
             for future in finished:
-                name, pool = running.pop(future)
+                names, pool = running.pop(future)
                 error = future.exception()
                 if isinstance(error, BrokenProcessPool):
                     pool.shutdown()
-                    deaths[name] += 1
+                    for name in names:
+                        deaths[name] += 1
                     if stop:
                         continue
-                    if deaths[name] == 1:
-                        schedule.put_back(name)
-                        print(f"the process of {name} died; it goes on from its checkpoint", file=sys.stderr)
+                    if deaths[names[0]] == 1:
+                        schedule.put_back(names)
+                        print(
+                            f"the process of {', '.join(names)} died; it goes on from its checkpoint", file=sys.stderr
+                        )
                         continue
-                    ended = Ended("failed", "its process died twice without a word (out of memory?)")
+                    ends = [Ended("failed", "its process died twice without a word (out of memory?)")] * len(names)
                 else:
                     idle.append(pool)
-                    ended = Ended("failed", f"{type(error).__name__}: {error}") if error else future.result()
-                yield from schedule.end(name, ended)
+                    failed = Ended("failed", f"{type(error).__name__}: {error}")
+                    ends = [failed] * len(names) if error else future.result()
+                for name, ended in zip(names, ends, strict=True):
+                    yield from schedule.end(name, ended)
     finally:
-        _tell(running.values())  # when the caller gives up midway; else nothing is running
+        _tell(pool for _, pool in running.values())  # when the caller gives up midway; else nothing is running
         for pool in [*idle, *(pool for _, pool in running.values())]:
             pool.shutdown()
 
 
-def _tell(running: Iterable[tuple[str, ProcessPoolExecutor]]) -> None:
-    for pid in [pid for _, pool in running for pid in pool._processes or {}]:
+def _tell(pools: Iterable[ProcessPoolExecutor]) -> None:
+    for pid in [pid for pool in pools for pid in pool._processes or {}]:
         try:
             os.kill(pid, signal.SIGTERM)
         except ProcessLookupError:
@@ -224,9 +245,9 @@ def _start_worker() -> None:
     threading.Thread(target=_follow_parent, args=(flag,), daemon=True).start()
 
 
-def _guarded(work: Callable[[Any], Ended], value: Any) -> Ended:
+def _guarded(work: Work, values: list[Any]) -> list[Ended]:
     with _busy:
-        return work(value)
+        return work(values)
 
 
 def _follow_parent(flag: StopFlag) -> None:

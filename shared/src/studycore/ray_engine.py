@@ -1,4 +1,4 @@
-"""Sweeps over several machines with Ray: what `sweep.run_in_processes` does on one. Needs the extra studycore[ray].
+"""Jobs on several machines with Ray: what `jobs.run_in_processes` does on one. Needs the extra studycore[ray].
 
 All machines need the same Python environment, and must see the run folders under the same absolute paths, on a file
 system that they share: a job that is run again goes on from the checkpoint in its folder, on whichever machine it is. A machine
@@ -13,42 +13,43 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from studycore.devices import cores
 from studycore.errors import Stopped, UserError
+from studycore.jobs import Ended, Schedule, Work
 from studycore.stopping import StopFlag, stop_on_signals
-from studycore.sweep import Done
 
 STORE = 100 * 2**20
 """Bytes of a local instance's object store: jobs and their ends are small."""
 
 
 def run_on_ray(
-    job: Callable[[Any], Done],
-    jobs: Mapping[str, Any],
-    address: str | None,
+    work: Work,
+    values: Mapping[str, Any],
+    schedule: Schedule,
     stop: StopFlag,
+    address: str | None,
     at_once: int | None = None,
     cpus: int = 1,
     gpus: int = 0,
     tries: int = 3,
-) -> Iterator[tuple[str, Done]]:
-    """Yields (name, how it ended) as jobs finish; each is one Ray task with `cpus` cores and `gpus` devices of its own.
+) -> Iterator[tuple[str, Ended]]:
+    """Yields (name, how it ended) as jobs end, as run_in_processes does; each start of the schedule is one Ray task with
+    `cpus` cores and `gpus` devices of its own.
 
     The cluster is the one whose head is at `address` ("host:port", or "auto" for the one that this machine belongs to);
-    None starts an instance on this machine, for `at_once` jobs, and ends it. At most `at_once` jobs run at a time, as
+    None starts an instance on this machine, for `at_once` tasks, and ends it. At most `at_once` tasks run at a time, as
     many as there is room for without it. The run folders must lie on a file system that all machines share, and be given
     by absolute paths.
 
-    A job that raises is failed. A worker or machine that dies, or is told to end, costs only its jobs, which are run
-    again on what is left, `tries` times in all. A raised `stop` is passed to the workers, which save and end; jobs not
-    begun are not started, nor yielded. When the caller itself is killed, Ray ends the workers, and what came after their
-    last checkpoints is lost. UserError when Ray is not installed, or no cluster answers at `address`.
+    A worker or machine that dies, or is told to end, costs only its jobs, which are done again on what is left, `tries`
+    times in all. When the caller itself is killed, Ray ends the workers, and what came after their last checkpoints is
+    lost. UserError when Ray is not installed, or no cluster answers at `address`.
     """
-    if not jobs or stop:
+    if not values or stop:
         return
     try:
         with _connected(address, (at_once or max(1, cores() // cpus)) * cpus) as ray:
@@ -56,7 +57,7 @@ def run_on_ray(
             task = ray.remote(
                 num_cpus=cpus, num_gpus=gpus, max_retries=0, scheduling_strategy="SPREAD"
             )(_guarded)  # fmt: skip
-            yield from _run(ray, task, job, jobs, stop, at_once or len(jobs), tries)
+            yield from _run(ray, task, work, values, schedule, stop, at_once or len(values), tries)
     except Stopped:  # while it was connecting
         stop.name = stop.name or "SIGTERM"
 
@@ -88,14 +89,8 @@ def load() -> Any:
 
 
 def _run(
-    ray: Any,
-    task: Any,
-    job: Callable[[Any], Done],
-    jobs: Mapping[str, Any],
-    stop: StopFlag,
-    at_once: int,
-    tries: int,
-) -> Iterator[tuple[str, Done]]:
+    ray: Any, task: Any, work: Work, values: Mapping[str, Any], schedule: Schedule, stop: StopFlag, at_once: int, tries: int
+) -> Iterator[tuple[str, Ended]]:  # fmt: skip
     lost = (
         ray.exceptions.WorkerCrashedError,
         ray.exceptions.NodeDiedError,
@@ -104,41 +99,46 @@ def _run(
         ray.exceptions.ObjectLostError,
         ray.exceptions.TaskCancelledError,
     )
-    waiting, losses = list(jobs), dict.fromkeys(jobs, 0)
-    running: dict[Any, str] = {}
-    told = -float("inf")
+    losses = dict.fromkeys(values, 0)
+    running: dict[Any, list[str]] = {}
+    last_told = -float("inf")
     try:
-        while running or (waiting and not stop):
-            while waiting and len(running) < at_once and not stop:
-                running[task.remote(job, jobs[waiting[0]])] = waiting[0]
-                del waiting[0]
+        while running or (schedule.waiting and not stop):
+            while len(running) < at_once and not stop and (names := schedule.take()):
+                running[task.remote(work, [values[name] for name in names])] = names
             finished, _ = ray.wait(list(running), timeout=0.2)
-            if stop and time.monotonic() > told + 5:  # more than once: a task may move from queue to worker meanwhile
-                told = time.monotonic()
+            if stop and time.monotonic() > last_told + 5:  # again and again: a task may move from queue to worker
+                last_told = time.monotonic()
                 _tell(ray, running)
             for reference in finished:
-                name = running.pop(reference)
+                names, ends = running.pop(reference), None
                 try:
-                    heard, done = ray.get(reference)
+                    was_told, ends = ray.get(reference)
+                    if was_told and not stop and any(ended.state == "stopped" for ended in ends):
+                        ends = None  # its machine ends, and not what was asked for
                 except lost:
-                    heard, done = True, None
+                    pass
                 except ray.exceptions.RayTaskError as error:
-                    heard, done = False, Done("failed", f"{type(error.cause).__name__}: {error.cause}")
+                    ends = [Ended("failed", f"{type(error.cause).__name__}: {error.cause}")] * len(names)
                 except ray.exceptions.RayError as error:
-                    heard, done = False, Done("failed", f"{type(error).__name__}: {error}")
-                if done is not None and (stop or done.state != "stopped" or not heard):
-                    yield name, done
-                elif not stop:
-                    losses[name] += 1
-                    if losses[name] < tries:
-                        waiting.insert(0, name)
+                    ends = [Ended("failed", f"{type(error).__name__}: {error}")] * len(names)
+                if ends is None and stop:
+                    continue
+                if ends is None:
+                    for name in names:
+                        losses[name] += 1
+                    if losses[names[0]] < tries:
+                        schedule.put_back(names)
+                        lost_jobs = ", ".join(names)
                         print(
-                            f"the process or machine of {name} was lost; it goes on from its checkpoint",
+                            f"the process or machine of {lost_jobs} was lost; it goes on from its checkpoint",
                             file=sys.stderr,
                         )
-                    else:
-                        why = f"its process or machine was lost {tries} times without a word (out of memory?)"
-                        yield name, Done("failed", why)
+                        continue
+                    why = f"its process or machine was lost {tries} times without a word (out of memory?)"
+                    ends = [Ended("failed", why)] * len(names)
+                for name, ended in zip(names, ends, strict=True):
+                    yield from schedule.end(name, ended)
     finally:  # when the caller gives up midway; else nothing is running
         if running and ray.is_initialized():
             _tell(ray, running)
@@ -151,14 +151,14 @@ def _tell(ray: Any, running: Iterable[Any]) -> None:
         ray.cancel(reference, force=False)
 
 
-def _guarded(job: Callable[[Any], Done], value: Any) -> tuple[bool, Done]:
-    """On a worker: (whether it was told to stop, how the job ended)."""
+def _guarded(work: Work, values: list[Any]) -> tuple[bool, list[Ended]]:
+    """On a worker: (whether it was told to stop, how the jobs ended)."""
     with stop_on_signals(patient=True) as flag:
         try:
-            done = job(value)
+            ends = work(values)
         except BaseException as error:  # SystemExit too, which would end the worker
-            done = Done("failed", f"{type(error).__name__}: {error}")
-        return bool(flag), done
+            ends = [Ended("failed", f"{type(error).__name__}: {error}")] * len(values)
+        return bool(flag), ends
 
 
 @contextmanager
@@ -166,14 +166,12 @@ def _connected(address: str | None, local_cpus: int) -> Iterator[Any]:
     """Ray, connected to the cluster at `address`, or to an instance of its own. Stopped when SIGTERM came meanwhile."""
     ray = load()
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
-    ray._private.worker._worker_logs_enabled = False  # what its daemons have to say of lost workers
     if address is None:
         quiet |= {"num_cpus": local_cpus, "include_dashboard": False, "object_store_memory": STORE}
     else:
         _knock(address)
         os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "1")  # attempts of half a minute, really
-    # Ray sets a handler of its own for SIGTERM, which would end the process.
-    setter, ray._private.utils.set_sigterm_handler = ray._private.utils.set_sigterm_handler, lambda handler: None
+    # Ray sets a handler of its own for SIGTERM, which would end the process; the former ones come back once it has started.
     main = threading.current_thread() is threading.main_thread()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)} if main else {}
     try:
@@ -186,7 +184,6 @@ def _connected(address: str | None, local_cpus: int) -> Iterator[Any]:
             mend = "; if the cluster asks for a token, set RAY_AUTH_MODE=token" if address else ""
             raise UserError(f"{where} cannot be used ({' '.join(str(error).split())}){mend}") from None
         finally:
-            ray._private.utils.set_sigterm_handler = setter
             for number, handler in handlers.items():
                 signal.signal(number, handler)
         yield ray

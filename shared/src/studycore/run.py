@@ -49,7 +49,6 @@ from studycore.claims import as_stored
 from studycore.configuration import differences, read_yaml, to_dict
 from studycore.devices import choose_device, describe, set_threads
 from studycore.errors import Stopped, UserError
-from studycore.files import write_json
 from studycore.options import RunOptions
 from studycore.run_folder import RunFolder, create_run, environment_changes, now, open_run, read_manifest
 from studycore.stopping import stop_on_signals
@@ -105,6 +104,8 @@ class Run:
         """Of the loop (steps or epochs); updates made so far, over all loops."""
         self.last = self.stopping = False
         self.final: dict[str, Any] = {}
+        self.complete: Callable[[Run], None] = lambda run: None
+        """What is done when the run has reached its end."""
         self._model: nn.Module | None = None
         self._optimizers: list[torch.optim.Optimizer] = []
         self._best: float | None = None
@@ -390,6 +391,16 @@ class Run:
 
             save_file(copied(arrays), self.folder / "arrays.safetensors")
 
+    def finished(self) -> None:
+        """The run has reached its end; a training of one run need not say so."""
+        if self.open is not None and not self.open.closed:
+            self.complete(self)
+
+    def failed(self, sentence: str) -> None:
+        """This run ends here for a reason that does not end those that are trained together with it."""
+        if self.open is not None:
+            self.open.finish("failed", sentence)
+
 
 EXTRA = "loop:"
 """Before the names of a loop's own tensors in optimizer.safetensors."""
@@ -428,16 +439,13 @@ def opened(study: Study, verb: str, config: Any, folder: Path, options: RunOptio
         run = Run(study, verb, config, folder, options, **more)
         try:
             yield run
-        except Stopped as stopped:
-            if run.open is not None:
-                run.open.finish("stopped", str(stopped))
-            _leave(run)
-            raise Stopped(f"{stopped} and saved; `{study.name} resume {folder}` continues") from None
         except Exception as error:
             if run.open is not None and not run.open.closed:
-                run.open.finish(
-                    "failed", str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-                )
+                stopped, own = isinstance(error, Stopped), isinstance(error, Stopped | UserError)
+                reason = str(error) if own else f"{type(error).__name__}: {error}"
+                run.open.finish("stopped" if stopped else "failed", reason)
+            if isinstance(error, Stopped):
+                _leave(run)
             raise
         finally:
             if run.open is not None:
@@ -456,15 +464,3 @@ def peak_memory() -> float:
     """Most memory that this process has had, in MiB."""
     # In KiB on Linux, in bytes on a Mac.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-
-
-def store_results(run: Run, claims: Sequence[Mapping[str, Any]]) -> None:
-    """results.json of the run."""
-    values = {
-        "schema_version": 1,
-        "study": run.study.name,
-        "verb": run.verb,
-        "metrics": run.final,
-        "claims": list(claims),
-    }
-    write_json(run.folder / "results.json", values)

@@ -39,6 +39,8 @@ class OneRun:
     """`resolve(file, flags) -> values` of the configuration; by default flags win over the file."""
     seeds: str = ""
     """`seeds(config, n) -> configuration` of the study's verb with many runs, which --seeds starts."""
+    train_together: str = ""
+    """`train_together(configs, runs)` for jobs that a plan marks with the same word, where one batched model is faster."""
     has_steps: bool = True
     """Whether `train` has a loop of steps, so that a dry run can time one."""
 

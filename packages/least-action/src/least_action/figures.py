@@ -190,10 +190,10 @@ def plot_arm_curves(arms: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], p
     for axis in axes.flat[len(arms) :]:
         axis.set_visible(False)
     for axis, (name, runs) in zip(axes.flat, arms.items(), strict=False):
-        for rows in runs:
-            epochs = [row["epoch"] for row in rows]
-            axis.plot(epochs, [row["train_acc"] for row in rows], color=COLOURS[0], alpha=0.5, linewidth=0.8)
-            axis.plot(epochs, [row["test_acc"] for row in rows], color=COLOURS[1], alpha=0.8, linewidth=1)
+        for evaluations in runs:
+            epochs = [row["epoch"] for row in evaluations]
+            axis.plot(epochs, [row["train_acc"] for row in evaluations], color=COLOURS[0], alpha=0.5, linewidth=0.8)
+            axis.plot(epochs, [row["test_acc"] for row in evaluations], color=COLOURS[1], alpha=0.8, linewidth=1)
         axis.set_title(name, fontsize=8.5)
     axes[0, 0].plot([], [], color=COLOURS[0], label="training pairs")
     axes[0, 0].plot([], [], color=COLOURS[1], label="held-out pairs")

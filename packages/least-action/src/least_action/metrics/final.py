@@ -3,7 +3,7 @@
 Shapes: N pairs, P residues, F frequencies of the operation's group, I and J its elements.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ SLINGSHOT_WINDOW = 10
 """Evaluations over which a tenfold rise of the training loss counts as a slingshot."""
 
 
-def results(rows: Sequence[Mapping[str, Any]], config: TrainerConfig, model: PairModel) -> dict[str, Any]:
+def results(rows: Sequence[dict[str, Any]], config: TrainerConfig, model: PairModel) -> dict[str, Any]:
     """The metrics of results.json, from a run's evaluations; events that did not happen are None."""
     last = rows[-1]
     return {

@@ -285,7 +285,7 @@ def measure(
                 measured |= measure_adam(model, adam_state, config, epoch)
     if curved:
         measured |= measure_weight_curvature(model, probe, config, epoch, basics["train_loss"])
-    return TrainingMetrics(step=step, epoch=epoch, **measured, **basics)
+    return TrainingMetrics(step=step, epoch=epoch, **(measured | basics))
 
 
 def _percent(share: float | None) -> str:
