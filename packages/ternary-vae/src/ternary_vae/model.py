@@ -237,9 +237,7 @@ def architecture_of(config: ArchitectureConfig) -> dict[str, Any]:
     return {f.name: getattr(config, f.name) for f in fields(ArchitectureConfig)}
 
 
-def create_model(
-    config: ArchitectureConfig, seed: int, projection_seed: int | None = None
-) -> TernaryVAE:
+def create_model(config: ArchitectureConfig, seed: int, projection_seed: int | None = None) -> TernaryVAE:
     """A model whose parts are drawn from (seed, part); its projections from `projection_seed` where given."""
     model = TernaryVAE(**architecture_of(config))
     for name, part in model.named_children():
@@ -260,7 +258,7 @@ def probe_inputs(trits: int) -> dict[str, Tensor]:
 @torch.no_grad()
 def replay_probe(model: TernaryVAE, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Logits, points of both views and hyperbolic radii of the probe's operations, as in evaluation."""
-    device = model.decoder_A.decoder[0].weight.device
+    device = next(model.parameters()).device
     parts = [(module, module.training) for module in model.modules()]
     out = model.eval()(trits_of(inputs["input_index"], model.config.trits).float().to(device))
     for module, training in parts:

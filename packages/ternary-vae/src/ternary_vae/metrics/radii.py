@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from studycore.streams import generator
-from ternary_vae.hyperbolic import distance
 from ternary_vae.data import valuation
+from ternary_vae.hyperbolic import distance
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
