@@ -105,8 +105,6 @@ class StackedRadii:
 
     def keep(self, left: Sequence[int]) -> None:
         """Repacks: only the runs at these places go on."""
-        if not left:
-            return
         index = torch.tensor(self._filled(left), device=self.device)
         for stacked in (self.weights, *self.moments.values()):
             for name in stacked:

@@ -86,10 +86,12 @@ def train_together(configs: Sequence[TrainConfig], runs: Sequence[Run]) -> None:
             update = WholeModel(lanes[0], operations, seen_N, per_epoch)
         # Terms of the loss [S], added up since the last evaluation.
         stored = [lane.run.state.get("sums", {}) for lane in lanes]
-        sums = {name: torch.tensor([own[name] for own in stored]).double().to(device) for name in stored[0]}
+        sums = {
+            name: torch.tensor([own[name] for own in stored], dtype=torch.float64, device=device) for name in stored[0]
+        }
 
         # ---------------------------------------------------------------------------------------------- loop
-        while lanes:
+        while True:
             # evaluate, save
             epoch, *_ = [next(lane.epochs) for lane in lanes]
             if any(lane.run.stopping for lane in lanes):  # a signal may have come between two of them
@@ -107,7 +109,7 @@ def train_together(configs: Sequence[TrainConfig], runs: Sequence[Run]) -> None:
                     finish(lane, operations, seen_N)
             for s in going:
                 lanes[s].run.ended()
-            if not (going or stage.is_last):
+            if not going:
                 break
             if len(going) < len(lanes):
                 lanes = [lanes[s] for s in going]
@@ -116,9 +118,9 @@ def train_together(configs: Sequence[TrainConfig], runs: Sequence[Run]) -> None:
             # step
             if epoch % first.eval_every == 0:
                 sums = {}
-            of_seed = [batches[seed].epoch(epoch) for seed in batches]
-            for k, drawn in enumerate(zip(*of_seed, strict=True)):
-                positions = dict(zip(batches, drawn, strict=True))
+            seeds = list(dict.fromkeys(lane.config.seed for lane in lanes))
+            for k, drawn in enumerate(zip(*(batches[seed].epoch(epoch) for seed in seeds), strict=True)):
+                positions = dict(zip(seeds, drawn, strict=True))
                 terms = update.step([positions[lane.config.seed] for lane in lanes], epoch * per_epoch + k, epoch)
                 sums = {name: sums[name] + term_S if name in sums else term_S for name, term_S in terms.items()}
 

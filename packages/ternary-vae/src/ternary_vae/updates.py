@@ -132,7 +132,7 @@ class WholeModel:
         """They are what is trained."""
 
     def keep(self, left: Sequence[int]) -> None:
-        assert not left, "of one lane there is no part"
+        raise AssertionError("of one lane there is no part")
 
 
 def gather_rows(row_N: Tensor, rows: int, accelerator: Any) -> Tensor:
