@@ -100,8 +100,13 @@ def one_run_verb(study: Study, verb: str, action: OneRun, argv: list[str]) -> No
 
     config_class, options_class = load(action.config), load(action.options)
     given = with_aliases(study, argv)
-    if action.first_argument and given and not given[0].startswith("-"):
-        given = [f"--{action.first_argument}={given[0]}", *given[1:]]
+    if action.first_argument and {"-h", "--help"} & set(argv):
+        print(f"usage: {study.name} {verb} {action.first_argument.upper()} [flags]\n")
+    elif action.first_argument and given and not given[0].startswith("-"):
+        flag = f"--{action.first_argument}"
+        if flag in [item.partition("=")[0] for item in given[1:]]:
+            raise UserError(f"{flag}: is given as the first argument, '{given[0]}'; leave the flag out")
+        given = [f"{flag}={given[0]}", *given[1:]]
     refuse_config_of_many(study, given)
     file, flags = read_arguments(
         [config_class, options_class], given, f"{study.name} {verb}", study.package, action.default_config
