@@ -33,13 +33,17 @@ STUDY = Study(
             of="train",
             resolve="ternary_vae.plan:sweep_values",
         ),
-        "evaluate": Verb("every metric of a checkpoint, beside its baselines", "ternary_vae.report:evaluate_command"),
+        "evaluate": Verb(
+            "every metric of a checkpoint, beside its baselines", "ternary_vae.evaluation:evaluate_command"
+        ),
         "inspect": Verb(
             "what is in a checkpoint, does it rebuild, and if not, why",
             "ternary_vae.legacy.inspection:inspect_command",
         ),
         "import": Verb(
-            "bring in a .pt file of the original study's layout", "ternary_vae.legacy.importing:import_command"
+            "bring in a .pt file of the original study's layout",
+            "ternary_vae.legacy.importing:import_command",
+            config="ternary_vae.config:TrainConfig",
         ),
     },
     claims="ternary_vae.claims:claims",
