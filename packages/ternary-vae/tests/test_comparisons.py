@@ -7,7 +7,6 @@ import pytest
 from fabricated import peak, run, scratch, table
 from scipy import stats
 
-from studycore.configuration import to_dict
 from ternary_vae import comparisons
 
 
@@ -16,8 +15,7 @@ def arm_statistics(runs):
 
 
 def inert_factors(runs):
-    settings, rows = {one.name: to_dict(one.config) for one in runs}, {one.name: one.rows for one in runs}
-    return comparisons.inert_factors(table(runs), settings, rows)
+    return comparisons.inert_factors(table(runs))
 
 
 def test_draws_are_averaged_within_a_seed_first():

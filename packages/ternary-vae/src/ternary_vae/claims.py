@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from studycore.claims import Claim, Condition, Measure, NotRun
+from studycore.configuration import to_dict
 from studycore.errors import UserError
 from studycore.files import read_json
 from studycore.measures import at_least, correlation, mean, paired_difference, rows, share, spread
@@ -60,10 +61,7 @@ def columns(folder: Path, config: TrainConfig) -> dict[str, Any]:
     return columns_of(folder.name, config, evaluations, read_json(folder / "results.json")["metrics"], seconds)
 
 
-SETTINGS = (
-    "stages", "trits", "curvature", "max_radius", "radius", "view", "train_fraction", "coverage_epochs", "epochs", "loss",
-    "projection_seed",
-)  # fmt: skip
+SETTINGS = ("stages", "trits", "curvature", "view", "train_fraction", "coverage_epochs", "epochs", "loss")
 """Settings that are columns."""
 
 
@@ -77,6 +75,7 @@ def columns_of(
         **{key: getattr(config, key) for key in SETTINGS},
         "arm_without_draw": arm,
         "group": _group(arm, config),
+        "settings": to_dict(config),
         "largest_coverage": max(float(row["coverage"]) for row in evaluations),
         "seconds": seconds,
     }
@@ -89,7 +88,7 @@ def columns_of(
             "best_epoch": best["epoch"],
             "final_hierarchy": ordering[-1]["hierarchy"],
             "decay": ordering[-1]["hierarchy"] - best["hierarchy"],
-            "hierarchies": tuple(row["hierarchy"] for row in ordering),
+            "ordering_rows": ordering,
         }
     # A finetuned run, or one of a sweep's phases, is asked for no target; nor is a checkpoint that others start from.
     found["whole"] = config.stages != "hierarchy" and (bool(ordering) or config.train_fraction < 1)
@@ -167,8 +166,12 @@ def _largest_difference() -> Measure:
     """Largest difference between the histories of any two arms with a Euclidean radius, within a seed."""
 
     def compute(table: "DataFrame") -> tuple[Interval, str]:
-        own = rows(table, "hierarchies", EUCLIDEAN, of="group")
-        of_seeds = [list(runs["hierarchies"]) for _, runs in own.groupby("seed") if len(runs) > 1]
+        own = rows(table, "ordering_rows", EUCLIDEAN, of="group")
+        of_seeds = [
+            [[row["hierarchy"] for row in of_run] for of_run in runs["ordering_rows"]]
+            for _, runs in own.groupby("seed")
+            if len(runs) > 1
+        ]
         if len(of_seeds) < 2 or own["curvature"].nunique() < 2:
             raise NotRun(f"Needs 2 or more finished seeds of two arms {EUCLIDEAN}; there are {len(of_seeds)}.")
         # Histories of different lengths differ by more than any two correlations could.
@@ -233,7 +236,7 @@ def _every_whole_run(fits: str, passes: str, needs: str) -> Condition:
     """That there are whole runs, that all of them are of the kind the target is meant for, and have its metrics."""
 
     def unmet(table: "DataFrame") -> str:
-        own = table[table["whole"]]
+        own = table[table["whole"]] if "whole" in table else table
         if own.empty or not own[fits].all():
             return needs
         lacking = list(own["run"] if passes not in own else own[own[passes].isna()]["run"])
@@ -244,8 +247,8 @@ def _every_whole_run(fits: str, passes: str, needs: str) -> Condition:
 
 def _long_runs_of_9_trits() -> Condition:
     def unmet(table: "DataFrame") -> str:
-        own = table[table["stages"] == "hierarchy"]
-        if (own["trits"] == 9).all() and (own["epochs"] >= LEAST_EPOCHS).all():
+        own = table[table["stages"] == "hierarchy"] if "stages" in table else table
+        if own.empty or ((own["trits"] == 9).all() and (own["epochs"] >= LEAST_EPOCHS).all()):
             return ""
         return f"The original study's findings are asked of runs with 9 trits and {LEAST_EPOCHS} epochs or more."
 

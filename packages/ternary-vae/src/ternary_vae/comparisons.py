@@ -125,32 +125,30 @@ class InertFactor:
     """Compared, over all seeds."""
 
 
-def inert_factors(
-    table: "DataFrame", settings: Mapping[str, Mapping[str, Any]], evaluations: Mapping[str, Sequence[Row]]
-) -> list[InertFactor]:
+def inert_factors(table: "DataFrame") -> list[InertFactor]:
     """Pairs of arms that differ in one setting and whose histories are the same for every seed and draw that both have.
 
-    `settings` and `evaluations` are each run's configuration and rows. The losses are left out: a weight scales them even
-    where nothing follows. Histories of different lengths are different: stopping earlier is an effect.
+    The losses are left out: a weight scales them even where nothing follows. Histories of different lengths are
+    different: stopping earlier is an effect.
     """
-    histories = {run: _compared(rows) for run, rows in evaluations.items()}
-    arms = {
-        arm: {(settings[run]["seed"], settings[run]["projection_seed"]): run for run in runs if histories[run]}
-        for arm, runs in table.groupby("arm", sort=False)["run"]
-    }
+    if "ordering_rows" not in table:
+        return []
+    arms: dict[str, dict[Any, tuple[dict[str, Any], list[Row]]]] = {}
+    runs = table.dropna(subset=["ordering_rows"])
+    for arm, settings, rows in zip(runs["arm"], runs["settings"], runs["ordering_rows"], strict=True):
+        arms.setdefault(arm, {})[settings["seed"], settings["projection_seed"]] = settings, _compared(rows)
     found: dict[Any, InertFactor] = {}
     for (one, first), (other, second) in combinations(arms.items(), 2):
         shared = [(first[key], second[key]) for key in first if key in second]
-        changed = {tuple(_changed(settings[a], settings[b])) for a, b in shared}
+        changed = {tuple(_changed(a, b)) for (a, _), (b, _) in shared}
         if len(changed) != 1 or len(fields := changed.pop()) != 1 or fields[0] in TIMED:
             continue
-        if all(same_history(histories[a], histories[b]) for a, b in shared):
-            name, (a, b) = fields[0], shared[0]
-            values = (settings[a][name], settings[b][name])
-            count = sum(len(histories[a]) for a, _ in shared)
-            factor = InertFactor(name, values, (one, other), len({settings[a]["seed"] for a, _ in shared}), count)
+        if all(same_history(a, b) for (_, a), (_, b) in shared):
+            values = (shared[0][0][0][fields[0]], shared[0][1][0][fields[0]])
+            seeds, evaluations = len({a["seed"] for (a, _), _ in shared}), sum(len(a) for (_, a), _ in shared)
             # Arms of several phases may have the same settings: a factor is shown once, by the first pair.
-            found.setdefault((name, *sorted(map(str, values))), factor)
+            key = (fields[0], *sorted(map(str, values)))
+            found.setdefault(key, InertFactor(fields[0], values, (one, other), seeds, evaluations))
     return list(found.values())
 
 
@@ -162,11 +160,11 @@ def same_history(one: Sequence[Row], other: Sequence[Row]) -> bool:
     )
 
 
-def _compared(evaluations: Sequence[Row]) -> list[Row]:
+def _compared(rows: Sequence[Row]) -> list[Row]:
     """The evaluations as inert_factors compares them."""
     return [
         {name: value for name, value in row.items() if not name.startswith("loss_") and name not in UNCOMPARED}
-        for row in ordering_rows(evaluations)
+        for row in rows
     ]
 
 

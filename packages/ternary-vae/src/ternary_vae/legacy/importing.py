@@ -290,12 +290,11 @@ def architecture(old: OldFile, tensors: Mapping[str, Tensor], flags: Mapping[str
                     f"{old.path}: {name}: {source} says {values[name]} and the tensors' indices show "
                     f"{'dropout' if value else 'none'}; give {flag} {'above 0, such as 0.1' if value else '0'}"
                 )
-        elif value is not None:
-            if values.setdefault(name, value) != value:
-                raise UserError(
-                    f"{old.path}: {name}: {source} says {values[name]} and the tensors say {value}; "
-                    f"give {flag} {value} if the tensors are right"
-                )
+        elif value is not None and values.setdefault(name, value) != value:
+            raise UserError(
+                f"{old.path}: {name}: {source} says {values[name]} and the tensors say {value}; "
+                f"give {flag} {value} if the tensors are right"
+            )
     if not values.get("encoder_norm"):
         values.setdefault("activation", "relu")
     if lacking := [name for name in ("curvature", "max_radius", "activation") if name not in values]:
