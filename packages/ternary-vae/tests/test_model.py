@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from studycore.configuration import to_dict
 from ternary_vae.config import ArchitectureConfig, TrainConfig
 from ternary_vae.data import Operations
 from ternary_vae.hyperbolic import to_hyperbolic
@@ -14,10 +15,14 @@ from ternary_vae.model import (
     Code,
     DifferentiableController,
     TernaryVAE,
+    TernaryVAEV5_11_PartialFreeze,
     architecture_of,
+    build_model,
     count_parameters,
     create_model,
     draw_weights,
+    probe_inputs,
+    replay_probe,
 )
 
 
@@ -226,3 +231,24 @@ def test_norm_of_float64_radii_has_no_ties_that_float32_makes():
     """Two operations that differ by 1e-9 in the radius stay apart; richness is that of float64."""
     r_N = 0.5 + 1e-9 * np.arange(10)
     assert richness(np.zeros(10, dtype=int), r_N) == pytest.approx(1e-18 * np.var(np.arange(10)) / 10, rel=1e-3)
+
+
+def test_replaying_a_probe_leaves_every_part_in_its_mode(small):
+    """Checkpoints are written while the model is trained, some of its parts in training mode and some not."""
+    config = small(encoder_dropout=0.3, projection_dropout=0.3)
+    model = create_model(config, 0).eval()
+    model.encoder_B.train()
+    modes = [part.training for part in model.modules()]
+    probe = probe_inputs(3)
+    assert probe["input_index"].tolist() == sorted(probe["input_index"].tolist())
+    assert {0, 26} <= set(probe["input_index"].tolist())
+    outputs = replay_probe(model, probe)
+    assert [part.training for part in model.modules()] == modes
+    torch.testing.assert_close(outputs, replay_probe(model.eval(), probe), rtol=0, atol=0)
+    again = build_model(to_dict(config))
+    again.load_state_dict(model.state_dict())
+    torch.testing.assert_close(replay_probe(again, probe), outputs, rtol=0, atol=0)
+
+
+def test_the_class_has_the_original_study_s_name_as_well():
+    assert TernaryVAEV5_11_PartialFreeze is TernaryVAE

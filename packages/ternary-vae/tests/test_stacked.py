@@ -12,7 +12,6 @@ import torch
 from conftest import BARE, CPU, train_run, train_runs
 from safetensors.torch import load_file
 
-import studycore.run
 import ternary_vae.stacked as module
 from studycore.checkpoints import read_index, steps
 from studycore.errors import Stopped
@@ -337,7 +336,7 @@ def test_runs_saved_alone_and_together_go_on_together(lanes, tmp_path):
 
 
 STOPS = {
-    "before any step": (StackedRadii, "measure", 1),
+    "before any step": (StackedRadii, "radii", 1),
     "in the first epoch": (module, "adamw_update", 1),
     "between two checkpoints": (module, "adamw_update", 3 * 4 + 2),
     "while the runs are judged": (StackedRadii, "measure", 3 * 2 + 2),
@@ -395,7 +394,7 @@ def test_jobs_whose_worker_died_go_on_where_each_of_them_stands(lanes, tmp_path)
     straight, cut = folders(tmp_path / "straight", configs), folders(tmp_path / "cut", configs)
     assert done_by_a_worker(configs, straight) == [Ended("done")] * 4
     # LANES[5] has 3 epochs and is saved then; the others at 4.
-    assert killed(configs, cut, 2, studycore.run, "save_checkpoint") == -signal.SIGKILL
+    assert killed(configs, cut, 2, Run, "save") == -signal.SIGKILL
     assert [state_of(folder)[0] for folder in cut] == ["running", "done", "running", "running"]
     assert [(folder / "checkpoints").exists() for folder in cut] == [True, True, False, False]
     before = (cut[1] / "results.json").stat().st_mtime_ns
@@ -410,8 +409,8 @@ def test_runs_saved_at_step_0_and_runs_never_begun_are_both_trained(lanes, tmp_p
     straight, cut = folders(tmp_path / "straight", configs), folders(tmp_path / "cut", configs)
     assert done_by_a_worker(configs, straight) == [Ended("done")] * 2
     with monkeypatch.context() as patch:
-        patch.setattr(StackedRadii, "measure", StackedRadii.measure)
-        interrupt(1, signal.SIGTERM, StackedRadii, "measure")
+        patch.setattr(StackedRadii, "radii", StackedRadii.radii)
+        interrupt(1, signal.SIGTERM, StackedRadii, "radii")  # before the loop
         with pytest.raises(Stopped):
             train_runs(configs[:1], cut[:1])
     assert [path.name for path in steps(cut[0] / "checkpoints")] == ["step-0"]
