@@ -1,17 +1,15 @@
-"""A sweep of 50 runs against the same runs one after another in the plain loop, and how far their numbers are apart.
+"""A sweep whose runs of one shape are trained together, against the same sweep with every run in a process of its own.
 
-    python benchmarks/sweep.py [--arms 10] [--seeds 5] [--epochs 10]
+    python benchmarks/sweep.py [--arms 10] [--seeds 5] [--epochs 10] [--plain]
 
-Both start from the same coverage checkpoints, in float64, and evaluate and save alike. The plain loop computes encoders,
-decoder and projections in every step, one run after the other on all threads; the sweep computes what is frozen once
-and trains runs of one shape as one batched model, in one process per core. The floor is the arithmetic of the sweep's
-steps and evaluations at the rate of one large matrix product on the same cores.
+Both start from the same coverage checkpoints, in float64, evaluate, save and report alike, and use as many processes as
+there are cores. The peer computes what is frozen once as well, so the ratio is that of the one batched model. With
+--plain a third sweep computes encoders, decoder and projections in every step. The floor is the arithmetic of the steps
+and evaluations at the rate of one large matrix product on the same cores.
 """
 
 import argparse
 import dataclasses
-import json
-import shutil
 import sys
 import tempfile
 import time
@@ -21,13 +19,20 @@ from unittest.mock import patch
 import torch
 
 from studycore.devices import cores
-from ternary_vae.config import RunOptions, SweepConfig, SweepOptions
-from ternary_vae.operations import Batches, Operations
-from ternary_vae.sweep import COVERAGE, plan_sweep, run_sweep
+from studycore.execution import make_runs
+from studycore.jobs import Job
+from studycore.metrics_log import read_rows
+from studycore.options import SweepOptions
+from studycore.run import Run
+from studycore.study import Study
+from ternary_vae.cli import STUDY
+from ternary_vae.config import COVERAGE, SweepConfig, TrainConfig
+from ternary_vae.data import Batches, Operations
+from ternary_vae.plan import plan
 from ternary_vae.train import train
 
-WANTED = 4.0
-"""Least ratio of the plain loop's seconds to the sweep's."""
+WANTED = 1.5
+"""Least ratio at which one batched model is worth its code."""
 CLOSE, STEPS = 1e-8, 200
 """Largest difference of any metric or loss within this many steps."""
 
@@ -43,6 +48,43 @@ def sweep_of(arms: int, seeds: int, epochs: int) -> SweepConfig:
     return SweepConfig(coverage=coverage, base=base, phases={"benchmark": {"arms": changes}}, seeds=seeds)
 
 
+def plan_coverage(sweep: SweepConfig) -> list[Job]:
+    return [job for job in plan(sweep) if job.labels["phase"] == COVERAGE]
+
+
+def plan_apart(sweep: SweepConfig) -> list[Job]:
+    return [dataclasses.replace(job, together="") for job in plan(sweep)]
+
+
+def plan_plain(sweep: SweepConfig) -> list[Job]:
+    """Every run passes through the whole model in every step."""
+    return [
+        job
+        if job.labels["phase"] == COVERAGE
+        else dataclasses.replace(job, together="", config=dataclasses.replace(job.config, forward="plain"))
+        for job in plan(sweep)
+    ]
+
+
+def train_whole(config: TrainConfig, run: Run) -> None:
+    """The run as a whole model by itself, without the batched model of one."""
+    with patch("ternary_vae.train.not_stackable", lambda config: "it is the peer"):
+        train(config, run)
+
+
+def study_of(planned: str, trained: str) -> Study:
+    """The study with another plan and training; both are found by the workers, too."""
+    one = dataclasses.replace(STUDY.verbs["train"], train=trained)  # type: ignore[arg-type]
+    many = dataclasses.replace(STUDY.verbs["sweep"], plan=planned)  # type: ignore[arg-type]
+    return dataclasses.replace(STUDY, verbs={**STUDY.verbs, "train": one, "sweep": many})
+
+
+def seconds(sweep: SweepConfig, folder: Path, study: Study) -> float:
+    began = time.perf_counter()
+    make_runs(study, "sweep", sweep, folder, SweepOptions(device="cpu"), ["benchmark"])
+    return time.perf_counter() - began
+
+
 def matmul_rate(threads: int, n: int = 1024) -> float:
     """Floating-point operations per second of one large float64 matrix product, best of five."""
     torch.set_num_threads(threads)
@@ -55,8 +97,15 @@ def matmul_rate(threads: int, n: int = 1024) -> float:
     return 2 * n**3 / min(taken)
 
 
-def rows(folder: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+def largest_difference(one: Path, other: Path, names: list[str]) -> float:
+    """Of any loss or metric of the runs, within the first steps."""
+    return max(
+        abs(row[key] - beside[key])
+        for name in names
+        for row, beside in zip(*(read_rows(folder / name / "metrics.jsonl") for folder in (one, other)), strict=True)
+        for key in row
+        if isinstance(row[key], float) and row["step"] <= STEPS
+    )
 
 
 def main() -> int:
@@ -64,47 +113,41 @@ def main() -> int:
     parser.add_argument("--arms", type=int, default=10)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--plain", action="store_true")
     options = parser.parse_args()
     sweep = sweep_of(options.arms, options.seeds, options.epochs)
-    planned = plan_sweep(sweep)
-    runs = {name: run.config for name, run in planned.items() if run.phase != COVERAGE}
+    names = [job.name for job in plan(sweep) if job.labels["phase"] != COVERAGE]
+    ways = {
+        "together": (f"{STUDY.package}.plan:plan", "ternary_vae.train:train"),
+        "apart": ("sweep:plan_apart", "sweep:train_whole"),
+    }
+    if options.plain:
+        ways["plain"] = ("sweep:plan_plain", "ternary_vae.train:train")
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)
-        for name, run in planned.items():
-            if run.phase == COVERAGE:
-                train(run.config, root / "plain" / name, RunOptions(device="cpu", threads=cores()), quiet=True)
-                shutil.copytree(root / "plain" / name, root / "sweep" / name)
-
-        began = time.perf_counter()
-        run_sweep(sweep, root / "sweep", SweepOptions(device="cpu"), ["benchmark"])
-        stacked = time.perf_counter() - began
-
-        began = time.perf_counter()
-        # The peer is spared what the sweep does besides training: metrics of the end, and the report.
-        with patch("ternary_vae.train.write_run_results"), patch("ternary_vae.train.run_metrics"):
-            for name, config in runs.items():
-                alone = dataclasses.replace(config, forward="plain")
-                train(alone, root / "plain" / name, RunOptions(device="cpu", threads=cores()), quiet=True)
-        plain = time.perf_counter() - began
-
-        apart = max(
-            abs(one[key] - other[key])
-            for name in runs
-            for one, other in zip(rows(root / "sweep" / name), rows(root / "plain" / name), strict=True)
-            for key in one
-            if isinstance(one[key], float) and one["step"] <= STEPS
-        )
+        seconds(sweep, root / "coverage", study_of("sweep:plan_coverage", "ternary_vae.train:train"))
+        taken = {}
+        for way, (planned, trained) in ways.items():
+            for start in (root / "coverage").glob(f"{COVERAGE}_s*"):
+                (root / way).mkdir(exist_ok=True)
+                (root / way / start.name).symlink_to(start)
+            taken[way] = seconds(sweep, root / way, study_of(planned, trained))
+        apart = max(largest_difference(root / "together", root / way, names) for way in list(ways)[1:])
     operations = Operations.all(9)
     steps = options.epochs * Batches(operations.v_N, 9, 512, 0.0, 0).steps_per_epoch
     multiplications = 16 * 32 + 32
-    flops = len(runs) * multiplications * 2 * (3 * options.epochs + options.epochs + 1) * len(operations)
-    floor = flops / (matmul_rate(1) * cores())
-    ratio = plain / stacked
-    print(f"{len(runs)} runs of {steps} steps, {cores()} cores")
-    print(f"plain loop, one after another  {plain:8.1f} s")
-    print(f"sweep, with its report         {stacked:8.1f} s")
-    print(f"ratio                          {ratio:8.2f}   wanted: {WANTED} or more")
-    print(f"floor of the sweep's arithmetic{floor:8.2f} s  at {matmul_rate(1) / 1e9:.0f} GFLOP/s a core, float64")
+    flops = len(names) * multiplications * 2 * (3 * options.epochs + options.epochs + 1) * len(operations)
+    rate = matmul_rate(1)
+    ratio = taken["apart"] / taken["together"]
+    print(f"{len(names)} runs of {steps} steps, {cores()} cores, each sweep with its report")
+    for way, spent in taken.items():
+        print(f"{way:<32}{spent:8.1f} s")
+    print(f"{'ratio, apart to together':<32}{ratio:8.2f}   wanted: {WANTED} or more")
+    if options.plain:
+        print(f"{'ratio, plain to together':<32}{taken['plain'] / taken['together']:8.2f}")
+    print(
+        f"{'floor of the arithmetic':<32}{flops / (rate * cores()):8.2f} s  at {rate / 1e9:.0f} GFLOP/s a core, float64"
+    )
     print(f"largest difference of any number in the first {STEPS} steps: {apart:.1e}   wanted: {CLOSE} or less")
     return 0 if ratio >= WANTED and apart <= CLOSE else 1
 

@@ -1,13 +1,73 @@
-"""Shared by the tests: one thread, and small configurations."""
+"""Shared by the tests: one thread, small configurations, and runs without the study's report."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 import torch
 
+import ternary_vae.train as module
+from studycore.options import TrainOptions
+from studycore.report import Report, write_results
+from studycore.run import Run, opened
+from ternary_vae.cli import STUDY
 from ternary_vae.config import TrainConfig
-from ternary_vae.hyperbolic import ball
 
-ball(1.0)  # imports geoopt, whose import would warn in the tests' own
 torch.set_num_threads(1)
+CPU = TrainOptions(device="cpu", threads=1)
+BARE = dataclasses.replace(
+    STUDY, claims="conftest:no_claims", columns="conftest:no_columns", report="conftest:no_report"
+)
+"""The study without its claims and report, whose tests are their own."""
+
+
+def no_claims(verb, config):
+    return ()
+
+
+def no_columns(folder, config):
+    return {}
+
+
+def no_report(record):
+    return Report("title", "question", "answer")
+
+
+def complete(run: Run) -> None:
+    """The end of a run: its history and results."""
+    run.open.metrics.compact()
+    write_results(run.folder, "ternary-vae", run.verb, run.final, [])
+    run.open.finish("done", f"{run.step} updates")
+
+
+def train_runs(
+    configs: Sequence[TrainConfig],
+    folders: Sequence[Path],
+    resume: bool = False,
+    needs: Mapping[str, Path] | None = None,
+) -> None:
+    """Trains the runs in their folders, new or from where they stand: together, where they are several."""
+    with ExitStack() as stack:
+        runs = [
+            stack.enter_context(opened(BARE, "train", config, folder, CPU, resume=resume, needs=needs, quiet=True))
+            for config, folder in zip(configs, folders, strict=True)
+        ]
+        for run in runs:
+            run.complete = complete
+        if len(runs) == 1:
+            module.train(configs[0], runs[0])
+        else:
+            module.train_together(configs, runs)
+        for run in runs:
+            run.finished()
+
+
+def train_run(config: TrainConfig, folder: Path, resume: bool = False) -> Path:
+    """One run; returns its folder."""
+    train_runs([config], [folder], resume)
+    return folder
 
 
 @pytest.fixture

@@ -1,12 +1,95 @@
 """Made-up runs with a known truth, for the tests of claims, comparisons and reports."""
 
-import numpy as np
+import json
+from dataclasses import dataclass, field
+from typing import Any
 
-from ternary_vae.config import TrainConfig
-from ternary_vae.summary import RunSummary
+import numpy as np
+import pandas as pd
+
+from studycore.configuration import to_dict, to_yaml
+from ternary_vae.claims import columns_of
+from ternary_vae.config import SweepConfig, TrainConfig
+from ternary_vae.metrics.final import history_metrics
 
 CEILING = 0.8320502954
 SEEDS = range(5)
+
+
+@dataclass(frozen=True)
+class FabricatedRun:
+    """What the folder of a finished run in a sweep would hold."""
+
+    name: str
+    phase: str
+    arm: str
+    config: TrainConfig
+    rows: list[dict[str, Any]]
+    metrics: dict[str, Any]
+    seconds: float = 1.0
+    arrays: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def results(self):
+        return {**self.metrics, **history_metrics(self.rows)}
+
+
+def table(runs):
+    """The table of runs as a record has it."""
+    return pd.DataFrame(
+        [
+            {
+                "run": one.name, "arm": one.arm, "seed": one.config.seed, "folder": f"/nowhere/{one.name}",
+                "phase": one.phase, **columns_of(one.name, one.config, one.rows, one.results, one.seconds),
+            }
+            for one in runs
+        ]
+    )  # fmt: skip
+
+
+def sweep_of(runs):
+    """A sweep's configuration with the phases and arms of the runs."""
+    phases, scratch = {}, {}
+    for one in runs:
+        if one.config.stages == "hierarchy":
+            phases.setdefault(one.phase, {"arms": {}})["arms"][one.arm] = {}
+        elif one.phase == "from scratch":
+            fraction = one.config.train_fraction
+            scratch[one.arm] = {"stages": one.config.stages} | ({} if fraction == 1 else {"train_fraction": fraction})
+    return SweepConfig(phases=phases, from_scratch=scratch)
+
+
+MANIFEST = {
+    "schema_version": 2, "study": "ternary-vae", "version": "0.1.0", "argv": ["ternary-vae"], "configuration_hash": "0" * 8,
+    "state": "done", "reason": "", "git": {"commit": None, "dirty": None}, "versions": {}, "data_fingerprints": {},
+    "devices": {"device": "cpu", "threads": 1, "world_size": 1}, "seeds": [0], "resumed": [],
+}  # fmt: skip
+
+
+def write_sweep(folder, runs, unfinished=()):
+    """The folder of a sweep of these runs, and of some that were not begun: names with a phase."""
+    jobs = {one.name: {"folder": one.name, "arm": one.arm, "labels": {"phase": one.phase}, "needs": []} for one in runs}
+    jobs |= {name: {"folder": name, "arm": name, "labels": {"phase": "p"}, "needs": []} for name in unfinished}
+    _write(folder, "sweep", sweep_of(runs), {"jobs": jobs, "failed": dict(unfinished)}, 1.0)
+    for one in runs:
+        _write(folder / one.name, "train", one.config, {}, one.seconds)
+        lines = [json.dumps(row) for row in one.rows]
+        (folder / one.name / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+        results = {"schema_version": 1, "study": "ternary-vae", "verb": "train", "metrics": one.results, "claims": []}
+        (folder / one.name / "results.json").write_text(json.dumps(results))
+        if one.arrays:
+            from safetensors.numpy import save_file
+
+            save_file(one.arrays, folder / one.name / "arrays.safetensors")
+    return folder
+
+
+def _write(folder, verb, config, more, seconds):
+    folder.mkdir(parents=True)
+    times = {"started": "2026-01-01T00:00:00+00:00", "seconds": seconds}
+    (folder / "manifest.json").write_text(json.dumps(MANIFEST | {"verb": verb, "times": times} | more))
+    (folder / "config.yaml").write_text(to_yaml(to_dict(config)))
+    (folder / "claims.json").write_text("[]")
 
 
 def row(epoch, hierarchy, stage="hierarchy", coverage=0.999, **metrics):
@@ -34,7 +117,7 @@ def run(arm, seed, hierarchies, phase="phase", loss="rich_hierarchy", richness=N
         seed=seed, stages="hierarchy", start=f"coverage_s{seed}", start_projections="drawn", loss=loss, **config
     )
     metrics = {k: v for k, v in rows[-1].items() if k not in ("step", "stage", "epoch", "loss_hierarchy")}
-    return RunSummary(f"{arm}_s{seed}", phase, arm, made, rows, metrics, 1.0)
+    return FabricatedRun(f"{arm}_s{seed}", phase, arm, made, rows, metrics)
 
 
 def peak(best, epoch, final, epochs=40, start=0.3):
@@ -50,7 +133,7 @@ def scratch(arm, seed, coverage, **config):
         for e, c in enumerate(coverage)
     ]
     made = TrainConfig(seed=seed, stages="coverage", **config)
-    return RunSummary(f"{arm}_s{seed}", "from scratch", arm, made, rows, {"coverage": coverage[-1]}, 1.0)
+    return FabricatedRun(f"{arm}_s{seed}", "from scratch", arm, made, rows, {"coverage": coverage[-1]})
 
 
 REACHED = {
@@ -65,11 +148,13 @@ def whole(seed, changes=None, **config):
     metrics = {k: v for k, v in {**REACHED, **(changes or {})}.items() if v is not None}
     rows = [{"step": e, "stage": "coverage", "epoch": e, "coverage": c} for e, c in enumerate((0.0, 0.5, 1.0))]
     rows += [row(e, h, coverage=1.0) for e, h in enumerate((0.2, -0.8, -0.832))]
-    return RunSummary(f"train_s{seed}", "from scratch", "train", TrainConfig(seed=seed, **config), rows, metrics, 60.0)
+    return FabricatedRun(
+        f"train_s{seed}", "from scratch", "train", TrainConfig(seed=seed, **config), rows, metrics, 60.0
+    )
 
 
 def planted_sweep(true=True, seeds=SEEDS):
-    """Phases in which the seed study's findings hold with a margin, or their contraries do; and the arms from scratch."""
+    """Phases in which the original study's findings hold with a margin, or their contraries do; and the arms from scratch."""
     runs, found = [], []
     for seed in seeds:
         n = np.random.default_rng([seed, 7]).normal(0, 0.001, 40)
@@ -111,4 +196,4 @@ def planted_sweep(true=True, seeds=SEEDS):
         stuck, full = [0.0, 0.2 + n[11], 0.22 + n[12]], [0.0, 0.7, 1.0]
         found.append(scratch("frozen_decoder", seed, stuck if true else full, coverage_frozen=["decoder_A"]))
         found.append(scratch("mended", seed, stuck if true else full))
-    return runs, found
+    return [*runs, *found]

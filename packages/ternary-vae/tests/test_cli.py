@@ -13,10 +13,10 @@ import pytest
 import yaml
 
 from studycore.configuration import check_types, read_yaml
-from studycore.metrics import read_rows
+from studycore.metrics_log import read_rows
 from ternary_vae.cli import STUDY, main
 from ternary_vae.config import SweepConfig, TrainConfig
-from ternary_vae.sweep import plan_sweep
+from ternary_vae.plan import plan
 
 CONFIGS = Path(str(resources.files("ternary_vae"))) / "configs"
 VERBS = [*STUDY.verbs, "report", "resume", "runs", "doctor"]
@@ -48,23 +48,23 @@ for verb in json.loads(sys.argv[1]):
     except SystemExit as end:
         code = end.code
     took[" ".join(verb)] = time.process_time() - began
-    heavy = [name for name in ("torch", "numpy", "matplotlib", "accelerate", "geoopt", "scipy") if name in sys.modules]
+    heavy = [name for name in ("torch", "numpy", "matplotlib", "accelerate", "pandas", "scipy") if name in sys.modules]
     assert code in (0, None), (verb, code)
     assert not heavy, (verb, heavy)
 print(json.dumps(took))
 """
     verbs = [[], *[[verb] for verb in VERBS]]
-    told = subprocess.run(
+    ended = subprocess.run(
         [sys.executable, "-c", code, json.dumps(verbs)], capture_output=True, text=True, timeout=60, check=False
     )
-    assert told.returncode == 0, told.stderr
-    took = json.loads(told.stdout.splitlines()[-1])
+    assert ended.returncode == 0, ended.stderr
+    took = json.loads(ended.stdout.splitlines()[-1])
     assert max(took.values()) < 2, took
     for verb in VERBS:
-        assert f"  {verb} " in told.stdout
-    for flag in ("max_radius", "curvature", "coverage_epochs", "--seeds", "--dry_run", "--tracker", "--max_stack"):
-        assert flag.replace("-", "_") in told.stdout.replace("-", "_"), flag
-    assert "CHECKPOINT" in told.stdout
+        assert f"  {verb} " in ended.stdout
+    for flag in ("max_radius", "curvature", "coverage_epochs", "--seeds", "--dry_run", "--tracker", "key_map"):
+        assert flag.replace("-", "_") in ended.stdout.replace("-", "_"), flag
+    assert "ternary-vae finetune START [flags]" in ended.stdout
 
 
 # -------------------------------------------------------------------------------------------------------------- mistakes
@@ -81,22 +81,25 @@ print(json.dumps(took))
         (["train", "--loss", "best"], ["loss", "best", "ordered"]),
         (["train", "--config", "nowhere"], ["nowhere", "quick", "v5_11"]),
         (["train", "--config", "quick"], ["quick", "ternary-vae sweep"]),
-        (["train", "--seeds", "0"], ["--seeds: 0", "at least 1"]),
+        (["train", "--seeds", "0"], ["seeds: 0", "1 or more"]),
         (["train", "--stages", "hierarchy"], ["stages: hierarchy", "start"]),
         (["train", "--stages", "hierarchy", "--start", "gone"], ["gone", "holds no checkpoint"]),
         (["train", "--hierarchy-frozen", "[decoder_B]"], ["hierarchy_frozen", "decoder_B", "encoder_A"]),
         (["train", "--train-fraction", "0"], ["train_fraction: 0"]),
         (["train", "--trits", "14"], ["trits: 14", "at most 13"]),
-        (["train", "--device", "tpu"], ["--device", "tpu", "cpu"]),
+        (["train", "--device", "tpu"], ["device", "tpu", "cpu"]),
         (["train", "--resume"], ["--resume", "no earlier", "leave"]),
         (["train", "--tracker", "abacus"], ["tracker", "abacus", "tensorboard"]),
-        (["finetune", "--lr", "1"], ["'--lr'", "checkpoint", "first"]),
+        (["finetune", "--lr", "1"], ["checkpoint", "first"]),
+        (["finetune", "gone", "--stages", "joint"], ["--stages", "leave it out"]),
+        (["finetune", "gone", "--start", "there"], ["--start", "first argument", "leave"]),
         (["finetune", "gone"], ["gone", "holds no checkpoint"]),
         (["finetune", "."], [".", "holds no checkpoint", "run folder"]),
         (["finetune", "model.pt"], ["model.pt", "ternary-vae import"]),
         (["sweep"], ["--config", "quick"]),
         (["sweep", "--config", "joint"], ["stages"]),
-        (["sweep", "--config", "quick", "--seeds", "0"], ["seeds: 0", "at least 1"]),
+        (["sweep", "--config", "quick", "--seeds", "0"], ["seeds: 0", "1 or more"]),
+        (["sweep", "--config", "quick", "--start", "there"], ["--start", "leave it out"]),
         (["sweep", "--config", "quick", "--curvature", "9"], ["experiment", "max_radius"]),
         (["evaluate", "gone"], ["gone", "holds no checkpoint"]),
         (["evaluate"], ["checkpoint"]),
@@ -141,7 +144,7 @@ def test_every_shipped_configuration_is_valid():
         values = read_yaml(path)
         if {"phases", "from_scratch"} & set(values):
             if path.stem not in ("quick", "full"):  # test_sweep plans these
-                assert plan_sweep(SweepConfig(**check_types(SweepConfig, values))), path
+                assert plan(SweepConfig(**check_types(SweepConfig, values))), path
         elif path.stem == "finetune":
             TrainConfig(**check_types(TrainConfig, {**values, "stages": "hierarchy", "start": "somewhere"}))
         else:
@@ -162,7 +165,7 @@ def test_max_epochs_is_epochs_and_flags_win_over_the_file(capsys, tmp_path, monk
         assert main(["train", flag, "--config", "c.yaml", "--lr", "0.5", "--dry-run"]) == 0
         values, rest = shown(capsys)
         assert (values["epochs"], values["lr"], values["trits"]) == (9, 0.5, 3)
-        assert "1 runs" in rest
+        assert "100 epochs of" in rest
         assert "MiB" in rest
     assert main(["train", "--max-epochs", "9", "--config", "c.yaml", "--dry-run"]) == 0
     assert shown(capsys)[0]["epochs"] == 9
@@ -174,8 +177,8 @@ def test_a_dry_run_of_a_sweep_lists_its_runs_and_writes_nothing(capsys, tmp_path
     assert main(["train", *TINY, "--seeds", "2", "--seed", "5", "--dry-run"]) == 0
     values, rest = shown(capsys)
     assert values["seeds"] == 2
-    assert "train_s5: from scratch" in rest
-    assert "train_s6: from scratch" in rest
+    assert "0: train_s5" in rest
+    assert "1: train_s6" in rest
     assert "2 runs" in rest
     assert not any(tmp_path.iterdir())
 
@@ -185,25 +188,25 @@ def test_train_evaluate_inspect_finetune_report_runs_and_resume(tmp_path):
     """One tiny model through the real command."""
 
     def call(*arguments):
-        told = subprocess.run(
+        ended = subprocess.run(
             command(*arguments), cwd=tmp_path, capture_output=True, text=True, timeout=300, env=ENVIRONMENT, check=False
         )
-        assert told.returncode == 0, (arguments, told.stderr)
-        return told.stdout
+        assert ended.returncode == 0, (arguments, ended.stderr)
+        return ended.stdout
 
-    assert "done in" in call("train", *TINY)
+    assert "coverage" in call("train", *TINY)
     (run,) = (tmp_path / "runs" / "ternary-vae").iterdir()
     assert run.name.startswith("train-")
     for file in ("config.yaml", "metrics.jsonl", "history.parquet", "results.json", "report.html", "report.md"):
         assert (run / file).exists(), file
     name = str(run.relative_to(tmp_path))
-    told = call("evaluate", name, "--output", "metrics.json")
+    output = call("evaluate", name, "--output", "metrics.json")
     found = json.loads((tmp_path / "metrics.json").read_text())
     flat = json.dumps(found)
     for metric in ("coverage", "hierarchy", "somers_d", "closed_form", "untrained"):
         assert metric in flat, metric
-    assert "coverage" in told
-    assert "hierarchy" in told
+    assert "coverage" in output
+    assert "hierarchy" in output
     assert "trits" in call("inspect", name)
     call("finetune", name, "--epochs", "2", "--device", "cpu", "--threads", "1", "--output-dir", "tuned")
     manifest = json.loads((tmp_path / "tuned" / "manifest.json").read_text())
@@ -235,11 +238,11 @@ def test_a_run_that_gets_sigterm_exits_with_3_and_resume_goes_on(tmp_path):
             time.sleep(0.02)
         process.send_signal(signal.SIGTERM)
         code = process.wait(60)
-    told = (tmp_path / "log").read_text()
-    assert code == 3, told
-    assert "Traceback" not in told
-    assert "SIGTERM in epoch" in told
-    assert f"`ternary-vae resume {folder}` continues" in told
+    output = (tmp_path / "log").read_text()
+    assert code == 3, output
+    assert "Traceback" not in output
+    assert "stopped by SIGTERM at" in output
+    assert f"`ternary-vae resume {folder}` continues" in output
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["state"] == "stopped"
     rows = read_rows(folder / "metrics.jsonl")

@@ -4,18 +4,24 @@ import dataclasses
 
 import numpy as np
 import pytest
-from fabricated import peak, run
+from fabricated import peak, run, scratch, table
 from scipy import stats
 
-from ternary_vae.comparisons import arm_statistics, best_hierarchy, by_arm, by_seed, inert_factors, paired_differences
+from ternary_vae import comparisons
+
+
+def arm_statistics(runs):
+    return comparisons.arm_statistics(table(runs))
+
+
+def inert_factors(runs):
+    return comparisons.inert_factors(table(runs))
 
 
 def test_draws_are_averaged_within_a_seed_first():
     runs = [run("a_draw_0", 0, [-0.1, -0.5]), run("a_draw_1", 0, [-0.1, -0.7]), run("a_draw_0", 1, [-0.1, -0.9])]
-    assert list(by_arm(runs)) == [("phase", "a")]
-    assert by_seed(runs, best_hierarchy) == pytest.approx({0: -0.6, 1: -0.9})
     (arm,) = arm_statistics(runs)
-    assert (arm.n, arm.runs) == (2, 3)
+    assert (arm.phase, arm.arm, arm.n, arm.runs) == ("phase", "a", 2, 3)
     assert arm.best == pytest.approx(-0.75)
     assert arm.best_std == pytest.approx(0.3 / 2**0.5)
 
@@ -40,8 +46,16 @@ def test_one_seed_has_no_interval():
 
 def test_differences_pair_the_seeds_that_both_have():
     one = [run("a", s, [0, -0.5 - 0.1 * s]) for s in (0, 1, 2)]
-    other = [run("b", s, [0, -0.4 - 0.1 * s]) for s in (2, 1, 3)]
-    assert paired_differences(one, other, best_hierarchy) == pytest.approx([-0.1, -0.1])
+    other = [run("b", s, [0, -0.3 - 0.1 * s]) for s in (2, 1, 3)]
+    best, against = arm_statistics([*one, *other])
+    assert best.is_best and against.against_best.n == 2
+    assert (against.against_best.estimate, against.against_best.low) == pytest.approx((0.2, 0.2))
+
+
+def test_runs_without_an_order_are_no_arm():
+    assert arm_statistics([scratch("mended", s, [0.0, 1.0]) for s in range(2)]) == []
+    (arm,) = arm_statistics([scratch("mended", 0, [0.0, 1.0]), run("a", 0, [0, -0.5])])
+    assert arm.arm == "a"
 
 
 def test_marks_are_corrected_for_the_other_arms_of_the_phase():
@@ -131,7 +145,7 @@ def test_two_changed_fields_or_none_name_no_factor():
 
 def test_arms_without_a_seed_in_common_are_not_compared():
     runs = pair(coverage_weight=5.0)
-    assert inert_factors([r for r in runs if (r.arm == "a") == (r.seed == 0)]) == []
+    assert inert_factors([r for r in runs if (r.arm == "a") == (r.config.seed == 0)]) == []
 
 
 def test_draws_are_compared_one_by_one():

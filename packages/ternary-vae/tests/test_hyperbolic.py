@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ternary_vae.config import ArchitectureConfig, largest_max_radius
-from ternary_vae.hyperbolic import ball, distance, exp0, to_euclidean, to_hyperbolic
+from ternary_vae.hyperbolic import distance, to_euclidean, to_hyperbolic
 
 CURVATURES = [0.05, 0.5, 1.0, 2.0, 7.3]
 
@@ -13,6 +13,11 @@ CURVATURES = [0.05, 0.5, 1.0, 2.0, 7.3]
 def directions(n: int, d: int, seed: int = 0) -> torch.Tensor:
     draw = torch.Generator().manual_seed(seed)
     return torch.nn.functional.normalize(torch.randn(n, d, generator=draw, dtype=torch.float64), dim=-1)
+
+
+def points(rho_N: torch.Tensor, direction_ND: torch.Tensor, c: float) -> torch.Tensor:
+    """At these distances from the origin, in these directions."""
+    return to_euclidean(rho_N, c)[:, None] * direction_ND
 
 
 @pytest.mark.parametrize("c", CURVATURES)
@@ -34,33 +39,53 @@ def test_the_two_radii_are_inverse(c):
 def test_points_and_radii_are_those_of_geoopt(c):
     manifold = geoopt.PoincareBall(c=torch.tensor(c, dtype=torch.float64))
     rho_N, direction_ND = torch.linspace(0.01, 8, 40, dtype=torch.float64) / c**0.5, directions(40, 5)
-    points_ND = exp0(rho_N, direction_ND, c)
+    points_ND = points(rho_N, direction_ND, c)
     torch.testing.assert_close(points_ND, manifold.expmap0(rho_N[:, None] / 2 * direction_ND), rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(manifold.dist0(points_ND), rho_N, rtol=1e-7, atol=1e-9)
     torch.testing.assert_close(to_hyperbolic(points_ND.norm(dim=-1), c), rho_N, rtol=1e-9, atol=1e-9)
-    assert float(ball(c).c) == pytest.approx(c, rel=1e-12)
 
 
 @pytest.mark.parametrize("c", CURVATURES)
-def test_distances_are_those_of_the_closed_formula(c):
-    x_ND = exp0(torch.linspace(0.1, 5, 60, dtype=torch.float64) / c**0.5, directions(60, 4, 1), c)
-    y_ND = exp0(torch.linspace(4, 0.2, 60, dtype=torch.float64) / c**0.5, directions(60, 4, 2), c)
+def test_distances_are_those_of_geoopt_and_of_the_closed_formula(c):
+    x_ND = points(torch.linspace(0.1, 5, 60, dtype=torch.float64) / c**0.5, directions(60, 4, 1), c)
+    y_ND = points(torch.linspace(4, 0.2, 60, dtype=torch.float64) / c**0.5, directions(60, 4, 2), c)
     apart = (x_ND - y_ND).square().sum(-1)
     inside = (1 - c * x_ND.square().sum(-1)) * (1 - c * y_ND.square().sum(-1))
     expected = torch.acosh(1 + 2 * c * apart / inside) / c**0.5
     torch.testing.assert_close(distance(x_ND, y_ND, c), expected, rtol=1e-8, atol=1e-9)
-    torch.testing.assert_close(distance(y_ND, x_ND, c), expected, rtol=1e-8, atol=1e-9)
-    assert float(distance(x_ND, x_ND, c).abs().max()) < 1e-9
+    manifold = geoopt.PoincareBall(c=torch.tensor(c, dtype=torch.float64))
+    torch.testing.assert_close(distance(x_ND, y_ND, c), manifold.dist(x_ND, y_ND), rtol=1e-8, atol=1e-9)
+    assert torch.equal(distance(x_ND, y_ND, c), distance(y_ND, x_ND, c))
+    assert not distance(x_ND, x_ND, c).any()
     assert distance(x_ND.float(), y_ND.float(), c).dtype == torch.float64
+    torch.testing.assert_close(
+        distance(x_ND, torch.zeros_like(x_ND), c), to_hyperbolic(x_ND.norm(dim=-1), c), rtol=1e-10, atol=0
+    )
+
+
+def test_distances_hold_where_points_nearly_meet_and_far_out():
+    """Near 0 the distance is 2 / (1 - r^2) of the Euclidean one; geoopt's artanh clamps beyond 16.8."""
+    x_ND = torch.tensor([[0.5, 0.0], [0.5, 0.0]], dtype=torch.float64)
+    shift_ND = torch.tensor([[1e-12, 0.0], [0.0, 1e-12]], dtype=torch.float64)
+    torch.testing.assert_close(
+        distance(x_ND, x_ND + shift_ND, 1.0), torch.full((2,), 1e-12 * 2 / 0.75).double(), rtol=1e-3, atol=0
+    )
+    out_N = torch.tensor([10.0, 12.0, 14.0], dtype=torch.float64)
+    x_ND = points(out_N, torch.tensor([[1.0, 0.0]]).double().expand(3, 2), 1.0)
+    torch.testing.assert_close(distance(x_ND, -x_ND, 1.0), 2 * out_N, rtol=1e-6, atol=0)
+    boundary_ND = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(distance(boundary_ND, -boundary_ND, 1.0).sum(), boundary_ND)
+    assert bool(distance(boundary_ND, -boundary_ND, 1.0).isfinite().all())
+    assert bool(gradient.isfinite().all())
 
 
 def test_radii_stay_apart_where_geoopt_ties_them():
     """geoopt's projection clips at 1 - 1e-5 (12.206) and its artanh at 1 - 1e-7 (16.8)."""
     rho_N, direction_ND = torch.linspace(13, 30, 18, dtype=torch.float64), directions(18, 3)
     manifold = geoopt.PoincareBall(c=torch.tensor(1.0, dtype=torch.float64))
-    clipped = manifold.dist0(manifold.projx(exp0(rho_N, direction_ND, 1.0)))
+    clipped = manifold.dist0(manifold.projx(points(rho_N, direction_ND, 1.0)))
     torch.testing.assert_close(clipped, torch.full_like(clipped, 12.2061), rtol=1e-4, atol=0)
-    assert len(manifold.dist0(exp0(rho_N[5:], direction_ND[5:], 1.0)).round(decimals=6).unique()) == 1
+    assert len(manifold.dist0(points(rho_N[5:], direction_ND[5:], 1.0)).round(decimals=6).unique()) == 1
     norm_N = to_euclidean(rho_N, 1.0)
     assert len(norm_N.unique()) == 18
     torch.testing.assert_close(to_hyperbolic(norm_N, 1.0), rho_N, rtol=1e-3, atol=0)
@@ -86,7 +111,7 @@ def test_a_maximum_radius_lies_inside_the_ball(c):
             ArchitectureConfig(curvature=c, max_radius=outside)
 
 
-def test_the_seed_study_s_radius_at_curvature_2_is_refused():
+def test_the_original_study_s_radius_at_curvature_2_is_refused():
     with pytest.raises(ValueError, match=r"max_radius: 0\.95 does not lie inside the ball of curvature 2.*0\.7071"):
         ArchitectureConfig(curvature=2.0, max_radius=0.95)
     with pytest.raises(ValueError, match="curvature: 0"):

@@ -1,20 +1,21 @@
-"""What inspect says of checkpoints that do not rebuild: the seed study's fault as two fixtures, and the other causes."""
+"""What inspect says of checkpoints that do not rebuild: the original study's fault as two fixtures, and the other causes."""
 
 import dataclasses
+import json
 
-import geoopt
 import pytest
 import torch
 
 from studycore.checkpoints import load_checkpoint, rebuild, save_checkpoint
 from studycore.configuration import to_dict
 from studycore.errors import UserError
+from studycore.files import sha256
+from ternary_vae.checkpoint import load_model
 from ternary_vae.config import TrainConfig
-from ternary_vae.evaluate import headline, order_metrics, reconstruct
-from ternary_vae.inspection import diagnose, diagnose_dtypes, examine, inspect_command
-from ternary_vae.model import create_model
-from ternary_vae.operations import Operations
-from ternary_vae.record import build_model, load_model, probe_inputs, replay_probe
+from ternary_vae.data import Operations
+from ternary_vae.legacy.inspection import diagnose, diagnose_dtypes, examine, inspect_command
+from ternary_vae.metrics.evaluate import headline, order_metrics, reconstruct
+from ternary_vae.model import build_model, create_model, probe_inputs, replay_probe
 
 torch.set_num_threads(1)
 
@@ -39,11 +40,19 @@ def shapes(config):
     return {key: tuple(tensor.shape) for key, tensor in model_of(config).state_dict().items()}
 
 
-def with_manifold(stored, path):
+class Manifold(torch.nn.Module):
+    """What geoopt's ball of curvature -1 adds to a state_dict: the inverse softplus of c."""
+
+    def __init__(self):
+        super().__init__()
+        self.isp_c = torch.nn.Parameter(torch.tensor(1.0).expm1().log(), requires_grad=False)
+
+
+def with_manifold(stored):
     """The module as it was after geoopt's ball had been added to the projections."""
-    model = build_model(stored, path)
+    model = build_model(stored)
     for projection in (model.projection.proj_A, model.projection.proj_B):
-        projection.manifold = geoopt.PoincareBall(c=1.0)
+        projection.manifold = Manifold()
     return model
 
 
@@ -58,7 +67,7 @@ def save(tmp_path):
         metrics |= order_metrics(model, everything, headline(made.view))
         return save_checkpoint(
             tmp_path / "run" / "checkpoints", 7, config=to_dict(stored or made), model=weights or model.state_dict(),
-            optimizer={}, state={"stage": 1, "epoch": 3, "metrics": metrics},
+            optimizer={}, state={"loop": "hierarchy", "index": 3, "state": {"metrics": metrics}},
             probe={**inputs, **replay_probe(model, inputs)}, best=True,
         )  # fmt: skip
 
@@ -72,7 +81,7 @@ def causes(path):
 def test_a_whole_checkpoint_is_listed_and_rebuilds(save, capsys):
     path = save(config_of(use_controller=True))
     assert examine(path).findings == []
-    inspect_command(str(path.parents[1]))
+    inspect_command([str(path.parents[1])])
     said = capsys.readouterr().out
     for part in (
         "step 7, stage hierarchy, epoch 3",
@@ -87,14 +96,14 @@ def test_a_whole_checkpoint_is_listed_and_rebuilds(save, capsys):
     assert "controller: 8 tensors, 1,606 parameters, float32" in said
 
 
-def test_the_first_half_of_the_seeds_fault_dropout_that_the_configuration_forgets(save, capsys):
+def test_the_first_half_of_the_original_fault_dropout_that_the_configuration_forgets(save, capsys):
     path = save(config_of(projection_dropout=0.1), config_of())
     with pytest.raises(UserError, match="does not fit its configuration"):
         load_model(str(path))
     with pytest.raises(
-        UserError, match=r"index shift by dropout.*8 tensors are missing and 8 left over.*projection_dropout"
+        UserError, match=r"index shift by dropout.*8 tensors are missing.*and 8 left over.*projection_dropout"
     ):
-        inspect_command(str(path))
+        inspect_command([str(path)])
     said = capsys.readouterr().out
     assert "with projection_dropout 0.1 it loads strictly and replays its probe" in said and "rebuild: no" in said
     (finding,) = examine(path).findings
@@ -103,10 +112,10 @@ def test_the_first_half_of_the_seeds_fault_dropout_that_the_configuration_forget
     assert len(finding.keys) == 16
 
 
-def test_the_second_half_of_the_seeds_fault_a_manifold_that_came_after_saving(save):
+def test_the_second_half_of_the_original_fault_a_manifold_that_came_after_saving(save):
     path = save(config_of())
     with pytest.raises(UserError, match=r"does not fit its configuration.*Missing.*manifold\.isp_c"):
-        rebuild(load_checkpoint(path), lambda stored: with_manifold(stored, path), replay_probe)
+        rebuild(load_checkpoint(path), with_manifold, replay_probe)
     (finding,) = examine(path, with_manifold).findings
     assert finding.cause == "missing manifold"
     assert finding.keys == ("projection.proj_A.manifold.isp_c", "projection.proj_B.manifold.isp_c")
@@ -115,7 +124,7 @@ def test_the_second_half_of_the_seeds_fault_a_manifold_that_came_after_saving(sa
 
 def test_both_halves_are_ten_missing_and_eight_unexpected_keys_with_two_causes(save):
     path = save(config_of(projection_dropout=0.1), config_of())
-    expected = {k: tuple(t.shape) for k, t in with_manifold(to_dict(config_of()), path).state_dict().items()}
+    expected = {k: tuple(t.shape) for k, t in with_manifold(to_dict(config_of())).state_dict().items()}
     found = {k: tuple(t.shape) for k, t in load_checkpoint(path).model.items()}
     assert (len(set(expected) - set(found)), len(set(found) - set(expected))) == (10, 8)
     findings = diagnose(expected, found)
@@ -124,8 +133,8 @@ def test_both_halves_are_ten_missing_and_eight_unexpected_keys_with_two_causes(s
 
 
 @pytest.mark.parametrize(("controller", "stored"), [(False, 101_663), (True, 103_269)])
-def test_with_the_manifold_the_sizes_are_those_that_the_seed_study_stored(controller, stored, tmp_path):
-    model = with_manifold(to_dict(TrainConfig(use_controller=controller, loss="geodesic")), tmp_path)
+def test_with_the_manifold_the_sizes_are_those_that_the_original_study_stored(controller, stored):
+    model = with_manifold(to_dict(TrainConfig(use_controller=controller, loss="geodesic")))
     assert sum(tensor.numel() for tensor in model.state_dict().values()) == stored
 
 
@@ -136,7 +145,7 @@ def test_no_difference_is_no_finding():
 @pytest.mark.parametrize(
     ("made", "cause", "named"),
     [
-        ({"use_controller": True}, "extra controller", "use_controller true"),
+        ({"use_controller": True}, "extra controller", "use_controller is false in the configuration and true"),
         ({"hidden_dim": 12}, "shape", "hidden_dim is 8 in the configuration and 12"),
         ({"latent_dim": 3}, "shape", "latent_dim is 2 in the configuration and 3"),
         ({"encoder_sizes": [8, 5]}, "shape", "encoder_sizes is [8, 4] in the configuration and [8, 5]"),
@@ -196,7 +205,7 @@ def test_a_difference_that_only_the_configuration_shows_is_named(save, radius, n
     with pytest.raises(UserError, match="replaying its probe"):
         load_model(str(path))
     with pytest.raises(UserError, match=f"probe replays with {name} {value} and not with the stored {name}"):
-        inspect_command(str(path))
+        inspect_command([str(path)])
     (finding,) = examine(path).findings
     assert finding.cause == "configuration only" and finding.mend == {name: value}
 
@@ -214,17 +223,24 @@ def test_changed_weights_are_not_blamed_on_a_field(save):
     assert "no single field" in finding.sentence
 
 
-def test_metrics_of_the_other_view_are_named(save):
+def test_metrics_that_are_not_the_models(save):
     path = save(config_of(view="a"), config_of())
     with pytest.raises(UserError, match="computed again"):
         load_model(str(path))
     (finding,) = examine(path).findings
-    assert finding.cause == "configuration only" and finding.mend == {"view": "a"}
+    assert finding.cause == "metrics" and "computed again" in finding.sentence
 
 
-def test_metrics_that_nothing_explains(save, monkeypatch):
-    monkeypatch.setattr(f"{__name__}.order_metrics", lambda *_: {"hierarchy": 0.123, "richness": 0.0})
-    assert causes(save(config_of())) == ["metrics"]
+def test_a_checkpoint_of_the_first_version_is_read(save):
+    path = save(config_of())
+    state = json.loads((path / "state.json").read_text())
+    old = {"stage": 1, "epoch": 3, **state["state"]}
+    (path / "state.json").write_text(json.dumps(old))
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["sha256"]["state.json"] = sha256(path / "state.json")
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    examination = examine(path)
+    assert examination.findings == [] and "step 7, stage hierarchy, epoch 3" in examination.lines[0]
 
 
 def test_a_flipped_byte_is_damage_and_says_which_file(save, capsys):
@@ -233,7 +249,7 @@ def test_a_flipped_byte_is_damage_and_says_which_file(save, capsys):
     data[-5] ^= 1
     (path / "model.safetensors").write_bytes(data)
     with pytest.raises(UserError, match=r"damaged file: .*model\.safetensors"):
-        inspect_command(str(path))
+        inspect_command([str(path)])
     said = capsys.readouterr().out
     assert "model.safetensors: damaged" in said and "config.json: as written" in said
 
@@ -242,16 +258,16 @@ def test_a_missing_file_and_a_missing_checkpoint(save, tmp_path, capsys):
     path = save(config_of())
     (path / "probe.safetensors").unlink()
     with pytest.raises(UserError, match=r"probe\.safetensors: missing"):
-        inspect_command(str(path))
+        inspect_command([str(path)])
     assert "probe.safetensors: missing" in capsys.readouterr().out
     with pytest.raises(UserError, match="holds no checkpoint"):
-        inspect_command(str(tmp_path / "nothing"))
+        inspect_command([str(tmp_path / "nothing")])
     with pytest.raises(UserError, match="there is no such file"):
-        inspect_command(str(tmp_path / "nothing.pt"))
+        inspect_command([str(tmp_path / "nothing.pt")])
 
 
 def test_a_configuration_that_lacks_a_field(tmp_path):
-    """The seed study's stored architecture lacked projection_dropout."""
+    """The original study's stored architecture lacked projection_dropout."""
     config, model = to_dict(config_of()), model_of(config_of())
     del config["projection_dropout"]
     inputs = probe_inputs(3)

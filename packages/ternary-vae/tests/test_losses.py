@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.func import grad, vmap
 
+from ternary_vae.data import Operations
 from ternary_vae.losses import (
     BAND_FILL,
     INNER_BANDS,
@@ -27,7 +28,6 @@ from ternary_vae.losses import (
     total,
 )
 from ternary_vae.model import Code
-from ternary_vae.operations import Operations
 
 OPERATIONS = Operations.all(3)
 WEIGHTS = Weights(5.0, 2.0, 3.0)
@@ -155,7 +155,7 @@ def test_level_0_is_two_halves_that_are_richer_than_an_even_spread():
     assert bool(((level < 0.5) == (operations.x_NM[operations.v_N == 0, 0] == 0)).all()), "by the first trit"
 
 
-def test_the_baselines_targets_are_the_seed_study_s():
+def test_the_baselines_targets_are_the_original_study_s():
     assert level_targets(9, 0.9, 0.1).tolist() == pytest.approx([0.9 - 0.8 * v / 9 for v in range(10)])
 
 
@@ -169,7 +169,7 @@ def test_targets_are_in_the_unit_of_the_loss(small):
 
 
 def test_a_loss_on_level_means_is_blind_to_overlap_that_ordered_sees(small):
-    """The seed study's fault: every mean on its target, and single samples anywhere."""
+    """The original study's fault: every mean on its target, and single samples anywhere."""
     targets = Targets.of(small(), torch.full((4,), 1e-4, dtype=torch.float64))
     v_N, place_N = OPERATIONS.v_N, OPERATIONS.place_N
     apart_N = targets.mean_L[v_N]
@@ -301,7 +301,7 @@ def test_reconstruction_and_kl_are_finite_at_extremes():
 
 @pytest.mark.parametrize("loss", RADIAL)
 def test_a_batch_without_the_deepest_level_or_with_one_member_gives_no_nan(loss, targets):
-    """The unbiased variance of one member is NaN: the likely source of the seed study's NaN batches."""
+    """The unbiased variance of one member is NaN: the likely source of the original study's NaN batches."""
     for at in ([0], [1], [0, 1], [0, 9, 18], [1, 2]):
         part = OPERATIONS[torch.tensor(at)]
         r_N = random_radii(0, len(at)).requires_grad_()

@@ -9,7 +9,7 @@ import torch
 from scipy.stats import pearsonr, somersd, spearmanr
 
 from ternary_vae import metrics
-from ternary_vae.operations import level_counts
+from ternary_vae.data import level_counts
 
 RNG = np.random.default_rng
 
@@ -145,12 +145,12 @@ def test_richness_is_bounded_by_the_closed_forms():
     assert metrics.richness(v_N, r_N) == pytest.approx(rho**2 / 40, rel=1e-12) == pytest.approx(0.336, abs=5e-4)
 
 
-def test_an_inverted_model_scores_in_the_seed_study_s_q_only():
+def test_an_inverted_model_scores_in_the_original_study_s_q_only():
     v_N, r_N = perfect(4)
     right, inverted = metrics.hierarchy(v_N, r_N), metrics.hierarchy(v_N, -r_N)
     assert metrics.q(0.1, right) == pytest.approx(0.1 + 1.5 * metrics.hierarchy_ceiling(v_N))
     assert metrics.q(0.1, inverted) == pytest.approx(0.1 - 1.5 * metrics.hierarchy_ceiling(v_N))
-    assert metrics.q_seed(0.1, inverted) == metrics.q_seed(0.1, right) == metrics.q(0.1, right)
+    assert metrics.q_original(0.1, inverted) == metrics.q_original(0.1, right) == metrics.q(0.1, right)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -4,21 +4,26 @@ import numpy as np
 import pytest
 import torch
 
+from studycore.configuration import to_dict
 from ternary_vae.config import ArchitectureConfig, TrainConfig
-from ternary_vae.evaluate import all_metrics, order_metrics
+from ternary_vae.data import Operations
 from ternary_vae.hyperbolic import to_hyperbolic
 from ternary_vae.losses import RADIAL, Targets, Weights, geodesic
 from ternary_vae.metrics import richness
+from ternary_vae.metrics.evaluate import all_metrics, order_metrics
 from ternary_vae.model import (
     Code,
     DifferentiableController,
+    TernaryVAE,
     TernaryVAEV5_11_PartialFreeze,
     architecture_of,
+    build_model,
     count_parameters,
     create_model,
     draw_weights,
+    probe_inputs,
+    replay_probe,
 )
-from ternary_vae.operations import Operations
 
 
 def equal(a: torch.nn.Module, b: torch.nn.Module) -> bool:
@@ -27,8 +32,8 @@ def equal(a: torch.nn.Module, b: torch.nn.Module) -> bool:
 
 
 def test_the_size_is_the_published_one():
-    """101,663 and 103,269 are stored with the seed study, two of which were geoopt's curvature (once per projection)."""
-    model = TernaryVAEV5_11_PartialFreeze()
+    """101,663 and 103,269 are stored with the original study, two of which were geoopt's curvature (once per projection)."""
+    model = TernaryVAE()
     assert count_parameters(model) == 101_661
     sizes = {name: count_parameters(part) for name, part in model.named_children()}
     encoder = 9 * 256 + 256 + 256 * 128 + 128 + 128 * 64 + 64 + 2 * (64 * 16 + 16)
@@ -37,9 +42,9 @@ def test_the_size_is_the_published_one():
     assert sizes == {
         "encoder_A": encoder, "encoder_B": encoder, "decoder_A": decoder, "projection": 2 * projection,
     }  # fmt: skip
-    with_controller = TernaryVAEV5_11_PartialFreeze(use_controller=True)
+    with_controller = TernaryVAE(use_controller=True)
     assert count_parameters(with_controller) - 101_661 == 8 * 32 + 32 + 2 * 32 + 32 * 32 + 32 + 32 * 6 + 6
-    assert count_parameters(TernaryVAEV5_11_PartialFreeze(use_dual_projection=False)) == 101_661 - projection
+    assert count_parameters(TernaryVAE(use_dual_projection=False)) == 101_661 - projection
 
 
 @torch.no_grad()
@@ -128,7 +133,7 @@ def loss_gradient_metrics(config: TrainConfig) -> tuple[float, torch.Tensor, dic
 
 @pytest.mark.parametrize("loss", ["ordered", "rich_hierarchy", "geodesic"])
 def test_the_curvature_reaches_loss_gradient_and_metrics(small, loss):
-    """With the seed study's Euclidean radius it reaches none of them: its curvature sweep measured nothing."""
+    """With the original study's Euclidean radius it reaches none of them: its curvature sweep measured nothing."""
     for radius, alike in (("hyperbolic", False), ("euclidean", True)):
         flat, curved = (loss_gradient_metrics(small(loss=loss, radius=radius, curvature=c)) for c in (0.25, 1.0))
         assert (flat[0] == curved[0]) is alike
@@ -195,7 +200,7 @@ def test_the_controller_stays_in_its_ranges():
 
 def test_a_model_is_rebuilt_from_its_configuration_alone(small):
     config = small(n_projection_layers=2, projection_dropout=0.1, encoder_norm=True, activation="silu", curvature=0.7)
-    again = TernaryVAEV5_11_PartialFreeze(**architecture_of(config))
+    again = TernaryVAE(**architecture_of(config))
     assert again.config == ArchitectureConfig(**architecture_of(config))
     again.load_state_dict(create_model(config, 1).state_dict(), strict=True)
     found = all_metrics(again.eval(), Operations.all(3), "both", 0)
@@ -219,10 +224,31 @@ def test_a_model_is_rebuilt_from_its_configuration_alone(small):
 )
 def test_what_makes_no_model_is_refused_by_name(changes, field):
     with pytest.raises(ValueError, match=f"^{field}: "):
-        TernaryVAEV5_11_PartialFreeze(**changes)
+        TernaryVAE(**changes)
 
 
 def test_norm_of_float64_radii_has_no_ties_that_float32_makes():
     """Two operations that differ by 1e-9 in the radius stay apart; richness is that of float64."""
     r_N = 0.5 + 1e-9 * np.arange(10)
     assert richness(np.zeros(10, dtype=int), r_N) == pytest.approx(1e-18 * np.var(np.arange(10)) / 10, rel=1e-3)
+
+
+def test_replaying_a_probe_leaves_every_part_in_its_mode(small):
+    """Checkpoints are written while the model is trained, some of its parts in training mode and some not."""
+    config = small(encoder_dropout=0.3, projection_dropout=0.3)
+    model = create_model(config, 0).eval()
+    model.encoder_B.train()
+    modes = [part.training for part in model.modules()]
+    probe = probe_inputs(3)
+    assert probe["input_index"].tolist() == sorted(probe["input_index"].tolist())
+    assert {0, 26} <= set(probe["input_index"].tolist())
+    outputs = replay_probe(model, probe)
+    assert [part.training for part in model.modules()] == modes
+    torch.testing.assert_close(outputs, replay_probe(model.eval(), probe), rtol=0, atol=0)
+    again = build_model(to_dict(config))
+    again.load_state_dict(model.state_dict())
+    torch.testing.assert_close(replay_probe(again, probe), outputs, rtol=0, atol=0)
+
+
+def test_the_class_has_the_original_study_s_name_as_well():
+    assert TernaryVAEV5_11_PartialFreeze is TernaryVAE

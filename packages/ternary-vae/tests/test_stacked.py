@@ -9,20 +9,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import BARE, CPU, train_run, train_runs
 from safetensors.torch import load_file
 
 import ternary_vae.stacked as module
 from studycore.checkpoints import read_index, steps
-from studycore.errors import Stopped, UserError
-from studycore.metrics import read_rows
-from studycore.sweep import Done
-from ternary_vae.config import RunOptions, TrainConfig
-from ternary_vae.record import load_model
-from ternary_vae.stacked import PER_RUN, not_stackable, shape_of, train_stack
-from ternary_vae.sweep import Job, train_job
-from ternary_vae.train import start_model, train
+from studycore.errors import Stopped
+from studycore.execution import Task, do_tasks
+from studycore.jobs import Ended
+from studycore.metrics_log import read_rows
+from studycore.run import Run
+from ternary_vae.checkpoint import find_checkpoint, load_model, stored_metrics
+from ternary_vae.config import TrainConfig
+from ternary_vae.stacked import StackedRadii
+from ternary_vae.stages import PER_RUN, not_stackable, shape_of
+from ternary_vae.train import start_model
 
-CPU = RunOptions(device="cpu", threads=1)
 FROZEN = ["encoder_A", "encoder_B", "decoder_A", "controller"]
 TINY = {
     "trits": 3, "latent_dim": 4, "encoder_sizes": [12, 8], "decoder_sizes": [8], "hidden_dim": 8, "batch_size": 10,
@@ -54,7 +56,7 @@ def source(tmp_path_factory):
     made = {}
     for seed in (3, 4):
         config = TrainConfig(stages="coverage", seed=seed, coverage_epochs=3, coverage_lr=1e-2, **TINY)
-        made[seed] = str(train(config, root / f"coverage_s{seed}", CPU, quiet=True))
+        made[seed] = str(train_run(config, root / f"coverage_s{seed}"))
     return made
 
 
@@ -120,9 +122,9 @@ def test_stacked_runs_are_the_runs_alone(lanes, tmp_path, form):
     assert {shape_of(config) for config in configs} == {shape_of(configs[0])}
     assert [not_stackable(config) for config in configs] == [None] * len(configs)
     stacked = folders(tmp_path / "stack", configs)
-    assert train_stack(configs, stacked, CPU) == {}
+    train_runs(configs, stacked)
     for folder, config in zip(stacked, configs, strict=True):
-        alone = train(replace(config, forward="plain"), tmp_path / "alone" / folder.name, CPU, quiet=True)
+        alone = train_run(replace(config, forward="plain"), tmp_path / "alone" / folder.name)
         close(rows_of(folder), rows_of(alone))
         assert state_of(folder) == state_of(alone)
         assert (folder / "history.parquet").exists()
@@ -131,7 +133,7 @@ def test_stacked_runs_are_the_runs_alone(lanes, tmp_path, form):
             assert found.keys() == expected.keys()
             for name, weight in found.items():
                 torch.testing.assert_close(weight, expected[name], rtol=0, atol=1e-8)
-        first = start_model(config, folder).state_dict()
+        first = start_model(config, find_checkpoint(config.start), {}).state_dict()
         moved = [name for name, weight in weights_of(alone).items() if not torch.equal(weight, first[name])]
         assert moved
         assert all(".radius_net." in name for name in moved)
@@ -154,11 +156,11 @@ def test_a_run_s_numbers_do_not_depend_on_its_place_in_the_stack(lanes, tmp_path
         form = {"loss": "rich_hierarchy", "view": "a", "code": "sample", "projection_dtype": dtype}
         configs = lanes(form, epochs=6, eval_every=2)
         root = tmp_path / dtype
-        train_stack(configs, folders(root / "whole", configs), CPU)
+        train_runs(configs, folders(root / "whole", configs))
         order = [4, 1, 3, 0, 5, 2]
         turned = [root / "turned" / f"run{s}" for s in order]
-        train_stack([configs[s] for s in order], turned, CPU)
-        train_stack(configs[:2], folders(root / "pair", configs[:2]), CPU)
+        train_runs([configs[s] for s in order], turned)
+        train_runs(configs[:2], folders(root / "pair", configs[:2]))
         for s in range(6):
             same(root / "whole" / f"run{s}", root / "turned" / f"run{s}")
         for s in range(2):
@@ -172,7 +174,7 @@ def test_what_changes_nothing_changes_not_a_bit(lanes, tmp_path):
         chosen=[base, {**base, "coverage_weight": 10.0}, {**base, "encoder_b_lr": 0.01}, {**base, "lr": 2e-2}]
     )
     found = folders(tmp_path, configs)
-    train_stack(configs, found, CPU)
+    train_runs(configs, found)
     assert rows_of(found[0]) == rows_of(found[1]) == rows_of(found[2])
     assert rows_of(found[0]) != rows_of(found[3])
 
@@ -183,8 +185,8 @@ def test_runs_that_end_early_leave_the_others_as_they_are(lanes, tmp_path):
     long = lanes(chosen=[LANES[0], LANES[1]], epochs=9)
     short = lanes(chosen=[LANES[3], {**LANES[5], "epochs": 2}], lr=0.5)
     mixed = [short[0], long[0], short[1], long[1]]
-    train_stack(mixed, folders(tmp_path / "mixed", mixed), CPU)
-    train_stack(long, folders(tmp_path / "long", long), CPU)
+    train_runs(mixed, folders(tmp_path / "mixed", mixed))
+    train_runs(long, folders(tmp_path / "long", long))
     for s, k in ((1, 0), (3, 1)):
         same(tmp_path / "mixed" / f"run{s}", tmp_path / "long" / f"run{k}")
     assert rows_of(tmp_path / "mixed" / "run0")[-1]["epoch"] < 9, "patience ended it"
@@ -198,14 +200,13 @@ def test_a_run_whose_loss_is_not_finite_fails_alone(lanes, tmp_path, lr, often):
     """Radii may be NaN while the losses before the update are not; and checkpoints fall between evaluations."""
     good = lanes({"grad_clip": None, **often}, chosen=LANES[:2])
     bad = lanes({"grad_clip": None, **often}, chosen=[{"seed": 3, "lr": lr}])
-    failed = train_stack([good[0], bad[0], good[1]], folders(tmp_path / "mixed", good + bad), CPU)
-    train_stack(good, folders(tmp_path / "good", good), CPU)
+    train_runs([good[0], bad[0], good[1]], folders(tmp_path / "mixed", good + bad))
+    train_runs(good, folders(tmp_path / "good", good))
     for s, k in ((0, 0), (2, 1)):
         same(tmp_path / "mixed" / f"run{s}", tmp_path / "good" / f"run{k}")
     state, reason = state_of(tmp_path / "mixed" / "run1")
     assert state == "failed"
-    assert failed == {"run1": reason}
-    assert reason.startswith(f"lr: {lr} made the loss infinite or NaN")
+    assert reason.startswith(f"lr: {lr} made ")
     assert "lower it" in reason
 
 
@@ -248,21 +249,18 @@ def test_shapes_separate_what_may_not_be_stacked(lanes):
     config = replace(config, hierarchy_frozen=[*config.hierarchy_frozen, "controller"])
     assert set(OTHER) | set(PER_RUN) == {f.name for f in fields(TrainConfig)}
     assert not set(OTHER) & set(PER_RUN)
+    assert shape_of(config)
     for name, value in OTHER.items():
         assert shape_of(replace(config, **{name: value})) != shape_of(config), name
-
-
-def test_a_stack_refuses_runs_that_stand_at_different_steps(lanes, tmp_path):
-    configs = lanes(chosen=LANES[:2])
-    train(configs[0], tmp_path / "run0", CPU, quiet=True)
-    with pytest.raises(UserError, match="stack: its runs stand at"):
-        train_stack(configs, folders(tmp_path, configs), CPU)
+    alike = {"seed": 9, "lr": 1.0, "start": "elsewhere", "curvature": 0.5, "coverage_weight": 3.0, "epochs": 99}
+    assert shape_of(replace(config, **alike)) == shape_of(config)
+    assert shape_of(replace(config, forward="plain")) == "", "trained alone"
 
 
 # -------------------------------------------------------------------------------------------------- killed and stopped
-def interrupt(count: int, number: int, name: str = "adamw_update") -> None:
-    """Makes the count-th call of a name in the stack's loop send this process a signal."""
-    original, calls = getattr(module, name), []
+def interrupt(count: int, number: int, owner=module, name: str = "adamw_update") -> None:
+    """Makes the count-th call of a function send this process a signal."""
+    original, calls = getattr(owner, name), []
 
     def calling(*arguments, **kwargs):
         result = original(*arguments, **kwargs)
@@ -271,19 +269,19 @@ def interrupt(count: int, number: int, name: str = "adamw_update") -> None:
             os.kill(os.getpid(), number)
         return result
 
-    setattr(module, name, calling)
+    setattr(owner, name, calling)
 
 
-def killed(configs, where, count, name="adamw_update"):
-    """Trains a stack in a forked child until it gets SIGKILL; its exit code."""
+def killed(configs, where, count, owner=module, name="adamw_update"):
+    """Trains runs in a forked child until it gets SIGKILL; its exit code."""
     with warnings.catch_warnings():
         # Python 3.12 warns of threads, of which this process has none at work.
         warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()
     if child == 0:
         try:
-            interrupt(count, signal.SIGKILL, name)
-            train_stack(configs, where, CPU)
+            interrupt(count, signal.SIGKILL, owner, name)
+            train_runs(configs, where, resume=True)
         finally:
             os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -305,8 +303,8 @@ def test_a_stack_that_was_killed_goes_on_to_the_bit(lanes, tmp_path, name):
         assert killed(configs, cut, count) == -signal.SIGKILL
     assert len(steps(cut[0] / "checkpoints")) >= 1
     assert state_of(cut[0])[0] == "running"
-    train_stack(configs, cut, CPU)
-    train_stack(configs, straight, CPU)
+    train_runs(configs, cut, resume=True)
+    train_runs(configs, straight)
     for one, other in zip(straight, cut, strict=True):
         same(one, other)
         assert len(json.loads((other / "manifest.json").read_text())["resumed"]) == 2
@@ -315,47 +313,34 @@ def test_a_stack_that_was_killed_goes_on_to_the_bit(lanes, tmp_path, name):
 def test_a_run_of_a_stack_may_go_on_alone_and_back_in_a_stack(lanes, tmp_path):
     configs = lanes({"eval_every": 2, "checkpoint_every": 3}, chosen=[LANES[0], LANES[1], LANES[4]])
     straight, cut = folders(tmp_path / "straight", configs), folders(tmp_path / "cut", configs)
-    train_stack(configs, straight, CPU)
+    train_runs(configs, straight)
     assert killed(configs, cut, 3 * 5 + 2) == -signal.SIGKILL
-    train(configs[1], cut[1], CPU, resume=True, quiet=True)
+    train_run(configs[1], cut[1], resume=True)
     close(rows_of(cut[1]), rows_of(straight[1]))
     for name, weight in weights_of(cut[1]).items():
         torch.testing.assert_close(weight, weights_of(straight[1])[name], rtol=0, atol=1e-8)
-    train_stack([configs[0], configs[2]], [cut[0], cut[2]], CPU)
+    train_runs([configs[0], configs[2]], [cut[0], cut[2]], resume=True)
     same(straight[0], cut[0])
     same(straight[2], cut[2])
 
 
-def test_runs_saved_alone_and_in_a_stack_go_on_together(lanes, tmp_path, monkeypatch):
-    configs = lanes(chosen=[LANES[0], LANES[1]])
+def test_runs_saved_alone_and_together_go_on_together(lanes, tmp_path):
+    configs = lanes(chosen=[LANES[0], LANES[1], LANES[4]])
     straight, cut = folders(tmp_path / "straight", configs), folders(tmp_path / "cut", configs)
-    train_stack(configs, straight, CPU)
-    assert killed(configs[:1], cut[:1], 3 * 5) == -signal.SIGKILL
-    import ternary_vae.train as alone
-
-    calls = []
-    original = alone.learning_rate
-
-    def raising(*arguments):
-        calls.append(1)
-        if len(calls) == 3 * 5:
-            raise KeyboardInterrupt
-        return original(*arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(alone, "learning_rate", raising)
-        with pytest.raises(KeyboardInterrupt):
-            train(configs[1], cut[1], CPU, quiet=True)
-    train_stack(configs, cut, CPU)
-    same(straight[0], cut[0])
-    close(rows_of(cut[1]), rows_of(straight[1]))
+    train_runs(configs, straight)
+    assert killed(configs[:2], cut[:2], 3 * 5) == -signal.SIGKILL
+    assert killed(configs[2:], cut[2:], 3 * 5) == -signal.SIGKILL
+    train_runs(configs, cut, resume=True)
+    for one, other in zip(straight, cut, strict=True):
+        same(one, other)
 
 
 STOPS = {
-    "before any step": ("_measure", 1),
-    "in the first epoch": ("adamw_update", 1),
-    "between two checkpoints": ("adamw_update", 3 * 4 + 2),
-    "while the runs are judged": ("judge_evaluation", 3 * 2 + 2),
+    "before any step": (StackedRadii, "radii", 1),
+    "in the first epoch": (module, "adamw_update", 1),
+    "between two checkpoints": (module, "adamw_update", 3 * 4 + 2),
+    "while the runs are judged": (StackedRadii, "measure", 3 * 2 + 2),
+    "while they are brought to the next epoch": (Run, "any_process", 3 * 3 + 2),
 }
 
 
@@ -364,17 +349,17 @@ STOPS = {
 def test_a_stack_that_was_stopped_has_saved_every_run_and_goes_on_to_the_bit(lanes, tmp_path, monkeypatch, stop, often):
     configs = lanes(often, chosen=[LANES[0], LANES[1], LANES[4]])
     straight, cut = folders(tmp_path / "straight", configs), folders(tmp_path / "cut", configs)
-    train_stack(configs, straight, CPU)
-    name, count = STOPS[stop]
+    train_runs(configs, straight)
+    owner, name, count = STOPS[stop]
     with monkeypatch.context() as patch:
-        patch.setattr(module, name, getattr(module, name))
-        interrupt(count, signal.SIGTERM, name)
+        patch.setattr(owner, name, getattr(owner, name))
+        interrupt(count, signal.SIGTERM, owner, name)
         with pytest.raises(Stopped, match="SIGTERM"):
-            train_stack(configs, cut, CPU)
+            train_runs(configs, cut)
     assert {state_of(folder)[0] for folder in cut} == {"stopped"}
     (step,) = {steps(folder / "checkpoints")[-1].name for folder in cut}
     assert {rows_of(folder)[-1]["epoch"] for folder in cut} == {rows_of(cut[0])[-1]["epoch"]}
-    train_stack(configs, cut, CPU)
+    train_runs(configs, cut, resume=True)
     for one, other in zip(straight, cut, strict=True):
         same(one, other)
     assert rows_of(cut[0])[-1]["step"] > int(step.removeprefix("step-"))
@@ -384,52 +369,51 @@ def test_checkpoints_of_a_stack_load_like_any(lanes, tmp_path):
     """Checksums, probe, and the stored metrics computed again by the whole model."""
     configs = lanes({"loss": "rich_hierarchy", "view": "a", "eval_every": 2, "checkpoint_every": 3}, chosen=LANES[:3])
     found = folders(tmp_path, configs)
-    train_stack(configs, found, CPU)
+    train_runs(configs, found)
     for folder, config in zip(found, configs, strict=True):
         kept = steps(folder / "checkpoints")
         assert len(kept) >= 2
         for path in kept:
             checkpoint, stored, _ = load_model(str(path))
             assert stored == config
-            assert checkpoint.state["metrics"].keys() >= {"coverage", "hierarchy", "somers_d", "richness"}
+            assert stored_metrics(checkpoint).keys() >= {"coverage", "hierarchy", "somers_d", "richness"}
         best = load_model(str(folder))[0]
         values = [row["hierarchy"] for row in rows_of(folder)]
-        assert best.state["metrics"]["hierarchy"] == min(values)
+        assert stored_metrics(best)["hierarchy"] == min(values)
         assert best.path.name == read_index(folder / "checkpoints")["best"]
 
 
-# ------------------------------------------------------------------------------------------------ a sweep's job
-def job_of(configs, where):
-    return Job(tuple(where), tuple(configs), CPU, (), len(configs) > 1)
+# ------------------------------------------------------------------------------------------------ jobs of a sweep
+def done_by_a_worker(configs, where) -> list[Ended]:
+    return do_tasks([Task(BARE, "train", c, f, CPU, (), {}) for c, f in zip(configs, where, strict=True)])
 
 
-def test_a_job_whose_worker_died_goes_on_where_each_of_its_runs_stands(lanes, tmp_path):
+def test_jobs_whose_worker_died_go_on_where_each_of_them_stands(lanes, tmp_path):
     """One run has ended by then, one was just saved, and two have no checkpoint yet."""
     configs = lanes(chosen=[LANES[0], LANES[5], LANES[1], LANES[4]])
     straight, cut = folders(tmp_path / "straight", configs), folders(tmp_path / "cut", configs)
-    train_stack(configs, straight, CPU)
-    assert killed(configs, cut, 2, name="_save") == -signal.SIGKILL
+    assert done_by_a_worker(configs, straight) == [Ended("done")] * 4
+    # LANES[5] has 3 epochs and is saved then; the others at 4.
+    assert killed(configs, cut, 2, Run, "save") == -signal.SIGKILL
     assert [state_of(folder)[0] for folder in cut] == ["running", "done", "running", "running"]
     assert [(folder / "checkpoints").exists() for folder in cut] == [True, True, False, False]
     before = (cut[1] / "results.json").stat().st_mtime_ns
-    assert train_job(job_of(configs, cut)) == Done("done", "")
+    assert done_by_a_worker(configs, cut) == [Ended("done")] * 4
     assert (cut[1] / "results.json").stat().st_mtime_ns == before
     for one, other in zip(straight, cut, strict=True):
         same(one, other)
 
 
-def test_runs_saved_at_step_0_are_not_runs_that_were_never_begun(lanes, tmp_path, monkeypatch):
+def test_runs_saved_at_step_0_and_runs_never_begun_are_both_trained(lanes, tmp_path, monkeypatch):
     configs = lanes(chosen=[LANES[0], LANES[1]])
     straight, cut = folders(tmp_path / "straight", configs), folders(tmp_path / "cut", configs)
-    train_stack(configs, straight, CPU)
+    assert done_by_a_worker(configs, straight) == [Ended("done")] * 2
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_coverage", module._coverage)
-        interrupt(1, signal.SIGTERM, "_coverage")
+        patch.setattr(StackedRadii, "radii", StackedRadii.radii)
+        interrupt(1, signal.SIGTERM, StackedRadii, "radii")  # before the loop
         with pytest.raises(Stopped):
-            train_stack(configs[:1], cut[:1], CPU)
+            train_runs(configs[:1], cut[:1])
     assert [path.name for path in steps(cut[0] / "checkpoints")] == ["step-0"]
-    with pytest.raises(UserError, match="stack: its runs stand at"):
-        train_stack(configs, cut, CPU)
-    assert train_job(job_of(configs, cut)) == Done("done", "")
+    assert done_by_a_worker(configs, cut) == [Ended("done")] * 2
     for one, other in zip(straight, cut, strict=True):
         same(one, other)

@@ -1,5 +1,6 @@
 """A sweep: its plan, its files, what it leaves alone when it goes on, and runs that fail."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -10,17 +11,20 @@ from importlib import resources
 from pathlib import Path
 
 import pytest
+from conftest import BARE
 
 from studycore.configuration import check_types, read_yaml, to_dict, to_yaml
 from studycore.errors import UserError
-from studycore.metrics import read_rows
-from studycore.runs import is_writing
-from ternary_vae import summary
-from ternary_vae.config import RunOptions, SweepConfig, SweepOptions, TrainConfig
-from ternary_vae.record import load_model
-from ternary_vae.stacked import not_stackable
-from ternary_vae.summary import run_id
-from ternary_vae.sweep import make_jobs, plan_sweep, run_sweep
+from studycore.execution import make_runs
+from studycore.jobs import Schedule
+from studycore.metrics_log import read_rows
+from studycore.options import SweepOptions
+from studycore.run_folder import is_writing
+from ternary_vae.checkpoint import load_model
+from ternary_vae.cli import STUDY
+from ternary_vae.config import COVERAGE, SCRATCH, SweepConfig, TrainConfig
+from ternary_vae.plan import plan, sweep_of_seeds
+from ternary_vae.stages import not_stackable
 
 CONFIGS = Path(str(resources.files("ternary_vae"))) / "configs"
 FROZEN = ["encoder_A", "encoder_B", "decoder_A", "controller"]
@@ -59,57 +63,80 @@ def metrics_of(folder: Path) -> dict:
     return json.loads((folder / "results.json").read_text())["metrics"]
 
 
+def planned(sweep: SweepConfig) -> dict:
+    """The jobs by name."""
+    return {job.name: job for job in plan(sweep)}
+
+
+def plan_apart(sweep: SweepConfig) -> list:
+    """The same jobs, each trained alone."""
+    return [dataclasses.replace(job, together="") for job in plan(sweep)]
+
+
+def make(folder: Path, sweep: SweepConfig, study=BARE, processes: int = 1) -> Path:
+    make_runs(study, "sweep", sweep, folder, SweepOptions(processes=processes, **CPU), ["ternary-vae", "sweep"])
+    return folder
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The tiny sweep, run in one process and never interrupted."""
-    folder = tmp_path_factory.mktemp("sweeps") / "whole"
-    return run_sweep(sweep_of(), folder, SweepOptions(processes=1, **CPU), ["ternary-vae", "sweep"])
+    """The tiny sweep with its report, in one process and never interrupted."""
+    return make(tmp_path_factory.mktemp("sweeps") / "whole", sweep_of(), STUDY)
 
 
 # ----------------------------------------------------------------------------------------------------------- the plan
 def test_the_plan_has_every_arm_of_every_phase_for_every_seed():
-    planned = plan_sweep(sweep_of())
+    jobs = planned(sweep_of())
     arms = ["one", "two", "plain", "heavy", "x_draw_0", "x_draw_1", "free"]
-    assert list(planned) == [
+    assert list(jobs) == [
         *(f"coverage_s{s}" for s in (0, 1)),
         *(f"mended_s{s}" for s in (0, 1)),
         *(f"{arm}_s{s}" for arm in arms for s in (0, 1)),
     ]
-    assert {run.phase for run in planned.values()} == {"coverage", "from scratch", *SWEEP["phases"]}
-    two = planned["two_s1"]
-    assert (two.arm, two.phase, two.start) == ("two", "1_curvature", "coverage_s1")
+    assert {job.labels["phase"] for job in jobs.values()} == {COVERAGE, SCRATCH, *SWEEP["phases"]}
+    two = jobs["two_s1"]
+    assert (two.arm, two.labels["phase"], two.needs) == ("two", "1_curvature", ("coverage_s1",))
     assert (two.config.curvature, two.config.max_radius, two.config.seed) == (2.0, 0.65, 1)
-    assert (two.config.stages, two.config.start_projections) == ("hierarchy", "drawn")
-    assert planned["plain_s0"].config.max_radius == TrainConfig().max_radius, "a phase's base is its own"
-    assert planned["x_draw_1_s0"].config.projection_seed == 1
-    first = planned["coverage_s1"]
+    assert (two.config.stages, two.config.start, two.config.start_projections) == ("hierarchy", "coverage_s1", "drawn")
+    assert jobs["plain_s0"].config.max_radius == TrainConfig().max_radius, "a phase's base is its own"
+    assert jobs["x_draw_1_s0"].config.projection_seed == 1
+    first = jobs["coverage_s1"]
     assert (first.config.stages, first.config.start, first.config.seed) == ("coverage", None, 1)
     assert first.config.coverage_epochs == 4
-    assert planned["mended_s0"].config.start is None
-    assert planned["mended_s0"].config.coverage_code == "mean"
-    for name, run in planned.items():
-        assert run.name == name
-        if run.start is not None:
-            assert planned[run.start].config.seed == run.config.seed
+    assert jobs["mended_s0"].config.start is None
+    assert jobs["mended_s0"].config.coverage_code == "mean"
+    for name, job in jobs.items():
+        assert job.name == name
+        for start in job.needs:
+            assert jobs[start].config.seed == job.config.seed
 
 
 def test_names_keep_their_seed_when_there_is_one_and_seeds_count_from_the_base():
-    assert "one_s0" in plan_sweep(sweep_of(seeds=1))
-    planned = plan_sweep(sweep_of(base={**BASE, "seed": 40}, seeds=2))
-    assert {run.config.seed for run in planned.values()} == {40, 41}
-    assert "coverage_s41" in planned
+    assert "one_s0" in planned(sweep_of(seeds=1))
+    jobs = planned(sweep_of(base={**BASE, "seed": 40}, seeds=2))
+    assert {job.config.seed for job in jobs.values()} == {40, 41}
+    assert "coverage_s41" in jobs
+
+
+def test_several_seeds_of_one_configuration_are_a_sweep():
+    verb, sweep = sweep_of_seeds(TrainConfig(seed=7, trits=3, lr=0.5), 3)
+    assert verb == "sweep"
+    jobs = planned(sweep)
+    assert list(jobs) == ["train_s7", "train_s8", "train_s9"]
+    assert {job.labels["phase"] for job in jobs.values()} == {SCRATCH}
+    assert jobs["train_s8"].config == TrainConfig(seed=8, trits=3, lr=0.5)
 
 
 def test_each_shape_of_encoders_has_its_own_coverage_checkpoint():
     phases = {"a": {"arms": {"narrow": {"latent_dim": 3}, "plain": {}, "wide": {"encoder_sizes": [16, 8]}}}}
-    planned = plan_sweep(sweep_of(phases=phases, from_scratch={}, seeds=2))
-    starts = {run.arm: run.start for run in planned.values() if run.start and run.config.seed == 1}
+    jobs = planned(sweep_of(phases=phases, from_scratch={}, seeds=2))
+    starts = {job.arm: job.needs for job in jobs.values() if job.needs and job.config.seed == 1}
     assert starts == {
-        "narrow": "coverage_latent_dim3_s1", "plain": "coverage_s1", "wide": "coverage_encoder_sizes16-8_s1",
+        "narrow": ("coverage_latent_dim3_s1",), "plain": ("coverage_s1",), "wide": ("coverage_encoder_sizes16-8_s1",),
     }  # fmt: skip
-    assert planned["coverage_latent_dim3_s1"].config.latent_dim == 3
-    assert planned["coverage_encoder_sizes16-8_s1"].config.encoder_sizes == [16, 8]
-    assert len(planned) == 12
+    assert jobs["coverage_latent_dim3_s1"].config.latent_dim == 3
+    assert jobs["coverage_encoder_sizes16-8_s1"].config.encoder_sizes == [16, 8]
+    assert len(jobs) == 12
 
 
 @pytest.mark.parametrize(
@@ -131,116 +158,79 @@ def test_each_shape_of_encoders_has_its_own_coverage_checkpoint():
 )  # fmt: skip
 def test_what_cannot_be_planned_is_refused_by_name(changes, named):
     with pytest.raises(UserError) as found:
-        plan_sweep(sweep_of(**changes))
+        plan(sweep_of(**changes))
     for word in named:
         assert word in str(found.value), found.value
 
 
 @pytest.mark.parametrize("name", ["quick", "full"])
-def test_the_shipped_sweeps_have_the_seed_study_s_phases(name):
+def test_the_shipped_sweeps_have_the_original_study_s_phases(name):
     sweep = SweepConfig(**check_types(SweepConfig, read_yaml(CONFIGS / f"{name}.yaml")))
-    planned = plan_sweep(sweep)
+    jobs = plan(sweep)
     assert sweep.seeds >= 5
     assert sorted(phase[0] for phase in sweep.phases) == list("1234567")
-    for phase in (*sweep.phases, "coverage", "from scratch"):
-        own = [run for run in planned.values() if run.phase == phase]
-        for arm in {run.arm for run in own}:
-            assert len({run.config.seed for run in own if run.arm == arm}) == sweep.seeds, (phase, arm)
-    phases = [run for run in planned.values() if run.start]
-    assert all(not_stackable(run.config) is None for run in phases), "or it would take hours"
+    for phase in (*sweep.phases, COVERAGE, SCRATCH):
+        own = [job for job in jobs if job.labels["phase"] == phase]
+        for arm in {job.arm for job in own}:
+            assert len({job.config.seed for job in own if job.arm == arm}) == sweep.seeds, (phase, arm)
+    assert all(not_stackable(job.config) is None for job in jobs if job.needs), "or it would take hours"
 
 
-# ------------------------------------------------------------------------------------------------------------ run ids
-def test_run_ids_are_of_configuration_seed_and_schema(monkeypatch):
-    config = TrainConfig(seed=3)
-    assert run_id(config) == run_id(TrainConfig(**to_dict(config)))
-    changed = {run_id(TrainConfig(seed=3, **c)) for c in ({"lr": 1e-3}, {"start": "x"}, {"projection_seed": 1})}
-    found = {run_id(config), run_id(TrainConfig(seed=4)), *changed}
-    monkeypatch.setattr(summary, "SCHEMA_VERSION", summary.SCHEMA_VERSION + 1)
-    assert len({*found, run_id(config)}) == 6
+def test_runs_of_one_shape_are_trained_together():
+    jobs = planned(sweep_of())
+    together = {job.together for job in jobs.values() if job.arm not in ("coverage", "mended", "free")}
+    assert len(together) == 1
+    assert "" not in together
+    assert {job.together for job in jobs.values() if job.arm in ("coverage", "mended", "free")} == {""}
 
+    def sizes(processes):
+        schedule = Schedule(
+            {name: () for name, job in jobs.items() if job.needs}, {n: j.together for n, j in jobs.items()}, processes
+        )
+        return [len(taken) for taken in iter(schedule.take, [])]
 
-def test_run_ids_stay_what_they_are():
-    """The sweep's rows of earlier days are found by them; a new field of TrainConfig changes them, on purpose."""
-    code = "from ternary_vae.config import TrainConfig; from ternary_vae.summary import run_id; print(run_id(TrainConfig()))"
-    told = [
-        subprocess.run(
-            [sys.executable, "-c", code],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "PYTHONHASHSEED": seed},
-            check=True,
-        ).stdout.strip()
-        for seed in ("1", "2")
-    ]
-    assert told == [run_id(TrainConfig())] * 2
-    assert len(told[0]) == 8
-
-
-# ----------------------------------------------------------------------------------------------------------- the jobs
-def test_jobs_are_stacks_of_one_shape_and_leave_no_process_idle(tmp_path):
-    planned = plan_sweep(sweep_of())
-    names = [name for name, run in planned.items() if run.start]
-
-    def jobs(processes=1, stack=True, largest=64):
-        made = make_jobs(planned, names, tmp_path, RunOptions(), [], processes, stack, largest)
-        assert sorted(name for key in made for name in key.split()) == sorted(names), "every run is in one job"
-        for key, job in made.items():
-            assert [folder.name for folder in job.folders] == key.split()
-            assert list(job.configs) == [planned[name].config for name in key.split()]
-        return [len(job.folders) for job in made.values()]
-
-    assert jobs() == [12, 1, 1]
-    assert jobs(processes=2) == [6, 6, 1, 1]
-    assert jobs(largest=5) == [5, 5, 2, 1, 1]
-    assert jobs(stack=False) == [1] * 14
+    assert sizes(1) == [12, 1, 1]
+    assert sizes(2) == [6, 6, 1, 1]
 
 
 # -------------------------------------------------------------------------------------------------------- a whole sweep
 def test_a_sweep_ends_done_with_its_tables_figures_and_results(whole):
-    planned = plan_sweep(sweep_of())
+    jobs = planned(sweep_of())
     manifest = manifest_of(whole)
-    assert (manifest["state"], manifest["reason"]) == ("done", "18 runs, all finished")
-    assert manifest["runs"] == {name: run_id(run.config) for name, run in planned.items()}
+    assert (manifest["state"], manifest["reason"]) == ("done", "18 of 18 runs asked for, all finished")
+    assert list(manifest["jobs"]) == list(jobs)
     assert manifest["seeds"] == [0, 1]
-    assert {path.name for path in whole.iterdir() if path.is_dir()} - {"history"} == {*planned, "figures"}
+    assert {path.name for path in whole.iterdir() if path.is_dir()} - {"history"} == {*jobs, "figures"}
     for file in ("config.yaml", "metrics.jsonl", "history.parquet", "results.json", "report.html", "report.md"):
         assert (whole / file).stat().st_size > 0, file
     assert read_yaml(whole / "config.yaml") == to_dict(sweep_of())
     assert {path.stem for path in (whole / "figures").glob("*.svg")} >= {"curves", "effects", "pareto"}
     rows = read_rows(whole / "metrics.jsonl")
     assert [row["step"] for row in rows] == list(range(1, 19))
-    assert {row["run"]: row["run_id"] for row in rows} == manifest["runs"]
+    assert {(row["run"], row["arm"], row["phase"]) for row in rows} == {
+        (name, job.arm, job.labels["phase"]) for name, job in jobs.items()
+    }
     assert {row["state"] for row in rows} == {"done"}
-    table = json.loads((whole / "table.json").read_text())
-    arms = {row["arm"] for row in table}
-    assert arms == {"one", "two", "plain", "heavy", "x", "free"}
-    assert all(row["n"] == 2 for row in table)
-    assert next(row["runs"] for row in table if row["arm"] == "x") == 4
-    lines = (whole / "table.csv").read_text().splitlines()
-    assert len(lines) == 1 + len(table)
-    assert lines[0].split(",") == list(dict.fromkeys(name for row in table for name in row))
-    for arm in arms:
-        assert f"| {arm} |" in (whole / "table.md").read_text()
+    for arm in ("one", "two", "plain", "heavy", "x", "free"):
+        assert f"| {arm}" in (whole / "report.md").read_text()
     results = json.loads((whole / "results.json").read_text())
     assert results["study"] == "ternary-vae"
-    assert results["metrics"]["runs"] == 18
-    assert results["metrics"]["failed"] == 0
     assert results["claims"]
     for claim in results["claims"]:
         assert claim["verdict"] in ("supported", "refuted", "inconclusive", "not run")
         assert claim["why"] or claim["verdict"] != "not run"
-    for name, run in planned.items():
+    for name, job in jobs.items():
         assert manifest_of(whole / name)["state"] == "done"
-        assert read_yaml(whole / name / "config.yaml") == to_dict(run.config)
-        assert (whole / name / "results.json").exists()
+        assert read_yaml(whole / name / "config.yaml") == to_dict(job.config)
+        assert "baselines" not in metrics_of(whole / name)
+    assert len({manifest_of(whole / name)["identity"] for name in jobs}) == len(jobs)
     assert manifest_of(whole / "one_s0")["stack"] == 12
     assert "stack" not in manifest_of(whole / "free_s0")
 
 
 def test_runs_of_a_sweep_start_from_their_sister_and_load_alone(whole):
-    _, _, start = load_model(str(whole / "coverage_s1"))
-    _, config, model = load_model(str(whole / "two_s1"))
+    _, _, start = load_model(whole / "coverage_s1")
+    _, config, model = load_model(whole / "two_s1")
     assert config.start == "coverage_s1"
     for name, weight in start.state_dict().items():
         if name.startswith(("encoder_A", "decoder_A")):
@@ -251,27 +241,26 @@ def test_runs_of_a_sweep_start_from_their_sister_and_load_alone(whole):
     assert "coverage_weight" in (whole / "report.md").read_text().split("Factors that changed nothing in these runs")[1]
 
 
-def test_stacked_or_not_on_one_process_or_two_the_numbers_are_the_same(whole, tmp_path):
-    options = SweepOptions(processes=2, stack="never", **CPU)
-    never = run_sweep(sweep_of(), tmp_path / "never", options, ["ternary-vae", "sweep"])
-    assert "stack" not in manifest_of(never / "one_s0")
-    for name in plan_sweep(sweep_of()):
-        one, other = (read_rows(folder / name / "metrics.jsonl") for folder in (whole, never))
+def test_together_or_alone_on_one_process_or_two_the_numbers_are_the_same(whole, tmp_path):
+    sweep_verb = dataclasses.replace(BARE.verbs["sweep"], plan="test_sweep:plan_apart")
+    study = dataclasses.replace(BARE, verbs={**BARE.verbs, "sweep": sweep_verb})
+    apart = make(tmp_path / "apart", sweep_of(), study, processes=2)
+    assert "stack" not in manifest_of(apart / "one_s0")
+    for name in planned(sweep_of()):
+        one, other = (read_rows(folder / name / "metrics.jsonl") for folder in (whole, apart))
         assert len(one) == len(other)
         for a, b in zip(one, other, strict=True):
             assert a.keys() == b.keys()
             for key, value in a.items():
-                assert value == (b[key] if isinstance(value, str) else pytest.approx(b[key], rel=0, abs=1e-8)), (
-                    name,
-                    key,
-                )
+                wanted = b[key] if isinstance(value, str) else pytest.approx(b[key], rel=0, abs=1e-8)
+                assert value == wanted, (name, key)
         if name.startswith(("coverage_s", "mended", "free")):
             assert one == other, "alone in both"
 
 
 # ------------------------------------------------------------------------------------------------------ killed, resumed
 def test_a_killed_sweep_keeps_what_is_done_and_ends_with_the_same_numbers(whole, tmp_path):
-    """SIGKILL of the sweep while its stacks are at work, on two processes; then `sweep --resume`."""
+    """SIGKILL of the sweep while its runs are trained, on two processes; then `sweep --resume`."""
     (tmp_path / "s.yaml").write_text(to_yaml(SWEEP))
     command = [sys.executable, "-m", "ternary_vae", "sweep", "--config", "s.yaml", "--device", "cpu", "--threads", "1"]
     command += ["--processes", "2", "--output-dir", "out"]
@@ -290,27 +279,27 @@ def test_a_killed_sweep_keeps_what_is_done_and_ends_with_the_same_numbers(whole,
         time.sleep(0.05)  # the workers see that their parent is gone, save and end
     states = {folder.name: manifest_of(folder)["state"] for folder in folders}
     done = [name for name, state in states.items() if state == "done"]
-    assert {"coverage_s0", "coverage_s1"} <= set(done)
+    assert done
     assert "stopped" in states.values(), states
     written = {name: [(out / name / f).stat().st_mtime_ns for f in ("results.json", "manifest.json")] for name in done}
-    told = subprocess.run(
+    again = subprocess.run(
         [*command, "--resume"], cwd=tmp_path, capture_output=True, text=True, timeout=300, env=environment, check=False
     )
-    assert told.returncode == 0, told.stderr
+    assert again.returncode == 0, again.stderr
     for name, times in written.items():
         assert [(out / name / f).stat().st_mtime_ns for f in ("results.json", "manifest.json")] == times, name
     assert manifest_of(out)["state"] == "done"
     assert len(manifest_of(out)["resumed"]) == 1
     rows = read_rows(out / "metrics.jsonl")
-    assert sorted(row["run"] for row in rows) == sorted(plan_sweep(sweep_of()))
+    assert sorted(row["run"] for row in rows) == sorted(planned(sweep_of()))
     assert metrics_of(out) == metrics_of(whole)
-    for name in plan_sweep(sweep_of()):
+    for name in planned(sweep_of()):
         assert (out / name / "metrics.jsonl").read_bytes() == (whole / name / "metrics.jsonl").read_bytes(), name
 
 
 # --------------------------------------------------------------------------------------------------------------- failures
-def test_runs_that_fail_are_recorded_with_their_reason_and_the_rest_goes_on(tmp_path, capfd):
-    """A loss that is not finite, alone and in a stack; and a coverage checkpoint that cannot be written."""
+def test_runs_that_fail_are_recorded_with_their_reason_and_the_rest_goes_on(tmp_path):
+    """A loss that is not finite, alone and beside others; and a coverage checkpoint that cannot be written."""
     base = {**BASE, "epochs": 4, "grad_clip": None}
     arms = {
         "good": {},
@@ -321,24 +310,19 @@ def test_runs_that_fail_are_recorded_with_their_reason_and_the_rest_goes_on(tmp_
     out = tmp_path / "out"
     (out / "coverage_s1").mkdir(parents=True)
     (out / "coverage_s1" / "checkpoints").write_text("a file where a folder should be")
-    run_sweep(sweep, out, SweepOptions(processes=1, **CPU), ["ternary-vae", "sweep"])
+    with pytest.raises(UserError, match="6 of 8 runs failed"):
+        make(out, sweep)
     manifest = manifest_of(out)
-    assert (manifest["state"], manifest["reason"]) == ("done", "8 runs, 6 failed")
-    assert metrics_of(out)["failed"] == 6
-    assert metrics_of(out)["runs"] == 2
-    report = (out / "report.md").read_text().split("Runs that did not finish")[1]
-    reasons = dict(
-        line.strip("| ").split(" | ", 1) for line in report.splitlines() if line.startswith("| ") and "_s" in line
-    )
+    assert manifest["state"] == "failed"
+    reasons = manifest["failed"]
     assert set(reasons) == {"coverage_s1", "good_s1", "bad_s0", "bad_s1", "bad_alone_s0", "bad_alone_s1"}
     for name in ("bad_s0", "bad_alone_s0"):
-        assert "lr: 1e+200 made the loss infinite or NaN" in reasons[name], reasons
+        assert reasons[name].startswith("lr: 1e+200 made "), reasons
         assert manifest_of(out / name)["state"] == "failed"
     assert "FileExistsError" in reasons["coverage_s1"]
     for name in ("good_s1", "bad_s1", "bad_alone_s1"):
-        assert reasons[name].startswith("its start coverage_s1 failed: ")
+        assert reasons[name].startswith("it needs coverage_s1, which failed: ")
         assert not (out / name).exists()
     assert manifest_of(out / "good_s0")["state"] == "done"
     states = {row["run"]: row["state"] for row in read_rows(out / "metrics.jsonl")}
     assert {name for name, state in states.items() if state == "done"} == {"coverage_s0", "good_s0"}
-    assert "Traceback" not in capfd.readouterr().out

@@ -11,28 +11,31 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from conftest import train_run
 from safetensors.torch import load_file
 
+import studycore.run
 import ternary_vae.train as module
 from studycore.checkpoints import load_checkpoint, read_index
 from studycore.configuration import to_dict
 from studycore.errors import Stopped, UserError
-from studycore.metrics import read_rows
-from ternary_vae.config import RunOptions, TrainConfig
+from studycore.metrics_log import read_rows
+from ternary_vae import updates
+from ternary_vae.checkpoint import find_checkpoint, load_model
+from ternary_vae.config import TrainConfig
+from ternary_vae.data import Operations, training_indices
+from ternary_vae.forward import StageForward
 from ternary_vae.metrics import hierarchy_ceiling
 from ternary_vae.model import create_model
-from ternary_vae.operations import Operations, training_indices
-from ternary_vae.record import load_model
-from ternary_vae.train import Progress, judge_evaluation, score, train
-
-CPU = RunOptions(device="cpu", threads=1)
+from ternary_vae.stages import stages_of
+from ternary_vae.train import has_ended, score
+from ternary_vae.updates import WholeModel
 
 
 @pytest.fixture(autouse=True)
-def without_report(monkeypatch):
-    """Reports have tests of their own."""
+def without_final_metrics(monkeypatch):
+    """They have tests of their own."""
     monkeypatch.setattr(module, "run_metrics", lambda *_: {})
-    monkeypatch.setattr(module, "write_run_results", lambda *_: None)
 
 
 def rows_of(folder: Path) -> list[dict]:
@@ -69,7 +72,7 @@ def same(one: Path, other: Path) -> None:
 def test_the_first_twenty_steps_are_the_recorded_ones(small, tmp_path):
     """A change that moves these numbers changes every result; do it on purpose, and say so in the change log."""
     config = small(batch_size=27, coverage_epochs=10, epochs=10, coverage_patience=None)
-    train(config, tmp_path / "run", CPU, quiet=True)
+    train_run(config, tmp_path / "run")
     rows = rows_of(tmp_path / "run")
     assert rows[-1]["step"] == 20
     losses = [loss_of(row) for row in rows if loss_of(row)]
@@ -79,17 +82,17 @@ def test_the_first_twenty_steps_are_the_recorded_ones(small, tmp_path):
 
 def test_a_run_is_a_function_of_its_configuration(small, tmp_path):
     config = small(stages="joint", encoder_dropout=0.2, projection_dropout=0.1, code="sample")
-    train(config, tmp_path / "one", CPU, quiet=True)
+    train_run(config, tmp_path / "one")
     torch.rand(100)  # the global stream plays no part
-    train(config, tmp_path / "two", CPU, quiet=True)
+    train_run(config, tmp_path / "two")
     same(tmp_path / "one", tmp_path / "two")
-    train(small(stages="joint", seed=4), tmp_path / "other", CPU, quiet=True)
+    train_run(small(stages="joint", seed=4), tmp_path / "other")
     assert loss_of(rows_of(tmp_path / "other")[-1]) != loss_of(rows_of(tmp_path / "one")[-1])
 
 
 def test_evaluating_leaves_training_alone(small, tmp_path):
     for name, changes in (("often", {"checkpoint_every": 1}), ("seldom", {"eval_every": 6, "checkpoint_every": 6})):
-        train(small(encoder_dropout=0.2, coverage_patience=None, **changes), tmp_path / name, CPU, quiet=True)
+        train_run(small(encoder_dropout=0.2, coverage_patience=None, **changes), tmp_path / name)
     often, seldom = (load_file(last(tmp_path / name) / "model.safetensors") for name in ("often", "seldom"))
     assert all(torch.equal(often[name], seldom[name]) for name in often)
 
@@ -97,7 +100,7 @@ def test_evaluating_leaves_training_alone(small, tmp_path):
 def test_both_ways_of_the_forward_pass_train_the_same_model(small, tmp_path):
     for forward in ("restructured", "plain"):
         config = small(forward=forward, dtype="float64", view="both", code="sample", encoder_dropout=0.2)
-        train(config, tmp_path / forward, CPU, quiet=True)
+        train_run(config, tmp_path / forward)
     for one, other in zip(rows_of(tmp_path / "restructured"), rows_of(tmp_path / "plain"), strict=True):
         assert numbers(one) == pytest.approx(numbers(other), rel=1e-7, abs=1e-9)
 
@@ -110,7 +113,7 @@ def test_losses_fall(small, tmp_path, loss):
     if loss == "geodesic":
         # Its terms rise with tau; tau is 1 from the first epoch on when the ramp is that short.
         config = small(**{**to_dict(config), "use_controller": True})
-    train(config, tmp_path / "run", CPU, quiet=True)
+    train_run(config, tmp_path / "run")
     losses = [loss_of(row) for row in rows_of(tmp_path / "run")[1:]]
     assert losses[-1] < 0.7 * losses[0]
 
@@ -120,7 +123,7 @@ def test_coverage_and_hierarchy_are_learned_from_scratch(small, tmp_path):
         encoder_sizes=[48, 32], decoder_sizes=[32], hidden_dim=32, coverage_epochs=120, epochs=150, eval_every=10,
         checkpoint_every=1000,
     )  # fmt: skip
-    train(config, tmp_path / "run", CPU, quiet=True)
+    train_run(config, tmp_path / "run")
     rows = rows_of(tmp_path / "run")
     covered = [row for row in rows if row["stage"] == "coverage"]
     assert [row["coverage"] for row in covered[-3:]] == [1, 1, 1]
@@ -143,7 +146,7 @@ def test_a_frozen_random_decoder_is_the_seed_study_s_plateau(tmp_path):
             decoder_sizes=[16, 32], hidden_dim=8, coverage_epochs=60, batch_size=27, coverage_lr=5e-3, eval_every=60,
             checkpoint_every=1000,
         )  # fmt: skip
-        folder = train(config, tmp_path / f"run-{len(frozen)}", CPU, quiet=True)
+        folder = train_run(config, tmp_path / f"run-{len(frozen)}")
         final[bool(frozen)] = rows_of(folder)[-1]["coverage"]
         drawn, kept = create_model(config, 0).state_dict(), load_file(last(folder) / "model.safetensors")
         decoder = [torch.equal(drawn[name], kept[name]) for name in kept if name.startswith("decoder_A")]
@@ -155,14 +158,14 @@ def test_a_frozen_random_decoder_is_the_seed_study_s_plateau(tmp_path):
 def test_unseen_operations_are_not_trained_on(small, tmp_path, monkeypatch):
     config = small(train_fraction=0.5, stages="joint", epochs=2)
     shown = set()
-    original = module.StageForward.forward
+    original = StageForward.forward
 
     def forward(self, batch, positions_N, noise_ND):
         shown.update(batch.index_N.tolist())
         return original(self, batch, positions_N, noise_ND)
 
-    monkeypatch.setattr(module.StageForward, "forward", forward)
-    train(config, tmp_path / "run", CPU, quiet=True)
+    monkeypatch.setattr(StageForward, "forward", forward)
+    train_run(config, tmp_path / "run")
     assert shown == set(training_indices(3, 0.5, config.seed).tolist())
     assert len(shown) == 14
     row = rows_of(tmp_path / "run")[-1]
@@ -170,22 +173,26 @@ def test_unseen_operations_are_not_trained_on(small, tmp_path, monkeypatch):
 
 
 def test_patience_ends_a_stage(small):
-    config = small(early_stopping_patience=2, coverage_patience=2)
-    at = Progress()
-    found = []
-    for epoch, hierarchy in enumerate([-0.1, -0.5, -0.4, 0.9, -0.6]):
-        at.epoch, at.metrics = epoch, {"coverage": 1.0, "hierarchy": hierarchy, "min_level_gap": 0.0}
-        found.append((judge_evaluation(at, config, "hierarchy", True), at.ended))
-    assert found[:4] == [(True, False), (True, False), (False, False), (False, True)]
-    at = Progress()
-    for coverage, ended in ((1.0, False), (0.9, False), (1.0, False), (1.0, True)):
-        at.metrics = {"coverage": coverage}
-        assert not judge_evaluation(at, config, "coverage", False)
-        assert at.ended is ended
-    at = Progress()
-    at.metrics = {"coverage": 0.5}  # no hierarchy: radii that are all equal
-    assert judge_evaluation(at, config, "hierarchy", True)
-    assert at.best == pytest.approx(-1, abs=1e-5)
+    coverage, hierarchy = stages_of(small(early_stopping_patience=2, coverage_patience=2))
+
+    def ends(stage, rows, config):
+        rows = [{"stage": stage.name, "min_level_gap": 0.0, "coverage": 1.0, **row} for row in rows]
+        return [has_ended(rows[: k + 1], config, stage) for k in range(len(rows))]
+
+    patient = small(early_stopping_patience=2, coverage_patience=2)
+    order = [{"hierarchy": h} for h in (-0.1, -0.5, -0.4, 0.9, -0.6)]
+    assert ends(hierarchy, order, patient) == [False, False, False, True, False]
+    # A hierarchy that does not exist, of radii that are all equal, is the worst.
+    assert ends(hierarchy, [{}, {"hierarchy": 0.9}, {}, {}], patient) == [False, False, False, True]
+    covered = [{"coverage": c} for c in (1.0, 0.9, 1.0, 1.0)]
+    assert ends(coverage, covered, patient) == [False, False, False, True]
+    seen = [{"coverage": 0.5, "coverage_seen": 1.0}] * 2
+    assert ends(coverage, seen, patient) == [False, True]
+    impatient = small(early_stopping_patience=None, coverage_patience=None)
+    assert not any(ends(hierarchy, order * 9, impatient) + ends(coverage, covered * 9, impatient))
+    assert not has_ended([], patient, hierarchy)
+    earlier = [{"stage": "coverage", "coverage": 1.0}] * 9
+    assert not has_ended([*earlier, {"stage": "hierarchy", "coverage": 1.0}], patient, hierarchy), "stages do not mix"
 
 
 def test_the_best_is_chosen_by_what_training_sees_and_by_gaps_where_the_order_is_perfect():
@@ -213,9 +220,18 @@ INTERRUPTED = {
 }  # fmt: skip
 
 
-def interrupt(name: str, count: int, number: int):
-    """Makes the count-th call of a name in the training loop send this process a signal."""
-    original, calls = getattr(module, name), []
+PLACES = {
+    "step": (WholeModel, "step"),
+    "measure": (WholeModel, "measure"),
+    "optimizer": (updates, "create_optimizer"),
+    "checkpoint": (studycore.run, "save_checkpoint"),
+}
+
+
+def interrupt(place: str, count: int, number: int):
+    """Makes the count-th call of a function of the training send this process a signal."""
+    owner, name = PLACES[place]
+    original, calls = getattr(owner, name), []
 
     def calling(*arguments, **kwargs):
         result = original(*arguments, **kwargs)
@@ -224,7 +240,7 @@ def interrupt(name: str, count: int, number: int):
             os.kill(os.getpid(), number)
         return result
 
-    setattr(module, name, calling)
+    setattr(owner, name, calling)
 
 
 def killed(config: TrainConfig, folder: Path, name: str, count: int) -> int:
@@ -236,7 +252,7 @@ def killed(config: TrainConfig, folder: Path, name: str, count: int) -> int:
     if child == 0:
         try:
             interrupt(name, count, signal.SIGKILL)
-            train(config, folder, CPU, resume=folder.exists(), quiet=True)
+            train_run(config, folder, resume=folder.exists())
         finally:
             os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -246,21 +262,21 @@ def killed(config: TrainConfig, folder: Path, name: str, count: int) -> int:
 def test_a_run_that_was_killed_again_and_again_is_the_same_run(small, tmp_path, name):
     """SIGKILL: in the first steps, before any checkpoint; after a save; between the checkpoints; after a row."""
     config = small(**INTERRUPTED[name])
-    for place, count in (("learning_rate", 5), ("save_checkpoint", 1), ("learning_rate", 14), ("evaluate", 2)):
+    for place, count in (("step", 5), ("checkpoint", 1), ("step", 14), ("measure", 2)):
         assert killed(config, tmp_path / "cut", place, count) == -signal.SIGKILL, (place, count)
     assert json.loads((tmp_path / "cut" / "manifest.json").read_text())["state"] == "running"
-    train(config, tmp_path / "cut", CPU, resume=True, quiet=True)
-    train(config, tmp_path / "straight", CPU, quiet=True)
+    train_run(config, tmp_path / "cut", resume=True)
+    train_run(config, tmp_path / "straight")
     same(tmp_path / "straight", tmp_path / "cut")
     if name == "patience":
         assert rows_of(tmp_path / "cut")[-1]["epoch"] < 40, "patience ended it"
 
 
 STOPS = {
-    "steps": [("learning_rate", 2), ("learning_rate", 9)],
-    "last step of the first stage": [("learning_rate", 18)],
-    "start of the second stage": [("create_optimizer", 2)],
-    "before any step": [("create_optimizer", 1), ("evaluate", 3)],
+    "steps": [("step", 2), ("step", 9)],
+    "last step of the first stage": [("step", 18)],
+    "start of the second stage": [("optimizer", 2)],
+    "before any step": [("optimizer", 1), ("measure", 3)],
 }
 
 
@@ -275,24 +291,24 @@ STOPS = {
 )
 def test_a_run_that_was_stopped_goes_on_to_the_bit(small, tmp_path, name, stops, monkeypatch):
     config = small(**INTERRUPTED[name])
-    train(config, tmp_path / "straight", CPU, quiet=True)
+    train_run(config, tmp_path / "straight")
     for place, count in STOPS[stops]:
         with monkeypatch.context() as patch:
-            patch.setattr(module, place, getattr(module, place))
+            patch.setattr(*PLACES[place], getattr(*PLACES[place]))
             interrupt(place, count, signal.SIGTERM)
-            with pytest.raises(Stopped, match=r"SIGTERM.*ternary-vae resume"):
-                train(config, tmp_path / "cut", CPU, resume=(tmp_path / "cut").exists(), quiet=True)
+            with pytest.raises(Stopped, match="SIGTERM"):
+                train_run(config, tmp_path / "cut", resume=(tmp_path / "cut").exists())
         assert json.loads((tmp_path / "cut" / "manifest.json").read_text())["state"] == "stopped"
-    train(config, tmp_path / "cut", CPU, resume=True, quiet=True)
+    train_run(config, tmp_path / "cut", resume=True)
     same(tmp_path / "straight", tmp_path / "cut")
 
 
 def test_resuming_refuses_another_configuration(small, tmp_path):
-    train(small(), tmp_path / "run", CPU, quiet=True)
+    train_run(small(), tmp_path / "run")
     with pytest.raises(UserError, match=r"lr: stored 0.01, given 0.5"):
-        train(small(lr=0.5), tmp_path / "run", CPU, resume=True, quiet=True)
+        train_run(small(lr=0.5), tmp_path / "run", resume=True)
     with pytest.raises(UserError, match="holds a run already"):
-        train(small(), tmp_path / "run", CPU, quiet=True)
+        train_run(small(), tmp_path / "run")
 
 
 # ------------------------------------------------------------------------------------------------------ several processes
@@ -309,7 +325,7 @@ def test_resuming_refuses_another_configuration(small, tmp_path):
 def test_two_processes_equal_one(small, tmp_path, changes):
     """At batches of 11, 11 and what is left: each process's part is of another size."""
     config = small(dtype="float64", batch_size=11, deep_share=0.3, coverage_patience=None, **changes)
-    train(config, tmp_path / "one", CPU, quiet=True)
+    train_run(config, tmp_path / "one")
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(to_dict(config)))
     flags = ["--config", str(tmp_path / "c.yaml"), "--device", "cpu", "--threads", "1", "--num-processes", "2"]
     process = subprocess.run(
@@ -333,9 +349,9 @@ def test_two_processes_equal_one(small, tmp_path, changes):
 
 
 def test_a_hierarchy_stage_starts_from_a_verified_checkpoint(small, tmp_path):
-    source = train(small(stages="coverage"), tmp_path / "source", CPU, quiet=True)
+    source = train_run(small(stages="coverage"), tmp_path / "source")
     config = small(stages="hierarchy", start=str(source))
-    folder = train(config, tmp_path / "run", CPU, quiet=True)
+    folder = train_run(config, tmp_path / "run")
     _, _, before = load_model(str(source))
     after = load_file(last(folder) / "model.safetensors")
     for name, weight in before.state_dict().items():
@@ -346,7 +362,7 @@ def test_a_hierarchy_stage_starts_from_a_verified_checkpoint(small, tmp_path):
 
 
 def test_a_start_of_another_architecture_is_refused(small, tmp_path):
-    source = train(small(stages="coverage"), tmp_path / "source", CPU, quiet=True)
+    source = train_run(small(stages="coverage"), tmp_path / "source")
     for changes in (
         {"hidden_dim": 16},
         {"curvature": 0.5},
@@ -357,25 +373,25 @@ def test_a_start_of_another_architecture_is_refused(small, tmp_path):
         (field,) = changes
         config = small(stages="hierarchy", start=str(source), **changes)
         with pytest.raises(UserError, match=f"another architecture: {field} .* there, .* asked for"):
-            train(config, tmp_path / "run", CPU, quiet=True)
+            train_run(config, tmp_path / "run")
     drawn = small(stages="hierarchy", start=str(source), start_projections="drawn", encoder_sizes=[4])
     with pytest.raises(UserError, match="encoder_sizes"):
-        train(drawn, tmp_path / "run", CPU, quiet=True)
+        train_run(drawn, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_projections_may_be_drawn_anew(small, tmp_path):
-    source = train(small(stages="coverage"), tmp_path / "source", CPU, quiet=True)
+    source = train_run(small(stages="coverage"), tmp_path / "source")
     config = small(
         stages="hierarchy", start=str(source), start_projections="drawn", hidden_dim=16, curvature=0.5,
         projection_seed=8, epochs=1,
     )  # fmt: skip
-    found = module.start_model(config, tmp_path / "new")
+    found = module.start_model(config, find_checkpoint(source), {})
     stored = load_model(str(source))[2].state_dict()
     drawn = create_model(config, 0, projection_seed=8).state_dict()
     for name, weight in found.state_dict().items():
         assert torch.equal(weight, (drawn if name.startswith("projection") else stored)[name]), name
-    folder = train(config, tmp_path / "run", CPU, quiet=True)
+    folder = train_run(config, tmp_path / "run")
     assert load_checkpoint(last(folder)).config["curvature"] == 0.5
     load_model(str(folder))
 
@@ -383,26 +399,19 @@ def test_projections_may_be_drawn_anew(small, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"coverage_lr": 1e30}, "coverage_lr: 1e\\+30 made the loss infinite or NaN .* coverage stage; lower it"),
-        ({"stages": "joint", "lr": 1e30}, "^lr: 1e\\+30 made the loss infinite or NaN .* joint stage; lower it"),
+        ({"coverage_lr": 1e30}, "^coverage_lr: 1e\\+30 made .* (nan|inf) at coverage epoch .*; lower it"),
+        ({"stages": "joint", "lr": 1e30}, "^lr: 1e\\+30 made .* (nan|inf) at joint epoch .*; lower it"),
         # A checkpoint that falls between evaluations must not see it either.
         (
             {"stages": "joint", "lr": 1e30, "eval_every": 4, "checkpoint_every": 1},
-            "^lr: 1e\\+30 made the loss infinite or NaN .* joint stage; lower it",
+            "^lr: 1e\\+30 made .* (nan|inf) at joint epoch .*; lower it",
         ),
     ],
     ids=str,
 )
 def test_a_loss_that_is_not_finite_ends_the_run_in_one_sentence(small, tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
-        train(small(grad_clip=None, **changes), tmp_path / "run", CPU, quiet=True)
+        train_run(small(grad_clip=None, **changes), tmp_path / "run")
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert manifest["state"] == "failed"
     assert "lr" in manifest["reason"]
-
-
-def test_a_tracker_that_is_not_installed_is_refused(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="--tracker: wandb is not installed"):
-        train(small(), tmp_path / "run", RunOptions(device="cpu", threads=1, tracker="wandb"), quiet=True)
-    assert not (tmp_path / "run").exists()

@@ -100,8 +100,13 @@ def one_run_verb(study: Study, verb: str, action: OneRun, argv: list[str]) -> No
 
     config_class, options_class = load(action.config), load(action.options)
     given = with_aliases(study, argv)
-    if action.first_argument and given and not given[0].startswith("-"):
-        given = [f"--{action.first_argument}={given[0]}", *given[1:]]
+    if action.first_argument and {"-h", "--help"} & set(argv):
+        print(f"usage: {study.name} {verb} {action.first_argument.upper()} [flags]\n")
+    elif action.first_argument and given and not given[0].startswith("-"):
+        flag = f"--{action.first_argument}"
+        if flag in [item.partition("=")[0] for item in given[1:]]:
+            raise UserError(f"{flag}: is given as the first argument, '{given[0]}'; leave the flag out")
+        given = [f"{flag}={given[0]}", *given[1:]]
     refuse_config_of_many(study, given)
     file, flags = read_arguments(
         [config_class, options_class], given, f"{study.name} {verb}", study.package, action.default_config
@@ -348,7 +353,10 @@ def resume_verb(study: Study, argv: list[str]) -> None:
     if finished(study, folder):
         return
     verb, argv_then, stored = manifest["verb"], list(manifest["argv"]), dict(manifest.get("options", {}))
-    action, config = study.verbs[verb], read_config(study, folder)
+    config = read_config(study, folder)
+    action = study.verbs[verb]
+    if isinstance(action, Verb):
+        raise UserError(f"{folder}: `{study.name} {verb}` was cut off; remove the folder and repeat it")
     common = {"device": manifest["devices"]["device"].partition(":")[0], "resume": True}
     if isinstance(action, ManyRuns):
         options = load("studycore.options:SweepOptions")(**stored, **common)

@@ -11,7 +11,7 @@ from studycore.errors import UserError
 from studycore.files import read_json
 from studycore.metrics_log import read_rows
 from studycore.run_folder import read_manifest
-from studycore.study import ManyRuns, OneRun, Study, load
+from studycore.study import ManyRuns, Study, load
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,7 +62,7 @@ def read_arrays(folder: Path) -> dict[str, Any]:
 def read_config(study: Study, folder: Path) -> Any:
     """The configuration of a run folder. UserError when it does not fit the study as it is."""
     action = study.verbs.get(read_manifest(folder)["verb"])
-    if not isinstance(action, OneRun | ManyRuns):
+    if action is None or not action.config:
         raise UserError(f"{folder}: its verb is none that {study.name} can read; use the version that made it")
     path = folder / "config.yaml"
     return from_dict(load(action.config), read_yaml(path), str(path))

@@ -16,6 +16,8 @@ class Verb:
     summary: str
     function: str
     """`function(arguments)`, given what stands after the verb."""
+    config: str = ""
+    """Dataclass of the settings of the finished run that it makes without training, such as an import; else empty."""
 
 
 @dataclass(frozen=True)

@@ -1,421 +1,436 @@
-"""The study's claims; thresholds stand here, before the run.
+"""The study's claims, as data, and what they read of a finished run.
 
-Targets of training from scratch ask that every seed reaches them: one that does not refutes, all that do support once
-there are enough of them (see `every_seed`). The seed study's findings are asked of arms over seeds, paired where two
-arms are compared: Student's t over seeds, draws of the projections averaged within a seed first.
+Targets of training from scratch ask that every seed reaches them: a single run that fails refutes, runs that all pass
+support once there are enough of them. The original study's findings are asked of arms over seeds, paired where two arms
+are compared; several draws of the projections are averaged within a seed first.
 """
 
-import math
-from collections.abc import Callable, Sequence
-from typing import Any
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+from studycore.claims import Claim, Condition, Measure, NotRun
+from studycore.configuration import to_dict
+from studycore.errors import UserError
+from studycore.files import read_json
+from studycore.measures import at_least, correlation, mean, paired_difference, rows, share, spread
+from studycore.metrics_log import read_rows
+from studycore.run_folder import read_manifest
+from studycore.statistics import Interval, mean_interval
+from ternary_vae.comparisons import ordering_rows
+from ternary_vae.config import SweepConfig, TrainConfig
 
-from studycore.claims import Statement, judge, not_run
-from studycore.statistics import Interval, mean_interval, share_interval
-from ternary_vae.comparisons import (
-    Value,
-    arm_name,
-    best_epoch,
-    best_hierarchy,
-    by_arm,
-    by_seed,
-    decay,
-    final_hierarchy,
-    paired_differences,
-)
-from ternary_vae.config import TrainConfig
-from ternary_vae.metrics import pearson
-from ternary_vae.summary import RunSummary
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
-OWN, SEED = "this study's target", "the seed study's sweep summary"
+OWN, ORIGINAL = "this study's target", "the original study's sweep summary"
 SPEARMAN = "Spearman"
-PEAKED, PLATEAU_EPOCHS = 20, 50
-"""Epoch by which the seed study's runs had peaked, and how long those from scratch were."""
-HALF = 0.5
-"""Share of seeds that must lie below the interval of those that pass: reached by 6 of 6."""
-
-
-def _target(name: str, statement: str, predicted: str) -> Statement:
-    return Statement(name, f"From scratch, in every seed: {statement}", OWN, predicted, "share of seeds", HALF, "above")
-
-
-Passes = Callable[[dict[str, Any]], bool]
-TARGETS: list[tuple[Statement, tuple[str, ...], Passes]] = [
-    (
-        _target("scratch_coverage", "all 19,683 operations come back right from their mean code", "19,683 of 19,683"),
-        ("covered", "operations"), lambda m: m["covered"] == m["operations"] == 19_683,
-    ),
-    (
-        _target("scratch_gaps", "every level lies apart from the next", "smallest gap above 0"),
-        ("min_level_gap", "positive_gaps"), lambda m: m["min_level_gap"] > 0 and m["positive_gaps"] == 9,
-    ),
-    (
-        _target("scratch_hierarchy", "the hierarchy is at least 99.99 % of its ceiling", "99.99 %"),
-        ("hierarchy_of_ceiling",), lambda m: m["hierarchy_of_ceiling"] >= 0.9999,
-    ),
-    (
-        _target("scratch_ties", "fewer than 0.1 % of the radii are tied, so that ties do not make the hierarchy", "0.1 %"),
-        ("tied_radius_share",), lambda m: m["tied_radius_share"] < 0.001,
-    ),
-    (
-        _target("scratch_richness", "the Euclidean richness is at least 0.003", "0.003 (the best at the ceiling before: 0.000048)"),
-        ("richness",), lambda m: m["richness"] >= 0.003,
-    ),
-]  # fmt: skip
-"""What is claimed, the metrics that it needs, and when a seed passes."""
-
-UNSEEN_TARGETS: list[tuple[Statement, tuple[str, ...], Passes]] = [
-    (
-        _target("unseen_coverage", "more than 95 % of the operations that training did not see come back right", "86 % by a plain model"),
-        ("coverage_unseen",), lambda m: m["coverage_unseen"] > 0.95,
-    ),
-    (
-        _target("unseen_hierarchy", "the hierarchy of the unseen is at least 99 % of their own ceiling", "99 %"),
-        ("hierarchy_unseen", "hierarchy_ceiling_unseen"),
-        lambda m: -m["hierarchy_unseen"] >= 0.99 * m["hierarchy_ceiling_unseen"],
-    ),
-]  # fmt: skip
-"""The same where training sees a tenth of the operations or less."""
-
-CURVATURE = Statement(
-    "curvature_2_vs_1", "Curvature 2 reaches a better hierarchy than curvature 1", SEED, "-0.014 (-0.702 against -0.688)",
-    f"{SPEARMAN}, difference of the best", 0.0, "below",
-)  # fmt: skip
-EUCLIDEAN = Statement(
-    "curvature_inert_euclidean", "With the radius as a Euclidean norm, as the seed study had it, the curvature changes no hierarchy",
-    "this study: it enters neither loss nor metric", "0", f"{SPEARMAN}, largest difference over evaluations", 1e-6, "below",
-)  # fmt: skip
-DECAY_BALANCED = Statement(
-    "decay_balanced", "The loss on level means peaks and then loses 0.16 or more (weights 5, 5)", SEED, "0.16 (-0.758 to -0.598)",
-    f"{SPEARMAN}, end minus best", 0.16, "above",
-)  # fmt: skip
-DECAY_BASELINE = Statement(
-    "decay_baseline", "The loss on level means peaks and then loses 0.19 or more (weights 5, 2)", SEED, "0.19 (-0.752 to -0.559)",
-    f"{SPEARMAN}, end minus best", 0.19, "above",
-)  # fmt: skip
-PEAK_WEIGHTS = Statement(
-    "peak_weights",
-    "All weightings of the loss on level means peak at epoch 20 or earlier",
-    SEED,
-    "10 to 20",
-    "epochs",
-    20.5,
-    "below",
-)
-EARLY_STEP = Statement(
-    "early_stop_vs_step", "Stopping early (patience 5) has a better best than the step schedule", SEED,
-    "-0.025 (-0.792 against -0.767)", f"{SPEARMAN}, difference of the best", 0.0, "below",
-)  # fmt: skip
-EARLY_COSINE = Statement(
-    "early_stop_vs_cosine", "Stopping early (patience 5) has a better best than the cosine schedule", SEED,
-    "-0.097 (-0.792 against -0.695)", f"{SPEARMAN}, difference of the best", 0.0, "below",
-)  # fmt: skip
-EARLY_PEAK = Statement(
-    "early_stop_peak", "With patience 5 the best is at epoch 10 or earlier", SEED, "3", "epochs", 10.5, "below"
-)
-LR_LOW = Statement(
-    "lr_1e3_vs_1e4", "Learning rate 1e-3 reaches a better hierarchy than 1e-4", SEED, "-0.055 (-0.790 against -0.735)",
-    f"{SPEARMAN}, difference of the best", 0.0, "below",
-)  # fmt: skip
-LR_MIDDLE = Statement(
-    "lr_1e3_vs_3e4", "Learning rate 1e-3 reaches a better hierarchy than 3e-4", SEED, "-0.001 (-0.790 against -0.789)",
-    f"{SPEARMAN}, difference of the best", 0.0, "below",
-)  # fmt: skip
-LR_PEAK = Statement(
-    "lr_1e3_peak", "Learning rate 1e-3 has its best at epoch 2 or earlier", SEED, "0", "epochs", 2.5, "below"
-)
-STABILITY = Statement(
-    "stability", "Best hierarchies from different draws of the projections have a standard deviation of 0.030 or less", SEED,
-    "0.030 (0.019 once the architecture matched)", f"{SPEARMAN}, standard deviation", 0.030, "below",
-)  # fmt: skip
-CORRELATION = Statement(
-    "init_best_correlation", "The hierarchy before training tells the best one: correlation 0.92 or more", SEED, "0.92",
-    "Pearson", 0.92, "above",
-)  # fmt: skip
-BEST = Statement(
-    "best_achieved",
-    "The loss on level means reaches -0.792 or better",
-    SEED,
-    "-0.792",
-    f"{SPEARMAN}, best of a seed",
-    -0.792,
-    "below",
-)
-PLATEAU_FROZEN = Statement(
-    "plateau_frozen_decoder", "From scratch coverage stays at 30 % or below (decoder frozen as it was drawn)", SEED, "20 to 30 %",
-    "share, largest of the run", 0.30, "below",
-)  # fmt: skip
-PLATEAU_MENDED = Statement(
-    "plateau_mended", "From scratch coverage stays at 30 % or below (decoder trained as well)", SEED, "20 to 30 %",
-    "share, largest of the run", 0.30, "below",
-)  # fmt: skip
-ORDERED_DECAY = Statement(
-    "ordered_no_decay", "The loss on single samples ends within 0.001 of its best", "this study: nothing in it pulls levels together again",
-    "0", f"{SPEARMAN}, end minus best", 0.001, "below",
-)  # fmt: skip
-ORDERED_BETTER = Statement(
-    "ordered_vs_level_means", "The loss on single samples ends at a better hierarchy than the best arm of the loss on level means",
-    "this study", "better", f"{SPEARMAN}, difference at the end", 0.0, "below",
-)  # fmt: skip
-
-
-RIM = Statement(
-    "curvature_2_vs_1_same_rim", "Curvature 2 reaches a better hierarchy than curvature 1 at the same share of the ball's radius",
-    "this study: whether more than sqrt(c) R is behind it", "none", f"{SPEARMAN}, difference of the best", 0.0, "below",
-)  # fmt: skip
+PLATEAU_EPOCHS = 50
+"""Epochs of the original study's runs from scratch."""
 LEAST_EPOCHS = 10
-"""Epochs below which nothing is said about what the seed study found over dozens."""
+"""Epochs below which nothing is said about what the original study found over dozens."""
+HALF = 0.5
+"""What the interval of the share of passing runs must lie above: it does when 6 of 6 pass."""
+WEIGHTS, DRAWS, EUCLIDEAN = "sweep2_*", "sweep5 and sweep6", "sweep_curv_*_euclidean"
+"""Groups of arms, as the column `group` names them."""
+
+
+# ---------------------------------------------------------------------------------------------- of one finished run
+TARGETS: dict[str, Callable[[Mapping[str, Any]], bool]] = {
+    "scratch_coverage": lambda m: m["covered"] == m["operations"] == 19_683,
+    "scratch_gaps": lambda m: m["min_level_gap"] > 0 and m["positive_gaps"] == 9,
+    "scratch_hierarchy": lambda m: m["hierarchy_of_ceiling"] >= 0.9999,
+    "scratch_ties": lambda m: m["tied_radius_share"] < 0.001,
+    "scratch_richness": lambda m: m["richness"] >= 0.003,
+    "unseen_coverage": lambda m: m["coverage_unseen"] > 0.95,
+    "unseen_hierarchy": lambda m: -m["hierarchy_unseen"] >= 0.99 * m["hierarchy_ceiling_unseen"],
+}
+"""When a run passes a target, by its metrics."""
+
+
+def columns(folder: Path, config: TrainConfig) -> dict[str, Any]:
+    """What claims and tables read of one finished run. UserError when it holds no evaluation."""
+    evaluations = read_rows(folder / "metrics.jsonl")
+    if not evaluations:
+        raise UserError(
+            f"{folder}/metrics.jsonl: holds no evaluation; `ternary-vae resume {folder}` goes on with the run"
+        )
+    seconds = float(read_manifest(folder)["times"].get("seconds", 0.0))
+    return columns_of(folder.name, config, evaluations, read_json(folder / "results.json")["metrics"], seconds)
+
+
+SETTINGS = ("stages", "trits", "curvature", "view", "train_fraction", "coverage_epochs", "epochs", "loss")
+"""Settings that are columns."""
+
+
+def columns_of(
+    name: str, config: TrainConfig, evaluations: Sequence[Mapping[str, Any]], metrics: Mapping[str, Any], seconds: float
+) -> dict[str, Any]:
+    """Columns of the run `name` from its rows of metrics.jsonl and its metrics of results.json."""
+    arm = re.sub(r"(_draw_\d+)?_s\d+$", "", name)
+    found: dict[str, Any] = {
+        **{key: value for key, value in metrics.items() if isinstance(value, int | float)},
+        **{key: getattr(config, key) for key in SETTINGS},
+        "arm_without_draw": arm,
+        "group": _group(arm, config),
+        "settings": to_dict(config),
+        "largest_coverage": max(float(row["coverage"]) for row in evaluations),
+        "seconds": seconds,
+    }
+    ordering = ordering_rows(evaluations)
+    if ordering:
+        best = min(ordering, key=lambda row: float(row["hierarchy"]))
+        found |= {
+            "initial_hierarchy": ordering[0]["hierarchy"],
+            "best_hierarchy": best["hierarchy"],
+            "best_epoch": best["epoch"],
+            "final_hierarchy": ordering[-1]["hierarchy"],
+            "decay": ordering[-1]["hierarchy"] - best["hierarchy"],
+            "ordering_rows": ordering,
+        }
+    # A finetuned run, or one of a sweep's phases, is asked for no target; nor is a checkpoint that others start from.
+    found["whole"] = config.stages != "hierarchy" and (bool(ordering) or config.train_fraction < 1)
+    from_scratch = config.start is None and config.stages in ("coverage_hierarchy", "joint")
+    found["fits_targets"] = (
+        from_scratch
+        and config.train_fraction == 1
+        and (config.trits, config.curvature, config.max_radius) == (9, 1.0, 0.95)
+    )
+    found["fits_unseen_targets"] = config.start is None and config.train_fraction <= 0.1 and config.trits == 9
+    for target, passes in TARGETS.items():
+        try:
+            found[f"passes_{target}"] = bool(passes(metrics))
+        except KeyError:
+            continue
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _group(arm: str, config: TrainConfig) -> str | None:
+    """The arms that a claim takes together."""
+    if config.stages != "hierarchy":
+        return None
+    if arm.startswith("sweep_curv_") and arm.endswith("_euclidean"):
+        return EUCLIDEAN
+    if config.loss != "rich_hierarchy":
+        return None
+    return WEIGHTS if arm.startswith("sweep2_") else DRAWS if arm in ("sweep5", "sweep6") else None
+
+
+# ------------------------------------------------------------------------------------------- this study's own measures
+def with_note(measure: Measure, note: str) -> Measure:
+    """The same measure, saying more of how the figure was made."""
+
+    def compute(table: "DataFrame") -> tuple[Interval, str]:
+        interval, how = measure.compute(table)
+        return interval, f"{how} {note}"
+
+    return Measure(measure.text, compute)
+
+
+def every_run(column: str) -> Measure:
+    """Share of the whole runs that pass, saying how long they were and whose code is measured."""
+    passing = share(column, True, of="whole")
+
+    def compute(table: "DataFrame") -> tuple[Interval, str]:
+        interval, how = passing.compute(table)
+        own = table[table["whole"]]
+        budgets = sorted({f"{a} + {b}" for a, b in zip(own["coverage_epochs"], own["epochs"], strict=True)})
+        one_code = (own["view"].eq("a") & own["stages"].eq("joint")).all()
+        whose = (
+            "Both are of encoder A's one code." if one_code else "Coverage is of encoder A's code, order of the view's."
+        )
+        length = f"Trained for at most {' or '.join(budgets)} epochs (coverage + hierarchy)."
+        return interval, f"{how} Passes alone support from 6 runs on. {length} {whose}"
+
+    return Measure(passing.text, compute)
+
+
+def largest_coverage(arm: str) -> Measure:
+    """Mean of a run's largest coverage; only a lower bound of it where runs ended sooner than the original study's."""
+    plain = mean("largest_coverage", arm)
+
+    def compute(table: "DataFrame") -> tuple[Interval, str]:
+        interval, how = plain.compute(table)
+        epochs = int(table[table["arm"] == arm]["coverage_epochs"].min())
+        if epochs >= PLATEAU_EPOCHS:
+            return interval, how
+        why = f"Only {PLATEAU_EPOCHS} epochs, as in the original study, can show that coverage stays below; these had {epochs}."
+        return replace(interval, at_least=True), f"{how} {why}"
+
+    return Measure(f"{plain.text}, at least where coverage_epochs < {PLATEAU_EPOCHS}", compute)
+
+
+def _largest_difference() -> Measure:
+    """Largest difference between the histories of any two arms with a Euclidean radius, within a seed."""
+
+    def compute(table: "DataFrame") -> tuple[Interval, str]:
+        own = rows(table, "ordering_rows", EUCLIDEAN, of="group")
+        of_seeds = [
+            [[row["hierarchy"] for row in of_run] for of_run in runs["ordering_rows"]]
+            for _, runs in own.groupby("seed")
+            if len(runs) > 1
+        ]
+        if len(of_seeds) < 2 or own["curvature"].nunique() < 2:
+            raise NotRun(f"Needs 2 or more finished seeds of two arms {EUCLIDEAN}; there are {len(of_seeds)}.")
+        # Histories of different lengths differ by more than any two correlations could.
+        apart = [
+            max(max(at) - min(at) for at in zip(*histories, strict=True)) if len({*map(len, histories)}) == 1 else 2.0
+            for histories in of_seeds
+        ]
+        return mean_interval(apart), "Mean over seeds, Student's t."
+
+    return Measure(f"largest difference of hierarchies at any evaluation within a seed, group = {EUCLIDEAN!r}", compute)
+
+
+def _level_means(table: "DataFrame") -> "DataFrame":
+    """Runs of a sweep's phases with the loss on level means. NotRun when there are none."""
+    own = rows(table, "best_hierarchy", "rich_hierarchy", of="loss")
+    own = own[own["stages"] == "hierarchy"]
+    if own.empty:
+        raise NotRun("No finished run of a phase has the loss on level means.")
+    return own
+
+
+def _best_of_all_arms() -> Measure:
+    """The best hierarchy of any evaluation of any arm with the loss on level means, picked after the fact."""
+
+    def compute(table: "DataFrame") -> tuple[Interval, str]:
+        own = _level_means(table)
+        best = own.groupby("seed")["best_hierarchy"].min()
+        if len(best) < 2:
+            raise NotRun(f"Needs 2 or more finished seeds of the loss on level means; there are {len(best)}.")
+        how = f"The best of all evaluations of all {len(own) / len(best):.0f} runs of a seed, picked after the fact as the original study did; mean over seeds, Student's t."
+        return mean_interval(list(best)), how
+
+    return Measure(
+        "mean over seeds of the least best_hierarchy of all runs of a phase with the loss rich_hierarchy", compute
+    )
+
+
+def _ordered_minus_best_arm() -> Measure:
+    """The loss on single samples minus whichever arm of the loss on level means ends best, paired by seed."""
+
+    def compute(table: "DataFrame") -> tuple[Interval, str]:
+        of_seeds = _level_means(table).groupby(["arm_without_draw", "seed"])["final_hierarchy"].mean()
+        best = of_seeds.groupby("arm_without_draw").mean().idxmin()
+        return paired_difference("final_hierarchy", "sweep7_ordered", best, of="arm_without_draw").compute(table)
+
+    return Measure(
+        "paired_difference(final_hierarchy, 'sweep7_ordered' - the arm of the loss rich_hierarchy that ends best)",
+        compute,
+    )
+
+
+# -------------------------------------------------------------------------------------------------------- conditions
+def all_of(*conditions: Condition) -> Condition:
+    """That every one of the conditions holds."""
+    return Condition(
+        " and ".join(condition.text for condition in conditions),
+        lambda table: next((why for condition in conditions if (why := condition.unmet(table))), ""),
+    )
+
+
+def _every_whole_run(fits: str, passes: str, needs: str) -> Condition:
+    """That there are whole runs, that all of them are of the kind the target is meant for, and have its metrics."""
+
+    def unmet(table: "DataFrame") -> str:
+        own = table[table["whole"]] if "whole" in table else table
+        if own.empty or not own[fits].all():
+            return needs
+        lacking = list(own["run"] if passes not in own else own[own[passes].isna()]["run"])
+        return f"The results of {', '.join(lacking)} lack a metric that the target needs." if lacking else ""
+
+    return Condition(f"every whole run {fits} and has {passes}", unmet)
+
+
+def _long_runs_of_9_trits() -> Condition:
+    def unmet(table: "DataFrame") -> str:
+        own = table[table["stages"] == "hierarchy"] if "stages" in table else table
+        if own.empty or ((own["trits"] == 9).all() and (own["epochs"] >= LEAST_EPOCHS).all()):
+            return ""
+        return f"The original study's findings are asked of runs with 9 trits and {LEAST_EPOCHS} epochs or more."
+
+    return Condition(f"9 trits and {LEAST_EPOCHS} epochs or more in every phase", unmet)
+
+
+COMPARABLE = _long_runs_of_9_trits()
+
+
+def _beyond(epoch: int, arm: str, of: str = "arm") -> Condition:
+    """That the arm's runs were meant to go on beyond an epoch that the claim is about."""
+    return all_of(COMPARABLE, at_least("epochs", epoch + 1, arm, of=of))
+
+
+# ------------------------------------------------------------------------------------------------------------ claims
+NEEDS = "Needs runs from scratch that order radii, with 9 trits, curvature 1 and max_radius 0.95 (`ternary-vae train`)."
+NEEDS_UNSEEN = "Needs runs from scratch that see a tenth of the operations of 9 trits or less (`ternary-vae train --config generalise`)."
+
+
+def _target(name: str, statement: str, predicted: str) -> Claim:
+    passes = f"passes_{name}"
+    unseen = name.startswith("unseen")
+    condition = _every_whole_run(
+        *(("fits_unseen_targets", passes, NEEDS_UNSEEN) if unseen else ("fits_targets", passes, NEEDS))
+    )
+    return Claim(
+        name, f"From scratch, in every seed: {statement}", OWN, predicted, "share of seeds", every_run(passes), above=HALF,
+        when=condition, of_every_unit=True,
+    )  # fmt: skip
+
+
+WHOLE_TARGETS = (
+    _target("scratch_coverage", "all 19,683 operations come back right from their mean code", "19,683 of 19,683"),
+    _target("scratch_gaps", "every level lies apart from the next", "smallest gap above 0"),
+    _target("scratch_hierarchy", "the hierarchy is at least 99.99 % of its ceiling", "99.99 %"),
+    _target("scratch_ties", "fewer than 0.1 % of the radii are tied, so that ties do not make the hierarchy", "0.1 %"),
+    _target("scratch_richness", "the Euclidean richness is at least 0.003", "0.003 (the best at the ceiling before: 0.000048)"),
+)  # fmt: skip
+UNSEEN_TARGETS = (
+    _target("unseen_coverage", "more than 95 % of the operations that training did not see come back right", "86 % by a plain model"),
+    _target("unseen_hierarchy", "the hierarchy of the unseen is at least 99 % of their own ceiling", "99 %"),
+)  # fmt: skip
+"""Where training sees a tenth of the operations or less."""
+
+PLATEAUS = {
+    "frozen_decoder": Claim(
+        "plateau_frozen_decoder", "From scratch coverage stays at 30 % or below (decoder frozen as it was drawn)", ORIGINAL,
+        "20 to 30 %", "share, largest of the run", largest_coverage("frozen_decoder"), below=0.30,
+    ),
+    "mended": Claim(
+        "plateau_mended", "From scratch coverage stays at 30 % or below (decoder trained as well)", ORIGINAL, "20 to 30 %",
+        "share, largest of the run", largest_coverage("mended"), below=0.30,
+    ),
+}  # fmt: skip
+"""By the arm from scratch that they are about."""
+
+
+def _better(
+    name: str, statement: str, predicted: str, treated: str, control: str, note: str = "", source: str = ORIGINAL
+) -> Claim:
+    """That the best hierarchies of one arm are lower than those of another."""
+    measure = paired_difference("best_hierarchy", treated, control)
+    unit = f"{SPEARMAN}, difference of the best"
+    measure = with_note(measure, note) if note else measure
+    return Claim(name, statement, source, predicted, unit, measure, below=0.0, when=COMPARABLE)
+
+
+ONE_NORM = (
+    "Both have one largest norm R, so that sqrt(c) R, how near the rim points can come, grows with the curvature c."
+)
+SAME_TRAJECTORY = (
+    "Stopping early cannot better the best of the same trajectory: a difference would come from the schedules."
+)
+NEVER_NEGATIVE = "This is never negative, so that 0 would be no threshold."
+ANY_RIM = _better(
+    "curvature_2_vs_1", "Curvature 2 reaches a better hierarchy than curvature 1", "-0.014 (-0.702 against -0.688)",
+    "sweep_curv_2.0", "sweep_curv_1.0", ONE_NORM,
+)  # fmt: skip
+SAME_RIM = _better(
+    "curvature_2_vs_1_same_rim",
+    "Curvature 2 reaches a better hierarchy than curvature 1 at the same share of the ball's radius", "none",
+    "sweep_rim_2.0", "sweep_rim_1.0", source="this study: whether more than sqrt(c) R is behind it",
+)  # fmt: skip
+
 FINDINGS = (
-    CURVATURE, EUCLIDEAN, DECAY_BALANCED, DECAY_BASELINE, PEAK_WEIGHTS, EARLY_STEP, EARLY_COSINE, EARLY_PEAK, LR_LOW,
-    LR_MIDDLE, LR_PEAK, STABILITY, CORRELATION, BEST, ORDERED_DECAY, ORDERED_BETTER,
+    Claim(
+        "curvature_inert_euclidean",
+        "With the radius as a Euclidean norm, as the original study had it, the curvature changes no hierarchy",
+        "this study: it enters neither loss nor metric", "0", f"{SPEARMAN}, largest difference over evaluations",
+        _largest_difference(), below=1e-6, when=COMPARABLE,
+    ),
+    Claim(
+        "decay_balanced", "The loss on level means peaks and then loses 0.16 or more (weights 5, 5)", ORIGINAL,
+        "0.16 (-0.758 to -0.598)", f"{SPEARMAN}, end minus best",
+        with_note(mean("decay", "sweep2_balanced"), NEVER_NEGATIVE), above=0.16, when=_beyond(20, "sweep2_balanced"),
+    ),
+    Claim(
+        "decay_baseline", "The loss on level means peaks and then loses 0.19 or more (weights 5, 2)", ORIGINAL,
+        "0.19 (-0.752 to -0.559)", f"{SPEARMAN}, end minus best",
+        with_note(mean("decay", "sweep2_baseline"), NEVER_NEGATIVE), above=0.19, when=_beyond(20, "sweep2_baseline"),
+    ),
+    Claim(
+        "peak_weights", "All weightings of the loss on level means peak at epoch 20 or earlier", ORIGINAL, "10 to 20",
+        "epochs", with_note(mean("best_epoch", WEIGHTS, of="group"), "Averaged over the arms within a seed."), below=20.5,
+        when=_beyond(20, WEIGHTS, of="group"),
+    ),
+    _better(
+        "early_stop_vs_step", "Stopping early (patience 5) has a better best than the step schedule",
+        "-0.025 (-0.792 against -0.767)", "sweep3_early_stop_p5", "sweep3_step_decay", SAME_TRAJECTORY,
+    ),
+    _better(
+        "early_stop_vs_cosine", "Stopping early (patience 5) has a better best than the cosine schedule",
+        "-0.097 (-0.792 against -0.695)", "sweep3_early_stop_p5", "sweep3_cosine", SAME_TRAJECTORY,
+    ),
+    Claim(
+        "early_stop_peak", "With patience 5 the best is at epoch 10 or earlier", ORIGINAL, "3", "epochs",
+        mean("best_epoch", "sweep3_early_stop_p5"), below=10.5, when=_beyond(10, "sweep3_early_stop_p5"),
+    ),
+    _better(
+        "lr_1e3_vs_1e4", "Learning rate 1e-3 reaches a better hierarchy than 1e-4", "-0.055 (-0.790 against -0.735)",
+        "sweep4_lr_1e3", "sweep4_lr_1e4",
+    ),
+    _better(
+        "lr_1e3_vs_3e4", "Learning rate 1e-3 reaches a better hierarchy than 3e-4", "-0.001 (-0.790 against -0.789)",
+        "sweep4_lr_1e3", "sweep4_lr_3e4",
+    ),
+    Claim(
+        "lr_1e3_peak", "Learning rate 1e-3 has its best at epoch 2 or earlier", ORIGINAL, "0", "epochs",
+        mean("best_epoch", "sweep4_lr_1e3"), below=2.5, when=_beyond(2, "sweep4_lr_1e3"),
+    ),
+    Claim(
+        "stability",
+        "Best hierarchies from different draws of the projections have a standard deviation of 0.030 or less", ORIGINAL,
+        "0.030 (0.019 once the architecture matched)", f"{SPEARMAN}, standard deviation",
+        spread("best_hierarchy", DRAWS, of="group"), below=0.030, when=COMPARABLE,
+    ),
+    Claim(
+        "init_best_correlation",
+        "The hierarchy before training predicts the best one: their correlation is 0.92 or more", ORIGINAL, "0.92",
+        "Pearson", correlation("initial_hierarchy", "best_hierarchy", DRAWS, of="group"), above=0.92, when=COMPARABLE,
+    ),
+    Claim(
+        "best_achieved", "The loss on level means reaches -0.792 or better", ORIGINAL, "-0.792",
+        f"{SPEARMAN}, best of a seed", _best_of_all_arms(), below=-0.792, when=COMPARABLE,
+    ),
+    Claim(
+        "ordered_no_decay", "The loss on single samples ends within 0.001 of its best",
+        "this study: nothing in it pulls levels together again", "0", f"{SPEARMAN}, end minus best",
+        mean("decay", "sweep7_ordered"), below=0.001, when=COMPARABLE,
+    ),
+    Claim(
+        "ordered_vs_level_means",
+        "The loss on single samples ends at a better hierarchy than the best arm of the loss on level means",
+        "this study", "better", f"{SPEARMAN}, difference at the end", _ordered_minus_best_arm(), below=0.0,
+        when=COMPARABLE,
+    ),
 )  # fmt: skip
 
 
-# ------------------------------------------------------------------------------------------------------ from scratch
-def every_seed(statement: Statement, passed: Sequence[bool], note: str = "") -> dict[str, Any]:
-    """A claim about every seed: refuted by one that does not pass; supported by passes alone, if so many that the exact
-    interval of their share lies above the threshold; inconclusive while they are fewer."""
-    share = share_interval(sum(passed), len(passed))
-    rule = f"One failing seed refutes; passes alone support from 6 seeds on (exact binomial interval above one half). {note}"
-    claim = judge(statement, share, f"{sum(passed)} of {len(passed)} seeds pass. {rule}")
-    if not all(passed):
-        why = f"refuted: {sum(passed)} of {len(passed)} seeds pass. {rule}"
-        claim |= {"verdict": "refuted", "why": why}
-    return claim
+def claims(verb: str, config: Any) -> Sequence[Claim]:
+    """The claims that a run or a sweep is judged by.
 
-
-def is_default_geometry(config: TrainConfig) -> bool:
-    """Whether the targets' numbers are meant for this configuration."""
-    return (config.trits, config.curvature, config.max_radius) == (9, 1.0, 0.95)
-
-
-def target_claims(found: Sequence[tuple[TrainConfig, dict[str, Any]]]) -> list[dict[str, Any]]:
-    """The targets, on (configuration, metrics of the last model) of each seed's run from scratch."""
-    partly = bool(found) and all(config.train_fraction < 1 for config, _ in found)
-    if partly:
-        own = [m for config, m in found if config.train_fraction <= 0.1 and config.trits == 9 and config.start is None]
-        needs = "Needs runs from scratch that see a tenth of the operations of 9 trits or less (`ternary-vae train --config generalise`)."
-    else:
-        own = [metrics for config, metrics in found if is_default_geometry(config) and is_from_scratch(config)]
-        needs = "Needs runs from scratch that order radii, with 9 trits, curvature 1 and max_radius 0.95 (`ternary-vae train`)."
-    claims = []
-    for statement, needed, passes in UNSEEN_TARGETS if partly else TARGETS:
-        if len(own) < len(found) or not own:
-            claims.append(not_run(statement, needs))
-        elif lacking := [name for name in needed if any(name not in metrics for metrics in own)]:
-            claims.append(not_run(statement, f"The results lack {', '.join(lacking)}."))
-        else:
-            budgets = sorted({f"{config.coverage_epochs} + {config.epochs}" for config, _ in found})
-            one_code = all(config.view == "a" and config.stages == "joint" for config, _ in found)
-            whose = (
-                "Both of encoder A's one code." if one_code else "Coverage is of encoder A's code, order of the view's."
-            )
-            why = f"Trained for at most {' or '.join(budgets)} epochs (coverage + hierarchy). {whose}"
-            claims.append(every_seed(statement, [passes(metrics) for metrics in own], why))
-    return claims
-
-
-def is_from_scratch(config: TrainConfig) -> bool:
-    """Whether a run learns both coverage and radii, and from nothing."""
-    return config.start is None and config.stages in ("coverage_hierarchy", "joint") and config.train_fraction == 1.0
-
-
-def run_claims(metrics: dict[str, Any], config: TrainConfig) -> list[dict[str, Any]]:
-    """A single run's claims: the targets, with n = 1."""
-    return target_claims([(config, metrics)])
-
-
-# ------------------------------------------------------------------------------------------------------------- sweep
-def sweep_claims(runs: Sequence[RunSummary], from_scratch: Sequence[RunSummary]) -> list[dict[str, Any]]:
-    """Every claim on a sweep's finished runs; "not run" where the arms or seeds that it needs are missing.
-
-    A sweep without phases is asked for the targets alone, and for what its arms from scratch can say.
+    A single run is asked for the targets. A sweep without phases is asked for them as well, and for what its arms from
+    scratch can say; one with phases for the original study's findings first.
     """
-    arms: dict[str, list[RunSummary]] = {}
-    for run in runs:
-        if run.ordering_rows:
-            arms.setdefault(arm_name(run), []).append(run)
-    scratch: dict[str, list[RunSummary]] = {}
-    for run in from_scratch:
-        scratch.setdefault(run.arm, []).append(run)
-    whole = [run for run in from_scratch if run.ordering_rows or run.config.train_fraction < 1]
-    claims = target_claims([(run.config, run.metrics) for run in whole])
-    if runs or "frozen_decoder" in scratch:
-        claims.append(_plateau_claim(PLATEAU_FROZEN, scratch, "frozen_decoder"))
-    if runs or "mended" in scratch:
-        claims.append(_plateau_claim(PLATEAU_MENDED, scratch, "mended"))
-    if not runs:
-        return claims
-    # The seed study's findings are about 9 trits and dozens of epochs.
-    if any(run.config.trits != 9 or run.config.epochs < LEAST_EPOCHS for run in runs):
-        why = f"The seed study's findings are asked of runs with 9 trits and {LEAST_EPOCHS} epochs or more."
-        return [*claims, *(not_run(statement, why) for statement in FINDINGS)]
-    level_means = [run for run in runs if run.ordering_rows and run.config.loss == "rich_hierarchy"]
-    weights = [run for run in level_means if run.arm.startswith("sweep2_")]
-    repeats = [run for run in level_means if arm_name(run) in ("sweep5", "sweep6")]
-    not_zero = "Not negative by construction, so that 0 would be no threshold."
-    over_arms = "Averaged over the arms within a seed."
-    same = "Stopping early cannot better the best of the same trajectory: a difference would come from the schedules."
-    return [
-        *claims,
-        _paired_claim(
-            CURVATURE,
-            arms,
-            "sweep_curv_2.0",
-            "sweep_curv_1.0",
-            best_hierarchy,
-            "At one largest norm, so that sqrt(c) R, how near the rim comes, grows with c.",
-        ),
-        *(
-            [_paired_claim(RIM, arms, "sweep_rim_2.0", "sweep_rim_1.0", best_hierarchy)]
-            if "sweep_rim_2.0" in arms
-            else []
-        ),
-        _euclidean_claim(arms),
-        _mean_claim(DECAY_BALANCED, arms, "sweep2_balanced", decay, not_zero, PEAKED),
-        _mean_claim(DECAY_BASELINE, arms, "sweep2_baseline", decay, not_zero, PEAKED),
-        _mean_claim(PEAK_WEIGHTS, {"sweep2_*": weights}, "sweep2_*", best_epoch, over_arms, PEAK_WEIGHTS.threshold),
-        _paired_claim(EARLY_STEP, arms, "sweep3_early_stop_p5", "sweep3_step_decay", best_hierarchy, same),
-        _paired_claim(EARLY_COSINE, arms, "sweep3_early_stop_p5", "sweep3_cosine", best_hierarchy, same),
-        _mean_claim(EARLY_PEAK, arms, "sweep3_early_stop_p5", best_epoch, "", EARLY_PEAK.threshold),
-        _paired_claim(LR_LOW, arms, "sweep4_lr_1e3", "sweep4_lr_1e4", best_hierarchy),
-        _paired_claim(LR_MIDDLE, arms, "sweep4_lr_1e3", "sweep4_lr_3e4", best_hierarchy),
-        _mean_claim(LR_PEAK, arms, "sweep4_lr_1e3", best_epoch, "", LR_PEAK.threshold),
-        _stability_claim(repeats),
-        _correlation_claim(repeats),
-        _best_claim(level_means),
-        _mean_claim(ORDERED_DECAY, arms, "sweep7_ordered", decay),
-        _ordered_claim(arms.get("sweep7_ordered", []), level_means),
-    ]
+    if isinstance(config, TrainConfig):
+        return UNSEEN_TARGETS if config.train_fraction < 1 else WHOLE_TARGETS
+    targets = UNSEEN_TARGETS if _sees_a_part(config) else WHOLE_TARGETS
+    plateaus = [claim for arm, claim in PLATEAUS.items() if config.phases or arm in config.from_scratch]
+    if not config.phases:
+        return [*targets, *plateaus]
+    rim = [SAME_RIM] if any("sweep_rim_2.0" in phase.get("arms", {}) for phase in config.phases.values()) else []
+    return [*plateaus, ANY_RIM, *rim, *FINDINGS, *targets]
 
 
-def largest_coverage(run: RunSummary) -> float:
-    """The largest coverage of a run's evaluations."""
-    return max(float(row["coverage"]) for row in run.rows)
-
-
-def _needs(what: str, there: int) -> str:
-    return f"Needs 2 or more finished seeds of {what}; there are {there}."
-
-
-def _mean_claim(
-    statement: Statement,
-    arms: dict[str, list[RunSummary]],
-    arm: str,
-    value: Value,
-    note: str = "",
-    beyond: float = 0,
-) -> dict[str, Any]:
-    """The mean over seeds; "not run" where the runs were not meant to go on beyond an epoch that the claim is about."""
-    own = arms.get(arm, [])
-    values = list(by_seed(own, value).values())
-    if len(values) < 2:
-        return not_run(statement, _needs(arm, len(values)))
-    epochs = min(run.config.epochs for run in own)
-    if epochs <= beyond:
-        return not_run(statement, f"Needs runs beyond epoch {beyond:.0f}; those of {arm} have {epochs}.")
-    return judge(statement, mean_interval(values), f"Mean over seeds of {arm}, Student's t. {note}")
-
-
-def _plateau_claim(statement: Statement, scratch: dict[str, list[RunSummary]], arm: str) -> dict[str, Any]:
-    """Leaving the plateau refutes it at any time; staying there supports it only in runs as long as the seed study's."""
-    claim = _mean_claim(statement, scratch, arm, largest_coverage)
-    if claim["verdict"] == "supported":
-        epochs = min(run.config.coverage_epochs for run in scratch[arm])
-        if epochs < PLATEAU_EPOCHS:
-            why = f"inconclusive: below it for {epochs} epochs; only {PLATEAU_EPOCHS}, as in the seed study, can support it."
-            claim |= {"verdict": "inconclusive", "why": why}
-    return claim
-
-
-def _paired_claim(
-    statement: Statement, arms: dict[str, list[RunSummary]], treated: str, control: str, value: Value, note: str = ""
-) -> dict[str, Any]:
-    values = paired_differences(arms.get(treated, []), arms.get(control, []), value)
-    if len(values) < 2:
-        return not_run(statement, _needs(f"both {treated} and {control}", len(values)))
-    return judge(statement, mean_interval(values), f"{treated} minus {control}, paired over seeds, Student's t. {note}")
-
-
-def _euclidean_claim(arms: dict[str, list[RunSummary]]) -> dict[str, Any]:
-    """Largest difference between the histories of any two arms with a Euclidean radius, by seed."""
-    own = [
-        run
-        for name, runs in arms.items()
-        if name.startswith("sweep_curv_") and name.endswith("_euclidean")
+def _sees_a_part(config: SweepConfig) -> bool:
+    """Whether all whole runs of a sweep (see the column `whole`) train on a part of the operations."""
+    runs = [{**config.coverage, **arm} for arm in config.from_scratch.values()]
+    runs += [{**config.coverage, "stages": "coverage"}] if config.phases else []
+    fractions = [
+        run.get("train_fraction", 1.0)
         for run in runs
+        if run.get("stages") != "coverage" or run.get("train_fraction", 1.0) < 1
     ]
-    by_one: dict[int, list[list[float]]] = {}
-    for run in own:
-        by_one.setdefault(run.seed, []).append([row["hierarchy"] for row in run.ordering_rows])
-    several = [histories for histories in by_one.values() if len(histories) > 1]
-    if len(several) < 2 or len({run.config.curvature for run in own}) < 2:
-        return not_run(EUCLIDEAN, _needs("two arms sweep_curv_<c>_euclidean", len(several)))
-    # A history that is longer than another differs from it by more than any correlation could.
-    apart = [float(np.ptp(np.array(h), axis=0).max()) if len({len(one) for one in h}) == 1 else 2.0 for h in several]
-    return judge(EUCLIDEAN, mean_interval(apart), "Mean over seeds, Student's t.")
-
-
-def _draws(runs: Sequence[RunSummary], least: int) -> list[list[RunSummary]]:
-    """The runs seed by seed, where each has that many; else none."""
-    seeds: dict[int, list[RunSummary]] = {}
-    for run in runs:
-        seeds.setdefault(run.seed, []).append(run)
-    return list(seeds.values()) if seeds and min(map(len, seeds.values())) >= least else []
-
-
-def _stability_claim(repeats: Sequence[RunSummary]) -> dict[str, Any]:
-    draws = _draws(repeats, 2)
-    if len(draws) < 2:
-        return not_run(STABILITY, _needs("phases 5 and 6, with 2 or more draws each", len(draws)))
-    stds = [float(np.std([best_hierarchy(run) for run in own], ddof=1)) for own in draws]
-    return judge(
-        STABILITY,
-        mean_interval(stds),
-        "Over the draws of a seed in phases 5 and 6 together, mean over seeds, Student's t.",
-    )
-
-
-def _correlation_claim(repeats: Sequence[RunSummary]) -> dict[str, Any]:
-    draws = _draws(repeats, 4)
-    if len(draws) < 2:
-        return not_run(CORRELATION, _needs("phases 5 and 6, with 4 or more draws each", len(draws)))
-    found = [
-        pearson(
-            np.array([float(run.initial["hierarchy"]) for run in own]), np.array([best_hierarchy(run) for run in own])
-        )
-        for own in draws
-    ]
-    if any(r is None for r in found):
-        return not_run(
-            CORRELATION, "In a seed all draws begin, or all end, at the same hierarchy: there is no correlation."
-        )
-    # Fisher (1915): atanh(r) is nearly normal. Resampling a few seeds would give too narrow an interval.
-    z = mean_interval([math.atanh(min(max(r, -1 + 1e-12), 1 - 1e-12)) for r in found if r is not None])
-    interval = Interval(math.tanh(z.estimate), math.tanh(z.low), math.tanh(z.high), z.n)
-    return judge(
-        CORRELATION,
-        interval,
-        "Over the draws of a seed in phases 5 and 6 together; Fisher's z, mean over seeds, Student's t.",
-    )
-
-
-def _best_claim(level_means: Sequence[RunSummary]) -> dict[str, Any]:
-    seeds: dict[int, float] = {}
-    for run in level_means:
-        seeds[run.seed] = min(seeds.get(run.seed, math.inf), best_hierarchy(run))
-    if len(seeds) < 2:
-        return not_run(BEST, _needs("arms of the loss on level means", len(seeds)))
-    note = f"The best of all evaluations of all {len(level_means) / len(seeds):.0f} runs of a seed, picked after the fact as the seed study did; mean over seeds, Student's t."
-    return judge(BEST, mean_interval(list(seeds.values())), note)
-
-
-def _ordered_claim(ordered: Sequence[RunSummary], level_means: Sequence[RunSummary]) -> dict[str, Any]:
-    arms = {arm: own for (_, arm), own in by_arm(level_means).items()}
-    if not ordered or not arms:
-        return not_run(ORDERED_BETTER, _needs("both sweep7_ordered and an arm of the loss on level means", 0))
-    best = min(arms, key=lambda arm: float(np.mean(list(by_seed(arms[arm], final_hierarchy).values()))))
-    return _paired_claim(
-        ORDERED_BETTER, {"sweep7_ordered": list(ordered), best: arms[best]}, "sweep7_ordered", best, final_hierarchy
-    )
+    return bool(fractions) and max(fractions) < 1

@@ -4,88 +4,33 @@ The unit is the seed. Draws of the projections (arms named <arm>_draw_<k>) are o
 within a seed first: they share the seed's coverage checkpoint, so that they are no independent units.
 """
 
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from studycore.configuration import to_dict
 from studycore.statistics import Interval, mean_interval
-from ternary_vae.summary import Row, RunSummary
 
-DRAW = re.compile(r"_draw_\d+$")
-"""What an arm's name ends in when it is one of several draws of the projections."""
+if TYPE_CHECKING:
+    from pandas import DataFrame, Series
+
+Row = Mapping[str, Any]
 IDENTITY = ("seed", "projection_seed", "start")
-"""Fields in which runs of one arm differ; `start` is the seed's own coverage checkpoint."""
+"""Settings in which runs of one arm differ; `start` is the seed's own coverage checkpoint."""
 UNCOMPARED = ("step", "stage", "epoch", "richness_hyperbolic")
 """Columns of a row that say nothing of its model, or, the last, say again what `richness` does in another unit, which
 the curvature sets even where it reaches nothing else."""
 ROUNDING = 1e-10
 """Largest difference between histories that are the same: a run that was cut off may have gone on in another stack."""
 TIMED = ("scheduler", "step_epochs", "step_gamma", "early_stopping_patience")
-"""Fields that act from some epoch on: equal histories may have ended before it, so they are never called inert."""
-Value = Callable[[RunSummary], float | None]
+"""Settings that act from some epoch on: equal histories may have ended before it, so they are never called inert."""
+OF_THE_END = ("somers_d", "richness", "coverage")
+"""Metrics of a run's last model that an arm is described by, as means over seeds."""
 
 
-def best_hierarchy(run: RunSummary) -> float:
-    """The run's most negative hierarchy over its evaluations."""
-    return float(run.best["hierarchy"])
-
-
-def final_hierarchy(run: RunSummary) -> float:
-    """The hierarchy at the run's last evaluation."""
-    return float(run.final["hierarchy"])
-
-
-def decay(run: RunSummary) -> float:
-    """Final minus best hierarchy: 0 for a run that ends at its best, never negative."""
-    return final_hierarchy(run) - best_hierarchy(run)
-
-
-def best_epoch(run: RunSummary) -> float:
-    """Epoch of the run's best hierarchy; 0 is before its first update."""
-    return float(run.best["epoch"])
-
-
-def arm_name(run: RunSummary) -> str:
-    """The arm's name without its draw."""
-    return DRAW.sub("", run.arm)
-
-
-def by_arm(runs: Sequence[RunSummary]) -> dict[tuple[str, str], list[RunSummary]]:
-    """(phase, arm) -> its runs, in their order; draws together."""
-    arms: dict[tuple[str, str], list[RunSummary]] = {}
-    for run in runs:
-        arms.setdefault((run.phase, arm_name(run)), []).append(run)
-    return arms
-
-
-def by_seed(runs: Sequence[RunSummary], value: Value) -> dict[int, float]:
-    """Seed -> the value, averaged over the seed's runs; runs without one are left out."""
-    found: dict[int, list[float]] = {}
-    for run in runs:
-        if (one := value(run)) is not None:
-            found.setdefault(run.seed, []).append(one)
-    return {seed: float(np.mean(values)) for seed, values in sorted(found.items())}
-
-
-def paired_differences(treated: Sequence[RunSummary], control: Sequence[RunSummary], value: Value) -> list[float]:
-    """Treated minus control for every seed that both have."""
-    one, other = by_seed(treated, value), by_seed(control, value)
-    return [one[seed] - other[seed] for seed in sorted(set(one) & set(other))]
-
-
-def t_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
-    """Mean with Student's t interval of any confidence; ValueError with fewer than 2 values."""
-    from scipy import stats
-
-    plain = mean_interval(values)
-    factor = stats.t.ppf((1 + confidence) / 2, plain.n - 1) / stats.t.ppf(0.975, plain.n - 1)
-    half = float(factor) * (plain.high - plain.estimate)
-    return Interval(plain.estimate, plain.estimate - half, plain.estimate + half, plain.n)
+def ordering_rows(evaluations: Sequence[Row]) -> list[Row]:
+    """Evaluations of the stage that orders radii, from before its first update on; empty where there was none."""
+    return [row for row in evaluations if row["stage"] != "coverage" and "hierarchy" in row]
 
 
 @dataclass(frozen=True)
@@ -121,54 +66,56 @@ class ArmStatistics:
         return None if self.against_best is None else self.against_best.low <= 0 <= self.against_best.high
 
 
-def arm_statistics(runs: Sequence[RunSummary]) -> list[ArmStatistics]:
-    """One entry per arm with hierarchies, phase by phase."""
-    arms = by_arm([run for run in runs if run.ordering_rows])
-    phases: dict[str, list[str]] = {}
-    for phase, arm in arms:
-        phases.setdefault(phase, []).append(arm)
+def arm_statistics(table: "DataFrame") -> list[ArmStatistics]:
+    """One entry per arm with hierarchies, phase by phase, from the table of runs (see ternary_vae.claims.columns)."""
+    if "best_hierarchy" not in table:
+        return []
+    return [
+        arm
+        for phase, runs in table.dropna(subset=["best_hierarchy"]).groupby("phase", sort=False)
+        for arm in _arms_of_a_phase(str(phase), runs)
+    ]
+
+
+def _arms_of_a_phase(phase: str, runs: "DataFrame") -> list[ArmStatistics]:
+    arms = {str(arm): of_arm for arm, of_arm in runs.groupby("arm_without_draw", sort=False)}
+    by_seed = {arm: of_arm.groupby("seed").mean(numeric_only=True) for arm, of_arm in arms.items()}
+    best_arm = min(arms, key=lambda arm: float(by_seed[arm]["best_hierarchy"].mean()))
+    confidence = 1 - 0.05 / max(1, len(arms) - 1)
     found = []
-    for phase, names in phases.items():
-        means = {arm: float(np.mean(list(by_seed(arms[phase, arm], best_hierarchy).values()))) for arm in names}
-        best_arm = min(means, key=lambda arm: means[arm])
-        for arm in names:
-            pairs = (
-                [] if arm == best_arm else paired_differences(arms[phase, arm], arms[phase, best_arm], best_hierarchy)
-            )
-            against = t_interval(pairs, 1 - 0.05 / max(1, len(names) - 1)) if len(pairs) > 1 else None
-            found.append(_statistics(phase, arm, arms[phase, arm], against, arm == best_arm))
+    for arm, means in by_seed.items():
+        apart = (means["best_hierarchy"] - by_seed[best_arm]["best_hierarchy"]).dropna()
+        against = None if arm == best_arm else interval(apart, confidence)
+        best, final = means["best_hierarchy"], means["final_hierarchy"]
+        found.append(ArmStatistics(
+            phase, arm, len(means), len(arms[arm]), float(best.mean()), deviation(best), interval(best),
+            float(final.mean()), deviation(final), interval(final), float(means["best_epoch"].mean()),
+            *(number(means[name].mean() if name in means else None) for name in OF_THE_END),
+            number(arms[arm]["min_level_gap"].min() if "min_level_gap" in arms[arm] else None),
+            against, arm == best_arm,
+        ))  # fmt: skip
     return found
 
 
-def _statistics(
-    phase: str, arm: str, runs: Sequence[RunSummary], against: Interval | None, is_best: bool
-) -> ArmStatistics:
-    best, final = (list(by_seed(runs, value).values()) for value in (best_hierarchy, final_hierarchy))
-    gaps = [run.final["min_level_gap"] for run in runs if "min_level_gap" in run.final]
-    return ArmStatistics(
-        phase, arm, len(best), len(runs),
-        float(np.mean(best)), spread(best), mean_interval(best) if len(best) > 1 else None,
-        float(np.mean(final)), spread(final), mean_interval(final) if len(final) > 1 else None,
-        float(np.mean(list(by_seed(runs, best_epoch).values()))),
-        _mean_of(runs, "somers_d"), _mean_of(runs, "richness"), _mean_of(runs, "coverage"),
-        min(gaps) if gaps else None, against, is_best,
-    )  # fmt: skip
+def interval(values: "Series[float]", confidence: float = 0.95) -> Interval | None:
+    """Mean with Student's t interval; None for fewer than two values."""
+    return mean_interval(list(values), confidence) if len(values) > 1 else None
 
 
-def spread(values: Sequence[float]) -> float | None:
+def deviation(values: "Series[float]") -> float | None:
     """Standard deviation with n - 1; None for one value."""
-    return float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return number(values.std(ddof=1))
 
 
-def _mean_of(runs: Sequence[RunSummary], name: str) -> float | None:
-    values = list(by_seed(runs, lambda run: run.final.get(name)).values())
-    return float(np.mean(values)) if values else None
+def number(value: Any) -> float | None:
+    """A plain number; None for NaN, which stands in a table where a run has no value."""
+    return None if value is None or value != value else float(value)
 
 
 # ---------------------------------------------------------------------------------------------------- inert factors
 @dataclass(frozen=True)
 class InertFactor:
-    """Two values of one field between which no metric of any evaluation moves by a single bit."""
+    """Two values of one setting between which no metric of any evaluation moves."""
 
     field: str
     values: tuple[Any, Any]
@@ -178,35 +125,31 @@ class InertFactor:
     """Compared, over all seeds."""
 
 
-def inert_factors(runs: Sequence[RunSummary]) -> list[InertFactor]:
-    """Pairs of arms that differ in one field and whose histories are bitwise the same for every seed that both have.
+def inert_factors(table: "DataFrame") -> list[InertFactor]:
+    """Pairs of arms that differ in one setting and whose histories are the same for every seed and draw that both have.
 
     The losses are left out: a weight scales them even where nothing follows. Histories of different lengths are
     different: stopping earlier is an effect.
     """
-    arms: dict[str, dict[tuple[int, int | None], RunSummary]] = {}
-    for run in runs:
-        if run.ordering_rows:
-            arms.setdefault(run.arm, {})[run.seed, run.config.projection_seed] = run
-    found = []
+    if "ordering_rows" not in table:
+        return []
+    arms: dict[str, dict[Any, tuple[dict[str, Any], list[Row]]]] = {}
+    runs = table.dropna(subset=["ordering_rows"])
+    for arm, settings, rows in zip(runs["arm"], runs["settings"], runs["ordering_rows"], strict=True):
+        arms.setdefault(arm, {})[settings["seed"], settings["projection_seed"]] = settings, _compared(rows)
+    found: dict[Any, InertFactor] = {}
     for (one, first), (other, second) in combinations(arms.items(), 2):
-        shared = sorted(set(first) & set(second), key=str)
-        if not shared:
+        shared = [(first[key], second[key]) for key in first if key in second]
+        changed = {tuple(_changed(a, b)) for (a, _), (b, _) in shared}
+        if len(changed) != 1 or len(fields := changed.pop()) != 1 or fields[0] in TIMED:
             continue
-        changed = [_changed_fields(first[key], second[key]) for key in shared]
-        if any(fields != changed[0] for fields in changed) or len(changed[0]) != 1:
-            continue
-        pairs = [(history(first[key]), history(second[key])) for key in shared]
-        name = changed[0][0]
-        if all(same_history(a, b) for a, b in pairs) and name not in TIMED:
-            values = (to_dict(first[shared[0]].config)[name], to_dict(second[shared[0]].config)[name])
-            found.append(
-                InertFactor(
-                    name, values, (one, other), len({seed for seed, _ in shared}), sum(len(a) for a, _ in pairs)
-                )
-            )
-    # Arms of several phases may have the same settings: a factor is shown once, by the first pair.
-    return list({(f.field, *sorted(map(str, f.values))): f for f in reversed(found)}.values())[::-1]
+        if all(same_history(a, b) for (_, a), (_, b) in shared):
+            values = (shared[0][0][0][fields[0]], shared[0][1][0][fields[0]])
+            seeds, evaluations = len({a["seed"] for (a, _), _ in shared}), sum(len(a) for (_, a), _ in shared)
+            # Arms of several phases may have the same settings: a factor is shown once, by the first pair.
+            key = (fields[0], *sorted(map(str, values)))
+            found.setdefault(key, InertFactor(fields[0], values, (one, other), seeds, evaluations))
+    return list(found.values())
 
 
 def same_history(one: Sequence[Row], other: Sequence[Row]) -> bool:
@@ -217,13 +160,13 @@ def same_history(one: Sequence[Row], other: Sequence[Row]) -> bool:
     )
 
 
-def history(run: RunSummary) -> list[Row]:
-    """The run's evaluations as `inert_factors` compares them."""
+def _compared(rows: Sequence[Row]) -> list[Row]:
+    """The evaluations as inert_factors compares them."""
     return [
-        {k: v for k, v in row.items() if not k.startswith("loss_") and k not in UNCOMPARED} for row in run.ordering_rows
+        {name: value for name, value in row.items() if not name.startswith("loss_") and name not in UNCOMPARED}
+        for row in rows
     ]
 
 
-def _changed_fields(one: RunSummary, other: RunSummary) -> list[str]:
-    a, b = to_dict(one.config), to_dict(other.config)
-    return [name for name in a if name not in IDENTITY and a[name] != b[name]]
+def _changed(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    return [name for name in one if name not in IDENTITY and one[name] != other[name]]

@@ -3,6 +3,19 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from studycore.bounds import (
+    AtLeast2,
+    BelowOne,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Share,
+    check_bounds,
+)
+
+COVERAGE, SCRATCH = "coverage", "from scratch"
+"""The phases of a sweep's runs that make checkpoints, and of its arms that start without one."""
 COMPONENTS = ("encoder_A", "encoder_B", "decoder_A", "projection", "controller")
 """What a stage may freeze: the names of the model's parts."""
 ENCODING = (
@@ -30,9 +43,9 @@ def largest_max_radius(c: float) -> float:
 class ArchitectureConfig:
     """Everything that the model's constructor needs. ValueError names the field, its value and the mend."""
 
-    trits: int = 9
+    trits: AtLeast2 = 9
     """Trits of an operation; there are 3^trits of them."""
-    latent_dim: int = 16
+    latent_dim: PositiveInt = 16
     """Dimensions of the latent code."""
     encoder_sizes: list[int] = field(default_factory=lambda: [256, 128, 64])
     """Widths of each encoder's hidden layers."""
@@ -42,24 +55,24 @@ class ArchitectureConfig:
     """Non-linearity of encoders and decoder (V5.12.4: silu)."""
     encoder_norm: bool = False
     """LayerNorm after each hidden layer of the encoders (V5.12.4)."""
-    encoder_dropout: float = 0.0
+    encoder_dropout: BelowOne = 0.0
     """Dropout after each hidden layer of the encoders (V5.12.4: 0.1)."""
-    hidden_dim: int = 64
+    hidden_dim: PositiveInt = 64
     """Width of the hyperbolic projections, not of the encoders."""
-    n_projection_layers: int = 1
+    n_projection_layers: PositiveInt = 1
     """Hidden layers of each part of a projection."""
-    projection_dropout: float = 0.0
+    projection_dropout: BelowOne = 0.0
     """Dropout in the projections; above 0 it moves the indices of the layers behind it."""
     use_dual_projection: bool = True
     """A projection for each encoder, or one for both."""
     use_controller: bool = False
     """A small network that weighs the loss's terms by the batch's statistics."""
-    curvature: float = 1.0
+    curvature: PositiveFloat = 1.0
     """c of the Poincare ball of curvature -c, as in geoopt."""
     max_radius: float = 0.95
     """Largest Euclidean norm of a point; below 1/sqrt(curvature)."""
     radius: Literal["hyperbolic", "euclidean"] = "hyperbolic"
-    """What the projection gives: a hyperbolic distance from the origin, or the seed study's Euclidean norm, in which
+    """What the projection gives: a hyperbolic distance from the origin, or the original study's Euclidean norm, in which
     the curvature never reaches a loss of the radii, nor their order."""
     dtype: Literal["float32", "float64"] = "float32"
     """Of encoders and decoder."""
@@ -67,22 +80,12 @@ class ArchitectureConfig:
     """Of projections, radii and points."""
 
     def __post_init__(self) -> None:
-        smallest = {"trits": 2, "latent_dim": 1, "hidden_dim": 1, "n_projection_layers": 1}
-        for name, least in smallest.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: {getattr(self, name)} is too small; give at least {least}")
+        check_bounds(self)
         if self.trits > 13:
             raise ValueError(f"trits: {self.trits} are 3^{self.trits} operations; give at most 13 (1,594,323)")
         for name in ("encoder_sizes", "decoder_sizes"):
             if not getattr(self, name) or min(getattr(self, name)) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} must be at least one width, each at least 1")
-        for name in ("encoder_dropout", "projection_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)} must lie in [0, 1)")
-        if not self.curvature > 0:
-            raise ValueError(
-                f"curvature: {self.curvature} must be above 0 (c stands for the curvature -c); near 0 is flat"
-            )
         limit = largest_max_radius(self.curvature)
         if not 0 < self.max_radius < limit:
             raise ValueError(
@@ -99,7 +102,7 @@ class TrainConfig(ArchitectureConfig):
     """Seed of initialisation, training operations, batch order, samples and pairs."""
     projection_seed: int | None = None
     """Seed of the projections' first weights; null: follows `seed`."""
-    train_fraction: float = 1.0
+    train_fraction: Share = 1.0
     """Share of the operations that training sees."""
     start: str | None = None
     """Run or checkpoint whose weights are taken, verified first; null: from scratch."""
@@ -108,11 +111,11 @@ class TrainConfig(ArchitectureConfig):
 
     stages: Literal["coverage_hierarchy", "coverage", "hierarchy", "joint"] = "coverage_hierarchy"
     """coverage: reconstruction; hierarchy: radii, what stands in hierarchy_frozen kept; joint: both at once."""
-    coverage_epochs: int = 100
+    coverage_epochs: PositiveInt = 100
     """Most epochs of the coverage stage."""
-    coverage_patience: int | None = 3
+    coverage_patience: PositiveInt | None = 3
     """Ends the coverage stage after this many evaluations in a row with every training operation right; null: runs on."""
-    coverage_lr: float = 2e-3
+    coverage_lr: PositiveFloat = 2e-3
     """Learning rate of the coverage stage, after a linear warm-up."""
     coverage_scheduler: Literal["constant", "cosine"] = "constant"
     """constant, or cosine to 0 at coverage_epochs."""
@@ -120,41 +123,41 @@ class TrainConfig(ArchitectureConfig):
     """What the decoder sees in the coverage stage and in joint training: samples, with the KL divergence, or the mean alone."""
     coverage_frozen: list[str] = field(default_factory=list)
     """Parts that the coverage stage leaves alone."""
-    epochs: int = 60
+    epochs: PositiveInt = 60
     """Epochs of the hierarchy stage, or of joint training."""
     hierarchy_frozen: list[str] = field(default_factory=lambda: ["encoder_A", "decoder_A"])
     """Parts that the hierarchy stage leaves alone (partial freeze)."""
 
-    batch_size: int = 1024
+    batch_size: AtLeast2 = 1024
     """Operations per update, over all processes."""
-    deep_share: float = 0.2
+    deep_share: BelowOne = 0.2
     """Share of a batch that is drawn from the operations of the six deepest levels."""
-    lr: float = 2e-3
+    lr: PositiveFloat = 2e-3
     """Learning rate of the hierarchy stage, or of joint training, after warm-up."""
-    encoder_a_lr: float = 0.05
+    encoder_a_lr: NonNegativeFloat = 0.05
     """Factor on it for encoder A."""
-    encoder_b_lr: float = 1.0
+    encoder_b_lr: NonNegativeFloat = 1.0
     """Factor on it for encoder B."""
     scheduler: Literal["constant", "step", "cosine"] = "cosine"
     """constant; step: times step_gamma every step_epochs; cosine: to 0 at the end."""
-    step_epochs: int = 10
+    step_epochs: PositiveInt = 10
     """Epochs between two steps of the step schedule."""
-    step_gamma: float = 0.5
+    step_gamma: PositiveFloat = 0.5
     """Factor of the step schedule."""
-    warmup_epochs: int = 0
+    warmup_epochs: NonNegativeInt = 0
     """Epochs over which the learning rate rises linearly."""
-    weight_decay: float = 1e-4
-    """Decoupled weight decay of AdamW, on every parameter (as the seed study has it)."""
-    grad_clip: float | None = 1.0
+    weight_decay: NonNegativeFloat = 1e-4
+    """Decoupled weight decay of AdamW, on every parameter (as the original study has it)."""
+    grad_clip: PositiveFloat | None = 1.0
     """Largest norm of the gradient; null: no clipping."""
-    early_stopping_patience: int | None = None
+    early_stopping_patience: PositiveInt | None = None
     """Ends the last stage after this many evaluations without a better one (hierarchy; joint: with coverage); null: runs on."""
 
-    kl_weight: float = 1e-3
+    kl_weight: NonNegativeFloat = 1e-3
     """Weight of the KL divergence after warm-up (beta)."""
-    kl_warmup_epochs: int = 10
+    kl_warmup_epochs: NonNegativeInt = 10
     """Epochs over which it rises linearly."""
-    free_bits: float = 0.0
+    free_bits: NonNegativeFloat = 0.0
     """Nats per latent dimension that the KL divergence leaves free (V5.5: 0.5)."""
 
     loss: Literal["ordered", "rich_hierarchy", "geodesic"] = "ordered"
@@ -164,54 +167,36 @@ class TrainConfig(ArchitectureConfig):
     """The encoder whose projected code the loss orders and the headline metrics look at (both: looks at b)."""
     code: Literal["mean", "sample"] = "mean"
     """What the projections see in training; metrics always look at the mean."""
-    hierarchy_weight: float = 5.0
+    hierarchy_weight: NonNegativeFloat = 5.0
     """Weight of the radii's distance from where they should be (not geodesic)."""
-    coverage_weight: float = 1.0
+    coverage_weight: NonNegativeFloat = 1.0
     """Weight of the reconstruction's cross-entropy."""
-    richness_weight: float = 2.0
+    richness_weight: NonNegativeFloat = 2.0
     """Weight of the spread within levels (not geodesic)."""
-    separation_weight: float = 3.0
+    separation_weight: NonNegativeFloat = 3.0
     """Weight of the order between neighbouring levels (not geodesic)."""
     outer_radius: float = 0.9
     """Baseline losses: target of level 0, as a Euclidean norm at max_radius 0.95 (scaled with it)."""
     inner_radius: float = 0.1
     """Baseline losses: target of the deepest level."""
-    n_pairs: int = 2000
+    n_pairs: PositiveInt = 2000
     """geodesic: random pairs per update."""
-    rank_loss_weight: float = 1.0
+    rank_loss_weight: NonNegativeFloat = 1.0
     """geodesic: weight of the pairwise ranking."""
-    radial_weight: float = 2.0
+    radial_weight: NonNegativeFloat = 2.0
     """geodesic: weight of the radial part."""
 
-    eval_every: int = 1
+    eval_every: PositiveInt = 1
     """Epochs between evaluations on all operations."""
-    checkpoint_every: int = 20
+    checkpoint_every: PositiveInt = 20
     """Epochs between checkpoints."""
     forward: Literal["restructured", "plain"] = "restructured"
     """restructured: what a stage leaves alone is computed once for all operations; plain: in every step."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        smallest = {"coverage_epochs": 1, "epochs": 1, "batch_size": 2, "eval_every": 1, "checkpoint_every": 1}
-        smallest |= {"step_epochs": 1, "warmup_epochs": 0, "kl_warmup_epochs": 0, "n_pairs": 1}
-        for name, least in smallest.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: {getattr(self, name)} is too small; give at least {least}")
-        for name in ("lr", "coverage_lr", "step_gamma"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}: {getattr(self, name)} must be above 0")
-        weights = [f"{name}_weight" for name in ("hierarchy", "coverage", "richness", "separation", "kl", "radial")]
-        for name in (*weights, "rank_loss_weight", "weight_decay", "free_bits", "encoder_a_lr", "encoder_b_lr"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}: {getattr(self, name)} must not be negative")
-        for name in ("early_stopping_patience", "coverage_patience", "grad_clip"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name}: {value} must be above 0, or null for none")
-        if not 0 < self.train_fraction <= 1 or round(self.train_fraction * 3**self.trits) < 2:
-            raise ValueError(f"train_fraction: {self.train_fraction} must lie in (0, 1] and leave 2 operations or more")
-        if not 0 <= self.deep_share < 1:
-            raise ValueError(f"deep_share: {self.deep_share} must lie in [0, 1)")
+        if round(self.train_fraction * 3**self.trits) < 2:
+            raise ValueError(f"train_fraction: {self.train_fraction} leaves fewer than 2 operations; give more")
         if not 0 <= self.inner_radius < self.outer_radius <= 0.95:
             raise ValueError(
                 f"inner_radius, outer_radius: {self.inner_radius} and {self.outer_radius} must rise and lie in [0, 0.95]"
@@ -256,6 +241,11 @@ class TrainConfig(ArchitectureConfig):
         """Parts that a stage leaves alone."""
         return {"coverage": self.coverage_frozen, "hierarchy": self.hierarchy_frozen, "joint": []}[stage]
 
+    @property
+    def orders_radii(self) -> bool:
+        """Whether the radii are anything that was trained: a coverage stage alone leaves the projections as they were drawn."""
+        return self.stages != "coverage" or (self.start is not None and self.start_projections == "loaded")
+
 
 @dataclass(frozen=True)
 class PhaseConfig:
@@ -283,60 +273,13 @@ class SweepConfig:
     """Phase -> its PhaseConfig: base, arms, grid, name."""
     from_scratch: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Arms that start from scratch, as changes to coverage."""
-    seeds: int = 5
+    seeds: PositiveInt = 5
     """Seeds per arm, counted up from base's seed."""
 
     def __post_init__(self) -> None:
-        if self.seeds < 1:
-            raise ValueError(f"seeds: {self.seeds} is too few; give at least 1")
+        check_bounds(self)
         if not self.phases and not self.from_scratch:
             raise ValueError("phases: a sweep needs at least one phase with an arm, or arms from scratch")
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """What does not change a run's numbers, beyond the bitwise promise."""
-
-    output_dir: str | None = None
-    """Run folder; without it runs/ternary-vae/<verb>-<time>-<hash>."""
-    device: str = "auto"
-    """auto, cpu, cuda or mps."""
-    threads: int | None = None
-    """CPU threads per process; without it PyTorch's choice (sweeps: cores / processes)."""
-    tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
-    """Dashboard that the rows are sent to as well."""
-    dry_run: bool = False
-    """Prints the configuration, what would run, and an estimate of memory and time."""
-    resume: bool = False
-    """Continues the newest unfinished run of this configuration."""
-
-
-@dataclass(frozen=True)
-class TrainOptions(RunOptions):
-    """Flags of `train` and `finetune`."""
-
-    num_processes: int | None = None
-    """Data-parallel processes of one run; without it one per GPU."""
-    seeds: int = 1
-    """Trains this many seeds, counted up from --seed, as a sweep of one configuration."""
-
-
-@dataclass(frozen=True)
-class SweepOptions(RunOptions):
-    """Flags of `sweep`."""
-
-    seeds: int | None = None
-    """Seeds per arm, instead of the file's."""
-    processes: int | None = None
-    """Worker processes; without it one per core (CPU) or one (GPU)."""
-    stack: Literal["auto", "never"] = "auto"
-    """Trains runs of one shape as one batched model, or each alone."""
-    max_stack: int = 64
-    """Most runs in one batched model."""
-    engine: Literal["local", "ray"] = "local"
-    """Where runs are trained: processes of this machine, or Ray's tasks on several (pip install 'studycore[ray]')."""
-    address: str | None = None
-    """With --engine ray: host:port of the cluster's head, or auto; without it Ray starts on this machine alone."""
 
 
 @dataclass(frozen=True)

@@ -3,27 +3,29 @@
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from studycore.figures import COLOURS, new_figure, save_figure
-from ternary_vae.comparisons import ArmStatistics, by_arm, final_hierarchy
-from ternary_vae.summary import Row, RunSummary
+from ternary_vae.comparisons import ArmStatistics, Row, ordering_rows
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 STYLES = ("-", "--", ":", "-.")
-SEED_STUDY = {
+ORIGINAL_BEST = {
     "sweep_curv_0.5": -0.676, "sweep_curv_1.0": -0.688, "sweep_curv_2.0": -0.702,
     "sweep2_balanced": -0.758, "sweep2_baseline": -0.752,
     "sweep3_early_stop_p5": -0.792, "sweep3_step_decay": -0.767, "sweep3_cosine": -0.695,
     "sweep4_lr_1e3": -0.790, "sweep4_lr_3e4": -0.789, "sweep4_lr_5e4": -0.783, "sweep4_lr_1e4": -0.735,
 }  # fmt: skip
-"""Best hierarchies that the seed study's summary gives for its arms, one run each."""
-SEED_STUDY_STABILITY = -0.740
-"""Its mean over 25 runs, and the start of the names of the arms that repeat them."""
+"""Best hierarchies that the original study's summary gives for its arms, one run each."""
+ORIGINAL_STABILITY = -0.740
+"""Its mean over the 25 runs that the arms sweep5 and sweep6 repeat."""
 
 
 def level_colours(levels: int) -> list[Any]:
@@ -37,7 +39,7 @@ def level_colours(levels: int) -> list[Any]:
 # ----------------------------------------------------------------------------------------------------------- one run
 def plot_run_curves(rows: Sequence[Row], ceiling: float | None, path: Path) -> Path:
     """Coverage over the whole run, and the hierarchy over the stage that orders radii."""
-    ordering = [row for row in rows if row["stage"] != "coverage" and "hierarchy" in row]
+    ordering = ordering_rows(rows)
     figure, axes = new_figure(8.0, 3.0, ncols=2 if ordering else 1, squeeze=False)
     steps = [row["step"] for row in rows]
     axes[0, 0].plot(steps, [row["coverage"] for row in rows], marker="." if len(rows) < 30 else "")
@@ -93,33 +95,21 @@ def plot_radius_by_level(v_N: Ints, norm_N: Floats, max_radius: float, path: Pat
     return save_figure(figure, path)
 
 
-def disk_coordinates(points_ND: Floats, norm_N: Floats) -> Floats:
-    """A view [N, 2] of points of the ball: the true norm, at the angle of the direction's first two principal components."""
-    direction_ND = points_ND / np.maximum(np.linalg.norm(points_ND, axis=1, keepdims=True), 1e-300)
-    if direction_ND.shape[1] == 1:
-        return np.stack([norm_N * np.sign(direction_ND[:, 0]), np.zeros_like(norm_N)], axis=1)
-    centred_ND = direction_ND - direction_ND.mean(0)
-    _, _, axes_DD = np.linalg.svd(centred_ND, full_matrices=False)
-    plane_N2 = centred_ND @ axes_DD[:2].T
-    angle_N = np.arctan2(plane_N2[:, 1], plane_N2[:, 0])
-    return norm_N[:, None] * np.stack([np.cos(angle_N), np.sin(angle_N)], axis=1)
-
-
-def plot_ball(points_ND: Floats, v_N: Ints, norm_N: Floats, curvature: float, path: Path) -> Path:
-    """The latent points in a disk, the whole ball and its middle; colours are levels, deep ones drawn last and larger."""
+def plot_ball(xy_N2: Floats, v_N: Ints, curvature: float, path: Path) -> Path:
+    """Points seen flat in a disk, the whole ball and its middle; colours are levels, deep ones drawn last and larger."""
     from matplotlib.patches import Circle
 
-    xy_N2, levels, edge = disk_coordinates(points_ND, norm_N), int(v_N.max()) + 1, curvature**-0.5
-    inner = max(1.15 * float(norm_N[v_N > 0].max()), 1e-3)
+    levels, edge = int(v_N.max()) + 1, curvature**-0.5
+    inner = max(1.15 * float(np.linalg.norm(xy_N2[v_N > 0], axis=1).max()), 1e-3)
     figure, axes = new_figure(8.4, 4.1, ncols=2)
     for axis, limit in zip(axes, (edge * 1.03, min(inner, edge * 1.03)), strict=True):
         axis.add_patch(Circle((0, 0), edge, fill=False, color="0.3", linewidth=1))
         for k, colour in enumerate(level_colours(levels)):
-            at = (v_N == k) & (np.abs(xy_N2).max(1) <= limit)
+            shown_N = (v_N == k) & (np.abs(xy_N2).max(1) <= limit)
             few = k > 3
             # Opaque and without smoothed edges where they are many: such an image is a tenth of the size.
             axis.scatter(
-                *xy_N2[at].T, s=(2 + 3.2 * k) * (1 if axis is axes[1] else 0.5), color=colour, rasterized=True, zorder=2 + k,
+                *xy_N2[shown_N].T, s=(2 + 3.2 * k) * (1 if axis is axes[1] else 0.5), color=colour, rasterized=True, zorder=2 + k,
                 edgecolor="white" if few else "none", linewidth=0.4 if few else 0, antialiased=few,
                 label=f"{k}" if axis is axes[1] else None,
             )  # fmt: skip
@@ -137,13 +127,11 @@ def plot_ball(points_ND: Floats, v_N: Ints, norm_N: Floats, curvature: float, pa
 
 
 # ------------------------------------------------------------------------------------------------------------- sweep
-def mean_curve(runs: Sequence[RunSummary], name: str = "hierarchy") -> tuple[list[int], Floats, Floats, Floats]:
+def mean_curve(runs: "DataFrame") -> tuple[list[int], Floats, Floats, Floats]:
     """Epochs, mean, smallest and largest value over the runs that lasted until then."""
     values: dict[int, list[float]] = {}
-    for run in runs:
-        for row in run.ordering_rows:
-            if name in row:
-                values.setdefault(row["epoch"], []).append(row[name])
+    for row in (row for rows in runs["ordering_rows"] for row in rows):
+        values.setdefault(row["epoch"], []).append(row["hierarchy"])
     epochs = sorted(values)
     parts = [np.array([statistic(values[epoch]) for epoch in epochs]) for statistic in (np.mean, np.min, np.max)]
     return epochs, parts[0], parts[1], parts[2]
@@ -158,24 +146,19 @@ def short_names(names: Sequence[str]) -> list[str]:
     return [name[cut:] for name in names]
 
 
-def plot_phase_curves(runs: Sequence[RunSummary], path: Path) -> Path:
+def plot_phase_curves(runs: "DataFrame", ceiling: float | None, path: Path) -> Path:
     """Hierarchy by epoch, one panel per phase: each arm's mean over its runs, and the range of them."""
-    arms = by_arm([run for run in runs if run.ordering_rows])
-    phases: dict[str, list[str]] = {}
-    for phase, arm in arms:
-        phases.setdefault(phase, []).append(arm)
+    phases = {str(phase): own for phase, own in runs.groupby("phase", sort=False)}
     columns = min(2, len(phases))
     lines = -(-len(phases) // columns)
     figure, axes = new_figure(4.5 * columns, 2.9 * lines, ncols=columns, nrows=lines, sharey=True, squeeze=False)
     for axis in axes.flat[len(phases) :]:
         axis.set_visible(False)
-    ceiling = next(
-        (run.final["hierarchy_ceiling"] for run in runs if run.ordering_rows and "hierarchy_ceiling" in run.final), None
-    )
     later: list[float] = []
-    for axis, (phase, names) in zip(axes.flat, phases.items(), strict=False):
-        for i, (arm, label) in enumerate(zip(names, short_names(names), strict=True)):
-            epochs, mean, low, high = mean_curve(arms[phase, arm])
+    for axis, (phase, own) in zip(axes.flat, phases.items(), strict=False):
+        arms = {str(arm): of_arm for arm, of_arm in own.groupby("arm_without_draw", sort=False)}
+        for i, (of_arm, label) in enumerate(zip(arms.values(), short_names(list(arms)), strict=True)):
+            epochs, mean, low, high = mean_curve(of_arm)
             # Arms that agree lie on each other: broken lines let both be seen.
             colour, style = COLOURS[i % len(COLOURS)], STYLES[i % len(STYLES)]
             axis.plot(
@@ -186,7 +169,7 @@ def plot_phase_curves(runs: Sequence[RunSummary], path: Path) -> Path:
         if ceiling is not None:
             axis.axhline(-ceiling, color="0.4", linewidth=0.8, linestyle="--")
         axis.set_title(phase, fontsize=9)
-        axis.legend(fontsize=7, ncols=2 if len(names) > 4 else 1, loc="upper right")
+        axis.legend(fontsize=7, ncols=2 if len(arms) > 4 else 1, loc="upper right")
     # The first evaluations, of projections as they were drawn, may lie anywhere: they must not squeeze the rest.
     if later:
         top, bottom = float(np.quantile(later, 0.97)), min(*later, -(ceiling or 0.0))
@@ -196,13 +179,13 @@ def plot_phase_curves(runs: Sequence[RunSummary], path: Path) -> Path:
     return save_figure(figure, path)
 
 
-def seed_study_figure(arm: str) -> float | None:
-    """What the seed study's summary gives for an arm; None where it gives nothing."""
-    return SEED_STUDY_STABILITY if arm in ("sweep5", "sweep6") else SEED_STUDY.get(arm)
+def original_best(arm: str) -> float | None:
+    """What the original study's summary gives for an arm; None where it gives nothing."""
+    return ORIGINAL_STABILITY if arm in ("sweep5", "sweep6") else ORIGINAL_BEST.get(arm)
 
 
 def plot_effects(statistics: Sequence[ArmStatistics], ceiling: float | None, path: Path) -> Path:
-    """Best and final hierarchy of every arm with 95 % intervals, by phase; crosses are the seed study's figures."""
+    """Best and final hierarchy of every arm with 95 % intervals, by phase; crosses are the original study's figures."""
     lines: list[ArmStatistics | str] = []
     for arm in statistics:
         if arm.phase not in {line.phase for line in lines if isinstance(line, ArmStatistics)}:
@@ -218,11 +201,11 @@ def plot_effects(statistics: Sequence[ArmStatistics], ceiling: float | None, pat
             if interval is not None:
                 axis.plot([interval.low, interval.high], [y + up, y + up], color=colour, linewidth=1.2)
             axis.plot([value], [y + up], "o", color=colour, markersize=3.5)
-        if (theirs := seed_study_figure(line.arm)) is not None:
+        if (theirs := original_best(line.arm)) is not None:
             axis.plot([theirs], [y], "x", color="black", markersize=5)
     axis.plot([], [], "o-", color=COLOURS[0], markersize=3.5, label="best of the run")
     axis.plot([], [], "o-", color=COLOURS[1], markersize=3.5, label="end of the run")
-    axis.plot([], [], "x", color="black", markersize=5, label="seed study's best")
+    axis.plot([], [], "x", color="black", markersize=5, label="original study's best")
     if ceiling is not None:
         axis.axvline(-ceiling, color="0.4", linewidth=0.8, linestyle="--", label="ceiling without ties")
     axis.set_yticks(range(len(lines)), [line if isinstance(line, str) else line.arm for line in lines], fontsize=7)
@@ -242,20 +225,17 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, flo
     return front
 
 
-def plot_pareto(
-    runs: Sequence[RunSummary], closed_form: Mapping[str, Any] | None, ceiling: float | None, path: Path
-) -> Path:
+def plot_pareto(runs: "DataFrame", closed_form: Mapping[str, Any] | None, ceiling: float | None, path: Path) -> Path:
     """Hierarchy and richness of every run's last model, and the front of those that no other beats in both."""
     figure, axis = new_figure(7.5, 3.8)
     phases: dict[str, list[tuple[float, float]]] = {}
-    for run in runs:
-        if run.ordering_rows and run.final.get("richness", 0) > 0:
-            phases.setdefault(run.phase, []).append((final_hierarchy(run), float(run.final["richness"])))
+    for phase, own in runs[runs["richness"] > 0].groupby("phase", sort=False):
+        phases[str(phase)] = list(zip(own["final_hierarchy"], own["richness"], strict=True))
     markers = "os^Dv<>pP*"
     for i, (phase, points) in enumerate(phases.items()):
         axis.scatter(
             *zip(*points, strict=True), s=16, marker=markers[i % len(markers)], color=COLOURS[i % len(COLOURS)],
-            alpha=0.75, linewidth=0, label=phase or "runs",
+            alpha=0.75, linewidth=0, label=phase,
         )  # fmt: skip
     front = pareto_front([point for points in phases.values() for point in points])
     if front:

@@ -1,7 +1,7 @@
 """The losses: reconstruction, KL divergence, and three ways to order radii by valuation.
 
 ordered         the default: every level has a band of radii, bands do not touch, and every sample counts
-rich_hierarchy  the seed study's sweeps: the mean radius of each level, so that samples may overlap unpunished
+rich_hierarchy  the original study's sweeps: the mean radius of each level, so that samples may overlap unpunished
 geodesic        V5.11's training: pairwise geodesic distances, radii and ranks
 
 Radii are hyperbolic distances from the origin (with radius "euclidean": norms). Everything here is written without
@@ -14,13 +14,15 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from studycore.streams import generator
 from ternary_vae.config import ArchitectureConfig, TrainConfig
+from ternary_vae.data import Operations, valuation
 from ternary_vae.hyperbolic import distance, to_hyperbolic
 from ternary_vae.model import Code
-from ternary_vae.operations import valuation
+from ternary_vae.stages import ENCODER, Stage
 
 OUTER_BAND, INNER_BANDS = (0.31, 0.985), (0.02, 0.27)
 """Where the bands lie, in shares of the largest norm: level 0, which two thirds of all operations belong to and which is
@@ -33,6 +35,10 @@ RICH_MARGIN, RICH_FLOOR = 0.01, 0.5
 """rich_hierarchy: least distance between means of neighbouring levels; least share of the first variance."""
 RANK_MARGIN = 0.01
 """geodesic: least difference of radii of different levels."""
+TAU_RAMP = 0.7
+"""geodesic: share of the epochs over which tau rises from 0 to 1."""
+Rows = dict[str, Tensor]
+"""What a forward pass says of each operation of a batch: ce, kl_<view>, rho_<view>, norm_<view>, z_<view>."""
 
 
 class Weights(NamedTuple):
@@ -79,7 +85,7 @@ def band_edges(trits: int) -> tuple[Tensor, Tensor]:
 
 
 def level_targets(trits: int, outer: float, inner: float) -> Tensor:
-    """The seed study's radii t_v = outer - v/m (outer - inner) [L], float64."""
+    """The original study's radii t_v = outer - v/m (outer - inner) [L], float64."""
     return outer - torch.arange(trits + 1, dtype=torch.float64) / trits * (outer - inner)
 
 
@@ -205,3 +211,64 @@ def geodesic(
 
 def total(parts: Mapping[str, Tensor]) -> Tensor:
     return torch.stack([part.double() for part in parts.values()]).sum()
+
+
+def first_variances(r_N: Tensor, v_N: Tensor, trits: int) -> Tensor:
+    """Population variance of the radius within each level [L], float64, over all operations."""
+    return level_moments(r_N.double(), v_N, trits + 1)[2]
+
+
+class StageLoss:
+    """The loss of a stage from the gathered rows of a batch."""
+
+    def __init__(
+        self, config: TrainConfig, stage: Stage, variance_L: Tensor, device: str, controller: nn.Module | None
+    ):
+        self.config, self.stage = config, stage
+        self.targets = Targets(*(t.to(device) for t in Targets.of(config, variance_L)))
+        self.weights = Weights.of(config)
+        self.controller = controller if stage.controlled else None
+
+    def __call__(self, rows: Rows, batch: Operations, step: int, epoch: int) -> Rows:
+        """The terms, weighted; their sum is the loss."""
+        config, parts = self.config, {}
+        scales = self._controlled(rows)
+        if self.stage.decodes:
+            parts["coverage"] = config.coverage_weight * rows["ce"].mean()
+        kl_weight = config.kl_weight * min(1.0, (epoch + 1) / max(1, config.kl_warmup_epochs))
+        for view, encoder in ENCODER.items():
+            if f"kl_{view}" in rows and encoder in self.stage.trained:
+                kl = kl_divergence(rows[f"kl_{view}"], config.free_bits)
+                parts[f"kl_{view}"] = kl_weight * scales.get(f"beta_{view.upper()}", 1.0) * kl
+        for view in self.stage.views:
+            r_N = rows[f"rho_{view}" if config.radius == "hyperbolic" else f"norm_{view}"]
+            if config.loss == "geodesic":
+                found = geodesic(
+                    rows[f"z_{view}"], r_N, batch.v_N, batch.index_N, self._pairs(step, len(r_N)).to(r_N.device),
+                    self.targets, config, scales.get("tau", min(1.0, (epoch + 1) / (TAU_RAMP * config.epochs))),
+                    (scales.get("weight_geodesic", 1.0), config.radial_weight * scales.get("weight_radial", 1.0),
+                     config.rank_loss_weight),
+                )  # fmt: skip
+            else:
+                found = RADIAL[config.loss](r_N, batch.v_N, batch.place_N, self.targets, self.weights)
+            parts |= {f"{name}_{view}" if config.view == "both" else name: value for name, value in found.items()}
+        return parts
+
+    def _pairs(self, step: int, rows: int) -> Tensor:
+        return torch.randint(rows, (2, self.config.n_pairs), generator=generator(self.config.seed, "pairs", step))
+
+    def _controlled(self, rows: Rows) -> dict[str, Tensor]:
+        """The controller's weights from the batch's statistics: mean and spread of radii, means of what else there is."""
+        if self.controller is None:
+            return {}
+        statistics = []
+        for view in ("a", "b"):
+            # By the stage, not by what is there: the plain forward pass gives more rows.
+            r_N = rows[f"rho_{view}"] if view in self.stage.views else None
+            statistics += [torch.tensor(0.0), torch.tensor(0.0)] if r_N is None else [r_N.mean(), r_N.std()]
+            statistics.append(rows[f"kl_{view}"].sum(1).mean() if f"kl_{view}" in rows else torch.tensor(0.0))
+        statistics += [rows["ce"].mean() if self.stage.name == "joint" else torch.tensor(0.0), torch.tensor(1.0)]
+        like = next(self.controller.parameters())
+        stacked = torch.stack([value.detach().to(like) for value in statistics])
+        weights: dict[str, Tensor] = self.controller(stacked)
+        return weights

@@ -1,8 +1,9 @@
-"""TernaryVAE V5.11: two encoders, one decoder, hyperbolic projections, an optional controller.
+"""TernaryVAE (V5.11 of the original study): two encoders, one decoder, hyperbolic projections, an optional controller.
 
 Shapes: N operations, M trits, D latent dimensions, H width of a projection.
 """
 
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, NamedTuple
 
@@ -12,12 +13,14 @@ from torch.nn import functional as F
 
 from studycore.streams import generator
 from ternary_vae.config import ArchitectureConfig
+from ternary_vae.data import trits_of
 from ternary_vae.hyperbolic import to_euclidean, to_hyperbolic
 
 LOGVAR_RANGE = (-10.0, 2.0)
 """The log variance is clamped to it (V5.12.4)."""
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU}
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
+PROBE_OPERATIONS = 32
 
 
 class Code(NamedTuple):
@@ -89,7 +92,7 @@ class HyperbolicProjection(nn.Module):
 
     direction = normalise(z + MLP(z)), the MLP's last layer starting at 0. The radius is the largest one times
     sigmoid(MLP(z)): as a hyperbolic distance, mapped by exp_0, so that the curvature is part of the function; or, with
-    radius "euclidean", as a norm, as the seed study had it.
+    radius "euclidean", as a norm, as the original study had it.
     """
 
     def __init__(self, config: ArchitectureConfig):
@@ -168,7 +171,7 @@ class DifferentiableController(nn.Module):
         return dict(zip(self.NAMES, values, strict=True))
 
 
-class TernaryVAEV5_11_PartialFreeze(nn.Module):
+class TernaryVAE(nn.Module):
     """The V5.11 architecture, from the fields of ArchitectureConfig (those not given have its defaults).
 
     Encoder A carries coverage, encoder B may go on learning for the hierarchy; which parts a stage freezes is the run's
@@ -201,6 +204,10 @@ class TernaryVAEV5_11_PartialFreeze(nn.Module):
         }  # fmt: skip
 
 
+TernaryVAEV5_11_PartialFreeze = TernaryVAE
+"""The class's name in the original study."""
+
+
 def draw_weights(module: nn.Module, seed: int, name: str) -> None:
     """Draws a module's weights anew from a stream of its own: PyTorch's uniform initialisation of linear layers.
 
@@ -230,14 +237,34 @@ def architecture_of(config: ArchitectureConfig) -> dict[str, Any]:
     return {f.name: getattr(config, f.name) for f in fields(ArchitectureConfig)}
 
 
-def create_model(
-    config: ArchitectureConfig, seed: int, projection_seed: int | None = None
-) -> TernaryVAEV5_11_PartialFreeze:
+def create_model(config: ArchitectureConfig, seed: int, projection_seed: int | None = None) -> TernaryVAE:
     """A model whose parts are drawn from (seed, part); its projections from `projection_seed` where given."""
-    model = TernaryVAEV5_11_PartialFreeze(**architecture_of(config))
+    model = TernaryVAE(**architecture_of(config))
     for name, part in model.named_children():
         draw_weights(part, projection_seed if name == "projection" and projection_seed is not None else seed, name)
     return model
+
+
+def build_model(values: Mapping[str, Any]) -> TernaryVAE:
+    """The model of a checkpoint's configuration, to be filled with its weights."""
+    return TernaryVAE(**{f.name: values[f.name] for f in fields(ArchitectureConfig)})
+
+
+def probe_inputs(trits: int) -> dict[str, Tensor]:
+    """Fixed operations, spread over the indices; the deepest one among them."""
+    return {"input_index": torch.linspace(0, 3**trits - 1, PROBE_OPERATIONS, dtype=torch.float64).long()}
+
+
+@torch.no_grad()
+def replay_probe(model: TernaryVAE, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Logits, points of both views and hyperbolic radii of the probe's operations, as in evaluation."""
+    device = next(model.parameters()).device
+    parts = [(module, module.training) for module in model.modules()]
+    out = model.eval()(trits_of(inputs["input_index"], model.config.trits).float().to(device))
+    for module, training in parts:
+        module.training = training
+    names = ("logits", "z_A_hyp", "z_B_hyp", "rho_A", "rho_B", "mu_A", "logvar_A", "mu_B", "logvar_B")
+    return {f"output_{name}": out[name] for name in names}
 
 
 def count_parameters(model: nn.Module) -> int:

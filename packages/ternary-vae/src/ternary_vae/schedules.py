@@ -1,4 +1,4 @@
-"""Learning rates as functions of the epoch: no scheduler object, so no state to save."""
+"""Learning rates as functions of the update: no scheduler object, so no state to save."""
 
 import math
 
@@ -18,19 +18,17 @@ def schedule_factor(config: TrainConfig, epoch: float) -> float:
     return float(warm)
 
 
-def learning_rate(config: TrainConfig, stage: str, stage_step: int, steps_per_epoch: int) -> float:
-    """The rate of a stage's update, before the factors of encoders; cosine and warm-up change with every update, steps
-    with every epoch."""
-    if stage == "coverage":
-        warm = min(1.0, (stage_step + 1) / COVERAGE_WARMUP_STEPS)
-        share = min(1.0, stage_step / steps_per_epoch / config.coverage_epochs)
-        fall = (1 + math.cos(math.pi * share)) / 2 if config.coverage_scheduler == "cosine" else 1.0
-        return config.coverage_lr * warm * fall
-    return config.lr * schedule_factor(config, stage_step / steps_per_epoch)
+def learning_rate(config: TrainConfig, update: int, updates_per_epoch: int) -> float:
+    """The rate of an update of the hierarchy stage or of joint training, before the factors of encoders.
+
+    Cosine and warm-up change with every update, steps with every epoch.
+    """
+    return config.lr * schedule_factor(config, update / updates_per_epoch)
 
 
-def rate_factors(config: TrainConfig, stage: str) -> dict[str, float]:
-    """Part of the model -> its factor on the learning rate; 1 where not named."""
-    if stage == "coverage":
-        return {}
-    return {"encoder_A": config.encoder_a_lr, "encoder_B": config.encoder_b_lr}
+def coverage_rate(config: TrainConfig, update: int, updates_per_epoch: int) -> float:
+    """The rate of an update of the coverage stage."""
+    warm = min(1.0, (update + 1) / COVERAGE_WARMUP_STEPS)
+    share = min(1.0, update / updates_per_epoch / config.coverage_epochs)
+    fall = (1 + math.cos(math.pi * share)) / 2 if config.coverage_scheduler == "cosine" else 1.0
+    return config.coverage_lr * warm * fall

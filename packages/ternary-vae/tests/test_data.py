@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from ternary_vae.operations import (
+from ternary_vae.data import (
     Batches,
     Operations,
     index_of,

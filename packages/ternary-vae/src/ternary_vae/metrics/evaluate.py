@@ -6,24 +6,24 @@ import torch
 from torch import Tensor
 
 from studycore.streams import generator
-from ternary_vae import metrics
 from ternary_vae.config import TrainConfig
+from ternary_vae.data import Operations
 from ternary_vae.hyperbolic import to_euclidean
 from ternary_vae.losses import Targets, target_radius
-from ternary_vae.model import TernaryVAEV5_11_PartialFreeze, create_model
-from ternary_vae.operations import Operations
+from ternary_vae.metrics.radii import dist_corr_geodesic, dist_corr_levels, q, q_original, radius_metrics
+from ternary_vae.model import TernaryVAE, create_model
 
 CHUNK = 65_536
 """Operations per forward pass: bounds the memory at 3^12 operations."""
 
 
 def headline(view: str) -> str:
-    """The encoder that the headline metrics look at."""
+    """The encoder that the headline metrics of a run with this `view` look at."""
     return "a" if view == "a" else "b"
 
 
 @torch.no_grad()
-def reconstruct(model: TernaryVAEV5_11_PartialFreeze, operations: Operations, sample_seed: int | None = None) -> Tensor:
+def reconstruct(model: TernaryVAE, operations: Operations, sample_seed: int | None = None) -> Tensor:
     """Which operations [N] have every trit right, decoded from encoder A's mean code, or from one sample of it."""
     right = []
     for part in torch.arange(len(operations)).split(CHUNK):
@@ -39,7 +39,7 @@ def reconstruct(model: TernaryVAEV5_11_PartialFreeze, operations: Operations, sa
 
 
 @torch.no_grad()
-def radii(model: TernaryVAEV5_11_PartialFreeze, operations: Operations, view: str) -> tuple[Tensor, Tensor]:
+def radii(model: TernaryVAE, operations: Operations, view: str) -> tuple[Tensor, Tensor]:
     """Hyperbolic distances from the origin and Euclidean norms [N] of the mean code, float64."""
     projection = model.projection.of(view)
     found = [
@@ -50,7 +50,7 @@ def radii(model: TernaryVAEV5_11_PartialFreeze, operations: Operations, view: st
 
 
 @torch.no_grad()
-def points(model: TernaryVAEV5_11_PartialFreeze, operations: Operations, view: str) -> Tensor:
+def points(model: TernaryVAE, operations: Operations, view: str) -> Tensor:
     """Points of the ball [N, D] of the mean code, float64."""
     projection = model.projection.of(view)
     parts = [
@@ -60,14 +60,14 @@ def points(model: TernaryVAEV5_11_PartialFreeze, operations: Operations, view: s
     return torch.cat(parts).double().cpu()
 
 
-def order_metrics(model: TernaryVAEV5_11_PartialFreeze, operations: Operations, view: str) -> dict[str, Any]:
+def order_metrics(model: TernaryVAE, operations: Operations, view: str) -> dict[str, Any]:
     """The radius metrics of a view."""
     rho_N, norm_N = radii(model, operations, view)
-    return metrics.radius_metrics(operations.v_N.cpu().numpy(), norm_N.numpy(), rho_N.numpy())
+    return radius_metrics(operations.v_N.cpu().numpy(), norm_N.numpy(), rho_N.numpy())
 
 
 def all_metrics(
-    model: TernaryVAEV5_11_PartialFreeze, operations: Operations, view: str, seed: int, seen_N: Tensor | None = None
+    model: TernaryVAE, operations: Operations, view: str, seed: int, seen_N: Tensor | None = None
 ) -> dict[str, Any]:
     """Every metric of the README's table, by the mean code; `seen_N` are the operations that training saw, where not all.
 
@@ -102,11 +102,11 @@ def all_metrics(
 
 def distance_metrics(z_ND: Tensor, operations: Operations, c: float, hierarchy: float | None) -> dict[str, Any]:
     """Both distance correlations of points of the ball, and Q, which the sweeps make from the one over levels."""
-    by_geodesic = metrics.dist_corr_geodesic(z_ND, operations.index_N.cpu(), operations.trits, c)
-    by_levels = metrics.dist_corr_levels(z_ND, operations.v_N.cpu())
+    by_geodesic = dist_corr_geodesic(z_ND, operations.index_N.cpu(), operations.trits, c)
+    by_levels = dist_corr_levels(z_ND, operations.v_N.cpu())
     found = {"dist_corr_geodesic": by_geodesic, "dist_corr_levels": by_levels}
     if by_levels is not None and hierarchy is not None:
-        found |= {"q": metrics.q(by_levels, hierarchy), "q_seed": metrics.q_seed(by_levels, hierarchy)}
+        found |= {"q": q(by_levels, hierarchy), "q_original": q_original(by_levels, hierarchy)}
     return {name: value for name, value in found.items() if value is not None}
 
 
@@ -115,7 +115,7 @@ def closed_form(config: TrainConfig, operations: Operations) -> dict[str, Any]:
     targets = Targets.of(config, torch.zeros(config.trits + 1, dtype=torch.float64))
     r_N = target_radius(operations.v_N, operations.place_N, targets)
     norm_N = to_euclidean(r_N, config.curvature) if config.radius == "hyperbolic" else r_N
-    return metrics.radius_metrics(operations.v_N.numpy(), norm_N.numpy(), r_N.numpy())
+    return radius_metrics(operations.v_N.numpy(), norm_N.numpy(), r_N.numpy())
 
 
 def untrained(config: TrainConfig, operations: Operations) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Bringing in a `.pt` file of the seed study's layout, as a finished run whose checkpoint can be verified.
+"""Bringing in a `.pt` file of the original study's layout, as a finished run whose checkpoint can be verified.
 
 Such a file holds the weights under one of three names, a configuration spelled in three ways, and no probe. What the
 tensors' shapes determine is taken from them and checked against what is declared; what no tensor shows (curvature,
@@ -6,7 +6,7 @@ max_radius, the share of dropout) must be declared, by the file or by flags. Not
 every tensor goes through an explicit map of names, and one too many or too few is an error. Nothing in the file is
 executed: it is read with `weights_only=True`, and numpy's scalars, which its metrics are made of, become plain numbers.
 
-The old study did not clamp log variances; ours are clamped, so that metrics of samples may differ from its own.
+The original study did not clamp log variances; ours are clamped, so that metrics of samples may differ from its own.
 """
 
 import dataclasses
@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from studycore.configuration import build, check_types, read_yaml
+from studycore.configuration import build, check_types, read_yaml, to_dict
 from studycore.errors import UserError
 from studycore.files import sha256
 from ternary_vae.config import ArchitectureConfig, ImportOptions, TrainConfig
-from ternary_vae.model import TernaryVAEV5_11_PartialFreeze, architecture_of
+from ternary_vae.model import TernaryVAE, architecture_of, count_parameters, probe_inputs, replay_probe
 
 Shapes = Mapping[str, tuple[int, ...]]
 KeyMap = Mapping[str, str | None]
@@ -39,32 +39,24 @@ SPELLINGS = {
     "projection_layers": "n_projection_layers",
 }
 """Other spellings of our fields in the file's configuration."""
+PARTS = (
+    *(f"encoder_{x}.{part}." for x in "AB" for part in ("encoder", "fc_mu", "fc_logvar")),
+    *(f"projection.proj_{x}.{part}." for x in "AB" for part in ("direction_net", "radius_net", "manifold")),
+    "decoder_A.decoder.",
+    "controller.net.",
+)
 KEY_MAP: KeyMap = {
-    **{
-        prefix: prefix
-        for x in "AB"
-        for prefix in (
-            f"encoder_{x}.encoder.",
-            f"encoder_{x}.fc_mu.",
-            f"encoder_{x}.fc_logvar.",
-            f"projection.proj_{x}.direction_net.",
-            f"projection.proj_{x}.radius_net.",
-            f"projection.proj_{x}.manifold.",
-        )
-    },
-    "decoder_A.decoder.": "decoder_A.decoder.",
-    "controller.net.": "controller.net.",
+    **{prefix: prefix for prefix in PARTS},
     # One projection for both encoders was no submodule of its own.
-    "projection.direction_net.": "projection.proj_A.direction_net.",
-    "projection.radius_net.": "projection.proj_A.radius_net.",
-    "projection.manifold.": "projection.proj_A.manifold.",
+    **{f"projection.{part}.": f"projection.proj_A.{part}." for part in ("direction_net", "radius_net", "manifold")},
 }
-"""Prefixes of the old layout's keys and ours; null drops what begins so."""
+"""Prefixes of the original layout's keys and ours; null drops what begins so."""
 MANIFOLD = re.compile(r"(^|\.)manifold\.isp_c$")
 """geoopt's curvature, as the inverse softplus of c."""
 ISP_TOLERANCE = 1e-4
-OLD = {"radius": "euclidean", "encoder_dropout": 0.0}
-"""What the old layout was where neither file nor flags say it."""
+DROPOUTS = ("encoder_dropout", "projection_dropout")
+ORIGINAL = {"radius": "euclidean", "encoder_dropout": 0.0}
+"""What the original layout was where neither file nor flags say it; its encoders without LayerNorm had ReLU."""
 
 NUMBER_CODES = {
     "f2": "e", "f4": "f", "f8": "d", "b1": "?", "i1": "b", "i2": "h", "i4": "i", "i8": "q",
@@ -73,6 +65,7 @@ NUMBER_CODES = {
 """Plain number types of numpy and their codes in `struct`."""
 
 
+# ------------------------------------------------------------------------------------------------------- the old file
 @dataclass(frozen=True)
 class OldFile:
     """What a `.pt` file holds."""
@@ -115,6 +108,8 @@ STAND_INS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     (_plain_number, "numpy._core.multiarray.scalar"),
 ]
 """Ours in the place of numpy's: numpy itself would unpickle what a scalar of an object type carries."""
+UNREADABLE = (RuntimeError, EOFError, OSError, LookupError, ValueError, TypeError, AttributeError, AssertionError)
+"""What torch.load raises for files that are none of its own, or damaged."""
 
 
 def read_old(path: Path) -> OldFile:
@@ -131,16 +126,7 @@ def read_old(path: Path) -> OldFile:
             f"{path}: holds more than weights and plain values{what}, or is damaged; it is not unpickled, because that could "
             "run code: where you trust it, load it yourself and save its weights and configuration alone"
         ) from None
-    except (
-        RuntimeError,
-        EOFError,
-        OSError,
-        LookupError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        AssertionError,
-    ) as error:
+    except UNREADABLE as error:
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise UserError(f"{path}: cannot be read as a PyTorch file ({reason}); fetch it anew") from None
     if not isinstance(content, dict):
@@ -156,13 +142,13 @@ def read_old(path: Path) -> OldFile:
             f"{path}: holds {', '.join(entries) or 'nothing'}, and of {', '.join(MODEL_NAMES)} there must be exactly one; "
             "save the weights under one of them"
         )
-    config, metrics, epoch = content.get("config"), content.get("metrics"), content.get("epoch")
+    config, metrics = (value if isinstance(value := content.get(name), dict) else {} for name in ("config", "metrics"))
     return OldFile(
         path,
         _tensors(path, content[names[0]]),
-        {str(k): v for k, v in config.items()} if isinstance(config, dict) else {},
-        {str(k): v for k, v in metrics.items() if isinstance(v, int | float)} if isinstance(metrics, dict) else {},
-        epoch if isinstance(epoch, int) else None,
+        {str(name): value for name, value in config.items()},
+        {str(name): value for name, value in metrics.items() if isinstance(value, int | float)},
+        epoch if isinstance(epoch := content.get("epoch"), int) else None,
         entries,
     )
 
@@ -184,19 +170,19 @@ def declared_fields(old: OldFile) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in old.config.items():
         name = SPELLINGS.get(key, key)
-        if name not in names:
-            continue
         if name in found and found[name] != value:
             raise UserError(
                 f"{old.path}: its configuration gives {name} twice, as {found[name]} and {value}; give its flag"
             )
-        found[name] = value
+        if name in names:
+            found[name] = value
     try:
         return check_types(ArchitectureConfig, found)
     except UserError as error:
         raise UserError(f"{old.path}: its configuration: {error}") from None
 
 
+# ---------------------------------------------------------------------------------------------- names and architecture
 def rename(tensors: Mapping[str, Tensor], *maps: KeyMap) -> tuple[dict[str, Tensor], list[str], list[str]]:
     """Tensors under our names, by the longest prefix that fits of the first map that has one.
 
@@ -205,16 +191,12 @@ def rename(tensors: Mapping[str, Tensor], *maps: KeyMap) -> tuple[dict[str, Tens
     renamed: dict[str, Tensor] = {}
     left, dropped = [], []
     for key, tensor in tensors.items():
-        fitting = ([prefix for prefix in prefixes if key.startswith(prefix)] for prefixes in maps)
-        found = next(
-            ((max(some, key=len), prefixes) for some, prefixes in zip(fitting, maps, strict=True) if some), None
-        )
-        if found is None:
+        fitting = [(max(some, key=len), map_) for map_ in maps if (some := [p for p in map_ if key.startswith(p)])]
+        if not fitting:
             left.append(key)
             continue
-        prefix, prefixes = found
-        ours = prefixes[prefix]
-        if ours is None:
+        prefix, map_ = fitting[0]
+        if (ours := map_[prefix]) is None:
             dropped.append(key)
             continue
         name = ours + key.removeprefix(prefix)
@@ -236,14 +218,14 @@ def read_key_map(path: str | None) -> dict[str, str | None]:
 def _layers(shapes: Shapes, prefix: str) -> list[tuple[int, tuple[int, ...]]]:
     """Index and weight's shape of each layer with weights in a Sequential."""
     pattern = re.compile(re.escape(prefix) + r"\.(\d+)\.weight$")
-    return sorted((int(m.group(1)), shape) for key, shape in shapes.items() if (m := pattern.match(key)))
+    return sorted((int(match.group(1)), shape) for key, shape in shapes.items() if (match := pattern.match(key)))
 
 
-def layout_of(shapes: Shapes) -> dict[str, Any]:
-    """What tensors' names and shapes say of the architecture: fields of ArchitectureConfig as far as they show.
+def shown_fields(shapes: Shapes) -> dict[str, Any]:
+    """The architecture's fields as far as tensors' names and shapes show them.
 
-    Besides, dropouts_seen names the fields whose dropout moved indices, as a mapping to whether it did (a net with
-    nothing behind its dropout does not tell), and manifold says whether geoopt's curvature is among the tensors.
+    A dropout shows as the index that it takes in a Sequential: its field is true or false, whether there is any (a net
+    with nothing behind its dropout does not tell). `manifold`: whether geoopt's curvature is among the tensors.
     """
     found: dict[str, Any] = {
         "use_controller": any(key.startswith("controller.") for key in shapes),
@@ -251,7 +233,6 @@ def layout_of(shapes: Shapes) -> dict[str, Any]:
     }
     if any(key.startswith("projection.proj_A.") for key in shapes):
         found["use_dual_projection"] = any(key.startswith("projection.proj_B.") for key in shapes)
-    seen: dict[str, bool] = {}
     encoder = _layers(shapes, "encoder_A.encoder")
     linear = [(index, shape) for index, shape in encoder if len(shape) == 2]
     if linear:
@@ -259,7 +240,7 @@ def layout_of(shapes: Shapes) -> dict[str, Any]:
         found["encoder_sizes"] = [shape[0] for _, shape in linear]
         found["encoder_norm"] = len(encoder) > len(linear)
         if len(linear) > 1:
-            seen["encoder_dropout"] = linear[1][0] - linear[0][0] > 2 + found["encoder_norm"]
+            found["encoder_dropout"] = linear[1][0] - linear[0][0] > 2 + found["encoder_norm"]
     if "encoder_A.fc_mu.weight" in shapes:
         found["latent_dim"] = shapes["encoder_A.fc_mu.weight"][0]
     if decoder := _layers(shapes, "decoder_A.decoder"):
@@ -268,8 +249,8 @@ def layout_of(shapes: Shapes) -> dict[str, Any]:
     if len(linear) > 1:
         found["hidden_dim"] = linear[0][1][0]
         found["n_projection_layers"] = len(linear) - 1
-        seen["projection_dropout"] = linear[1][0] - linear[0][0] > 3
-    return {**found, "dropouts_seen": seen}
+        found["projection_dropout"] = linear[1][0] - linear[0][0] > 3
+    return found
 
 
 def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
@@ -277,66 +258,50 @@ def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {key: tuple(tensor.shape) for key, tensor in tensors.items()}
 
 
-def built_shapes(config: ArchitectureConfig) -> dict[str, tuple[int, ...]]:
-    """Key to shape of the model that a configuration builds."""
-    with torch.device("meta"):
-        return shapes_of(TernaryVAEV5_11_PartialFreeze(**architecture_of(config)).state_dict())
-
-
 def _dtype(path: Path, tensors: Mapping[str, Tensor], prefixes: tuple[str, ...]) -> str | None:
+    """The one precision of the tensors whose keys begin so; None where there are none."""
     names = {str(tensor.dtype).removeprefix("torch.") for key, tensor in tensors.items() if key.startswith(prefixes)}
-    if not names:
-        return None
     if len(names) > 1 or not names <= {"float32", "float64"}:
         raise UserError(
             f"{path}: {prefixes[0]}* and its like are {', '.join(sorted(names))}; convert them to float32 or float64 alone"
         )
-    return names.pop()
+    return names.pop() if names else None
 
 
 def architecture(old: OldFile, tensors: Mapping[str, Tensor], flags: Mapping[str, Any]) -> ArchitectureConfig:
-    """The architecture of a file whose tensors have our names: flags, else its configuration, agreeing with the shapes.
+    """The architecture of a file whose tensors have our names: flags, else its configuration, agreeing with the tensors.
 
     UserError where a declaration contradicts the tensors, and where neither says what must be known.
     """
-    layout = layout_of(shapes_of(tensors))
-    values = {**OLD, **declared_fields(old), **flags}
-    fields = {f.name for f in dataclasses.fields(ArchitectureConfig)}
-    shown = {name: value for name, value in layout.items() if name in fields}
+    said = {**declared_fields(old), **flags}
+    values = {**ORIGINAL, **said}
+    shown = {name: value for name, value in shown_fields(shapes_of(tensors)).items() if name != "manifold"}
     shown["dtype"] = _dtype(old.path, tensors, ("encoder_", "decoder_", "controller."))
     shown["projection_dtype"] = _dtype(old.path, tensors, ("projection.",))
-
-    def source(name: str) -> str:
-        return "the flag" if name in flags else "its configuration"
-
     for name, value in shown.items():
-        if value is None:
-            continue
-        if name in values and values[name] != value:
+        source, flag = "the flag" if name in flags else "its configuration", f"--{name.replace('_', '-')}"
+        if name in DROPOUTS:
+            if value and name not in said:
+                raise UserError(
+                    f"{old.path}: {name}: the tensors' indices show dropout, of a share that nothing says; give {flag}, such as 0.1"
+                )
+            if bool(values.get(name, value)) != value:
+                raise UserError(
+                    f"{old.path}: {name}: {source} says {values[name]} and the tensors' indices show "
+                    f"{'dropout' if value else 'none'}; give {flag} {'above 0, such as 0.1' if value else '0'}"
+                )
+        elif value is not None and values.setdefault(name, value) != value:
             raise UserError(
-                f"{old.path}: {name}: {source(name)} says {values[name]} and the tensors say {value}; "
-                f"give --{name.replace('_', '-')} {value} if the tensors are right"
+                f"{old.path}: {name}: {source} says {values[name]} and the tensors say {value}; "
+                f"give {flag} {value} if the tensors are right"
             )
-        values[name] = value
-    for name, seen in layout["dropouts_seen"].items():
-        flag = f"--{name.replace('_', '-')}"
-        if seen and name not in {**declared_fields(old), **flags}:
-            raise UserError(
-                f"{old.path}: {name}: the tensors' indices show dropout, of a share that nothing says; give {flag}, such as 0.1"
-            )
-        if name in values and bool(values[name]) != seen:
-            raise UserError(
-                f"{old.path}: {name}: {source(name)} says {values[name]} and the tensors' indices show "
-                f"{'dropout' if seen else 'none'}; give {flag} {'above 0, such as 0.1' if seen else '0'}"
-            )
-    if "activation" not in values and not values.get("encoder_norm"):
-        values["activation"] = "relu"
-    for name in ("curvature", "max_radius", "activation"):
-        if name not in values:
-            raise UserError(
-                f"{old.path}: {name}: shows in no tensor and its configuration does not say it; give "
-                f"--{name.replace('_', '-')}"
-            )
+    if not values.get("encoder_norm"):
+        values.setdefault("activation", "relu")
+    if lacking := [name for name in ("curvature", "max_radius", "activation") if name not in values]:
+        flags_to_give = " and ".join(f"--{name.replace('_', '-')}" for name in lacking)
+        raise UserError(
+            f"{old.path}: {', '.join(lacking)}: shown in no tensor and not said by its configuration; give {flags_to_give}"
+        )
     config: ArchitectureConfig = build(ArchitectureConfig, values)
     return config
 
@@ -367,50 +332,89 @@ def convert(
     config = architecture(old, tensors, flags)
     manifold = check_manifold(old, tensors, config.curvature)
     kept = {key: tensor for key, tensor in tensors.items() if key not in manifold}
-    wanted, found = built_shapes(config), shapes_of(kept)
+    with torch.device("meta"):
+        wanted = shapes_of(TernaryVAE(**architecture_of(config)).state_dict())
+    found = shapes_of(kept)
     wrong = [f"{key} is missing" for key in wanted if key not in found]
     wrong += [f"{key} is left over" for key in found if key not in wanted]
     wrong += [
-        f"{key} is {list(found[key])} and not {list(wanted[key])}"
-        for key in wanted
-        if key in found and found[key] != wanted[key]
+        f"{key} is {list(shape)} and not {list(wanted[key])}"
+        for key, shape in found.items()
+        if wanted.get(key, shape) != shape
     ]
     if wrong:
         raise UserError(f"{old.path}: does not fit its architecture: {'; '.join(wrong)}; mend flags or --key-map")
     return config, kept, [*dropped, *manifold]
 
 
+# --------------------------------------------------------------------------------------------------------- the new run
+USAGE = """usage: ternary-vae import FILE FOLDER [--key-map MAP.yaml] [architecture flags]
+
+FILE: a .pt file. FOLDER: the run folder to make. What the tensors do not show and the file's
+configuration does not say must be given as flags; those given win over the file's.
+"""
+
+
+def import_command(argv: list[str]) -> None:
+    """`ternary-vae import FILE FOLDER [--key-map MAP.yaml] [architecture flags]`."""
+    from studycore.configuration import read_arguments
+
+    def read(arguments: list[str]) -> dict[str, Any]:
+        return read_arguments([ImportOptions, ArchitectureConfig], arguments, "ternary-vae import", "ternary_vae")[1]
+
+    if not argv or {"--help", "-h"} & set(argv):
+        print(USAGE)
+        read(["--help"])
+    if len(argv) < 2 or argv[0].startswith("-") or argv[1].startswith("-"):
+        raise UserError("import: needs a .pt file and the folder to make; give both first, then the flags")
+    given, file, folder = read(argv[2:]), Path(argv[0]), Path(argv[1])
+    options = build(ImportOptions, {name: given.pop(name) for name in ("key_map", "view") if name in given})
+    metrics = import_file(file, folder, given, options, ["ternary-vae", "import", *argv])
+    shown = [
+        f"{name} {metrics[name]:.6g}" for name in ("coverage", "hierarchy", "somers_d", "richness") if name in metrics
+    ]
+    print(f"{folder}: imported {file.name}: {', '.join(shown)}")
+
+
 def import_file(
     file: Path, folder: Path, flags: Mapping[str, Any], options: ImportOptions, argv: list[str]
 ) -> dict[str, Any]:
     """Makes the finished run `folder` of an old file and returns its metrics."""
+    from studycore.checkpoints import save_checkpoint
+    from studycore.claims import as_stored
     from studycore.devices import describe
+    from studycore.execution import closing
     from studycore.report import write_results
-    from studycore.runs import recording
-    from ternary_vae.evaluate import all_metrics
-    from ternary_vae.model import count_parameters
-    from ternary_vae.operations import Operations
-    from ternary_vae.record import STUDY, open_or_create, save_checkpoint
-    from ternary_vae.train import Progress
+    from studycore.run_folder import create_run
+    from ternary_vae.claims import claims
+    from ternary_vae.cli import STUDY
+    from ternary_vae.data import Operations
+    from ternary_vae.metrics.evaluate import all_metrics
+    from ternary_vae.metrics.final import baselines
 
     old = read_old(file)
     architecture, tensors, dropped = convert(old, flags, read_key_map(options.key_map))
     config: TrainConfig = build(
         TrainConfig, {**architecture_of(architecture), "stages": "coverage", "view": options.view}
     )
-    model = TernaryVAEV5_11_PartialFreeze(**architecture_of(config))
+    model = TernaryVAE(**architecture_of(config))
     model.load_state_dict(tensors, strict=True)
     model.eval()
     metrics = all_metrics(model, Operations.all(config.trits), config.view, config.seed)
-    at = Progress(rows=1, ended=True, metrics=metrics, best=metrics["coverage"])
-    run = open_or_create(folder, config, argv, describe("cpu"), resume=False, verb="import")
-    with recording(run):
+    inputs = probe_inputs(config.trits)
+    run = create_run(
+        folder, study=STUDY, verb="import", config=to_dict(config), argv=argv, seeds=[config.seed], devices=describe("cpu"),
+        data={"file": sha256(file)}, claims=[as_stored(claim) for claim in claims("import", config)], parameters=count_parameters(model),
+        imported={"file": file.name, "sha256": sha256(file), "epoch": old.epoch, "dropped": dropped},
+    )  # fmt: skip
+    with closing(run):
         run.metrics.append({"step": 0, "stage": "coverage", "epoch": 0, **metrics})
-        save_checkpoint(folder / "checkpoints", 0, config, tensors, {}, dataclasses.asdict(at), best=True)
-        run.metrics.write_part()
+        save_checkpoint(
+            folder / "checkpoints", 0, config=to_dict(config), model=tensors, optimizer={}, best=True,
+            state={"loop": "coverage", "index": 0, "rows": 1, "best": metrics["coverage"], "state": {"metrics": metrics}},
+            probe={**inputs, **replay_probe(model, inputs)},
+        )  # fmt: skip
         run.metrics.compact()
-        brought = {"file": file.name, "sha256": sha256(file), "epoch": old.epoch, "dropped": dropped}
-        run.update(parameters=count_parameters(model), imported=brought)
-        write_results(folder, STUDY, "import", metrics, [])
+        write_results(folder, STUDY.name, "import", {**metrics, "baselines": baselines(config)}, [])
         run.finish("done", f"imported {file.name}")
     return metrics

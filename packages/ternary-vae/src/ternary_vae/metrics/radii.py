@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from studycore.streams import generator
+from ternary_vae.data import valuation
 from ternary_vae.hyperbolic import distance
-from ternary_vae.operations import valuation
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -125,8 +125,8 @@ def q(dist_corr: float, hierarchy: float) -> float:
     return dist_corr - 1.5 * hierarchy
 
 
-def q_seed(dist_corr: float, hierarchy: float) -> float:
-    """The seed study's Q = dist_corr + 1.5 |hierarchy|: an inverted model scores as well."""
+def q_original(dist_corr: float, hierarchy: float) -> float:
+    """The original study's Q = dist_corr + 1.5 |hierarchy|: an inverted model scores as well."""
     return dist_corr + 1.5 * abs(hierarchy)
 
 

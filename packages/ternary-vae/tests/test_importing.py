@@ -8,16 +8,18 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from studycore.cli import report_verb, resume_verb
 from studycore.errors import UserError
-from studycore.files import read_json
-from studycore.runs import read_manifest
-from ternary_vae import foreign
-from ternary_vae.cli import import_verb as import_command
-from ternary_vae.evaluate import all_metrics
-from ternary_vae.foreign import layout_of, read_old
-from ternary_vae.inspection import examine_old, inspect_command
-from ternary_vae.operations import Operations
-from ternary_vae.record import load_model, read_config
+from studycore.files import read_json, write_json
+from studycore.record import read_config, read_record
+from studycore.run_folder import read_manifest
+from ternary_vae.checkpoint import load_model
+from ternary_vae.cli import STUDY
+from ternary_vae.data import Operations
+from ternary_vae.legacy import importing
+from ternary_vae.legacy.importing import import_command, read_old, shown_fields
+from ternary_vae.legacy.inspection import examine_old, inspect_command
+from ternary_vae.metrics.evaluate import all_metrics
 
 torch.set_num_threads(1)
 TRITS, D, SIZES, H = 3, 2, (8, 4), 40
@@ -129,10 +131,12 @@ def test_the_run_is_finished_and_inspect_agrees_with_it(write, tmp_path, capsys,
     assert (manifest["imported"]["file"], len(manifest["imported"]["sha256"])) == ("best.pt", 64)
     checkpoint, config, model = load_model(str(folder))
     metrics = all_metrics(model.eval(), Operations.all(TRITS), "a", config.seed)
-    assert read_json(folder / "results.json")["metrics"] == pytest.approx(metrics) == checkpoint.state["metrics"]
-    assert read_config(folder) == config and (config.stages, config.view) == ("coverage", "a")
+    results = read_json(folder / "results.json")["metrics"]
+    assert set(results.pop("baselines")) == {"closed_form", "untrained"}
+    assert results == pytest.approx(metrics) == checkpoint.state["state"]["metrics"]
+    assert read_config(STUDY, folder) == config and (config.stages, config.view) == ("coverage", "a")
     assert (folder / "history.parquet").exists()
-    inspect_command(str(folder))
+    inspect_command([str(folder)])
     assert "rebuild: yes" in capsys.readouterr().out
 
 
@@ -177,10 +181,10 @@ def test_what_no_tensor_shows_must_be_said(write, tmp_path, name):
     config = {key: value for key, value in CONFIG.items() if key != name}
     path = write(old_state(dropout=False), config)
     flag = f"--{name.replace('_', '-')}"
-    with pytest.raises(UserError, match=f"{name}: shows in no tensor.*{flag}"):
+    with pytest.raises(UserError, match=f"{name}: shown in no tensor.*{flag}"):
         bring_in(path, tmp_path)
     assert not (tmp_path / "run").exists()
-    assert getattr(read_config(bring_in(path, tmp_path, flag, "0.9")), name) == 0.9
+    assert getattr(read_config(STUDY, bring_in(path, tmp_path, flag, "0.9")), name) == 0.9
 
 
 def test_dropout_is_seen_in_the_indices(write, tmp_path):
@@ -220,7 +224,7 @@ def test_norms_in_the_encoder_ask_for_the_activation(write, tmp_path):
     path = write(state)
     with pytest.raises(UserError, match=r"activation: .*--activation"):
         bring_in(path, tmp_path)
-    config = read_config(bring_in(path, tmp_path, "--activation=silu"))
+    config = read_config(STUDY, bring_in(path, tmp_path, "--activation=silu"))
     assert (config.encoder_norm, config.activation, config.encoder_dropout) == (True, "silu", 0.0)
 
 
@@ -267,13 +271,13 @@ def test_weights_that_are_not_numbers_or_of_mixed_precision(write, tmp_path):
 def test_numpys_scalars_become_plain_numbers_without_numpy(write, tmp_path, monkeypatch):
     """The old metrics are made of them; numpy's own scalar() would unpickle what an object type carries."""
     values = {"f": np.float64(-0.625), "s": np.float32(0.5), "n": np.int64(-7), "b": np.bool_(True), "p": 1.25}
-    read = read_old(path := foreign.Path(write(old_state(), metrics=values)))
+    read = read_old(path := importing.Path(write(old_state(), metrics=values)))
     assert read.metrics == {"f": -0.625, "s": 0.5, "n": -7, "b": True, "p": 1.25}
     assert {type(value) for value in read.metrics.values()} == {float, int, bool}
     assert read.epoch == 12
     with pytest.raises(pickle.UnpicklingError, match="little-endian"):
-        foreign.STAND_INS[0][0]("f8").__setstate__((3, ">", None))
-    monkeypatch.setattr(foreign, "STAND_INS", [])
+        importing.STAND_INS[0][0]("f8").__setstate__((3, ">", None))
+    monkeypatch.setattr(importing, "STAND_INS", [])
     with pytest.raises(UserError, match="holds more than weights"):
         read_old(path)
 
@@ -306,9 +310,9 @@ def test_a_file_that_needs_pickle_is_refused_and_nothing_runs(write, tmp_path, k
     value = {
         "object": Trap(mark), "array": np.ones(3), "object scalar": ObjectScalar(mark), "plain class": CONFIG.keys,
     }[kind]  # fmt: skip
-    value = foreign.Path("x") if kind == "plain class" else value
+    value = importing.Path("x") if kind == "plain class" else value
     path = write(old_state(), metrics={"x": value})
-    for command in (lambda: bring_in(path, tmp_path), lambda: inspect_command(path)):
+    for command in (lambda: bring_in(path, tmp_path), lambda: inspect_command([path])):
         with pytest.raises(UserError, match=r"holds more than weights and plain values.*save its weights"):
             command()
     assert not mark.exists() and not (tmp_path / "run").exists()
@@ -320,7 +324,7 @@ def test_files_that_are_none(write, tmp_path):
     (tmp_path / "text.pt").write_text("no weights")
     with pytest.raises(UserError, match=r"text\.pt"):
         bring_in(str(tmp_path / "text.pt"), tmp_path)
-    whole = foreign.Path(write(old_state())).read_bytes()
+    whole = importing.Path(write(old_state())).read_bytes()
     (tmp_path / "half.pt").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match=r"half\.pt"):
         bring_in(str(tmp_path / "half.pt"), tmp_path)
@@ -339,37 +343,64 @@ def test_a_run_that_is_there_is_not_written_over(write, tmp_path):
         bring_in(path, tmp_path)
 
 
-def test_layout_says_only_what_shows():
-    state = {key: tuple(tensor.shape) for key, tensor in old_state(manifold=1.0).items()}
-    layout = layout_of(state)
-    assert layout["dropouts_seen"] == {"encoder_dropout": False, "projection_dropout": True} and layout["manifold"]
-    assert layout_of({}) == {"use_controller": False, "manifold": False, "dropouts_seen": {}}
+def test_only_what_shows_in_the_tensors_is_taken_from_them():
+    found = shown_fields({key: tuple(tensor.shape) for key, tensor in old_state(manifold=1.0).items()})
+    assert found["encoder_dropout"] is False and found["projection_dropout"] is True and found["manifold"]
+    assert shown_fields({}) == {"use_controller": False, "manifold": False}
 
 
 def test_inspect_shows_an_old_file_and_says_whether_it_fits(write, capsys):
     path = write(old_state(dropout=False, manifold=1.0), metrics={"coverage": 0.25})
-    inspect_command(path)
+    inspect_command([path])
     said = capsys.readouterr().out
     for part in ("epoch 12", "coverage 0.25", "max_radius 0.95", "projection: 22 tensors", "ternary-vae import"):
         assert part in said
 
 
 @pytest.mark.parametrize(
-    ("state", "config", "cause"),
+    ("state", "config", "said"),
     [
-        ({"dropout": True}, {}, "index shift by dropout"),
-        ({"dropout": False, "controller": True}, {"use_controller": False}, "extra controller"),
-        ({"dropout": False}, {"hidden_dim": 64}, "shape"),
-        ({"dropout": False, "manifold": 0.5}, {}, "configuration only"),
+        ({"dropout": True}, {}, "projection_dropout: the tensors' indices show dropout"),
+        (
+            {"dropout": False, "controller": True},
+            {"use_controller": False},
+            "use_controller: its configuration says False",
+        ),
+        ({"dropout": False}, {"hidden_dim": 64}, "hidden_dim: its configuration says 64 and the tensors say 40"),
+        ({"dropout": False, "manifold": 0.5}, {}, "curvature: 1.0 is declared and .* says 0.5"),
     ],
 )
-def test_inspect_names_what_an_old_files_configuration_gets_wrong(write, state, config, cause):
-    path = foreign.Path(write(old_state(**state), {**CONFIG, **config}))
-    assert [finding.cause for finding in examine_old(path).findings] == [cause]
-    with pytest.raises(UserError, match=cause.partition(" ")[0]):
-        inspect_command(str(path))
+def test_inspect_says_of_an_old_file_what_import_would_say(write, tmp_path, state, config, said):
+    path = write(old_state(**state), {**CONFIG, **config})
+    (finding,) = examine_old(importing.Path(path)).findings
+    assert finding.cause == "import"
+    for command in (lambda: inspect_command([path]), lambda: bring_in(path, tmp_path)):
+        with pytest.raises(UserError, match=said):
+            command()
 
 
 def test_inspect_says_what_an_old_file_does_not_declare(write):
-    (finding,) = examine_old(foreign.Path(write(old_state(dropout=False), {}))).findings
-    assert finding.cause == "configuration" and "curvature and max_radius" in finding.sentence
+    (finding,) = examine_old(importing.Path(write(old_state(dropout=False), {}))).findings
+    assert "curvature, max_radius" in finding.sentence and "--curvature and --max-radius" in finding.sentence
+
+
+# ----------------------------------------------------------------------------------------------------- the imported run
+def test_an_imported_run_is_reported_and_is_a_start_for_others(write, tmp_path, capsys):
+    folder = bring_in(write(old_state(dropout=False)), tmp_path)
+    report_verb(STUDY, [str(folder)])
+    said = capsys.readouterr().out
+    assert "come back with every trit right" in said
+    results = read_json(folder / "results.json")
+    assert {claim["verdict"] for claim in results["claims"]} == {"not run"}
+    assert all(claim["registered"] for claim in results["claims"])
+    # The file's radii are trained ones, whatever our configuration says of stages.
+    assert f"| hierarchy | {results['metrics']['hierarchy']:.6f} |" in (folder / "report.md").read_text()
+    record = read_record(STUDY, folder)
+    assert record.verb == "import" and len(record.table) == 1
+
+
+def test_an_import_that_was_cut_off_is_not_resumed(write, tmp_path):
+    folder = bring_in(write(old_state(dropout=False)), tmp_path)
+    write_json(folder / "manifest.json", read_manifest(folder) | {"state": "running"})
+    with pytest.raises(UserError, match=r"import` was cut off; remove the folder and repeat it"):
+        resume_verb(STUDY, [str(folder)])

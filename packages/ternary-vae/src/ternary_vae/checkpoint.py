@@ -1,0 +1,73 @@
+"""Loading a model so that nothing is taken on trust: sums, the whole configuration, the probe, and its metrics again."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from studycore.checkpoints import Checkpoint, load_checkpoint, read_index, rebuild, steps
+from studycore.configuration import from_dict
+from studycore.errors import UserError
+from ternary_vae.config import TrainConfig
+from ternary_vae.data import Operations
+from ternary_vae.metrics.evaluate import headline, order_metrics, reconstruct
+from ternary_vae.model import TernaryVAE, build_model, replay_probe
+
+CHECKED = ("coverage", "hierarchy", "somers_d", "richness")
+"""Metrics that a checkpoint stores and that loading computes again."""
+METRIC_TOLERANCE = 1e-4
+"""Of the recomputed metrics: other threads and libraries may move a few operations of 19,683, another function more."""
+Loaded = tuple[Checkpoint, TrainConfig, TernaryVAE]
+"""A checkpoint, its configuration and its model."""
+
+
+def find_checkpoint(name: str | Path) -> Path:
+    """The checkpoint folder of a name: itself, or the best (else the last) one of a run or of a `checkpoints` folder."""
+    path = Path(name)
+    if (path / "model.safetensors").exists() or path.name.startswith("step-"):
+        return path
+    if path.suffix in (".pt", ".pth", ".ckpt"):
+        raise UserError(f"{name}: is a pickled file; bring it in with `ternary-vae import {name} FOLDER` first")
+    root = path if path.name == "checkpoints" else path / "checkpoints"
+    if not root.is_dir() or not steps(root):
+        if inner := sorted(found.parent.name for found in path.glob("*/checkpoints")):
+            raise UserError(f"{name}: is a sweep; give one of its runs, such as {path / inner[0]}")
+        raise UserError(f"{name}: holds no checkpoint; give a run folder, or a folder such as RUN/checkpoints/step-100")
+    index = read_index(root)
+    return root / (index.get("best") or index.get("last") or steps(root)[-1].name)
+
+
+def load_model(name: str | Path, recompute: bool = True) -> Loaded:
+    """A checkpoint's model, in evaluation: checksums, built from its whole configuration, strict loading, probe, metrics.
+
+    UserError says in one sentence what does not hold.
+    """
+    path = find_checkpoint(name)
+    checkpoint = load_checkpoint(path)
+    config: TrainConfig = from_dict(TrainConfig, checkpoint.config, f"{path}/config.json")
+    model = rebuild(checkpoint, build_model, replay_probe).eval()
+    if recompute:
+        check_metrics(path, stored_metrics(checkpoint), config, model)
+    return checkpoint, config, model
+
+
+def stored_metrics(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The metrics that the checkpoint's own model had when it was saved; those of version 0.1.0 stand one level higher."""
+    state = checkpoint.state.get("state", checkpoint.state)
+    stored = state.get("metrics") if isinstance(state, dict) else None
+    if not isinstance(stored, dict) or "coverage" not in stored:
+        raise UserError(f"{checkpoint.path}/state.json: stores no metrics to compare with; use another checkpoint")
+    return stored
+
+
+def check_metrics(path: Path, stored: Mapping[str, Any], config: TrainConfig, model: TernaryVAE) -> None:
+    """Computes the stored metrics again; UserError where one differs."""
+    operations = Operations.all(config.trits)
+    found = {"coverage": float(reconstruct(model, operations).double().mean())}
+    if set(stored) - {"coverage"}:
+        found |= order_metrics(model, operations, headline(config.view))
+    for key in CHECKED:
+        if key in stored and not abs(found.get(key, float("nan")) - stored[key]) <= METRIC_TOLERANCE:
+            raise UserError(
+                f"{path}: {key} is {found.get(key)} when computed again and was stored as {stored[key]}: the model does "
+                "something else than when it was saved; use the version that wrote it"
+            )

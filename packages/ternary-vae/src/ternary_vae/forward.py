@@ -1,0 +1,97 @@
+"""A stage's forward pass, from operations to the rows of which its loss is made.
+
+What a stage leaves alone gives the same output for an operation in every step: restructured, it is computed once for all
+training operations and looked up, which changes nothing but rounding.
+
+Shapes: N operations of a batch (of this process), D latent dimensions.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from studycore.streams import generator
+from ternary_vae.config import TrainConfig
+from ternary_vae.data import Operations
+from ternary_vae.losses import Rows, kl_parts, reconstruction
+from ternary_vae.model import Code, TernaryVAE
+from ternary_vae.stages import ENCODER, Stage
+
+
+def set_trained(model: TernaryVAE, config: TrainConfig, stage: Stage) -> dict[str, nn.Parameter]:
+    """Makes exactly the stage's parameters trainable and returns them by name."""
+    projections = {id(model.projection.of(view)) for view in stage.views}
+    for name, parameter in model.named_parameters():
+        part, _, rest = name.partition(".")
+        wanted = part in stage.trained
+        if part == "projection":
+            owner = model.projection.proj_A if rest.startswith("proj_A") else model.projection.proj_B
+            # Losses of the radii alone never look at directions.
+            wanted = wanted and id(owner) in projections and (config.loss == "geodesic" or ".radius_net." in name)
+        if part in ENCODER.values() and ".fc_logvar." in name:
+            wanted = wanted and ("a" if part == "encoder_A" else "b") in stage.sampled
+        parameter.requires_grad_(wanted)
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def set_mode(model: TernaryVAE, stage: Stage) -> None:
+    """Training mode for what the stage trains; the rest is left as it is in evaluation, without dropout."""
+    for name, part in model.named_children():
+        part.train(name in stage.trained)
+
+
+def noise(config: TrainConfig, stage: str, view: str, update: int, rows: int) -> Tensor:
+    """Standard normal noise for the global batch of an update [N, D], float64: a function of (seed, update)."""
+    draw = generator(config.seed, "noise", stage, view, update)
+    return torch.randn(rows, config.latent_dim, generator=draw, dtype=torch.float64)
+
+
+class StageForward(nn.Module):
+    """One stage's forward pass: per-operation rows, from which the loss is made once they are gathered."""
+
+    def __init__(self, model: TernaryVAE, config: TrainConfig, stage: Stage, training: Operations):
+        super().__init__()
+        self.model, self.config, self.stage = model, config, stage
+        self.plain = config.forward == "plain"
+        needed = ({"a"} if stage.decodes else set()) | ({"a", "b"} if self.plain else set(stage.views))
+        self.needed = sorted(needed)
+        self.tables: dict[str, Code] = {}
+        if not self.plain:
+            with torch.no_grad():
+                model.eval()
+                for view in self.needed:
+                    if ENCODER[view] not in stage.trained:
+                        self.tables[view] = model.encode(training.x_NM, view)
+                set_mode(model, stage)
+
+    def code(self, view: str, x_NM: Tensor, positions_N: Tensor) -> Code:
+        if view in self.tables:
+            table = self.tables[view]
+            return Code(table.mu_ND[positions_N], table.logvar_ND[positions_N])
+        return self.model.encode(x_NM, view)
+
+    def forward(self, batch: Operations, positions_N: Tensor, noise_ND: Mapping[str, Tensor]) -> Rows:
+        """Rows of this process's operations: ce, kl_<view>, rho_<view>, norm_<view>, z_<view>."""
+        rows: Rows = {}
+        for view in self.needed:
+            code = self.code(view, batch.x_NM, positions_N)
+            if view in self.stage.sampled:
+                rows[f"kl_{view}"] = kl_parts(code)
+            if view == "a" and (self.stage.decodes or self.plain):
+                decoded_sample = self.config.coverage_code == "sample" and "a" in noise_ND
+                z_ND = code.sample(noise_ND["a"].to(code.mu_ND)) if decoded_sample else code.mu_ND
+                rows["ce"] = reconstruction(self.model.decoder_A(z_ND), batch.target_NM)
+            if view in self.stage.views or (self.plain and self.stage.name != "coverage"):
+                z_ND = (
+                    code.sample(noise_ND[view].to(code.mu_ND))
+                    if self.config.code == "sample" and view in noise_ND
+                    else code.mu_ND
+                )
+                projection = self.model.projection.of(view)
+                if self.config.loss == "geodesic" or self.plain:
+                    point = projection(z_ND)
+                    rows |= {f"rho_{view}": point.rho_N, f"norm_{view}": point.norm_N, f"z_{view}": point.z_hyp_ND}
+                else:
+                    rows[f"rho_{view}"], rows[f"norm_{view}"] = projection.radius(z_ND)
+        return rows

@@ -1,0 +1,1 @@
+"""Files of the original study, and why a checkpoint does not rebuild."""

@@ -1,0 +1,103 @@
+"""A sweep's configuration as a list of jobs: coverage checkpoints, arms from scratch, and the phases that start from the
+checkpoints. Runs of one shape may be trained together."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from studycore.configuration import check_types, to_dict
+from studycore.errors import UserError
+from studycore.jobs import Job, grid_points
+from ternary_vae.config import COVERAGE, ENCODING, SCRATCH, ArchitectureConfig, PhaseConfig, SweepConfig, TrainConfig
+from ternary_vae.stages import shape_of
+
+
+def plan(sweep: SweepConfig) -> list[Job]:
+    """One job per run: the coverage checkpoints that the phases need, arms from scratch, then the phases.
+
+    UserError names what is not valid.
+    """
+    first = int(sweep.base.get("seed", sweep.coverage.get("seed", TrainConfig.seed)))
+    seeds = range(first, first + sweep.seeds)
+    jobs: dict[str, Job] = {}
+    starts: dict[str, Job] = {}
+    for phase, given in sweep.phases.items():
+        parts = PhaseConfig(**check_types(PhaseConfig, given))
+        for point in grid_points({**sweep.base, **parts.base}, parts.grid, parts.arms, seeds, parts.name):
+            shape = {k: v for k, v in {**sweep.coverage, **point.values}.items() if k in ENCODING}
+            start = _start(sweep, shape, point.values["seed"])
+            starts[start.name] = start
+            values = {**shape, **point.values, "stages": "hierarchy", "start": start.name, "start_projections": "drawn"}
+            _add(jobs, _job(f"{point.arm}_s{point.values['seed']}", phase, point.arm, values, (start.name,)))
+    scratch: dict[str, Job] = {}
+    for point in grid_points(sweep.coverage, {}, sweep.from_scratch, seeds) if sweep.from_scratch else []:
+        _add(scratch, _job(f"{point.arm}_s{point.values['seed']}", SCRATCH, point.arm, point.values))
+    found: dict[str, Job] = {}
+    for job in (*starts.values(), *scratch.values(), *jobs.values()):
+        _add(found, job)
+    return list(found.values())
+
+
+def _start(sweep: SweepConfig, shape: Mapping[str, Any], seed: int) -> Job:
+    """The coverage checkpoint for encoders of a shape; its name says where the shape is not the sweep's own."""
+    plain = {**to_dict(ArchitectureConfig()), **sweep.coverage}
+    arm = COVERAGE + "".join(f"_{k}{_word(v)}" for k, v in shape.items() if plain[k] != v)
+    values = {**sweep.coverage, **shape, "stages": "coverage", "seed": seed}
+    return _job(f"{arm}_s{seed}", COVERAGE, arm, values)
+
+
+def _word(value: Any) -> str:
+    return "-".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _job(name: str, phase: str, arm: str, values: Mapping[str, Any], needs: tuple[str, ...] = ()) -> Job:
+    known = {f.name for f in dataclasses.fields(TrainConfig)}
+    if unknown := sorted(set(values) - known):
+        raise UserError(f"{phase}: {unknown} are no fields of a run; see `ternary-vae train --help`")
+    try:
+        config = TrainConfig(**check_types(TrainConfig, values))
+    except ValueError as error:
+        raise UserError(f"experiment {name}: {error}") from None
+    return Job(name, config, needs=needs, arm=arm, labels={"phase": phase}, together=shape_of(config))
+
+
+def _add(jobs: dict[str, Job], job: Job) -> None:
+    if job.name in jobs:
+        raise UserError(f"name: several runs would be called {job.name}; give every arm another name")
+    jobs[job.name] = job
+
+
+def sweep_of_seeds(config: TrainConfig, seeds: int) -> tuple[str, SweepConfig]:
+    """`train --seeds N`: the verb and the sweep of one configuration."""
+    changed = {k: v for k, v in to_dict(config).items() if k != "seed" and v != to_dict(TrainConfig())[k]}
+    return "sweep", SweepConfig(coverage={"seed": config.seed}, from_scratch={"train": changed}, seeds=seeds)
+
+
+def sweep_values(file: dict[str, Any], flags: dict[str, Any], of_runs: dict[str, Any]) -> dict[str, Any]:
+    """A sweep's configuration from its file and from flags; what concerns coverage checkpoints goes to those runs."""
+    if not file:
+        raise UserError("--config: a sweep needs a file or the name of a sweep configuration, such as quick")
+    for name in ("stages", "start", "start_projections"):
+        if name in of_runs:
+            raise UserError(f"--{name.replace('_', '-')}: a sweep's phases say how their runs start; leave it out")
+    own = {k for k in of_runs if k.startswith("coverage_") and k != "coverage_weight"}
+    values = {**file, **flags}
+    values["coverage"] = {
+        **values.get("coverage", {}), **{k: v for k, v in of_runs.items() if k in own or k in ENCODING},
+    }  # fmt: skip
+    values["base"] = {**values.get("base", {}), **{k: v for k, v in of_runs.items() if k not in own}}
+    return values
+
+
+def finetune_values(file: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
+    """finetune's configuration: defaults < the checkpoint's architecture < the file < flags."""
+    if "start" not in flags:
+        raise UserError("finetune: no checkpoint is given; give a run or a checkpoint first, then the flags")
+    if "stages" in flags:
+        raise UserError("--stages: finetune trains the hierarchy stage of its checkpoint; leave it out, or use train")
+    from studycore.checkpoints import load_checkpoint
+    from ternary_vae.checkpoint import find_checkpoint
+
+    stored = load_checkpoint(find_checkpoint(flags["start"])).config
+    own = {f.name: stored[f.name] for f in dataclasses.fields(ArchitectureConfig) if f.name in stored}
+    return {**own, **file, **flags, "stages": "hierarchy"}
