@@ -1,7 +1,7 @@
-"""The seed study's JSON files: written with the keys of both of its shapes, and read in either.
+"""The original study's JSON files: written with the keys of both of its forms, and read in either.
 
-The README of the seed shows {cond, ppl, loss} and a trajectory of conditioning, perplexity and loss; its scripts write
-{cond, val_ppl, train_ppl, val_loss, train_loss} and val_perplexity and so on. `cond` is seed_ff_gram.
+Its README shows {cond, ppl, loss} and a trajectory of conditioning, perplexity and loss; its scripts write {cond, val_ppl,
+train_ppl, val_loss, train_loss} and val_perplexity and so on. `cond` is ff_gram_original.
 """
 
 import math
@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from studycore.errors import UserError
-from studycore.files import read_json
+from studycore.files import read_json, write_json
 
 FILES = {"standard": "standard.json", "gram": "gram_only.json", "geometry": "geometry.json"}
-"""Method -> the seed study's file name."""
+"""Method -> the original study's file name."""
+SUMMARY = "summary.json"
 
 
 @dataclass(frozen=True)
-class SeedResult:
-    """What either shape says."""
+class OriginalResult:
+    """What either form says."""
 
     method: str
     initial: Mapping[str, float | None]
@@ -35,16 +36,21 @@ class SeedResult:
         return 100 * (last / first - 1) if first and last and min(first, last) > 0 else None
 
 
-def write_point(row: Mapping[str, Any]) -> dict[str, Any]:
-    """An evaluation row at an end as `initial` or `final`."""
-    point = {"cond": row.get("seed_ff_gram"), "ppl": row["val_ppl"], "loss": row["val_loss"]}
+def original_file(method: str) -> str:
+    """The name of a method's file."""
+    return FILES.get(method, f"{method}.json")
+
+
+def original_point(row: Mapping[str, Any]) -> dict[str, Any]:
+    """An evaluation at an end of the run as `initial` or `final`."""
+    point = {"cond": row.get("ff_gram_original"), "ppl": row["val_ppl"], "loss": row["val_loss"]}
     return point | {key: row[key] for key in ("val_ppl", "val_loss", "train_ppl", "train_loss")}
 
 
-def write_result(method: str, rows: Sequence[Mapping[str, Any]], **more: Any) -> dict[str, Any]:
-    """The seed study's JSON of one method, from its evaluation rows in order of steps."""
+def original_values(method: str, rows: Sequence[Mapping[str, Any]], **more: Any) -> dict[str, Any]:
+    """What the file of one method says, from its evaluations in order of steps."""
     columns = {
-        "conditioning": "seed_ff_gram",
+        "conditioning": "ff_gram_original",
         "perplexity": "trajectory_ppl",
         "loss": "trajectory_loss",
         "val_perplexity": "trajectory_ppl",
@@ -55,20 +61,39 @@ def write_result(method: str, rows: Sequence[Mapping[str, Any]], **more: Any) ->
     trajectory = {name: [row.get(column) for row in rows] for name, column in columns.items()}
     return {
         "method": method,
-        "initial": write_point(rows[0]),
-        "final": write_point(rows[-1]),
+        "initial": original_point(rows[0]),
+        "final": original_point(rows[-1]),
         "trajectory": {"steps": [row["step"] for row in rows], **trajectory},
-        "layer_conditions": rows[-1].get("seed_ff_gram_layers"),
+        "layer_conditions": rows[-1].get("ff_gram_original_layers"),
         **more,
     }
 
 
-def read_result(path: Path) -> SeedResult:
-    """Either shape. UserError names what a file lacks."""
+def write_original(folder: Path, method: str, rows: Sequence[Mapping[str, Any]], **more: Any) -> Path:
+    """Writes the file of one method into the folder and returns its path."""
+    path = folder / original_file(method)
+    write_json(path, original_values(method, rows, **more))
+    return path
+
+
+def result_of(method: str, rows: Sequence[Mapping[str, Any]]) -> OriginalResult:
+    """What the file of these evaluations says."""
+    first, last = (
+        {"cond": row.get("ff_gram_original"), "ppl": row["val_ppl"], "loss": row["val_loss"]}
+        for row in (rows[0], rows[-1])
+    )
+    conditioning = [row.get("ff_gram_original") for row in rows]
+    return OriginalResult(
+        method, first, last, [row["step"] for row in rows], conditioning, [row["trajectory_ppl"] for row in rows]
+    )
+
+
+def read_result(path: Path) -> OriginalResult:
+    """Either form. UserError names what a file lacks."""
     values = read_json(path)
     try:
         trajectory = values["trajectory"]
-        return SeedResult(
+        return OriginalResult(
             str(values["method"]),
             _point(values["initial"]),
             _point(values["final"]),
@@ -77,13 +102,14 @@ def read_result(path: Path) -> SeedResult:
             [_finite(v) for v in trajectory["val_perplexity" if "val_perplexity" in trajectory else "perplexity"]],
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: is no result of the seed study's form ({error} is missing or no number)") from None
+        raise UserError(
+            f"{path}: is no result of the original study's form ({error} is missing or no number)"
+        ) from None
 
 
 def _point(values: Mapping[str, Any]) -> dict[str, float | None]:
-    pairs = {"ppl": ("val_ppl", "ppl"), "loss": ("val_loss", "loss")}
-    found = {name: next(k for k in keys if k in values or k == keys[-1]) for name, keys in pairs.items()}
-    return {name: _finite(values[key]) for name, key in {"cond": "cond", **found}.items()}
+    names = {"cond": "cond"} | {key: f"val_{key}" if f"val_{key}" in values else key for key in ("ppl", "loss")}
+    return {key: _finite(values[name]) for key, name in names.items()}
 
 
 def _finite(value: Any) -> float | None:
@@ -91,13 +117,18 @@ def _finite(value: Any) -> float | None:
     return float(value) if value is not None and math.isfinite(float(value)) else None
 
 
-def read_folder(folder: Path) -> dict[str, SeedResult]:
-    """The seed study's files that a folder holds, by method."""
+def read_folder(folder: Path) -> dict[str, OriginalResult]:
+    """The original study's files that a folder holds, by method."""
     return {method: read_result(folder / name) for method, name in FILES.items() if (folder / name).is_file()}
 
 
-def summarise(results: Mapping[str, SeedResult]) -> dict[str, Any]:
-    """The seed study's summary.json. What was not measured, or is not positive, is left out."""
+def is_original_folder(folder: Path) -> bool:
+    """Whether the folder holds the original study's files and is no run folder."""
+    return not (folder / "manifest.json").exists() and any((folder / name).is_file() for name in FILES.values())
+
+
+def summarise(results: Mapping[str, OriginalResult]) -> dict[str, Any]:
+    """The original study's summary.json. What was not measured, or is not positive, is left out."""
     methods: dict[str, dict[str, dict[str, float]]] = {}
     for name, result in results.items():
         methods[name] = {}
@@ -113,62 +144,3 @@ def summarise(results: Mapping[str, SeedResult]) -> dict[str, Any]:
             if all(results[name].change(key) is not None for name in ("geometry", "standard")) and a and b:
                 comparison |= {f"{title}_advantage": b - a, f"{title}_ratio": b / a}
     return {"methods": methods, "comparison": {"geometry_vs_standard": comparison} if comparison else {}}
-
-
-SCENARIOS = {
-    1: "geometry rescues well",
-    2: "partial rescue",
-    3: "minimal effect",
-}
-CONDITIONING_BOUNDS = (100 * (2250 / 4738 - 1), 100 * (3850 / 4738 - 1))
-"""Percent from step 0 that divide the seed study's scenarios 1, 2 and 3: halfway between its figures (1,500-2,000;
-2,500-3,500; 4,200, from 4,738)."""
-PERPLEXITY_BOUNDS = (100 * (9.0 / 10.9 - 1), 100 * (10.25 / 10.9 - 1))
-"""The same for perplexity (8-9; 9-10; 10.5, from 10.9)."""
-
-
-SEED_STANDARD = {"cond": 100 * (4600 / 4738 - 1), "ppl": 100 * (10.7 / 10.9 - 1)}
-"""What continued training does in all three of the seed study's scenarios, percent from step 0."""
-HARM = {"cond": 100 * (1 - 4200 / 4600), "ppl": 100 * (1 - 10.5 / 10.7)}
-"""Percent by which geometry is better than continued training in the seed study's scenario 3: as much worse is harm."""
-QUANTITIES = {"cond": "conditioning", "ppl": "perplexity"}
-
-
-def scenario(geometry: SeedResult, standard: SeedResult | None) -> str:
-    """Which of the seed study's three scenarios the data fall in, as a sentence.
-
-    The scenarios set geometry beside continued training that hardly moves. Where it moves more (or less) than in the
-    seed study, geometry's change is taken by as much less (more): what training does by itself is no rescue. Beyond
-    HARM on the worse side of continued training it is none of the three.
-    """
-    if standard is None:
-        return "No scenario: the seed study's scenarios compare with the method standard, which is not there."
-    levels, beside = {}, {}
-    for key, bounds in (("cond", CONDITIONING_BOUNDS), ("ppl", PERPLEXITY_BOUNDS)):
-        own, control = geometry.change(key), standard.change(key)
-        if own is None or control is None:
-            what = "seed_ff_gram" if key == "cond" else "perplexity"
-            return f"No scenario: {what} was not measured for both methods, or is not positive."
-        ratio = (1 + own / 100) / (1 + control / 100)
-        levels[key] = _level(100 * (ratio * (1 + SEED_STANDARD[key] / 100) - 1), bounds)
-        beside[key] = 100 * (ratio - 1)
-    harmed = [key for key in QUANTITIES if beside[key] > HARM[key]]
-    if harmed:
-        worse = " and ".join(f"{QUANTITIES[key]} {beside[key]:+.3g} %" for key in harmed)
-        found = [f"beside continued training {worse}"]
-        found += [
-            f"{QUANTITIES[k]} as in scenario {levels[k]} ({SCENARIOS[levels[k]]})" for k in levels if k not in harmed
-        ]
-        return f"The data fall in none of the seed study's three scenarios: geometry does harm ({'; '.join(found)})."
-    one, other = levels["cond"], levels["ppl"]
-    how = "(geometry beside continued training)"
-    if one == other:
-        return f"The data fall in the seed study's scenario {one}: {SCENARIOS[one]} {how}."
-    return (
-        f"The data fall in none of the seed study's three scenarios: conditioning as in scenario {one} ({SCENARIOS[one]}), "
-        f"perplexity as in scenario {other} ({SCENARIOS[other]}) {how}."
-    )
-
-
-def _level(change: float, bounds: tuple[float, float]) -> int:
-    return 1 if change <= bounds[0] else 2 if change <= bounds[1] else 3
