@@ -258,6 +258,8 @@ def time_a_step(study: Study, verb: str, config: Any, options: Any) -> tuple[flo
             load(action.train)(config, run)
         except Timed as timed:
             seconds, total, unit = timed.args
+            if not total:
+                return None, "It has no steps to time."
             whole = seconds * total
             return whole, (
                 f"{total:,} {unit}s of {seconds:.3g} s each on {run.device}, so about {duration(whole)} without evaluations"
@@ -280,8 +282,11 @@ def show_plan(study: Study, verb: str, config: Any, options: Any) -> None:
             print(f"{index}: {job.name}" + (f", after {', '.join(job.needs)}" if job.needs else ""))
     from studycore.devices import choose_device
 
-    first = next(job for job in jobs if job.name in chosen and not job.needs)
-    seconds, sentence = time_a_step(study, first.verb or action.of, first.config, options)
+    # The first job that has steps; one that comes after others is timed without what they make.
+    for first in (job for job in jobs if job.name in chosen):
+        seconds, sentence = time_a_step(study, first.verb or action.of, first.config, options)
+        if seconds is not None:
+            break
     processes, _ = share_out(options, choose_device(options.device)[0], len(chosen))
     print(f"{first.name}: {sentence}")
     if seconds is not None:

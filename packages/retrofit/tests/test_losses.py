@@ -5,7 +5,7 @@ import torch
 from conftest import tiny_model
 
 from retrofit.blocks import find_blocks
-from retrofit.penalty import (
+from retrofit.losses import (
     compute_gram_loss,
     gram_penalty,
     gram_penalty_gradient,
@@ -23,7 +23,7 @@ def weight(shape, seed=0):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_small_side_gives_the_seeds_value_and_gradient(shape):
+def test_the_small_side_gives_the_originals_value_and_gradient(shape):
     w = weight(shape).requires_grad_()
     big = (w @ w.T - torch.eye(shape[0], dtype=torch.float64)).square().sum()
     (gradient,) = torch.autograd.grad(big, w)
@@ -60,7 +60,7 @@ def test_zero_at_their_targets_and_scale_free():
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "gpt_neox"])
-def test_the_penalty_of_a_model_is_the_seeds(kind):
+def test_the_penalty_of_a_model_is_the_originals(kind):
     """0.01 times the mean over layers of the up projections' penalty; in the parameter's own orientation."""
     model = tiny_model(kind)
     blocks = find_blocks(model)

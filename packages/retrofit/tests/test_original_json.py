@@ -1,20 +1,21 @@
-"""The seed's JSON files: both shapes are read; summary keys; the three scenarios."""
+"""The original study's JSON files: both forms are read; summary keys; the three scenarios."""
 
 import json
 
 import pytest
 
 from retrofit.cli import main
-from retrofit.seed_json import SeedResult, read_folder, read_result, scenario, summarise
+from retrofit.legacy.original_json import OriginalResult, read_folder, read_result, summarise
+from retrofit.legacy.scenarios import scenario
 from studycore.errors import UserError
 
-README_SHAPE = {
+README_FORM = {
     "method": "geometry",
     "initial": {"cond": 4738, "ppl": 10.9, "loss": 2.39},
     "final": {"cond": 2500, "ppl": 9.2, "loss": 2.22},
     "trajectory": {"steps": [0, 100], "conditioning": [4738, 4200], "perplexity": [10.9, 10.5], "loss": [2.39, 2.35]},
 }
-WRITTEN_SHAPE = {
+WRITTEN_FORM = {
     "method": "standard",
     "initial": {"cond": 4738.0, "val_ppl": 10.9, "train_ppl": 9.9, "val_loss": 2.39, "train_loss": 2.29},
     "final": {"cond": 4600.0, "val_ppl": 10.7, "train_ppl": 9.5, "val_loss": 2.37, "train_loss": 2.25},
@@ -27,12 +28,12 @@ WRITTEN_SHAPE = {
 
 @pytest.fixture
 def folder(tmp_path):
-    (tmp_path / "geometry.json").write_text(json.dumps(README_SHAPE))
-    (tmp_path / "standard.json").write_text(json.dumps(WRITTEN_SHAPE))
+    (tmp_path / "geometry.json").write_text(json.dumps(README_FORM))
+    (tmp_path / "standard.json").write_text(json.dumps(WRITTEN_FORM))
     return tmp_path
 
 
-def test_both_shapes_are_read(folder):
+def test_both_forms_are_read(folder):
     results = read_folder(folder)
     assert results["geometry"].initial == {"cond": 4738, "ppl": 10.9, "loss": 2.39}
     assert results["geometry"].perplexity == [10.9, 10.5]
@@ -40,7 +41,7 @@ def test_both_shapes_are_read(folder):
     assert results["standard"].perplexity == [10.9, 10.8]
 
 
-def test_summary_has_the_seeds_keys_and_arithmetic(folder):
+def test_summary_has_the_original_keys_and_arithmetic(folder):
     summary = summarise(read_folder(folder))
     assert set(summary) == {"methods", "comparison"}
     conditioning = summary["methods"]["geometry"]["conditioning"]
@@ -53,7 +54,7 @@ def test_summary_has_the_seeds_keys_and_arithmetic(folder):
     assert set(versus) == {"conditioning_advantage", "conditioning_ratio", "perplexity_advantage", "perplexity_ratio"}
 
 
-def test_report_prints_a_folder_of_the_seeds_files(folder, capsys):
+def test_report_prints_a_folder_of_the_original_files(folder, capsys):
     for arguments in (["report", str(folder)], ["report", "--results_dir", str(folder)], ["report", f"--results-dir={folder}"]):  # fmt: skip
         assert main(arguments) == 0
         out = capsys.readouterr().out
@@ -74,13 +75,13 @@ def test_a_damaged_file_is_named(folder, capsys):
         (1750, 8.5, "scenario 1"),
         (3000, 9.5, "scenario 2"),
         (4200, 10.5, "scenario 3"),
-        (1750, 10.5, "none of the seed study's three"),
+        (1750, 10.5, "none of the original study's three"),
         (4600, 10.7, "scenario 3"),
         (4900, 10.85, "scenario 3"),
-        (6000, 12.0, "none of the seed study's three scenarios: geometry does harm"),
+        (6000, 12.0, "none of the original study's three scenarios: geometry does harm"),
     ],
 )
-def test_the_seeds_own_figures_fall_in_its_scenarios(cond, ppl, words):
+def test_the_originals_own_figures_fall_in_its_scenarios(cond, ppl, words):
     assert words in scenario(result(cond, ppl), result(4600, 10.7))
 
 
@@ -106,13 +107,13 @@ def test_a_number_that_is_not_finite_is_missing(folder, capsys, value):
     assert main(["report", str(folder)]) == 0
     out = capsys.readouterr().out
     assert "not run" in out
-    assert "No scenario: seed_ff_gram was not measured" in out
-    path.write_text(json.dumps(README_SHAPE).replace('"ppl": 9.2', f'"ppl": {value}'))
+    assert "No scenario: ff_gram_original was not measured" in out
+    path.write_text(json.dumps(README_FORM).replace('"ppl": 9.2', f'"ppl": {value}'))
     assert "No scenario: perplexity was not measured" in scenario(read_result(path), read_folder(folder)["standard"])
 
 
 def result(cond, ppl):
-    return SeedResult("", {"cond": 4738, "ppl": 10.9}, {"cond": cond, "ppl": ppl}, [], [], [])
+    return OriginalResult("", {"cond": 4738, "ppl": 10.9}, {"cond": cond, "ppl": ppl}, [], [], [])
 
 
 def test_what_training_does_by_itself_is_no_rescue():
@@ -124,5 +125,5 @@ def test_what_training_does_by_itself_is_no_rescue():
 def test_without_a_control_or_a_measurement_there_is_no_scenario():
     assert scenario(result(1750, 8.5), None).startswith("No scenario")
     for cond in (None, -2.5e6):
-        assert "seed_ff_gram was not measured" in scenario(result(cond, 8.5), result(4600, 10.7))
+        assert "ff_gram_original was not measured" in scenario(result(cond, 8.5), result(4600, 10.7))
         assert set(summarise({"geometry": result(cond, 8.5)})["methods"]["geometry"]) == {"perplexity"}

@@ -7,8 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from retrofit import models
-from retrofit.models import load_model, load_tokenizer, save_model
+from retrofit.model import dropout_of, load_model, load_tokenizer, save_model
 from studycore.errors import UserError
 
 
@@ -71,7 +70,7 @@ def test_a_saved_model_has_its_own_dropout_again(folder, tmp_path):
     assert model.config.resid_pdrop == model.config.attn_pdrop == 0.05
     save_model(model, load_tokenizer(str(folder)), tmp_path / "saved", model.own_dropout)
     saved = json.loads((tmp_path / "saved" / "config.json").read_text())
-    assert {k: saved[k] for k in models.dropout_of(model.config)} == {k: original[k] for k in model.own_dropout}
+    assert {k: saved[k] for k in dropout_of(model.config)} == {k: original[k] for k in model.own_dropout}
     assert saved["resid_pdrop"] == 0.3
     assert "own_dropout" not in saved
     assert model.config.resid_pdrop == 0.05  # as before

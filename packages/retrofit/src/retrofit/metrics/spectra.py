@@ -1,4 +1,4 @@
-"""Three conditionings, three names: of weights, of activations, and the seed study's own recipe.
+"""Three conditionings, three names: of weights, of activations, and the original study's own recipe.
 
 Shapes: O, I a matrix's outputs and inputs; k = min(O, I); N tokens, F the FFN's width.
 """
@@ -13,16 +13,13 @@ import torch
 from torch import Tensor
 
 from retrofit.blocks import FeedForward
+from retrofit.metrics.summaries import ORIGINAL_RIDGE, RELATIVE_RIDGE
 from studycore.errors import UserError
 
 GRAM_LIMIT = 3e4
 """Largest kappa taken from the Gram matrix in float64; its error in the smallest singular value grows as kappa^2 * 1e-16."""
 GRAM_RANGE = 1e-100, 1e100
 """Largest entries whose squares float64 holds with room for their sums."""
-RELATIVE_RIDGE = 1e-6
-"""Added to an activation covariance, times its mean eigenvalue; scaling activations leaves kappa as it is."""
-SEED_RIDGE = 1e-5
-"""The seed study's absolute ridge."""
 
 
 @torch.no_grad()
@@ -87,26 +84,9 @@ def weight_spectrum(s_k: Tensor) -> WeightSpectrum:
     return WeightSpectrum(kappa, kappa * kappa, omega, rank, float(eigen_k.sum()), first)
 
 
-def gaussian_kappa(outputs: int, inputs: int) -> float:
-    """kappa of a large Gaussian matrix of this shape (Marchenko and Pastur 1967), to compare a trained one with."""
-    root = math.sqrt(min(outputs, inputs) / max(outputs, inputs))
-    return (1 + root) / (1 - root) if root < 1 else math.inf
-
-
-def enough_tokens(tokens: int, width: int) -> bool:
-    """Whether activations of this width have a conditioning of their own: of fewer tokens it is the ridge's alone."""
-    return tokens >= width
-
-
-def few_tokens(tokens: int, width: int) -> str:
-    """A warning where chance alone raises the conditioning of activations, or nothing."""
-    few = f"{tokens} tokens are fewer than 4 x the FFN's width {width}: chance alone raises kappa"
-    return few if tokens < 4 * width else ""
-
-
-def noise_floor(tokens: int, width: int) -> float:
-    """Condition number of the covariance of white noise, for which infinitely many tokens would give 1 (Marchenko-Pastur)."""
-    return gaussian_kappa(tokens, width) ** 2
+def up_kappas(blocks: Sequence[FeedForward]) -> list[float]:
+    """Condition numbers of the up projections."""
+    return [weight_spectrum(singular_values(block.up.weight_OI, block.up.name)).kappa for block in blocks]
 
 
 @dataclass
@@ -114,7 +94,7 @@ class Moments:
     """Sums over tokens of one block's features (what enters its down projection)."""
 
     gram_FF: Tensor
-    """Sum of x x^T: float64, or float32 as the seed study takes it."""
+    """Sum of x x^T: float64, or float32 as the original study takes it."""
     sum_F: Tensor
     tokens: int
 
@@ -176,28 +156,17 @@ def activation_kappa(moments: Moments, centred: bool, ridge: float = RELATIVE_RI
     return float(e_F[-1] / e_F[0]) if e_F[0] > 0 else math.inf
 
 
-def seed_ff_gram_layer(moments: Moments) -> float:
-    """The seed study's recipe for one layer: float32, uncentred, + 1e-5 I, largest over smallest eigenvalue.
+def ff_gram_original_of_layer(moments: Moments) -> float:
+    """The original study's recipe for one layer: float32, uncentred, + 1e-5 I, largest over smallest eigenvalue.
 
     An absolute ridge falls when activations shrink, and few tokens raise the value: for reproduction only.
     """
     gram_FF = moments.gram_FF.float() / moments.tokens
-    gram_FF = gram_FF + SEED_RIDGE * torch.eye(len(gram_FF), device=gram_FF.device)
+    gram_FF = gram_FF + ORIGINAL_RIDGE * torch.eye(len(gram_FF), device=gram_FF.device)
     e_F = torch.linalg.eigvalsh(gram_FF)
     return float(e_F[-1] / e_F[0])
 
 
-def seed_ff_gram(moments: Sequence[Moments]) -> float:
-    """Arithmetic mean over layers, as the seed study reports it."""
-    return sum(map(seed_ff_gram_layer, moments)) / len(moments)
-
-
-def geometric_mean(values: Sequence[float]) -> float:
-    """Infinite when one of them is."""
-    return math.exp(sum(map(math.log, values)) / len(values))
-
-
-def median(values: Sequence[float]) -> float:
-    """The middle value, or the mean of the middle two; infinite ones come last."""
-    ordered, half = sorted(values), len(values) // 2
-    return ordered[half] if len(values) % 2 else (ordered[half - 1] + ordered[half]) / 2
+def ff_gram_original(moments: Sequence[Moments]) -> float:
+    """Arithmetic mean over layers, as the original study reports it."""
+    return sum(map(ff_gram_original_of_layer, moments)) / len(moments)

@@ -1,14 +1,18 @@
-"""Loading a causal language model from the hub, a folder, or the one that comes with the studies."""
+"""Loading a causal language model from the hub, a folder, or the one that comes with the studies; saving and rebuilding it."""
 
 import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from retrofit.config import EMBEDDED_MODEL
+from retrofit.config import EMBEDDED_MODEL, check_local
 from studycore.errors import UserError
+
+PROBE_TOKENS = 12
 
 
 def locate(name: str) -> str:
@@ -18,13 +22,6 @@ def locate(name: str) -> str:
     from studycore.language.reference_lm import locate as packaged
 
     return packaged(name)
-
-
-def check_local(flag: str, name: str) -> None:
-    """UserError for what can only be a local path (./x, /x, ~/x, x.jsonl) and is not there: no hub is asked for it."""
-    local = name.startswith((".", "/", "~")) or Path(name).suffix in (".txt", ".jsonl", ".json", ".parquet")
-    if local and not Path(name).exists():
-        raise UserError(f"{flag}: '{name}': there is no such file or folder; check the path")
 
 
 def load_model(name: str, revision: str | None = None, dropout: float = 0.0) -> tuple[Any, str | None]:
@@ -127,14 +124,6 @@ def _first_sentence(error: Exception) -> str:
     return " ".join(str(error).split()).split(". ")[0].rstrip(".")[:240]
 
 
-def build_model(config: Mapping[str, Any]) -> Any:
-    """An untrained model of a stored transformers configuration."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    values = dict(config)
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(values.pop("model_type"), **values))
-
-
 def context_of(model: Any) -> int:
     """Positions that the model knows."""
     known = getattr(model.config, "max_position_embeddings", None) or getattr(model.config, "n_positions", None)
@@ -148,3 +137,34 @@ def weights_fingerprint(model: Any) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+# ----------------------------------------------------------------------------------------------------- checkpoints
+def architecture_of(model: Any) -> dict[str, Any]:
+    """The model's transformers configuration, every value of it: what build_model makes it from."""
+    values: dict[str, Any] = json.loads(model.config.to_json_string(use_diff=False))
+    return values
+
+
+def build_model(architecture: Mapping[str, Any]) -> Any:
+    """An untrained model of a stored transformers configuration."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    values = dict(architecture)
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(values.pop("model_type"), **values))
+
+
+def probe_inputs(model: Any) -> dict[str, Tensor]:
+    """A fixed sequence of tokens, on whose logits a checkpoint is checked when it is loaded."""
+    return {"input_ids": (torch.arange(PROBE_TOKENS) * 37 % model.config.vocab_size)[None]}
+
+
+def replay_probe(model: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Logits after the fixed sequence."""
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        logits = model(input_ids=inputs["input_ids"].to(device), use_cache=False).logits[:, -1].float()
+    model.train(was_training)
+    return {"output_logits": logits}
