@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from studycore.claims import as_stored
-from studycore.cli import Parser, find_folder, finished, one_run_verb
+from studycore.cli import Parser, Request, carry_out, find_folder, finished, make, one_run
 from studycore.configuration import build, read_arguments, to_dict
 from studycore.errors import UserError
 from studycore.files import read_json
@@ -91,7 +91,7 @@ def train(flags: list[str]) -> None:
     recipe = build(Recipe, {k: v for k, v in {**file, **given}.items() if k in recipe_fields})
     options = build(Options, {k: v for k, v in {**file, **given}.items() if k not in recipe_fields})
     if options.dry_run or options.print_config:
-        one_run_verb(STUDY, VERB, TRAIN, flags)
+        carry_out(one_run(STUDY, VERB, TRAIN, flags))
         return
     try:
         folder = find_folder(STUDY, VERB, to_dict(recipe), options)
@@ -99,11 +99,8 @@ def train(flags: list[str]) -> None:
         print("there is no run of this recipe under runs/ to go on with; a new one begins")
         folder = find_folder(STUDY, VERB, to_dict(recipe), replace(options, resume=False))
     if not (options.resume and finished(STUDY, folder, recipe)):
-        from studycore.execution import make_run
-        from studycore.report import print_report
-
-        make_run(STUDY, VERB, recipe, folder, options, ["studycore", VERB, "train", *flags], options.resume)
-        print_report(folder)
+        recorded = ["studycore", VERB, "train", *flags]
+        make(Request(STUDY, VERB, recipe, options, recorded), folder, options.resume)
     print(f"the model is in {folder / 'model'}")
     if recipe != Recipe():
         print("of another recipe than the recorded model, so there is nothing to compare it with")
