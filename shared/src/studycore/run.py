@@ -233,8 +233,7 @@ class Run:
             self._optimizers, self.checkpoint, self._loop_over = [], None, False
         self._optimizers.append(optimizer)
         if self.checkpoint is not None:
-            own = {name: x for name, x in self.checkpoint.optimizer.items() if not name.startswith(EXTRA)}
-            restore_optimizer(self._model, optimizer, own)
+            restore_optimizer(self._model, optimizer, self.checkpoint.optimizer)
         return optimizer
 
     # ------------------------------------------------------------------------------------------------------ the loop
