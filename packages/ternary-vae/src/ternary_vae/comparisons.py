@@ -86,14 +86,16 @@ def _arms_of_a_phase(phase: str, runs: "DataFrame") -> list[ArmStatistics]:
     for arm, means in by_seed.items():
         apart = (means["best_hierarchy"] - by_seed[best_arm]["best_hierarchy"]).dropna()
         against = None if arm == best_arm else interval(apart, confidence)
-        best, final = means["best_hierarchy"], means["final_hierarchy"]
-        found.append(ArmStatistics(
-            phase, arm, len(means), len(arms[arm]), float(best.mean()), deviation(best), interval(best),
-            float(final.mean()), deviation(final), interval(final), float(means["best_epoch"].mean()),
-            *(number(means[name].mean() if name in means else None) for name in OF_THE_END),
-            number(arms[arm]["min_level_gap"].min() if "min_level_gap" in arms[arm] else None),
-            against, arm == best_arm,
-        ))  # fmt: skip
+        best, final, gaps = means["best_hierarchy"], means["final_hierarchy"], arms[arm].get("min_level_gap")
+        somers_d, richness, coverage = (means[name].mean() if name in means else None for name in OF_THE_END)
+        found.append(
+            ArmStatistics(
+                phase, arm, len(means), len(arms[arm]), float(best.mean()), deviation(best), interval(best),
+                float(final.mean()), deviation(final), interval(final), float(means["best_epoch"].mean()),
+                number(somers_d), number(richness), number(coverage), None if gaps is None else number(gaps.min()),
+                against, arm == best_arm,
+            )
+        )  # fmt: skip
     return found
 
 
