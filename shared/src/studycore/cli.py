@@ -341,7 +341,7 @@ def resume_verb(study: Study, argv: list[str]) -> None:
     elif isinstance(action, OneRun):
         options_class, world = load(action.options), devices["world_size"]
         options |= {"threads": devices["threads"], "num_processes": world if world > 1 else None}
-        needs = {"needs": {name: Path(place) for name, place in manifest.get("needs", {}).items()}}
+        needs = {"needs": {name: folder / place for name, place in manifest.get("needs", {}).items()}}
     else:
         raise UserError(f"{folder}: `{study.name} {verb}` has nothing to resume; run it again")
     request = Request(study, verb, read_config(study, folder), options_class(**options), list(manifest["argv"]))

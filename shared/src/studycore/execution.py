@@ -74,7 +74,7 @@ def _train(tasks: Sequence[Task], resume: bool, quiet: bool) -> bool:
             for task in tasks:
                 context = opened(
                     task.study, task.verb, task.config, task.folder, task.options, argv=task.argv, resume=resume,
-                    needs=task.needs, quiet=quiet,
+                    needs=task.needs, quiet=quiet, identity=task.identity,
                 )  # fmt: skip
                 runs.append(stack.enter_context(context))
                 runs[-1].complete = partial(_complete, task)
@@ -93,7 +93,7 @@ def _train(tasks: Sequence[Task], resume: bool, quiet: bool) -> bool:
 def _complete(task: Task, run: Any) -> None:
     """The end of a run: its history, its results with the verdicts on its claims, and that it is done."""
     run.open.metrics.compact()
-    run.open.update(identity=task.identity)
+    run.open.update()
     write_results(task.folder, task.study.name, task.verb, run.final, [])
     record = read_record(task.study, task.folder, just_ended=True)
     claims = judge_all(load(task.study.claims)(task.verb, task.config), record.table, record.registered)
@@ -278,8 +278,7 @@ def found_done(folder: Path, identity: str) -> bool:
     """Whether the folder holds the finished run that is wanted. UserError when it holds another one."""
     if not is_done(folder):
         return False
-    there = read_manifest(folder).get("identity")
-    if there not in (identity, None):
+    if read_manifest(folder).get("identity") != identity:
         raise UserError(f"{folder}: holds a run of another version, or of other needs; remove it, or start a new one")
     return True
 
