@@ -15,8 +15,8 @@ from multiprocessing.synchronize import Barrier
 import torch
 
 from least_action.config import TrainerConfig
-from least_action.losses import LeastActionLoss
 from least_action.data import create_dataset
+from least_action.losses import LeastActionLoss
 from least_action.model import PairForward, create_model
 from least_action.recipes import create_optimizers
 from studycore.devices import cores

@@ -13,6 +13,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from least_action.cli import Trainer
 from least_action.data import batches, create_dataset
 from least_action.metrics.training import MetricsHistory
 from least_action.model import build_model, replay_probe
@@ -340,3 +341,11 @@ def test_eight_restructured_steps_equal_plain_ones_where_rounding_grows(small, t
     for name, expected in weights(tmp_path / "plain").items():
         tolerance = {"rtol": 1e-11, "atol": 1e-12 * float(expected.abs().max())}
         torch.testing.assert_close(weights(tmp_path / "restructured")[name], expected, **tolerance)
+
+
+def test_a_notebook_trains_and_gets_the_history(small, tmp_path):
+    history = Trainer(small(epochs=10), tmp_path / "run").train(device="cpu", threads=1)
+    assert history.series("test_acc")[0] == [0, 5, 10]
+    assert (tmp_path / "run" / "report.html").is_file()
+    longer = Trainer(small(epochs=10), tmp_path / "run").train(resume=True, extra_epochs=5, device="cpu", threads=1)
+    assert longer.series("test_acc")[0] == [0, 5, 10, 15]
