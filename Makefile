@@ -34,7 +34,7 @@ help: ## list the targets
 	@echo "SIZE=quick (a few minutes a study), full or, where a study has it, long; PYTHON=... names the interpreter (now: $(PYTHON))"
 
 setup: .venv/stamp .env ## create or update .venv with every package in it, and fetch the data that the defaults need
-	@$(BIN)/python -m studycore.wordnet || echo "goes on without WordNet; what needs it will say so" >&2
+	@$(BIN)/python -m studycore.language.wordnet || echo "goes on without WordNet; what needs it will say so" >&2
 
 studies: check-size setup ## run the main job of every study, then write runs/index.html with every claim
 	@failed=""; \
@@ -45,7 +45,7 @@ studies: check-size setup ## run the main job of every study, then write runs/in
 $(STUDIES): check-size setup
 	$(BIN)/$@ $(job.$@)
 
-reference-lm: setup ## train the shipped language model again (an hour or two on two CPU cores; resumes), compare with the record
+reference-lm: setup ## train the shipped language model again (about an hour on two CPU cores; resumes), compare with the record
 	$(BIN)/studycore reference-lm train --resume
 
 test: $(TOX) ## test every package on this Python, the wheels installed together, and lint (plain tox: every Python)

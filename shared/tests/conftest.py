@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from toy_study.cli import STUDY
 
-from studycore.runs import create_run
+from studycore.run_folder import create_run
 
 torch.set_num_threads(1)
 HERE = Path(__file__).parent
@@ -16,14 +17,13 @@ HERE = Path(__file__).parent
 
 @pytest.fixture
 def new_run(tmp_path):
-    """Makes a run of "studycore" in tmp_path/<name>, open for writing until the test ends."""
+    """Makes a run of the toy study in tmp_path/<name>, open for writing until the test ends."""
     runs = []
 
     def make(name="run", **changes):
         arguments = {
-            "study": "studycore", "verb": "train", "config": {"lr": 0.1, "seed": 3}, "argv": ["studycore", "train"],
+            "study": STUDY, "verb": "train", "config": {"lr": 0.1, "seed": 3}, "argv": ["toy", "train"],
             "seeds": [3], "devices": {"device": "cpu", "threads": 1, "world_size": 1}, "data": {"numbers": "abc"},
-            "source": Path(__file__),
         }  # fmt: skip
         runs.append(create_run(tmp_path / name, **(arguments | changes)))
         return runs[-1]
@@ -35,12 +35,12 @@ def new_run(tmp_path):
 
 @pytest.fixture
 def start():
-    """Starts `python SCRIPT ARGUMENTS` of this folder; whatever still runs when the test ends is killed."""
+    """Starts `python ARGUMENTS` with this folder on the path; whatever still runs when the test ends is killed."""
     started = []
 
-    def run(script, *arguments, **kwargs):
+    def run(*arguments, **kwargs):
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE}:{os.environ.get('PYTHONPATH', '')}"}
-        command = [sys.executable, "-W", "error", str(HERE / script), *map(str, arguments)]
+        command = [sys.executable, "-W", "error", *map(str, arguments)]
         process = subprocess.Popen(
             command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, **kwargs
         )

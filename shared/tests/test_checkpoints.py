@@ -12,15 +12,17 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-import toy
+from toy_study import train as toy
 
 from studycore.checkpoints import (
     FILES,
     load_checkpoint,
     load_latest,
+    optimizer_tensors,
     prune,
     read_index,
     rebuild,
+    restore_optimizer,
     save_checkpoint,
     steps,
 )
@@ -36,9 +38,15 @@ def state_at(step):
     return model, {"m": torch.full((2,), float(step))}
 
 
+def write(root, step, model, momenta, state, **kwargs):
+    inputs = {"input_x": torch.linspace(-1, 1, 12).reshape(4, 3)}
+    with torch.no_grad():
+        tensors = {"model": model.state_dict(), "optimizer": momenta, "probe": inputs | toy.replay(model, inputs)}
+    return save_checkpoint(root, step, config=CONFIG, state=state, **tensors, **kwargs)
+
+
 def save(root, step, **kwargs):
-    model, momenta = state_at(step)
-    return toy.save(root, step, CONFIG, model, momenta, {"step": step, "best": 0.5}, **kwargs)
+    return write(root, step, *state_at(step), {"step": step, "best": 0.5}, **kwargs)
 
 
 def is_state_of(checkpoint, step):
@@ -336,5 +344,57 @@ def test_tensors_come_back_as_they_were(tmp_path):
 
 def test_nan_in_the_loops_numbers_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
-        toy.save(tmp_path, 1, CONFIG, *state_at(1), {"loss": float("nan")})
+        write(tmp_path, 1, *state_at(1), {"loss": float("nan")})
     assert load_latest(tmp_path) is None
+
+
+def two_optimizers(model):
+    """AdamW for the weight, momentum for the bias, of the model's own parameters."""
+    return [
+        torch.optim.AdamW([model.linear.weight], lr=0.1),
+        torch.optim.SGD([model.linear.bias], lr=0.1, momentum=0.9),
+    ]
+
+
+def updated(model, optimizers, first, count):
+    for step in range(first, first + count):
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        toy.loss_of(model, torch.full((4, 3), float(step + 1))).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def test_optimizers_go_on_by_the_names_of_their_parameters(tmp_path):
+    """Several of them, in another order: five updates and five more equal ten, to the bit."""
+    straight = toy.build(CONFIG)
+    expected = updated(straight, two_optimizers(straight), 0, 10)
+    model = toy.build(CONFIG)
+    optimizers = two_optimizers(model)
+    updated(model, optimizers, 0, 5)
+    tensors = optimizer_tensors(model, optimizers)
+    assert set(tensors) == {
+        "linear.weight/exp_avg", "linear.weight/exp_avg_sq", "linear.weight/step", "linear.bias/momentum_buffer",
+    }  # fmt: skip
+    stored = load_checkpoint(write(tmp_path, 5, model, tensors, {})).optimizer
+    again = toy.build(CONFIG)
+    again.load_state_dict(model.state_dict())
+    optimizers = two_optimizers(again)[::-1]
+    for optimizer in optimizers:
+        restore_optimizer(again, optimizer, stored)
+    assert [len(optimizer.state) for optimizer in optimizers] == [1, 1]
+    found = updated(again, optimizers, 5, 5)
+    assert all(found[name].equal(value) for name, value in expected.items())
+    before = optimizer_tensors(model, two_optimizers(model))
+    assert before == {}  # nothing before the first update
+
+
+def test_the_state_of_an_unknown_parameter_is_refused():
+    model = toy.build(CONFIG)
+    optimizer = two_optimizers(model)[0]
+    for name in ("lost.weight/exp_avg", "exp_avg"):
+        with pytest.raises(UserError, match=rf"optimizer.safetensors: {name} belongs to no parameter of the model"):
+            restore_optimizer(model, optimizer, {name: torch.zeros(1, 3)})
+    restore_optimizer(model, optimizer, {"loop:average": torch.zeros(2)})  # the loop's own
+    assert len(optimizer.state) == 0

@@ -1,13 +1,27 @@
 """Claims: supported or refuted only when the whole interval lies on one side of a threshold fixed before."""
 
+import dataclasses
+import json
+
 import numpy as np
+import pandas as pd
 import pytest
 
-from studycore.claims import Statement, judge, not_run
+from studycore.claims import Claim, Condition, Measure, NotRun, as_stored, judge, judge_all
 from studycore.statistics import Interval, mean_interval
 
-ABOVE = Statement("a", "it is larger", "somebody", "about 2", "bits", 1.0, "above")
-BELOW = Statement("b", "it is smaller", "somebody", "about 0", "bits", 1.0, "below")
+
+def x_of(table):
+    if "x" not in table.columns:
+        raise NotRun("No finished run has x.")
+    return mean_interval(list(table["x"])), f"{len(table)} runs."
+
+
+MEAN = Measure("mean(x)", x_of)
+CLAIM = Claim("a", "it is larger", "somebody", "about 2", "bits", MEAN, above=1.0)
+ABOVE = as_stored(CLAIM) | {"registered": True}
+BELOW = as_stored(Claim("b", "it is smaller", "somebody", "about 0", "bits", MEAN, below=1.0)) | {"registered": True}
+TABLE = pd.DataFrame({"x": [1.9, 2.0, 2.1]})
 
 
 @pytest.mark.parametrize(
@@ -28,20 +42,102 @@ def test_a_claim_holds_what_the_contract_names():
     claim = judge(ABOVE, Interval(1.5, 1.2, 1.8, 7), "seven seeds")
     assert claim == {
         "id": "a", "statement": "it is larger", "source": "somebody", "predicted": "about 2", "unit": "bits",
-        "threshold": 1.0, "direction": "above", "measured": 1.5, "interval95": [1.2, 1.8], "n": 7,
-        "verdict": "supported", "why": "supported: supported if the interval lies above 1. seven seeds",
+        "threshold": 1.0, "direction": "above", "registered": True, "measured": 1.5, "interval95": [1.2, 1.8], "n": 7,
+        "bound": None, "verdict": "supported",
+        "why": "supported: supported if the interval lies above 1. seven seeds",
     }  # fmt: skip
 
 
-def test_without_inputs_there_is_no_number():
-    claim = not_run(ABOVE, "no seeds")
-    assert (claim["measured"], claim["interval95"], claim["n"], claim["verdict"], claim["why"]) == (
-        None,
-        None,
-        0,
-        "not run",
-        "no seeds",
+def test_a_claim_has_one_threshold():
+    for given in ({}, {"above": 1.0, "below": 2.0}):
+        with pytest.raises(AssertionError):
+            Claim("a", "", "", "", "", MEAN, **given)
+
+
+def test_a_bound_speaks_for_one_side_alone():
+    """A lower bound shows that the quantity is large and never that it is small; an upper bound the other way round."""
+
+    def found(low, high, **bound):
+        interval = Interval((low + high) / 2, low, high, 4, **bound)
+        return [judge(claim, interval, "")["verdict"] for claim in (ABOVE, BELOW)]
+
+    nothing = ["inconclusive", "inconclusive"]
+    assert found(2.0, 3.0, at_least=True) == ["supported", "refuted"]
+    assert found(2.0, 3.0, at_most=True) == nothing
+    assert found(0.2, 0.5, at_least=True) == nothing
+    assert found(0.2, 0.5, at_most=True) == ["refuted", "supported"]
+    for low, high in ((2.0, 3.0), (0.2, 0.5)):
+        assert found(low, high, at_least=True, at_most=True) == nothing
+    bounds = [Interval(2, 1, 3, 4, *flags) for flags in ((True, False), (False, True), (True, True))]
+    assert [judge(ABOVE, bound, "")["bound"] for bound in bounds] == ["at least", "at most", "unknown"]
+
+
+def test_a_share_of_every_unit_is_refuted_by_one():
+    facts = ABOVE | {"threshold": 0.5, "of_every_unit": True}
+    assert judge(facts, Interval(1.0, 0.9, 1.0, 40), "")["verdict"] == "supported"
+    assert judge(facts, Interval(1.0, 0.4, 1.0, 3), "")["verdict"] == "inconclusive"
+    refuted = judge(facts, Interval(0.99, 0.9, 1.0, 100), "")
+    assert (refuted["verdict"], refuted["why"]) == ("refuted", "refuted: a single unit that fails refutes it.")
+
+
+def verdicts(claims, table, registered):
+    judged = judge_all(claims, table, registered)
+    json.dumps(judged, allow_nan=False)
+    return {claim["id"]: claim for claim in judged}
+
+
+def test_the_registered_threshold_wins_over_the_codes():
+    stored = as_stored(CLAIM)
+    for threshold, verdict in ((1.0, "supported"), (3.0, "refuted"), (2.0, "inconclusive")):
+        found = verdicts([CLAIM], TABLE, [stored | {"threshold": threshold, "statement": "as it was"}])["a"]
+        assert (found["threshold"], found["verdict"], found["registered"]) == (threshold, verdict, True)
+        assert found["statement"] == "as it was"
+    found = verdicts([CLAIM], TABLE, [stored | {"direction": "below", "threshold": 3.0}])["a"]
+    assert (found["verdict"], found["why"]) == (
+        "supported",
+        "supported: supported if the interval lies below 3. 3 runs.",
     )
+
+
+def test_a_claim_that_was_not_registered_is_marked():
+    found = verdicts([CLAIM], TABLE, [])["a"]
+    assert (found["registered"], found["verdict"], found["threshold"]) == (False, "supported", 1.0)
+
+
+def test_a_claim_that_is_measured_otherwise_is_not_run():
+    found = verdicts([CLAIM], TABLE, [as_stored(CLAIM) | {"measure": "median(x)"}])["a"]
+    assert (found["verdict"], found["measured"], found["registered"]) == ("not run", None, True)
+    assert found["why"] == ("When the run started it was to be measured as median(x); this version measures otherwise.")
+
+
+def test_a_claim_whose_precondition_is_another_is_not_run():
+    """The condition is part of what was registered, as the measure is."""
+    stored = as_stored(dataclasses.replace(CLAIM, when=Condition("of 9 runs", lambda table: "")))
+    found = verdicts([CLAIM], TABLE, [stored])["a"]
+    assert (found["verdict"], found["measured"]) == ("not run", None)
+    assert "of 9 runs" in found["why"]
+
+
+def test_a_claim_that_the_code_has_lost_is_not_run():
+    found = verdicts([], TABLE, [as_stored(CLAIM)])["a"]
+    assert (found["verdict"], found["measured"], found["n"], found["registered"]) == ("not run", None, 0, True)
+    assert found["why"] == "This version no longer has the claim; the version that made the run judges it."
+
+
+def test_an_unmet_precondition_is_said():
+    claim = dataclasses.replace(
+        CLAIM, when=Condition("of 9 runs", lambda table: "" if len(table) >= 9 else "Needs 9 runs.")
+    )
+    found = verdicts([claim], TABLE, [as_stored(claim)])["a"]
+    assert (found["verdict"], found["measured"], found["why"]) == ("not run", None, "Needs 9 runs.")
+    assert verdicts([claim], pd.concat([TABLE] * 3), [as_stored(claim)])["a"]["verdict"] == "supported"
+
+
+def test_without_inputs_there_is_no_number():
+    claim = verdicts([CLAIM], pd.DataFrame({"y": [1.0]}), [as_stored(CLAIM)])["a"]
+    assert (claim["measured"], claim["interval95"], claim["n"], claim["bound"], claim["verdict"], claim["why"]) == (
+        None, None, 0, None, "not run", "No finished run has x.",
+    )  # fmt: skip
     assert set(claim) == set(judge(ABOVE, Interval(1.5, 1.2, 1.8, 7), ""))
 
 

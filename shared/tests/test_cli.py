@@ -1,21 +1,35 @@
 """The command from outside: exit codes, one-sentence errors, and the common verbs."""
 
 import dataclasses
+import importlib.util
+import json
 import os
 import subprocess
 import sys
 import time
 import traceback
+from importlib import metadata
+from pathlib import Path
 
 import pytest
-import toy
+import toy_jobs
+import yaml
+from toy_study.cli import STUDY
 
 from studycore import cli
 from studycore.cli import main
+from studycore.files import read_json
 from studycore.report import write_results
 
+HERE = Path(__file__).parent
+TOY = dataclasses.replace(STUDY, verbs={**STUDY.verbs, "fail": toy_jobs.VERBS["fail"]})
 
-def run(*arguments, study=toy.STUDY):
+
+def lost_checks():
+    return [("data found", False, "fetch it")]
+
+
+def run(*arguments, study=TOY):
     return main(study, list(arguments))
 
 
@@ -23,14 +37,14 @@ def one_sentence(capsys):
     err = capsys.readouterr().err
     assert len(err.strip().splitlines()) == 1
     assert "Traceback" not in err
-    assert err.startswith("studycore: ")
-    return err.strip().removeprefix("studycore: ")
+    assert err.startswith("toy: ")
+    return err.strip().removeprefix("toy: ")
 
 
 def test_exit_codes(capsys):
     assert run() == run("--help") == run("-h") == run("help") == 0
     assert run("--version") == 0
-    assert capsys.readouterr().out.strip().endswith("studycore 0.1.0")
+    assert capsys.readouterr().out.strip().endswith(f"toy {metadata.version('studycore')}")
     assert run("fail", "user") == 2
     assert one_sentence(capsys) == "error: lr: 3 is wrong; give 2"
     assert run("fail", "stop") == 3
@@ -39,12 +53,12 @@ def test_exit_codes(capsys):
         run("fail", "fault")
     assert run("frobnicate") == 2
     assert one_sentence(capsys) == (
-        "error: 'frobnicate' is no verb of studycore; there are train, sweep, fail, report, resume, runs, doctor"
+        "error: 'frobnicate' is no verb of toy; there are train, sweep, fail, report, resume, runs, doctor"
     )
 
 
 def test_a_fault_shows_its_traceback_and_exits_with_1(start):
-    process = start("toy_jobs.py", "fail", "fault")
+    process = start(HERE / "toy_jobs.py", "fail", "fault")
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "Traceback" in errors
@@ -55,7 +69,7 @@ def test_help_names_every_verb_and_answers_in_a_second(capsys):
     assert run("--help") == 0
     text = capsys.readouterr().out
     for words in (
-        "Does a line fit?",
+        "Does momentum fit a line sooner?",
         "train",
         "sweep",
         "report",
@@ -67,8 +81,9 @@ def test_help_names_every_verb_and_answers_in_a_second(capsys):
     ):
         assert words in text
     code = """
-from studycore.cli import Study, main
-main(Study("a", "studycore", "Q?", {}, "a:b", "a:b"), ["--help"])
+from studycore.cli import main
+from studycore.study import Study
+main(Study("a", "studycore", "a", "Q?", {}, "a:b", "a:b", "a:b"), ["--help"])
 """
     times = []
     for _ in range(3):  # the best of three: other programs may be running
@@ -87,9 +102,9 @@ def test_common_verbs_have_help_and_refuse_unknown_flags(verb, capsys):
     with pytest.raises(SystemExit) as caught:
         run(verb, "--help")
     assert caught.value.code == 0
-    assert f"studycore {verb}" in capsys.readouterr().out
+    assert f"toy {verb}" in capsys.readouterr().out
     assert run(verb, "--frobnicate") == 2
-    assert f"(see studycore {verb} --help)" in one_sentence(capsys)
+    assert f"(see toy {verb} --help)" in one_sentence(capsys)
 
 
 @pytest.mark.parametrize("verb", ["report", "resume"])
@@ -137,59 +152,100 @@ def test_without_the_right_to_write_a_new_run_gets_one_sentence(capsys, monkeypa
         raise PermissionError(13, "Permission denied", str(tmp_path / "run"))
 
     monkeypatch.setattr("pathlib.Path.mkdir", refuses)
-    assert run("train", str(tmp_path / "run")) == 2
+    assert run("train", "--device", "cpu", "--output-dir", str(tmp_path / "run")) == 2
     assert "Permission denied" in one_sentence(capsys)
 
 
-def test_report_takes_the_newest_run_when_none_is_named(new_run, tmp_path, capsys, monkeypatch):
+def test_report_takes_the_newest_run_when_none_is_named(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run("report") == 2
-    assert one_sentence(capsys) == "error: RUN: none given and none under runs/studycore; name a run folder"
-    for name in ("a", "b"):
-        created = new_run(f"runs/studycore/{name}")
-        created.manifest["times"]["started"] = f"2020-01-0{1 if name == 'b' else 2}"
-        created.finish("done", "")
-    assert run("report") == 0
-    assert capsys.readouterr().out == "report of runs/studycore/a\n"
-    for flag in ("--results_dir", "--results-dir"):
-        assert run("report", flag, "runs/studycore/b") == 0
-        assert capsys.readouterr().out == "report of runs/studycore/b\n"
+    assert one_sentence(capsys) == "error: RUN: none given and none under runs/toy; name a run folder"
+    for name, seed in (("b", "3"), ("a", "4")):
+        flags = ("--device", "cpu", "--steps", "2", "--seed", seed)
+        assert run("train", *flags, "--output-dir", f"runs/toy/{name}") == 0
+    manifest = read_json(tmp_path / "runs/toy/b/manifest.json")
+    manifest["times"]["started"] = "2020-01-01"
+    (tmp_path / "runs/toy/b/manifest.json").write_text(json.dumps(manifest))
+    reports = {name: (tmp_path / "runs/toy" / name / "report.html").read_bytes() for name in "ab"}
+    for name, flags in (
+        ("a", []),
+        ("b", ["runs/toy/b"]),
+        ("b", ["--results_dir", "runs/toy/b"]),
+        ("a", ["--results-dir", "runs/toy/a"]),
+    ):
+        (tmp_path / "runs/toy" / name / "report.html").unlink()
+        capsys.readouterr()
+        assert run("report", *flags) == 0
+        out = capsys.readouterr().out
+        assert out.startswith("# A line\n")
+        assert out.endswith(f"report: runs/toy/{name}/report.html\n")
+        if name == "a":
+            assert (tmp_path / "runs/toy/a/report.html").read_bytes() == reports["a"]
     assert run("resume") == 2
-    assert "RUN" in one_sentence(capsys).upper()
+    assert "run" in one_sentence(capsys)
 
 
-def test_resume_of_a_finished_run_says_so(new_run, tmp_path, capsys):
-    new_run("r").finish("done", "")
-    assert run("resume", str(tmp_path / "r")) == 0
-    assert capsys.readouterr().out == "is finished\n"
+def test_a_configuration_that_is_none_of_the_studys_is_refused(tmp_path, capsys):
+    file = tmp_path / "c.yaml"
+    file.write_text("arms: {a: {}}\nseeds: 2")
+    assert run("train", "--config", str(file)) == 2
+    assert f"{file} is a configuration of many runs; use it with `toy sweep`" in one_sentence(capsys)
+    file.write_text("lr: 0.1")
+    assert run("sweep", "--config", str(file)) == 2
+    assert "'lr' is no field of toy sweep; put settings of runs under base" in one_sentence(capsys)
+    for flags, words in (
+        (["--lr", "-1"], "lr: -1"),
+        (["--sped", "3"], "did you mean 'seed'?"),
+        (["--seeds", "2", "--num-processes", "2"], "--num-processes: several seeds are runs with a process each"),
+        (["--tracker", "wandb"], "--tracker: wandb is not installed"),
+        (["--threads", "0"], "threads: 0 does not fit; give an int of 1 or more"),
+    ):
+        if "wandb" in flags and importlib.util.find_spec("wandb"):
+            continue
+        assert run("train", "--device", "cpu", "--output-dir", str(tmp_path / "run"), *flags) == 2
+        assert words in one_sentence(capsys)
+    assert not (tmp_path / "run" / "manifest.json").exists()
+
+
+def test_earlier_names_of_flags_and_a_first_argument(tmp_path, capsys):
+    train = dataclasses.replace(STUDY.verbs["train"], first_argument="lr", seeds="")
+    study = dataclasses.replace(STUDY, verbs={"train": train}, aliases={"learning_rate": "lr", "n": "steps"})
+    for argv, lr, steps in (
+        (["0.5"], 0.5, 60), (["--learning-rate", "0.25", "--n=7"], 0.25, 7), (["--learning_rate=1e-3"], 1e-3, 60),
+    ):  # fmt: skip
+        assert run("train", *argv, "--print-config", study=study) == 0
+        shown = yaml.safe_load(capsys.readouterr().out)
+        assert (shown["lr"], shown["steps"]) == (lr, steps)
+    assert run("train", "--seeds", "2", study=study) == 2
+    assert "--seeds: toy train makes one run; leave it out" in one_sentence(capsys)
 
 
 def test_runs_lists_and_compares(new_run, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run("runs") == 0
-    assert capsys.readouterr().out == "no runs under runs/studycore\n"
+    assert capsys.readouterr().out == "no runs under runs/toy\n"
     for name, rate in (("a", 0.1), ("b", 0.2)):
-        created = new_run(f"runs/studycore/{name}", config={"lr": rate, "note": "stored and given"})
+        created = new_run(f"runs/toy/{name}", config={"lr": rate, "note": "stored and given"})
         if name == "a":
-            write_results(created.folder, "studycore", "train", {"loss": 0.5, "more": {}}, [])
+            write_results(created.folder, "toy", "train", {"loss": 0.5, "more": {}}, [])
             created.finish("done", "reached the end")
-    (tmp_path / "runs" / "studycore" / "c").mkdir()
-    (tmp_path / "runs" / "studycore" / "c" / "manifest.json").write_text("{")
+    (tmp_path / "runs" / "toy" / "c").mkdir()
+    (tmp_path / "runs" / "toy" / "c" / "manifest.json").write_text("{")
     assert run("runs") == 0
     out, err = capsys.readouterr()
     assert [line.split()[:2] for line in out.splitlines()] == [
-        ["runs/studycore/a", "done"],
-        ["runs/studycore/b", "running"],
+        ["runs/toy/a", "done"],
+        ["runs/toy/b", "running"],
     ]
     assert "reached the end" in out
     assert "c/manifest.json" in err
-    assert run("runs", "runs/studycore/a", "runs/studycore/b") == 0
+    assert run("runs", "runs/toy/a", "runs/toy/b") == 0
     assert capsys.readouterr().out.splitlines() == ["lr: a 0.1, b 0.2", "a: loss 0.5", "b: no results yet"]
-    assert run("runs", "runs/studycore/a", "runs/studycore/a") == 0
+    assert run("runs", "runs/toy/a", "runs/toy/a") == 0
     assert "same configuration" in capsys.readouterr().out
-    assert run("runs", "runs/studycore/a") == 2
+    assert run("runs", "runs/toy/a") == 2
     assert "1 run folders given" in one_sentence(capsys)
-    assert run("runs", "runs/studycore/a", "nowhere") == 2
+    assert run("runs", "runs/toy/a", "nowhere") == 2
     assert "nowhere: there is no such run folder" in one_sentence(capsys)
 
 
@@ -200,7 +256,7 @@ def test_doctor_says_what_is_lacking_and_what_to_do(tmp_path, capsys, monkeypatc
     for words in (
         "python 3",
         "torch",
-        "studycore 0.1",
+        f"studycore {metadata.version('studycore')}",
         "device",
         "cores",
         "GiB free",
@@ -209,7 +265,7 @@ def test_doctor_says_what_is_lacking_and_what_to_do(tmp_path, capsys, monkeypatc
     ):
         assert words in out
     assert "LACKS" not in out
-    study = dataclasses.replace(toy.STUDY, checks="toy:lost_checks", libraries=("no-such-library",))
+    study = dataclasses.replace(STUDY, doctor="test_cli:lost_checks", libraries=("no-such-library",))
     monkeypatch.setattr(cli, "_writable", lambda folder: folder != tmp_path / "cache")
     assert run("doctor", "--runs-dir", str(tmp_path / "runs"), study=study) == 2
     out, err = capsys.readouterr()

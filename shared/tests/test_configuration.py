@@ -16,7 +16,7 @@ from studycore.configuration import (
     differences,
     find_config,
     from_dict,
-    parse,
+    read_arguments,
     read_yaml,
     take_config,
     to_dict,
@@ -67,8 +67,14 @@ class Options:
     """Where to."""
 
 
-def read(*argv, **kwargs):
-    return parse([Training, Options], argv, "toy", "toy_package", **kwargs)
+def read(*argv, package="toy_package", **kwargs):
+    """[training, options]: what the file and, before it, the flags give of each class, over the defaults."""
+    given = {}
+    for values in read_arguments([Training, Options], argv, "toy", package, **kwargs):
+        given |= values
+    defaults = (to_dict(Training()), to_dict(Options()))
+    assert set(given) <= set(defaults[0]) | set(defaults[1])
+    return [values | {name: given[name] for name in values if name in given} for values in defaults]
 
 
 @pytest.fixture
@@ -150,11 +156,25 @@ def test_text_stays_text_and_mappings_are_read(file):
     assert training["grid"] == {"lr": [1e-3, 1], "wd": [None]}
 
 
-def test_only_what_is_given_when_partial():
-    assert read("--epochs", "3", partial=True) == [{"epochs": 3}, {}]
-    assert read(partial=True, file=False) == [{}, {}]
-    with pytest.raises(UserError, match="config"):
-        read("--config", "x.yaml", partial=True, file=False)
+def test_what_the_file_says_and_what_the_flags_say_are_told_apart(file):
+    path = str(file("epochs: 20\nfast: true"))
+    classes = [Training, Options]
+    assert read_arguments(classes, ["--epochs", "3"], "toy", "toy_package") == ({}, {"epochs": 3})
+    assert read_arguments(classes, [], "toy", "toy_package") == ({}, {})
+    assert read_arguments(classes, ["--config", path, "--resume", "--epochs=3"], "toy", "toy_package") == (
+        {"epochs": 20, "fast": True},
+        {"resume": True, "epochs": 3},
+    )
+
+
+def test_a_study_may_have_a_configuration_for_when_none_is_named(tmp_path, monkeypatch, file):
+    (tmp_path / "usual_package" / "configs").mkdir(parents=True)
+    (tmp_path / "usual_package" / "__init__.py").touch()
+    (tmp_path / "usual_package" / "configs" / "usual.yaml").write_text("epochs: 77")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert read(package="usual_package", default_config="usual")[0]["epochs"] == 77
+    assert read("--epochs", "3", package="usual_package", default_config="usual")[0]["epochs"] == 3
+    assert read("--config", str(file("fast: true")), package="usual_package", default_config="usual")[0]["epochs"] == 10
 
 
 @pytest.mark.parametrize(
@@ -165,14 +185,14 @@ def test_only_what_is_given_when_partial():
         (["--penalty", "l3"], "penalty: l3 does not fit; give one of 'l1', 'l2' or null"),
         (["--kind", "huge"], "kind: huge does not fit; give one of 'small', 'large'"),
         (["--learning-rate", "fast"], "learning_rate: fast does not fit; give a float"),
-        (["--epochs", "1e3"], "epochs: 1000.0 does not fit; give an int"),
-        (["--epochs", "true"], "epochs: True does not fit; give an int"),
+        (["--epochs", "1e3"], "epochs: 1e3 does not fit; give an int"),
+        (["--epochs", "true"], "epochs: true does not fit; give an int"),
         (["--epochs", ""], "epochs: '' does not fit; give an int"),
         (["--fast=maybe"], "fast: maybe does not fit; give true or false"),
         (["--learning-rate"], "learning_rate: no value is given; give a float"),
         (["--learning-rate", "nan"], "learning_rate: nan does not fit; give a float"),
         (["--grad-clip", "inf"], "grad_clip: inf does not fit; give a float or null"),
-        (["--grid", '{"p": 3}'], "grid: 3 does not fit; give a mapping, each value a list"),
+        (["--grid", '{"p": 3}'], 'grid: {"p": 3} does not fit; give a mapping, each value a list'),
         (["--epoch", "3"], "'epoch' is no field here; did you mean 'epochs'?"),
         (["--learning-rat", "3"], "'learning_rat' is no field here; did you mean 'learning_rate'?"),
         (["--frobnicate", "3"], "'frobnicate' is no field here; see --help for those there are"),
@@ -247,14 +267,6 @@ def test_garbage_is_always_the_users_mistake(file):
             to_dict(Training(**values))
         with contextlib.suppress(UserError):
             from_dict(Training, {**to_dict(Training()), **check_types(Training, read_yaml(path))}, "c.yaml")
-
-
-def test_print_config_prints_the_resolved_one(file, capsys):
-    with pytest.raises(SystemExit) as caught:
-        read("--config", str(file("epochs: 20")), "--fast", "--print_config")
-    assert caught.value.code == 0
-    shown = yaml.safe_load(capsys.readouterr().out)
-    assert (shown["epochs"], shown["fast"], shown["kind"]) == (20, True, "small")
 
 
 def test_help_shows_the_docstrings(capsys):

@@ -1,71 +1,72 @@
 """The reference model's training: on a corpus of a few hundred made-up glosses, in seconds."""
 
 import json
+import math
 from random import Random
 
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from studycore import lm_training, paragraphs, reference_lm, wordnet
-from studycore.checkpoints import load_checkpoint, steps
-from studycore.lm_training import Batches, Recipe, TrainOptions, WeightedLoss, create_model, learning_rate, train
-from studycore.metrics import read_rows
+from studycore.checkpoints import load_checkpoint, restore_optimizer, steps
+from studycore.claims import as_stored
+from studycore.cli import main
+from studycore.errors import Stopped, UserError
+from studycore.execution import make_run
+from studycore.language import reference_lm, study, training, wordnet
+from studycore.language.recipe import Options, Recipe
+from studycore.language.study import STUDY, VERB
+from studycore.language.training import Batches, create_model, learning_rate, loss_of
+from studycore.metrics_log import read_rows
+from studycore.run_folder import read_manifest
 
 WORDS = [a + b for a in ("ba", "de", "ki", "lo", "mu", "ra", "so", "tu") for b in ("na", "pi", "ro", "ste", "vun", "x")]
 RECIPE = Recipe(
-    word_count=40, noun_count=5, pieces=300, hidden_size=32, layers=2, heads=2, rows=6, steps=6, first_stage=3,
-    first_text_rows=2, first_reading_rows=2, text_rows=3, reading_rows=2, warm_up=2, eval_every=3, checkpoint_every=2,
+    word_count=40, noun_count=5, pieces=300, hidden_size=32, layers=2, heads=2, block=96, rows=4, steps=6, exact_steps=2,
+    sampled=60, warm_up=2, eval_every=3, checkpoint_every=2,
 )  # fmt: skip
 
 
 @pytest.fixture
 def corpus(monkeypatch):
-    """A corpus, a hierarchy and pools of names and values that need no WordNet."""
+    """Documents and nouns that need no WordNet."""
     random = Random(1)
     rare = ["".join(random.choices(WORDS, k=2)) for _ in range(300)]
     glosses = [" ".join([*random.choices(WORDS, k=8), random.choice(rare)]) for _ in range(600)]
     documents = [wordnet.Document(f"d{i}", f" {g.split()[0]}: {g}", wordnet.split_of(g)) for i, g in enumerate(glosses)]
-    lemmas = {f"{word}.n.01": (word,) for word in WORDS}
-    nouns = wordnet.NounHierarchy({}, {}, {}, lemmas)
-    values = {a: tuple(f"{a}{i}x"[:-1] + "abcdefg"[i] for i in range(6)) for a in paragraphs.ATTRIBUTES}
-    values = {a: tuple(v.translate(str.maketrans("", "", "0123456789")) for v in vs) for a, vs in values.items()}
-    names = {"train": tuple(f"Tra{c}" for c in "abcdefgh"), "validation": tuple(f"Val{c}" for c in "abcdefgh")}
     monkeypatch.setattr(wordnet, "documents", lambda: tuple(documents))
-    monkeypatch.setattr(wordnet, "noun_hierarchy", lambda: nouns)
-    monkeypatch.setattr(paragraphs, "values", lambda: values)
-    monkeypatch.setattr(paragraphs, "names", lambda split: names[split])
-    monkeypatch.setattr(reference_lm, "QUESTIONS", 12)
+    monkeypatch.setattr(wordnet, "nouns", lambda: frozenset(WORDS))
 
 
 @pytest.fixture
 def tokenizer(corpus):
-    return lm_training.train_tokenizer(RECIPE)
+    return training.train_tokenizer(RECIPE)
 
 
 def test_chosen_words_are_one_token_and_any_text_comes_back(tokenizer):
-    for word in (*WORDS, *paragraphs.values()["pet"], *paragraphs.names("validation")):
+    for word in WORDS:
         assert len(tokenizer.encode(f" {word}")) == 1, word
-    for text in ("Context: a\nQuestion: b?\nAnswer: c", " 'tis  naïve… 你好 1,000%", "bana badepi\n\n"):
+    for text in (" 'tis  naïve… 你好 1,000%", "bana badepi\n\n"):
         assert tokenizer.decode(tokenizer.encode(text)) == text
     assert tokenizer.encode("<|endoftext|>") == [0]
 
 
 def test_batches_are_functions_of_the_step(tokenizer):
     one, other = Batches(RECIPE, tokenizer), Batches(RECIPE, tokenizer)
-    for step in (4, 0, 3):
-        for mine, theirs in zip(one.batch(step), other.batch(step), strict=True):
-            assert torch.equal(mine, theirs)
-    assert not torch.equal(one.batch(0)[0], one.batch(1)[0])
+    for step in (3, 0, 2):
+        assert torch.equal(one.rows(step), other.rows(step))
+        assert torch.equal(one.taken(step), other.taken(step))
+    assert not torch.equal(one.rows(0), one.rows(1))
+    assert not torch.equal(one.taken(0), one.taken(1))
+    assert [one.taken(step) is None for step in (3, 4, 5)] == [False, True, True]
 
 
-def test_every_kind_of_row_weighs_one(tokenizer):
+def test_an_epoch_goes_through_the_steps_row_by_row(tokenizer):
     batches = Batches(RECIPE, tokenizer)
-    for step in (0, 5):
-        text, reading = batches.rows_of(step)
-        _, weight = batches.batch(step)
-        for rows in (weight[:text], weight[text : text + reading], weight[text + reading :]):
-            assert rows.sum().item() == pytest.approx(1)
+    rows = torch.cat([batches.rows(step) for step in range(2 * batches.blocks // RECIPE.rows)])
+    for epoch in (0, 1):
+        part = rows[epoch * batches.blocks : (epoch + 1) * batches.blocks]
+        assert torch.equal(part, torch.from_numpy(batches.epoch(epoch))[: len(part)])
 
 
 def test_an_epoch_holds_every_document_once(tokenizer):
@@ -78,57 +79,58 @@ def test_an_epoch_holds_every_document_once(tokenizer):
         assert (counts <= whole).all()
         assert (whole - counts).sum() < RECIPE.block
     text = tokenizer.decode(first[:200]).split("<|endoftext|>")[1]
-    assert text in {document.text for document in wordnet.documents() if document.split == "train"}
+    assert text in wordnet.texts("train")
 
 
-def test_reading_rows_weigh_answers_alone_and_copies_are_copies(tokenizer):
-    batches = Batches(RECIPE, tokenizer)
-    tokens, answered = batches.reading(Random(3), free=False)
-    assert len(tokens) <= RECIPE.block
-    answers = tokenizer.decode([tokens[at] for at in answered]).split("\n")[:-1]
-    context = tokenizer.decode(tokens).split("\n")[0]
-    asked = [line for line in tokenizer.decode(tokens).split("\n") if line.startswith("Question")]
-    assert len(answers) == len(asked) > 1
-    assert all(answer.strip() in context for answer in answers)
-    ids, weight = batches.batch(0)
-    row = 4
-    length = int((weight[row] > 0).nonzero()[0])
-    assert torch.equal(ids[row, length:], ids[row, : RECIPE.block - length])
-
-
-def test_the_loss_equals_plain_cross_entropy_with_its_gradients(tokenizer):
-    """In float64, against the full matrix of logits."""
-    recipe = Recipe(**{**RECIPE.__dict__, "dropout": 0.0})
-    model = create_model(recipe, len(tokenizer)).double()
-    ids, weight = Batches(recipe, tokenizer).batch(0)
-    weight = weight.double()
-    loss, nll = WeightedLoss(model)(ids, weight)
-    loss.backward()
-    ours = {name: q.grad.clone() for name, q in model.named_parameters()}
-    model.zero_grad()
+def test_the_loss_equals_plain_cross_entropy(tokenizer):
+    """In float64: over the whole vocabulary, and from a part of it that happens to be the whole."""
+    model = create_model(RECIPE, len(tokenizer)).double()
+    ids = Batches(RECIPE, tokenizer).rows(0)
     logits = model(ids, use_cache=False).logits[:, :-1]
-    plain = cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view(len(ids), -1)
-    (plain * weight[:, 1:]).sum().backward()
-    torch.testing.assert_close(loss, (plain * weight[:, 1:]).sum(), rtol=1e-12, atol=0)
-    torch.testing.assert_close(nll, plain[weight[:, 1:] > 0].detach(), rtol=1e-12, atol=1e-12)
-    for name, parameter in model.named_parameters():
-        torch.testing.assert_close(ours[name], parameter.grad, rtol=1e-9, atol=1e-12)
+    plain = cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+    certain = torch.ones(len(tokenizer)).double()
+    for taken in (None, torch.arange(len(tokenizer))):
+        torch.testing.assert_close(loss_of(model, ids, taken, certain), plain, rtol=1e-12, atol=0)
+
+
+def test_the_sampled_sum_over_the_vocabulary_is_unbiased(tokenizer):
+    """exp of one target's loss is the estimated sum over exp of the target's logit: its mean over draws is the exact one."""
+    model = create_model(RECIPE, len(tokenizer)).double()
+    model.get_output_embeddings().weight.data *= 20  # far from uniform
+    batches = Batches(RECIPE, tokenizer)
+    ids = batches.rows(0)[:1, :2]
+    inclusion = batches.inclusion.double()
+    assert inclusion.min() > 0
+    assert inclusion.sum() <= RECIPE.sampled < len(tokenizer)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        exact = loss_of(model, ids, None, inclusion).exp()
+        draws = [
+            loss_of(
+                model, ids, (torch.rand(len(inclusion), generator=generator) < inclusion).nonzero()[:, 0], inclusion
+            )
+            for _ in range(2000)
+        ]
+    ratios = torch.stack(draws).exp() / exact
+    assert ratios.std() > 0.01
+    assert abs(ratios.mean() - 1) < 4 * ratios.std() / math.sqrt(len(ratios))
 
 
 def test_learning_rate():
     recipe = Recipe(steps=1000, warm_up=100, learning_rate=1.0)
     assert learning_rate(recipe, 0) == pytest.approx(0.01)
     assert learning_rate(recipe, 99) == 1.0
-    assert learning_rate(recipe, 550) == pytest.approx(0.55)
-    assert learning_rate(recipe, 1000) == pytest.approx(0.1)
+    assert learning_rate(recipe, 550) == pytest.approx(0.5)
+    assert learning_rate(recipe, 1000) == pytest.approx(0, abs=1e-12)
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"heads": 3}, "heads: 3 does not divide hidden_size 256"),
-        ({"steps": 0}, "steps: 0 is too few"),
-        ({"text_rows": 40}, "reading_rows: with text_rows it exceeds rows 48"),
+        ({"steps": 0}, "steps: 0 does not fit; give an int of 1 or more"),
+        ({"block": 1}, "block: 1 does not fit; give an int of 2 or more"),
+        ({"pieces": 299}, "pieces: 299 does not fit; give at least 300"),
     ],
 )
 def test_recipes_that_make_no_sense(changes, words):
@@ -136,25 +138,27 @@ def test_recipes_that_make_no_sense(changes, words):
         Recipe(**changes)
 
 
-OPTIONS = TrainOptions(device="cpu", threads=1)
+OPTIONS = Options(device="cpu", threads=1)
+FLAGS = [f"--{name}={value}" for name, value in RECIPE.__dict__.items()] + ["--device=cpu", "--threads=1"]
 
 
-def quiet_train(folder, **kwargs):
-    return train(RECIPE, folder, OPTIONS, **kwargs)
+def quiet_train(folder, resume=False):
+    make_run(STUDY, VERB, RECIPE, folder, OPTIONS, resume=resume)
+    return folder
 
 
 def test_killed_and_resumed_is_bitwise_the_same(corpus, tmp_path, monkeypatch):
     """Cut off after step 4's batch was asked for: what was saved at step 2 or 4 continues to the same bits."""
     whole = quiet_train(tmp_path / "whole")
-    batch, cut = Batches.batch, []
+    rows, cut = Batches.rows, []
 
     def cut_off(self, step):
         if step == 5 and not cut:
             cut.append(step)
             raise KeyboardInterrupt
-        return batch(self, step)
+        return rows(self, step)
 
-    monkeypatch.setattr(Batches, "batch", cut_off)
+    monkeypatch.setattr(Batches, "rows", cut_off)
     with pytest.raises(KeyboardInterrupt):
         quiet_train(tmp_path / "cut")
     assert not (tmp_path / "cut" / "model").exists()
@@ -178,54 +182,103 @@ def test_killed_and_resumed_is_bitwise_the_same(corpus, tmp_path, monkeypatch):
         whole / "tokenizer"
     ).encode(" bana")
     recorded = json.loads((whole / "model" / "metrics.json").read_text())
-    assert {claim["id"] for claim in recorded["claims"]} == {"lm_perplexity", "lm_reading", "lm_closed_book"}
+    assert [claim["id"] for claim in recorded["claims"]] == ["lm_perplexity"]
     assert recorded["metrics"]["perplexity"] > recorded["metrics"]["perplexity_bigram"], "6 steps teach nothing"
     for name in ("recipe.yaml", "training_log.jsonl", "data.json", "README.md", "WORDNET-LICENSE"):
         assert (whole / "model" / name).is_file()
-    metrics, _, _ = reference_lm.measure(whole / "model")
-    assert reference_lm.compare(metrics, recorded["metrics"]) == []
+    metrics, documents = reference_lm.measure(whole / "model")
+    assert reference_lm.compare(metrics, recorded["metrics"], reference_lm.ROUNDING) == []
+
+    # The claim was registered when the run began, and run, record and a new measurement judge it alike.
+    assert json.loads((whole / "claims.json").read_text()) == [as_stored(claim) for claim in reference_lm.CLAIMS]
+    results = json.loads((whole / "results.json").read_text())
+    assert results["metrics"] == recorded["metrics"]
+    assert results["claims"] == recorded["claims"] == reference_lm.judge(documents, [as_stored(reference_lm.CLAIMS[0])])
+    (claim,) = recorded["claims"]
+    assert claim["measured"] == pytest.approx(metrics["perplexity"] / metrics["perplexity_bigram"])
+    assert (claim["verdict"], claim["n"]) == ("refuted", metrics["validation_documents"])
+    assert f"{metrics['perplexity_bigram']:.1f}" in (whole / "report.md").read_text()
 
 
-def test_a_finished_run_is_said_to_be_finished(corpus, tmp_path, capsys):
-    folder = quiet_train(tmp_path / "run")
+def test_the_command_trains_once_and_then_says_that_it_is_finished(corpus, tmp_path, capsys, monkeypatch):
+    """--resume where there is nothing to go on with begins a run, as `make reference-lm` asks for it."""
+    monkeypatch.chdir(tmp_path)
+    study.command(["train", "--resume", *FLAGS])
+    out = capsys.readouterr().out
+    assert "a new one begins" in out
+    assert "REFUTED" in out
+    assert "of another recipe than the recorded model" in out
+    (folder,) = (tmp_path / "runs" / "studycore").iterdir()
     before = (folder / "model" / "metrics.json").stat().st_mtime_ns
-    quiet_train(folder, resume=True)
-    assert f"{folder} is finished" in capsys.readouterr().out
+    study.command(["train", "--resume", *FLAGS])
+    assert f"{folder.relative_to(tmp_path)}: is finished" in capsys.readouterr().out
     assert (folder / "model" / "metrics.json").stat().st_mtime_ns == before
+    assert main(STUDY, ["report", str(folder)]) == 0
+    assert "REFUTED" in capsys.readouterr().out
 
 
-def test_a_signal_saves_and_says_how_to_go_on(corpus, tmp_path, monkeypatch):
-    """At step 4, and again while the finished model is measured: exit code 3 both times, and the run can go on."""
+def test_a_dry_run_times_a_step_and_writes_nothing(corpus, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    study.command(["train", "--dry-run", *FLAGS])
+    out = capsys.readouterr().out
+    assert "hidden_size: 32" in out
+    assert "6 steps of" in out
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_signal_saves_and_resume_goes_on(corpus, tmp_path, monkeypatch):
+    """A signal in step 4 is seen before step 5. One that comes while the finished model is measured changes nothing."""
     import os
     import signal
 
-    from studycore.errors import Stopped
-    from studycore.runs import read_manifest
-
-    batch, write_run = Batches.batch, reference_lm.write_run
+    rows, record = Batches.rows, reference_lm.record
 
     def at_step_4(self, step):
         if step == 4:
             os.kill(os.getpid(), signal.SIGTERM)
-        return batch(self, step)
+        return rows(self, step)
 
-    monkeypatch.setattr(Batches, "batch", at_step_4)
-    with pytest.raises(Stopped, match=f"at step 5; continue with: .* --output-dir {tmp_path / 'run'}"):
-        quiet_train(tmp_path / "run")
-    assert read_manifest(tmp_path / "run")["state"] == "stopped"
-    monkeypatch.setattr(Batches, "batch", batch)
-    monkeypatch.setattr(reference_lm, "write_run", lambda *a: (write_run(*a), os.kill(os.getpid(), signal.SIGTERM)))
-    with pytest.raises(Stopped):
-        quiet_train(tmp_path / "run", resume=True)
-    monkeypatch.setattr(reference_lm, "write_run", write_run)
-    assert read_manifest(quiet_train(tmp_path / "run", resume=True))["state"] == "done"
+    def interrupted(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return record(*arguments)
+
+    folder = tmp_path / "run"
+    monkeypatch.setattr(Batches, "rows", at_step_4)
+    with pytest.raises(Stopped, match=f"stopped by SIGTERM at step 5 and saved; `studycore resume {folder}` continues"):
+        quiet_train(folder)
+    assert read_manifest(folder)["state"] == "stopped"
+    monkeypatch.setattr(Batches, "rows", rows)
+    monkeypatch.setattr(reference_lm, "record", interrupted)
+    assert main(STUDY, ["resume", str(folder)]) == 0
+    assert read_manifest(folder)["state"] == "done"
 
 
 def test_another_recipe_does_not_continue_a_run(corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr(Batches, "batch", lambda self, step: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(Batches, "rows", lambda self, step: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         quiet_train(tmp_path / "run")
-    from studycore.errors import UserError
+    with pytest.raises(UserError, match=r"its configuration is another: .*steps"):
+        make_run(STUDY, VERB, Recipe(**{**RECIPE.__dict__, "steps": 7}), tmp_path / "run", OPTIONS, resume=True)
 
-    with pytest.raises(UserError, match=r"its recipe is another: .*steps"):
-        train(Recipe(**{**RECIPE.__dict__, "steps": 7}), tmp_path / "run", OPTIONS, resume=True)
+
+def test_a_loss_that_is_not_finite_names_the_rate(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "loss_of", lambda model, *_: model.get_input_embeddings().weight.sum() * math.nan)
+    with pytest.raises(UserError, match=r"learning_rate: 0\.003 made the loss nan at step 0; lower it$"):
+        quiet_train(tmp_path / "run")
+    assert read_manifest(tmp_path / "run")["state"] == "failed"
+
+
+def test_a_step_count_is_restored_to_where_the_optimizer_wants_it():
+    """The training's AdamW is fused: like a capturable one it counts on the parameter's device. "meta" stands for a GPU."""
+    layer = torch.nn.Linear(2, 2, device="meta")
+    for settings, place in (({}, "cpu"), ({"capturable": True}, "meta")):
+        optimizer = torch.optim.AdamW(layer.parameters(), **settings)
+        restore_optimizer(layer, optimizer, {"weight/step": torch.tensor(3.0), "weight/exp_avg": torch.ones(2, 2)})
+        assert optimizer.state[layer.weight]["step"].device.type == place
+        assert optimizer.state[layer.weight]["exp_avg"].device.type == "meta"
+
+
+@pytest.mark.parametrize("flag", ["--seeds", "--num-processes"])
+def test_one_process_trains_one_model(flag):
+    with pytest.raises(UserError, match=r": 2 does not fit; give one of 1"):
+        study.command(["train", flag, "2"])

@@ -14,9 +14,10 @@ import toy_jobs
 
 from studycore import ray_engine
 from studycore.errors import UserError
+from studycore.execution import engine, share_out
+from studycore.jobs import Ended, Schedule, run_in_processes
 from studycore.ray_engine import run_on_ray, slots
 from studycore.stopping import StopFlag
-from studycore.sweep import Done, run_in_processes, runner, share_out
 
 HERE = Path(__file__).parent
 
@@ -45,6 +46,10 @@ def wait_for(files):
         time.sleep(0.02)
 
 
+def on_ray(jobs, address, stop=None):
+    return run_on_ray(toy_jobs.work, jobs, toy_jobs.alone(jobs), stop or StopFlag(), address)
+
+
 def begun(folder, count):
     return [len((folder / f"{i}").read_text().splitlines()) for i in range(count)]
 
@@ -58,8 +63,8 @@ def test_jobs_end_on_ray_as_they_do_in_processes(cluster, tmp_path, capfd):
     kinds = ["fine", "fails", "exits", "dies once", "slow", "fine"]
     ends = []
     for name, run in (
-        ("local", lambda jobs: run_in_processes(toy_jobs.job, jobs, 2, StopFlag())),
-        ("ray", lambda jobs: run_on_ray(toy_jobs.job, jobs, cluster.address, StopFlag())),
+        ("local", lambda jobs: run_in_processes(toy_jobs.work, jobs, toy_jobs.alone(jobs), StopFlag(), 2)),
+        ("ray", lambda jobs: on_ray(jobs, cluster.address)),
     ):
         (tmp_path / name).mkdir()
         ends.append(dict(run(toy_jobs.jobs_of(tmp_path / name, kinds))))
@@ -73,11 +78,33 @@ def test_jobs_end_on_ray_as_they_do_in_processes(cluster, tmp_path, capfd):
     ]
 
 
+def test_jobs_start_on_ray_when_what_they_need_is_done_and_together_with_their_group(cluster, tmp_path):
+    jobs = toy_jobs.jobs_of(tmp_path, ["fails", "fine", "slow", "fine"])
+    bad, after, slow, late = jobs
+    schedule = Schedule({bad: (), after: (bad,), slow: (), late: (slow,)})
+    ends = list(run_on_ray(toy_jobs.work, jobs, schedule, StopFlag(), cluster.address))
+    assert dict(ends) == {
+        bad: Ended("failed", "ValueError: no good"),
+        after: Ended("failed", f"it needs {bad}, which failed: ValueError: no good"),
+        slow: Ended("done"),
+        late: Ended("done"),
+    }
+    assert [name for name, _ in ends if name in (slow, late)] == [slow, late]
+    assert not (tmp_path / "1").exists()
+    (tmp_path / "b").mkdir()
+    jobs = toy_jobs.jobs_of(tmp_path / "b", ["fine", "fails"])
+    schedule = Schedule(dict.fromkeys(jobs, ()), dict.fromkeys(jobs, "both"))
+    ends = dict(run_on_ray(toy_jobs.work, jobs, schedule, StopFlag(), cluster.address))
+    assert ends == dict.fromkeys(jobs, Ended("failed", "ValueError: no good"))
+    workers = {(tmp_path / "b" / name).read_text() for name in "01"}
+    assert len(workers) == 1
+
+
 def test_a_job_that_always_dies_is_failed(cluster, tmp_path):
-    ends = dict(run_on_ray(toy_jobs.job, toy_jobs.jobs_of(tmp_path, ["dies", "fine"]), cluster.address, StopFlag()))
+    ends = dict(on_ray(toy_jobs.jobs_of(tmp_path, ["dies", "fine"]), cluster.address))
     assert ends == {
-        "0-dies": Done("failed", "its process or machine was lost 3 times without a word (out of memory?)"),
-        "1-fine": Done("done", ""),
+        "0-dies": Ended("failed", "its process or machine was lost 3 times without a word (out of memory?)"),
+        "1-fine": Ended("done", ""),
     }
     assert begun(tmp_path, 2) == [3, 1]
 
@@ -93,9 +120,9 @@ def test_a_stop_reaches_running_jobs_and_begins_nothing_new(cluster, tmp_path):
     thread = threading.Thread(target=raise_flag)
     thread.start()
     jobs = toy_jobs.jobs_of(tmp_path, ["waits", "is deaf at first", "fine"])
-    ends = dict(run_on_ray(toy_jobs.job, jobs, cluster.address, stop))
+    ends = dict(on_ray(jobs, cluster.address, stop))
     thread.join()
-    assert ends == {"0-waits": Done("stopped", "saved"), "1-is deaf at first": Done("stopped", "saved")}
+    assert ends == {"0-waits": Ended("stopped", "saved"), "1-is deaf at first": Ended("stopped", "saved")}
     assert not (tmp_path / "2").exists()
 
 
@@ -110,13 +137,13 @@ def test_a_job_that_its_machine_tells_to_end_goes_on_elsewhere(cluster, tmp_path
     thread = threading.Thread(target=tell)
     thread.start()
     jobs = {"a": ("waits once", str(tmp_path / "0"))}
-    assert list(run_on_ray(toy_jobs.job, jobs, cluster.address, StopFlag())) == [("a", Done("done", ""))]
+    assert list(on_ray(jobs, cluster.address)) == [("a", Ended("done", ""))]
     thread.join()
     assert begun(tmp_path, 1) == [2]
 
 
 def test_giving_up_midway_stops_the_jobs(cluster, tmp_path):
-    running = run_on_ray(toy_jobs.job, toy_jobs.jobs_of(tmp_path, ["fine", "waits"]), cluster.address, StopFlag())
+    running = on_ray(toy_jobs.jobs_of(tmp_path, ["fine", "waits"]), cluster.address)
     assert next(running)[0] == "0-fine"
     wait_for([tmp_path / "1"])
     running.close()
@@ -133,10 +160,10 @@ def test_what_a_cluster_has_room_for(cluster, tmp_path):
         share_out(flags(address=address, threads=2), "cpu", 8)
     with pytest.raises(UserError, match="has 1 cores and 1 GPU"):
         share_out(flags(address=address), "cuda", 8)
-    ends = runner(flags(address=address, processes=1), "cpu", 1, 1)(
-        toy_jobs.job, {"a": ("fine", str(tmp_path / "0"))}, StopFlag()
-    )
-    assert list(ends) == [("a", Done("done", ""))]
+    jobs = {"a": ("fine", str(tmp_path / "0"))}
+    run = engine(flags(address=address, processes=1), "cpu", 1, 1)
+    ends = run(toy_jobs.work, jobs, toy_jobs.alone(jobs), StopFlag())
+    assert list(ends) == [("a", Ended("done", ""))]
 
 
 def test_the_jobs_of_a_lost_machine_run_again_on_another(cluster, tmp_path):
@@ -155,16 +182,18 @@ def test_the_jobs_of_a_lost_machine_run_again_on_another(cluster, tmp_path):
 
     thread = threading.Thread(target=lose)
     thread.start()
-    ends = dict(run_on_ray(toy_jobs.job, toy_jobs.jobs_of(tmp_path, ["until"] * 2), cluster.address, StopFlag()))
+    ends = dict(on_ray(toy_jobs.jobs_of(tmp_path, ["until"] * 2), cluster.address))
     thread.join()
-    assert ends == {"0-until": Done("done", ""), "1-until": Done("done", "")}
+    assert ends == {"0-until": Ended("done", ""), "1-until": Ended("done", "")}
     assert sorted(begun(tmp_path, 2)) == [1, 2]
 
 
 def test_an_instance_of_its_own_stops_at_ctrl_c_and_leaves_nothing(start, tmp_path, monkeypatch):
     pytest.importorskip("ray", reason="Ray is not installed (studycore[ray])", exc_type=ModuleNotFoundError)
     monkeypatch.setenv("HOME", str(tmp_path))  # where Ray keeps the instance's token
-    process = start("toy_jobs.py", "sweep", "ray", tmp_path, "waits", "fine", "waits", "fine", start_new_session=True)
+    process = start(
+        HERE / "toy_jobs.py", "sweep", "ray", tmp_path, "waits", "fine", "waits", "fine", start_new_session=True
+    )
     wait_for([tmp_path / "0", tmp_path / "1", tmp_path / "2"])
     os.killpg(process.pid, signal.SIGINT)  # the terminal signals the whole foreground group
     out, errors = process.communicate(timeout=60)
@@ -182,7 +211,7 @@ def test_an_address_without_a_cluster_gets_one_sentence(address):
         with socket.create_server(("127.0.0.1", 0)) as server:
             address = f"127.0.0.1:{server.getsockname()[1]}"
     with pytest.raises(UserError, match="--address: ") as caught:
-        next(run_on_ray(toy_jobs.job, {"a": ("fine", "")}, address, StopFlag()))
+        next(on_ray({"a": ("fine", "")}, address))
     assert address in str(caught.value)
 
 
@@ -192,4 +221,4 @@ def test_flags_that_cannot_be(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r"pip install 'studycore\[ray\]'"):
         share_out(flags(), "cpu", 8)
-    assert list(run_on_ray(toy_jobs.job, {}, None, StopFlag())) == []
+    assert list(on_ray({}, None)) == []

@@ -6,13 +6,18 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 
-from studycore import reference_lm, wordnet
+import studycore.report
+from studycore import execution
+from studycore.claims import NotRun, as_stored
 from studycore.commands import main
 from studycore.errors import UserError
-from studycore.reference_lm import FOLDER, NAME, answers, compare, document_nll, locate, ngram_nll
+from studycore.language import reference_lm, study, wordnet
+from studycore.language.reference_lm import FOLDER, NAME, RETRAINED, ROUNDING, compare, document_nll, locate, ngram_nll
 
 needs_wordnet = pytest.mark.skipif(wordnet.find() is None, reason="WordNet is not there; `make setup` fetches it")
 
@@ -62,33 +67,15 @@ def test_it_has_learnt(loaded):
     assert right[0] < wrong[0] - 5
 
 
-def test_recorded_requirements():
-    """Both that every study needs hold; whether it reads is recorded as it was found, and the README says so."""
+def test_the_record_and_the_readme_say_the_same():
     record = json.loads((FOLDER / "metrics.json").read_text())
-    verdicts = {claim["id"]: claim["verdict"] for claim in record["claims"]}
-    assert verdicts["lm_perplexity"] == verdicts["lm_closed_book"] == "supported"
+    (claim,) = record["claims"]
+    assert (claim["id"], claim["verdict"]) == ("lm_perplexity", "supported")
     assert record["metrics"]["perplexity_bigram"] < record["metrics"]["perplexity_unigram"]
     readme = (Path(__file__).parents[1] / "README.md").read_text()
-    assert "F1 of 80 with the paragraph" in readme
-    assert readme.count(": refuted)") == list(verdicts.values()).count("refuted")
-
-
-def test_the_readme_shows_what_is_recorded():
-    record = json.loads((FOLDER / "metrics.json").read_text())
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
-    for name in ("perplexity", "perplexity_bigram", "f1_with_context", "f1_without_context", "f1_free_wording"):
+    for name in ("perplexity", "perplexity_bigram", "perplexity_unigram"):
         assert f"{record['metrics'][name]:.1f}" in readme, name
-    for prompt, expected, given in record["answers"]:
-        verdict = "right" if given == expected else f"wrong: {expected}"
-        assert f"| {prompt.split('Question: ')[1].split(chr(10))[0]} | {given} | {verdict} |" in readme
-
-
-def test_it_finds_a_fact_by_its_attribute(loaded):
-    prompt = (
-        "Context: The home of Newton is Paris. The pet of Newton is dog.\nQuestion: What is the pet of Newton?\nAnswer:"
-    )
-    (answer,) = answers(*loaded, [prompt])
-    assert answer in ("dog", "Paris"), "a span of the paragraph"
+    assert "{:.3f} [{:.3f}, {:.3f}]: supported".format(claim["measured"], *claim["interval95"]) in readme
 
 
 def test_nll_of_a_batch_is_that_of_each_alone(loaded):
@@ -101,15 +88,6 @@ def test_nll_of_a_batch_is_that_of_each_alone(loaded):
             log_p = model(ids, use_cache=False).logits[0, :-1].log_softmax(-1)
         assert tokens == ids.shape[1] - 1
         assert total == pytest.approx(-log_p[range(tokens), ids[0, 1:]].sum().item(), rel=1e-5)
-
-
-def test_answers_do_not_depend_on_their_neighbours(loaded):
-    prompts = [
-        "Question: What?\nAnswer:",
-        "Context: The pet of Newton is dog. The pet of Bohr is cat.\nAnswer:",
-        " dog:",
-    ]
-    assert answers(*loaded, prompts) == [answers(*loaded, [prompt])[0] for prompt in prompts]
 
 
 class Letters:
@@ -149,31 +127,31 @@ def test_ngrams_against_their_definitions():
 
 
 def test_compare_sees_what_differs():
-    recorded = {"perplexity": 100.0, "f1_with_context": 90.0, "questions": 12}
-    assert compare(recorded, recorded) == []
-    assert compare({"perplexity": 100.5, "f1_with_context": 90.0, "questions": 12}, recorded)
-    assert compare({"perplexity": 100.0, "f1_with_context": 89.0, "questions": 12}, recorded)
-    assert compare({"perplexity": 100.0, "f1_with_context": 90.0, "questions": 11}, recorded)
-    assert compare({"perplexity": 100.0, "questions": 12}, recorded)
-    assert compare({"perplexity": math.nan, "f1_with_context": 90.0, "questions": 12}, recorded)
-    other = {"perplexity": 103.0, "f1_with_context": 87.0, "questions": 12}
-    assert compare(other, recorded, reference_lm.RETRAINED) == []
-    assert compare(other | {"perplexity": 106.0}, recorded, reference_lm.RETRAINED)
+    recorded = {"perplexity": 100.0, "vocabulary": 12}
+    assert compare(recorded, recorded, ROUNDING) == []
+    assert compare(recorded | {"perplexity": 100.005}, recorded, ROUNDING) == []
+    assert compare(recorded | {"perplexity": 100.5}, recorded, ROUNDING) == [
+        "perplexity is 100.5000, recorded 100.0000"
+    ]
+    assert compare(recorded | {"perplexity": math.nan}, recorded, ROUNDING)
+    assert compare(recorded | {"vocabulary": 11}, recorded, RETRAINED) == ["vocabulary is 11, recorded 12"]
+    assert compare({"perplexity": 100.0}, recorded, RETRAINED)
+    assert compare(recorded | {"perplexity": 103.0}, recorded, RETRAINED) == []
+    assert compare(recorded | {"perplexity": 106.0}, recorded, RETRAINED)
 
 
 def test_a_retrained_model_of_another_quality_is_refused(monkeypatch, tmp_path, capsys):
     """`train` with the default recipe compares with the record; the training itself is left out here."""
-    from studycore import lm_training
-
     recorded = json.loads((FOLDER / "metrics.json").read_text())
 
     def as_if(change):
-        def train(recipe, folder, options, argv, resume):
+        def make_run(_study, verb, recipe, folder, *_):
             (folder / "model").mkdir(parents=True, exist_ok=True)
             metrics = recorded["metrics"] | change
             (folder / "model" / "metrics.json").write_text(json.dumps({"metrics": metrics}))
 
-        monkeypatch.setattr(lm_training, "train", train)
+        monkeypatch.setattr(execution, "make_run", make_run)
+        monkeypatch.setattr(studycore.report, "print_report", lambda folder: None)
         monkeypatch.setattr(sys, "argv", ["studycore", "reference-lm", "train", "--output-dir", str(tmp_path / "run")])
         return main()
 
@@ -182,16 +160,35 @@ def test_a_retrained_model_of_another_quality_is_refused(monkeypatch, tmp_path, 
     assert "not of the recorded quality: perplexity is 5000" in capsys.readouterr().err
 
 
+def test_the_claim_against_a_bootstrap_by_hand():
+    """Perplexities that differ by a factor in every gloss; half of the documents are twice as long."""
+    documents = np.array([[tokens * 2.0, tokens * (2.0 + math.log(2)), tokens] for tokens in (5, 10) * 20])
+    (claim,) = reference_lm.judge(documents, [as_stored(reference_lm.CLAIMS[0])])
+    assert claim["measured"] == pytest.approx(0.5)
+    assert claim["interval95"] == pytest.approx([0.5, 0.5])
+    assert (claim["verdict"], claim["n"], claim["registered"]) == ("supported", 40, True)
+    documents[:, 0] += 0.5 * documents[:, 2]  # the ratio is then 0.82
+    assert reference_lm.judge(documents, [])[0]["verdict"] == "refuted"
+    documents[::2, 0] -= 1.5 * documents[::2, 2]  # now a part of the glosses is far better than the others
+    (claim,) = reference_lm.judge(documents, [])
+    low, high = claim["interval95"]
+    assert low < claim["measured"] < high
+    assert claim["measured"] == pytest.approx(
+        math.exp((documents[:, 0] - documents[:, 1]).sum() / documents[:, 2].sum())
+    )
+    with pytest.raises(NotRun, match="there are 0"):
+        reference_lm.CLAIMS[0].measure.compute(pd.DataFrame())
+
+
 def test_another_wordnet_is_said(monkeypatch):
     monkeypatch.setattr(wordnet, "fingerprint", lambda: "another")
-    monkeypatch.setattr("studycore.paragraphs.fingerprint", lambda: "another")
     with pytest.raises(UserError, match=r"not the 3\.0 that the figures were measured on"):
-        reference_lm.verify()
+        study.verify()
 
 
 @needs_wordnet
 def test_verify_equals_the_record(monkeypatch, capsys):
-    """The full measurement on all held-out material."""
+    """The full measurement on all held-out glosses."""
     monkeypatch.setattr(sys, "argv", ["studycore", "reference-lm", "verify"])
     assert main() == 0, capsys.readouterr().err
     assert "equal to what is recorded" in capsys.readouterr().out

@@ -6,15 +6,46 @@ from html.parser import HTMLParser
 
 import pytest
 
-from studycore.claims import Statement, judge, not_run
+from studycore.claims import Claim, Measure, NotRun, as_stored, judge, judge_all
 from studycore.errors import UserError
 from studycore.figures import new_figure, save_figure
 from studycore.files import read_json
-from studycore.report import Picture, Report, Table, claims_text, number, write_index, write_report, write_results
+from studycore.report import (
+    EXPLORATORY,
+    Picture,
+    Report,
+    Table,
+    claims_text,
+    number,
+    write_index,
+    write_report,
+    write_results,
+)
 from studycore.statistics import Interval
 
 HOSTILE = "<script>alert(\"x\")</script> & 'q' | `c`\nnew {{ line }}"
-STATEMENT = Statement("a", "it is larger", "somebody", "about 2", "bits", 1.0, "above")
+
+
+def raises(sentence):
+    def compute(table):
+        raise NotRun(sentence)
+
+    return Measure("none", compute)
+
+
+def statement(name, *texts, threshold=1.0):
+    """A claim as claims.json has it."""
+    return as_stored(Claim(name, *texts, Measure("none", lambda table: None), above=threshold)) | {"registered": True}
+
+
+def not_run(facts, sentence):
+    """The same claim where the input is missing."""
+    texts = [facts[name] for name in ("statement", "source", "predicted", "unit")]
+    claim = Claim(facts["id"], *texts, raises(sentence), above=facts["threshold"])
+    return judge_all([claim], None, [as_stored(claim)])[0]
+
+
+STATEMENT = statement("a", "it is larger", "somebody", "about 2", "bits")
 CLAIMS = [judge(STATEMENT, Interval(1.5, 1.2, 1.8, 7), "seven seeds"), not_run(STATEMENT, "no seeds")]
 VOID = {"meta", "link", "img", "br", "hr", "input", "path", "use", "rect"}
 
@@ -93,7 +124,7 @@ def test_a_report_says_everything_once(finished):
     path = write_report(folder, full(folder))
     page, text = Page(path.read_text()), (folder / "report.md").read_text()
     said = ["Title", "Question?", "Answer.", "Numbers", "0.123", "12,345,678", "A note.", "Details", "what it shows"]
-    said += ["a deviation", "it is larger", "1.5 [1.2, 1.8] bits", "about 2", "seven seeds", "studycore train"]
+    said += ["a deviation", "it is larger", "1.5 [1.2, 1.8] bits", "about 2", "seven seeds", "toy train"]
     for words in said:
         assert words in page.text, words
         assert words in text or words == "seven seeds", words
@@ -137,8 +168,8 @@ def test_nothing_is_fetched_from_anywhere(finished, tmp_path):
 
 
 def test_hostile_text_stays_text(finished, tmp_path):
-    statement = Statement("a", HOSTILE, HOSTILE, HOSTILE, HOSTILE, 1.0, "above")
-    claims = [judge(statement, Interval(1.5, 1.2, 1.8, 7), HOSTILE), not_run(statement, HOSTILE)]
+    facts = statement("a", HOSTILE, HOSTILE, HOSTILE, HOSTILE)
+    claims = [judge(facts, Interval(1.5, 1.2, 1.8, 7), HOSTILE), not_run(facts, HOSTILE)]
     folder = finished("studycore/a b#?<i>", claims=claims, config={"x": HOSTILE}, argv=[HOSTILE])
     shown = picture(folder / "figures" / 'p"<b>.svg')
     shown.caption = HOSTILE
@@ -167,8 +198,8 @@ def test_identifiers_of_several_pictures_are_distinct_and_found(finished):
 
 
 def test_markdown_tables_are_well_formed(finished):
-    statement = Statement("a", "a | b", "s\nt", "p|q", "u|v", 1.0, "above")
-    folder = finished(claims=[judge(statement, Interval(1.5, 1.2, 1.8, 7), ""), not_run(statement, "w|x\ny")])
+    facts = statement("a", "a | b", "s\nt", "p|q", "u|v")
+    folder = finished(claims=[judge(facts, Interval(1.5, 1.2, 1.8, 7), ""), not_run(facts, "w|x\ny")])
     table = Table("T", ("a|b", "c"), [("x | y", None), ("line\nbreak", 1.0), ("\\|", True)])
     write_report(folder, Report("T", "Q", "A", [table, Table("U", ("one",), [(1,), (2,)])]))
     blocks = re.findall(r"(?:^\|.*\n)+", (folder / "report.md").read_text(), flags=re.MULTILINE)
@@ -209,11 +240,27 @@ def test_claims_for_a_terminal():
     assert lines[3].strip() == "no seeds"
 
 
+def test_what_was_added_after_the_run_and_what_is_a_bound_are_marked(finished, tmp_path):
+    late = judge(STATEMENT | {"registered": False}, Interval(1.5, 1.2, 1.8, 7, at_least=True), "")
+    lines = claims_text([late]).splitlines()
+    assert lines[1].strip() == "measured at least 1.5 [1.2, 1.8] bits, n = 7; predicted about 2"
+    assert lines[2].strip() == EXPLORATORY
+    folder = finished("studycore/run", claims=[late])
+    page = Page(write_report(folder, Report("T", "Q", "A")).read_text())
+    pages = [page.text, (folder / "report.md").read_text(), Page(write_index(tmp_path).read_text()).text]
+    for text in pages:
+        assert "at least 1.5" in text
+        assert EXPLORATORY in text
+    folder = finished("studycore/other")
+    write_report(folder, Report("T", "Q", "A"))
+    assert EXPLORATORY not in (folder / "report.md").read_text()
+
+
 def test_the_index_has_every_claim_of_the_newest_finished_run_of_each_verb(finished, new_run, tmp_path, capsys):
     assert "No runs yet" in write_index(tmp_path / "fresh").read_text()
 
     def claim(text):
-        return [judge(Statement(text, text, "s", "p", "u", 0.0, "above"), Interval(1, 0.5, 2, 3), "")]
+        return [judge(statement(text, text, "s", "p", "u", threshold=0.0), Interval(1, 0.5, 2, 3), "")]
 
     runs = tmp_path / "runs"
     for name, verb, text, started in (

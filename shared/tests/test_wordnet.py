@@ -1,19 +1,18 @@
 """The corpus reader: on a database of a few synsets, and its counts on WordNet itself where that is there."""
 
-import hashlib
 import shutil
 
 import nltk
 import pytest
 import tiny_wordnet
 
-from studycore import paragraphs, wordnet
 from studycore.errors import UserError
+from studycore.language import wordnet
+from studycore.language.noun_hierarchy import noun_hierarchy
 
 FETCHED = wordnet.find() is not None
 needs_wordnet = pytest.mark.skipif(not FETCHED, reason="WordNet is not there; `make setup` fetches it")
-CACHED = (wordnet.corpus, wordnet._entries, wordnet.documents, wordnet.noun_hierarchy, wordnet.word_counts,
-          paragraphs.values, paragraphs.names)  # fmt: skip
+CACHED = (wordnet.corpus, wordnet.documents, wordnet.nouns, noun_hierarchy)
 
 
 @pytest.fixture
@@ -51,20 +50,25 @@ def test_equal_glosses_share_a_split_and_splits_have_their_shares(tiny):
     }  # fmt: skip
 
 
+def test_texts_of_a_split_and_nouns(tiny):
+    found = {split: wordnet.texts(split) for split in ("train", "reserve", "validation")}
+    assert sorted(text for texts in found.values() for text in texts) == sorted(
+        document.text for document in wordnet.documents()
+    )
+    assert {"dog", "domestic dog", "Isaac Newton"} < wordnet.nouns()
+    assert not {"run", "fast", "quickly"} & wordnet.nouns()
+
+
 def test_hierarchy_is_a_graph_with_instances_apart(tiny):
-    nouns = wordnet.noun_hierarchy()
+    nouns = noun_hierarchy()
     assert nouns.parents["dog.n.01"] == ("animal.n.01", "pet.n.01")
     assert nouns.closure("animal.n.01") == {"animal.n.01", "pet.n.01", "dog.n.01", "person.n.01"}
     assert nouns.instances == {**dict.fromkeys(nouns.lemmas, ()), "person.n.01": ("newton.n.01",)}
     assert nouns.instances_below("animal.n.01") == {"newton.n.01"}
     assert nouns.lemmas["newton.n.01"] == ("Newton", "Isaac Newton")
+    assert list(nouns.lemmas) == sorted(nouns.lemmas)
     with pytest.raises(UserError, match=r"'dog' is no noun synset"):
         nouns.closure("dog")
-
-
-def test_word_counts(tiny):
-    assert wordnet.word_counts()["dog"] == 4
-    assert wordnet.word_counts()["Newton"] == 2
 
 
 def test_without_wordnet_one_sentence_says_what_fetches_it(tiny):
@@ -138,9 +142,18 @@ def test_the_first_of_several_processes_wins(tiny, monkeypatch):
 
 @needs_wordnet
 def test_wordnet_itself():
-    """Counts of WordNet 3.0: wnstats(7WN) for synsets and nouns."""
-    nouns = wordnet.noun_hierarchy()
+    """Counts of WordNet 3.0 from wnstats(7WN): synsets, and unique noun strings, which fold case where ours keep it."""
     assert len(wordnet.documents()) == 117659
+    assert len({noun.lower() for noun in wordnet.nouns()}) == 117798
+    train, reserve, validation = (set(wordnet.texts(split)) for split in ("train", "reserve", "validation"))
+    assert not train & validation
+    assert not reserve & (train | validation)
+
+
+@needs_wordnet
+def test_the_noun_hierarchy_itself():
+    """Counts of WordNet 3.0's nouns: wnstats(7WN) for the synsets."""
+    nouns = noun_hierarchy()
     assert len(nouns.lemmas) == 82115
     assert len({instance for instances in nouns.instances.values() for instance in instances}) == 7730
     assert sum(not parents for parents in nouns.parents.values()) == 7726
@@ -148,35 +161,3 @@ def test_wordnet_itself():
     # WordNet itself calls two synsets both a kind and an instance.
     both = nouns.closure("entity.n.01") & nouns.instances_below("entity.n.01")
     assert both == {"enlightenment.n.03", "orion.n.02"}
-    texts = {
-        split: {d.text for d in wordnet.documents() if d.split == split} for split in ("train", "reserve", "validation")
-    }
-    assert not texts["train"] & texts["validation"]
-    assert not texts["reserve"] & (texts["train"] | texts["validation"])
-
-
-@needs_wordnet
-def test_names_are_split_and_no_name_is_a_value():
-    train, held_out = set(paragraphs.names("train")), set(paragraphs.names("validation"))
-    words = [word for values in paragraphs.values().values() for word in values]
-    assert len(train) > 500
-    assert len(held_out) > 100
-    assert not train & held_out
-    assert not (train | held_out) & set(words)
-    assert len(words) == len(set(words))
-
-
-@needs_wordnet
-def test_paragraphs():
-    """The answer is its span; a name or an attribute alone leaves two candidates."""
-    for paragraph in paragraphs.held_out(20):
-        assert len(paragraph.questions) == 6
-        for question in paragraph.questions:
-            end = question.answer_start + len(question.answer)
-            assert paragraph.context[question.answer_start : end] == question.answer
-            assert question.answer in paragraphs.values()[question.attribute]
-            same = [q for q in paragraph.questions if q.name == question.name]
-            assert len(same) == len([q for q in paragraph.questions if q.attribute == question.attribute]) == 2
-            assert hashlib.sha256(question.name.encode()).digest()[0] < 256 / 5
-        assert len({question.answer for question in paragraph.questions}) >= 5
-    assert paragraphs.held_out(3) == paragraphs.held_out(20)[:3]

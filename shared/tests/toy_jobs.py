@@ -6,15 +6,21 @@ import sys
 import time
 from pathlib import Path
 
-from studycore.cli import Study, main
+from studycore.cli import main
 from studycore.errors import Stopped, UserError
+from studycore.jobs import Ended, Schedule, run_in_processes
 from studycore.ray_engine import run_on_ray
 from studycore.stopping import stop_on_signals
-from studycore.sweep import Done, run_in_processes
+from studycore.study import Study, Verb
 
 
 def fail_verb(argv):
     raise {"user": UserError("lr: 3 is wrong; give 2"), "stop": Stopped("stopped"), "fault": KeyError("x")}[argv[0]]
+
+
+def work(values):
+    """Jobs that start together: an exception of one is that of all."""
+    return [job(value) for value in values]
 
 
 def job(value):
@@ -39,34 +45,42 @@ def job(value):
                 if stop:
                     time.sleep(0.5)  # saving takes a while, in which the worker may be told again
                     Path(f"{file}.saved").write_text(str(stop.name))
-                    return Done("stopped", "saved")
+                    return Ended("stopped", "saved")
                 time.sleep(0.01)
     if kind == "until":
         while not Path(file).with_name("go").exists():
             time.sleep(0.01)
     if kind == "slow":
         time.sleep(1.0)
-    return Done("done", "")
+    return Ended("done", "")
 
 
 def jobs_of(folder, kinds):
     return {f"{i}-{kind}": (kind, str(Path(folder) / f"{i}")) for i, kind in enumerate(kinds)}
 
 
+def alone(jobs):
+    """A schedule of jobs that need nothing."""
+    return Schedule(dict.fromkeys(jobs, ()))
+
+
 def sweep_verb(argv):
     """`sweep FOLDER KIND...`: one job of each kind on two workers; `sweep ray FOLDER KIND...`: on Ray."""
     with stop_on_signals() as stop:
         if argv[0] == "ray":
-            running = run_on_ray(job, jobs_of(argv[1], argv[2:]), None, stop, at_once=2)
+            jobs = jobs_of(argv[1], argv[2:])
+            running = run_on_ray(work, jobs, alone(jobs), stop, None, at_once=2)
         else:
-            running = run_in_processes(job, jobs_of(argv[0], argv[1:]), 2, stop)
+            jobs = jobs_of(argv[0], argv[1:])
+            running = run_in_processes(work, jobs, alone(jobs), stop, 2)
         for name, done in running:
             print(f"{name}: {done.state}: {done.reason}", flush=True)
     if stop:
         raise Stopped("sweep stopped")
 
 
-VERBS = {"sweep": ("run jobs", "toy_jobs:sweep_verb"), "fail": ("fail", "toy_jobs:fail_verb")}
+VERBS = {"sweep": Verb("run jobs", "toy_jobs:sweep_verb"), "fail": Verb("fail", "toy_jobs:fail_verb")}
+STUDY = Study("studycore", "studycore", "studycore", "Does it end?", VERBS, claims="", columns="", report="")
 
 if __name__ == "__main__":
-    sys.exit(main(Study("studycore", "studycore", "", VERBS, "toy:report_run", "toy:resume_run")))
+    sys.exit(main(STUDY))

@@ -16,10 +16,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from least_action.config import TrainerConfig
-from least_action.data import Pairs
-from least_action.models import create_model
+from least_action.data import Pairs, create_dataset
+from least_action.model import PairForward, create_model
 from least_action.recipes import create_optimizers
-from least_action.train import PairForward, create_dataset
 
 SHAPES = {
     "1 layer, no norms, ReLU (Nanda et al.)": {
@@ -30,7 +29,7 @@ SHAPES = {
     },
     "1 layer, bounded sphere": {"n_layers": 1, "recipe": "bounded_sphere", "activation": "relu", "init_std": 0.088},
     "1 layer, pre-norm, GELU": {"n_layers": 1},
-    "2 layers, pre-norm, GELU (the seed's)": {"n_layers": 2},
+    "2 layers, pre-norm, GELU (the original's)": {"n_layers": 2},
 }
 
 

@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from least_action.config import TrainerConfig
+from least_action.cli import STUDY
+from least_action.config import TrainerConfig, TrainOptions
+from studycore.execution import make_run
 
 torch.set_num_threads(1)
 
@@ -21,3 +23,14 @@ def small():
         return TrainerConfig(**(values | changes))
 
     return make
+
+
+@pytest.fixture
+def train():
+    """Trains a configuration in a folder as `least-action train` does, on one thread and without report."""
+
+    def run(config, folder, resume=False, extra_epochs=0, quiet=True, **options):
+        options = TrainOptions(device="cpu", threads=1, extra_epochs=extra_epochs, **options)
+        make_run(STUDY, "train", config, folder, options, ["least-action", "train"], resume, quiet=quiet)
+
+    return run

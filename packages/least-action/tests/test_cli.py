@@ -1,4 +1,4 @@
-"""The command from outside: exit codes, one-sentence errors, the seed's configurations."""
+"""The command from outside: exit codes, one-sentence errors, the original study's configurations."""
 
 import dataclasses
 from importlib import resources
@@ -9,11 +9,11 @@ import yaml
 
 from least_action.cli import main
 from least_action.config import SweepConfig, TrainerConfig
-from least_action.sweep import plan_sweep
+from least_action.plan import plan
 from studycore.configuration import check_types, read_yaml
 
 CONFIGS = Path(str(resources.files("least_action"))) / "configs"
-SEED_CONFIGS = {
+ORIGINAL_CONFIGS = {
     "baseline",
     "validate",
     "transformer",
@@ -39,13 +39,13 @@ SEED_CONFIGS = {
         (["train", "--batch-size", "100000"], ["batch_size: 100000"]),
         (["train", "--model-type", "transformer", "--n-heads", "3"], ["n_heads: 3", "128"]),
         (["train", "--recipe", "bounded_sphere", "--model-type", "baseline"], ["bounded_sphere", "baseline"]),
-        (["train", "--extra-epochs", "5"], ["extra-epochs", "--resume"]),
+        (["train", "--extra-epochs", "5"], ["--resume"]),
         (["train", "--config", "validate", "--resume"], ["--resume", "no earlier"]),
-        (["train", "--config", "validate", "--device", "tpu"], ["--device", "tpu", "cpu"]),
+        (["train", "--config", "validate", "--device", "tpu"], ["device: tpu", "cpu"]),
         (["train", "--log-every", "15"], ["log_every: 15", "eval_every 10"]),
-        (["train", "--seeds", "0"], ["--seeds: 0"]),
+        (["train", "--seeds", "0"], ["seeds: 0"]),
         (["sweep"], ["--config"]),
-        (["sweep", "--config", "validate"], ["'p'"]),
+        (["sweep", "--config", "validate"], ["'p'", "base"]),
         (["sweep", "--config", "transformer_sweep", "--experiment", "p5"], ["p5", "p17_lr1e-3_wd1.0"]),
         (["sweep", "--config", "transformer_sweep", "--start-from", "99"], ["99", "18"]),
         (["sweep", "--config", "quick", "--p", "12", "--operation", "multiply"], ["experiment sphere_s0", "p: 12"]),
@@ -88,34 +88,35 @@ def test_flags_win_over_the_file_wherever_they_stand(capsys, tmp_path):
         assert (shown["lr"], shown["eps"], shown["grad_clip"], shown["p"]) == (0.5, 1e-9, None, 17)
 
 
-def test_every_shipped_configuration_is_valid_and_the_seeds_are_all_there():
+def test_every_shipped_configuration_is_valid_and_the_originals_are_all_there():
     names = {path.stem for path in CONFIGS.glob("*.yaml")}
-    assert names >= SEED_CONFIGS
+    assert names >= ORIGINAL_CONFIGS
     for name in names:
         values = read_yaml(CONFIGS / f"{name}.yaml")
         if "base" in values:
-            assert plan_sweep(SweepConfig(**check_types(SweepConfig, values)))
+            assert plan(SweepConfig(**check_types(SweepConfig, values)))
         else:
             TrainerConfig(**check_types(TrainerConfig, values))
 
 
-def test_the_seeds_sweeps_have_the_experiments_it_names():
-    grid = plan_sweep(SweepConfig(**read_yaml(CONFIGS / "transformer_sweep.yaml")))
+def test_the_original_sweeps_have_the_experiments_it_names():
+    grid = plan(SweepConfig(**read_yaml(CONFIGS / "transformer_sweep.yaml")))
     assert len(grid) == 18
-    assert "p17_lr1e-3_wd1.0" in grid
-    assert {(c.p, c.lr, c.weight_decay) for _, c in grid.values()} == {
+    configs = [job.config for job in grid]
+    assert "p17_lr1e-3_wd1.0" in [job.name for job in grid]
+    assert {(c.p, c.lr, c.weight_decay) for c in configs} == {
         (p, lr, wd) for p in (17, 113) for lr in (3e-4, 1e-3, 3e-3) for wd in (0.5, 1.0, 2.0)
     }
-    decay = plan_sweep(SweepConfig(**read_yaml(CONFIGS / "new_year_validation_sweep.yaml")))
-    assert [c.weight_decay for _, c in decay.values()] == [0.5, 0.75, 1.0, 1.25, 1.5]
-    assert {(c.p, c.lr, c.train_frac) for _, c in decay.values()} == {(113, 3e-4, 0.3)}
+    decay = [job.config for job in plan(SweepConfig(**read_yaml(CONFIGS / "new_year_validation_sweep.yaml")))]
+    assert [c.weight_decay for c in decay] == [0.5, 0.75, 1.0, 1.25, 1.5]
+    assert {(c.p, c.lr, c.train_frac) for c in decay} == {(113, 3e-4, 0.3)}
 
 
 def test_dry_run_of_a_sweep_says_what_would_run_and_writes_nothing(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["sweep", "--config", "transformer_sweep", "--experiment", "p17_lr3e-4_wd2.0", "--dry-run"]) == 0
     out = capsys.readouterr().out
-    assert "2: p17_lr3e-4_wd2.0: least-action train" in out
+    assert "2: p17_lr3e-4_wd2.0\n" in out
     assert "MiB" in out
     assert not any(tmp_path.iterdir())
 

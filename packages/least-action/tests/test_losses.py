@@ -20,7 +20,7 @@ from least_action.losses import (
     stablemax_cross_entropy,
 )
 from least_action.metrics import compute_jacobian_norm, grid_logits
-from least_action.models import create_model
+from least_action.model import create_model
 
 UNIFORM, ONE_HOT = torch.full((6, 4), 0.25), torch.eye(4)[[0, 1, 2, 3, 0, 1]]
 

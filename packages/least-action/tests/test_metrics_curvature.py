@@ -22,7 +22,7 @@ from least_action.metrics.curvature import (
     compute_weight_hessian_trace,
     rademacher,
 )
-from least_action.models import PairModel, create_model
+from least_action.model import PairModel, create_model
 from studycore.streams import generator
 
 torch.set_num_threads(1)

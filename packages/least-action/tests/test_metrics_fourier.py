@@ -24,7 +24,7 @@ from least_action.metrics.fourier import (
     spectral_smoothness_original,
     weight_ginis,
 )
-from least_action.models import PairModel, create_model
+from least_action.model import PairModel, create_model
 from studycore.streams import generator
 
 torch.set_num_threads(1)

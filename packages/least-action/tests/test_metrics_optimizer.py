@@ -74,9 +74,13 @@ def test_constant_gradient_in_closed_form(step, gradient):
     assert metrics.update_decay_ratio == pytest.approx(ratio * math.sqrt(2) / (DECAY * 5), rel=1e-9)
     root = math.sqrt(v[0].item() + 1e-8)
     assert metrics.effective_lr_mean_original == metrics.effective_lr_max_original == pytest.approx(root, rel=1e-9)
-    ratio_seed = m[0].item() / root
-    assert metrics.adam_ratio_mean_original == metrics.adam_ratio_max_original == pytest.approx(ratio_seed, rel=1e-9)
-    assert metrics.update_decay_ratio_original == pytest.approx(ratio_seed * math.sqrt(2) / math.sqrt(DECAY * 25), rel=1e-9)
+    ratio_original = m[0].item() / root
+    assert (
+        metrics.adam_ratio_mean_original == metrics.adam_ratio_max_original == pytest.approx(ratio_original, rel=1e-9)
+    )
+    assert metrics.update_decay_ratio_original == pytest.approx(
+        ratio_original * math.sqrt(2) / math.sqrt(DECAY * 25), rel=1e-9
+    )
     assert metrics.effective_lr_mean_original >= 1e-4  # the floor that the published curve shows
 
 
@@ -88,7 +92,7 @@ def test_means_and_maxima_run_over_all_weights():
     assert (metrics.effective_lr_mean, metrics.effective_lr_max) == pytest.approx((2.5 / 4, 1.0))
     assert (metrics.adam_ratio_mean, metrics.adam_ratio_max) == pytest.approx((3 / 4, 2.0))
     assert metrics.update_decay_ratio == pytest.approx(2 / (0.5 * math.sqrt(3)))
-    # The seed's numerator has the undecayed parameter, too, and its denominator the root of the decay.
+    # The original's numerator has the undecayed parameter, too, and its denominator the root of the decay.
     assert metrics.update_decay_ratio_original == pytest.approx(math.sqrt(1 + 4) / math.sqrt(0.5 * 3))
     assert metrics.effective_lr_max_original == pytest.approx(2.0)
     assert metrics.adam_ratio_mean_original == pytest.approx(3 / 4)

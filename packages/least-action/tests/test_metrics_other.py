@@ -16,8 +16,8 @@ from least_action.metrics.model_properties import (
 )
 from least_action.metrics.numerics import find_slingshots, logit_scale, softmax_collapse
 from least_action.metrics.routing import dominant_head, head_utilization, path_signatures, routing_entropy
-from least_action.models import create_model
-from least_action.roles import decayed_parameters
+from least_action.model import create_model
+from least_action.model.parameter_roles import decayed_parameters
 from studycore.streams import generator
 
 torch.set_num_threads(1)

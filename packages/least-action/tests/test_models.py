@@ -7,9 +7,9 @@ import torch
 from torch.nn import functional as F
 
 from least_action.data import all_pairs
-from least_action.models import create_model
-from least_action.roles import decayed_parameters, parameter_roles
-from least_action.tables import PairIndex, Rows, join
+from least_action.model import create_model
+from least_action.model.distinct_inputs import PairIndex, Rows, join
+from least_action.model.parameter_roles import decayed_parameters, parameter_roles
 
 SHAPES = [
     *({"residual_norm": norm, "n_layers": layers} for norm in ("layernorm", "rmsnorm", "none") for layers in (1, 2, 3)),

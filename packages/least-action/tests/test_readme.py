@@ -1,4 +1,4 @@
-"""The README's table from the seed's names to this package's, and its commands, hold."""
+"""The README's table from the original study's names to this package's, and its commands, hold."""
 
 import re
 from importlib import import_module, resources
@@ -11,7 +11,7 @@ from least_action.config import TrainerConfig
 from least_action.metrics.training import TrainingMetrics
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
-TABLE = README.split("## From the seed's names")[1].split("\n## ")[0]
+TABLE = README.split("## From the original study's names")[1].split("\n## ")[0]
 PATHS = re.findall(r"`(least_action(?:\.\w+)+)`", TABLE)
 
 
@@ -29,7 +29,7 @@ def test_each_name_of_the_table_exists(path):
         found = getattr(found, part)
 
 
-def test_the_table_is_not_empty_and_covers_the_seeds_functions():
+def test_the_table_is_not_empty_and_covers_the_original_studys_functions():
     named = {path.rsplit(".", 1)[-1] for path in PATHS}
     assert named >= {
         "ModularArithmeticDataset", "SequenceArithmeticDataset", "BaselineMLP", "RoutedNetwork", "GrokTransformer",
@@ -42,14 +42,14 @@ def test_the_table_is_not_empty_and_covers_the_seeds_functions():
     }  # fmt: skip
 
 
-def test_the_seeds_fields_and_columns_are_there():
+def test_the_original_studys_fields_and_columns_are_there():
     fields = TrainerConfig.__dataclass_fields__
-    seeds = (
+    original = (
         "p operation train_frac model_type hidden_dim n_layers n_heads tie_embeddings epochs lr weight_decay optimizer "
         "beta1 beta2 eps grad_clip warmup_epochs routing_regularizer lambda_routing lambda_spectral "
         "compute_weight_curvature weight_curvature_interval compute_optimizer_metrics log_every data_seed seed"
     )
-    assert set(seeds.split()) <= set(fields)
+    assert set(original.split()) <= set(fields)
     columns = (
         "epoch train_loss test_loss train_acc test_acc spectral_smoothness jacobian_norm hessian_trace "
         "representation_norm gradient_norm weight_hessian_trace fisher_trace effective_lr_mean effective_lr_max "

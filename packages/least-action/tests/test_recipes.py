@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from least_action.models import create_model
+from least_action.model import create_model
+from least_action.model.parameter_roles import decayed_parameters
 from least_action.recipes import (
     clip_factor,
     create_optimizers,
@@ -15,7 +16,6 @@ from least_action.recipes import (
     total_norm,
     transform_gradients,
 )
-from least_action.roles import decayed_parameters
 
 
 def test_orthogonal_gradient():

@@ -11,10 +11,13 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import pytest
 import torch
 
-from retrofit.config import RunConfig
+from retrofit.cli import STUDY
+from retrofit.config import RunConfig, TrainOptions
+from studycore.execution import make_run
 
 torch.set_num_threads(1)
 
+CPU = TrainOptions(device="cpu", threads=1)
 WORDS = [f"w{i}" for i in range(60)]
 
 
@@ -41,6 +44,11 @@ def tiny_config(kind, vocabulary=64):
         **common, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
         intermediate_size=40, max_position_embeddings=64, mlp_bias=True,
     )  # fmt: skip
+
+
+def train_run(config, folder, resume=False, needs=None):
+    """Trains a run in this process, as `retrofit run` does."""
+    make_run(STUDY, "run", config, folder, CPU, ["retrofit", "run"], resume, needs)
 
 
 KINDS = ["gpt2", "gpt_neo", "gpt_neox", "gpt_neox_parallel", "llama"]

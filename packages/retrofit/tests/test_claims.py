@@ -3,28 +3,40 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from retrofit.claims import AUTHOR, EXPECTED, RunResult, make_claims, perplexity_change
+from retrofit.claims import CLAIMS, claims, perplexity_change
+from retrofit.config import RunConfig
+from studycore.claims import as_stored, judge_all
 
 METHODS = ["standard", "gram", "gram_scale_free", "geometry", "glt_ffn", "glt_fold", "glt_perm", "norm_matched"]
 DOCUMENTS = 400
 
 
-def result(method, seed, ppl=0.0, cond=0.0, moves=(1e-7,), noise=0.0, kappa=0.0):
-    """A run whose perplexity and conditioning changed by e^ppl and e^cond."""
+def run(method, seed, ppl=0.0, cond=0.0, move=1e-5, noise=0.0, kappa=0.0):
+    """A row of the table of runs: perplexity and conditioning changed by e^ppl and e^cond; `move` in percent."""
     draw = np.random.default_rng(1)
     tokens = draw.integers(5, 40, DOCUMENTS)
     start = draw.gamma(3, 1, DOCUMENTS) * tokens
     after = start + tokens * (ppl + np.random.default_rng([seed, len(method)]).normal(0, noise, DOCUMENTS))
-    tables = [np.stack([np.arange(DOCUMENTS), x, tokens], axis=1).astype(float) for x in (start, after)]
-    first = {"seed_ff_gram": 4738.0, "up_kappa_median": 50.0}
-    last = {"seed_ff_gram": 4738 * math.exp(cond), "up_kappa_median": 50 * math.exp(kappa)}
-    return RunResult(method, seed, first, last, *tables, list(moves))
+    first, last = (np.stack([np.arange(DOCUMENTS), x, tokens], axis=1).astype(float) for x in (start, after))
+    return {
+        "run": f"{method}_s{seed}", "arm": method, "seed": seed, "folder": "", "initial_documents": first,
+        "documents": last, "val_loss": after.sum() / tokens.sum(), "initial_ff_gram_original": 4738.0,
+        "ff_gram_original": 4738 * math.exp(cond), "up_kappa_median": 50 * math.exp(kappa),
+        "largest_transport_move": move,
+    }  # fmt: skip
+
+
+def judged(runs):
+    """Every claim of a comparison on these runs, by id."""
+    table = pd.DataFrame(runs, columns=None if runs else ["run", "arm", "seed", "folder"])
+    return {claim["id"]: claim for claim in judge_all(CLAIMS, table, [as_stored(claim) for claim in CLAIMS])}
 
 
 def verdicts(runs):
-    return {c["id"]: c["verdict"] for c in make_claims(runs)}
+    return {name: claim["verdict"] for name, claim in judged(runs).items()}
 
 
 PLANTED = {  # method -> (log change of perplexity, of conditioning)
@@ -35,8 +47,8 @@ PLANTED = {  # method -> (log change of perplexity, of conditioning)
 
 def planted(sign=1):
     return [
-        result(m, s, sign * PLANTED[m][0], sign * PLANTED[m][1] + 0.001 * s, kappa=sign * PLANTED[m][1] + 0.001 * s,
-               moves=(1e-6, 2e-6 + 1e-8 * s) if sign > 0 else (0.4, 0.5 + 0.01 * s))
+        run(m, s, sign * PLANTED[m][0], sign * PLANTED[m][1] + 0.001 * s, kappa=sign * PLANTED[m][1] + 0.001 * s,
+            move=2e-4 + 1e-6 * s if sign > 0 else 50 + s)
         for m in METHODS
         for s in range(4)
     ]  # fmt: skip
@@ -44,38 +56,65 @@ def planted(sign=1):
 
 def test_planted_effects_are_found_and_their_opposites_refuted():
     found = verdicts(planted())
-    assert {v for k, v in found.items() if k != AUTHOR.id} == {"supported"}
-    assert found[AUTHOR.id] == "not run"
+    assert {v for k, v in found.items() if k != "author_model"} == {"supported"}
+    assert found["author_model"] == "not run"
     opposite = verdicts(planted(-1))
-    assert {v for k, v in opposite.items() if k not in (AUTHOR.id, "glt_perm_null")} == {"refuted"}
+    assert {v for k, v in opposite.items() if k not in ("author_model", "glt_perm_null")} == {"refuted"}
 
 
-def test_the_expected_results_are_the_seeds():
-    assert {(m, q): s.threshold for m, q, s in EXPECTED} == {
-        ("standard", "conditioning"): -3, ("gram", "conditioning"): -32, ("geometry", "conditioning"): -47,
-        ("standard", "perplexity"): -2, ("gram", "perplexity"): -10, ("geometry", "perplexity"): -16,
+def test_a_null_arm_that_ends_elsewhere_is_refuted():
+    runs = [run("standard", s) for s in range(3)] + [run("glt_perm", s, 0.05 + 0.001 * s) for s in range(3)]
+    claim = judged(runs)["glt_perm_null"]
+    assert claim["verdict"] == "refuted"
+    assert claim["measured"] == pytest.approx(np.mean([100 * math.expm1(0.05 + 0.001 * s) for s in range(3)]))
+
+
+def test_the_expected_results_are_the_original_studys():
+    # Its table: 4738 -> 4600, 3200, 2500 and 10.9 -> 10.7, 9.8, 9.2.
+    figures = {
+        "standard_conditioning": (-3, 4600 / 4738), "gram_conditioning": (-32, 3200 / 4738),
+        "geometry_conditioning": (-47, 2500 / 4738), "standard_perplexity": (-2, 10.7 / 10.9),
+        "gram_perplexity": (-10, 9.8 / 10.9), "geometry_perplexity": (-16, 9.2 / 10.9),
     }  # fmt: skip
-    # The seed's table: 4738 -> 4600, 3200, 2500 and 10.9 -> 10.7, 9.8, 9.2.
-    for (_, _, s), value in zip(EXPECTED, (4600 / 4738, 3200 / 4738, 2500 / 4738, 10.7 / 10.9, 9.8 / 10.9, 9.2 / 10.9), strict=True):  # fmt: skip
-        assert s.threshold == pytest.approx(100 * (value - 1), abs=0.7)
+    below = {claim.id: claim.below for claim in CLAIMS}
+    for name, (threshold, ratio) in figures.items():
+        assert below[name] == threshold == pytest.approx(100 * (ratio - 1), abs=0.7)
 
 
 def test_the_penalties_are_judged_on_weights_and_beside_shrinking():
-    claims = {c["id"]: c for c in make_claims(planted())}
-    assert claims["gram_kappa"]["measured"] == pytest.approx(100 * (math.exp(-0.45) - 1))
-    assert claims["gram_scale_free_kappa"]["measured"] == pytest.approx(100 * (math.exp(-0.15) - 1))
-    assert claims["gram_vs_norm_matched_conditioning"]["measured"] == pytest.approx(100 * (math.exp(-0.5) - 1))
+    found = judged(planted())
+    assert found["gram_kappa"]["measured"] == pytest.approx(100 * (math.exp(-0.45) - 1))
+    assert found["gram_scale_free_kappa"]["measured"] == pytest.approx(100 * (math.exp(-0.15) - 1))
+    assert found["gram_vs_norm_matched_conditioning"]["measured"] == pytest.approx(100 * (math.exp(-0.5) - 1))
+    change = np.mean([-0.9 + 0.001 * s for s in range(4)])
+    assert found["geometry_conditioning"]["measured"] == pytest.approx(100 * math.expm1(change))
 
 
 def test_missing_arms_are_not_run_and_carry_no_number():
-    claims = make_claims([])
-    assert {c["verdict"] for c in claims} == {"not run"}
-    assert all(c["measured"] is None and c["interval95"] is None for c in claims)
-    one = {c["id"]: c for c in make_claims([result(m, 0, -0.3, -1) for m in METHODS])}
+    found = judged([])
+    assert {c["verdict"] for c in found.values()} == {"not run"}
+    assert all(c["measured"] is None and c["interval95"] is None for c in found.values())
+    one = judged([run(m, 0, -0.3, -1) for m in METHODS])
     # One seed says nothing of another's order of batches, although its documents have an interval.
     assert {c["verdict"] for c in one.values()} == {"not run"}
     assert "Needs 2 or more finished seeds of geometry; there are 1." in one["geometry_perplexity"]["why"]
-    assert {c["id"]: c["n"] for c in make_claims(planted())}["geometry_perplexity"] == 4
+    assert "has not been published" in one["author_model"]["why"]
+    assert judged(planted())["geometry_perplexity"]["n"] == 4
+
+
+def test_seeds_without_a_positive_conditioning_are_left_out_and_counted():
+    runs = planted()
+    next(row for row in runs if row["run"] == "gram_s0")["ff_gram_original"] = -2.5e6
+    claim = judged(runs)["gram_conditioning"]
+    assert claim["n"] == 3
+    assert "1 of 4 seeds have no positive value and are left out" in claim["why"]
+
+
+def test_a_single_run_reports_the_claims_on_its_own_method():
+    ids = {m: [claim.id for claim in claims("run", RunConfig(method=m))] for m in ("gram", "glt_fold", "glt_ffn")}
+    assert ids["gram"] == ["gram_conditioning", "gram_perplexity", "author_model"]
+    assert ids["glt_fold"] == ["author_model", "glt_fold_function"]
+    assert ids["glt_ffn"] == ["author_model"]
 
 
 @pytest.mark.parametrize("seeds", [3, 5])
@@ -98,15 +137,14 @@ def test_intervals_miss_at_the_stated_rate(seeds, between, within):
 
 
 def test_the_estimate_is_the_ratio_of_exact_perplexities():
-    a, b = result("gram", 0, -0.1, noise=0.3), result("standard", 0, noise=0.3)
-    tokens = a.last_documents[:, 2].sum()
-    ratio = math.exp((a.last_documents[:, 1].sum() - b.last_documents[:, 1].sum()) / tokens)
-    found = perplexity_change([(a.last_documents, b.last_documents)])
+    a, b = (run(m, 0, ppl, noise=0.3)["documents"] for m, ppl in (("gram", -0.1), ("standard", 0)))
+    ratio = math.exp((a[:, 1].sum() - b[:, 1].sum()) / a[:, 2].sum())
+    found = perplexity_change([(a, b)])
     assert found.estimate == pytest.approx(100 * (ratio - 1))
     assert found.low < found.estimate < found.high
 
 
 def test_documents_that_differ_cannot_be_paired():
-    a = result("gram", 0).last_documents
+    a = run("gram", 0)["documents"]
     with pytest.raises(AssertionError):
         perplexity_change([(a, a[:-1])])

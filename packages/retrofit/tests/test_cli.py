@@ -11,12 +11,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-import retrofit.compare as compare_module
+from retrofit import train as train_module
 from retrofit.cli import main
-from retrofit.compare import START, plan, waves
-from retrofit.config import CompareConfig, RunConfig, arm_names
-from studycore.configuration import check_types, read_yaml, to_dict, to_yaml
-from studycore.sweep import Done
+from retrofit.config import START, CompareConfig, RunConfig, arm_names
+from retrofit.plan import plan
+from studycore import execution
+from studycore.configuration import check_types, from_dict, read_yaml, to_dict, to_yaml
+from studycore.errors import UserError
 
 CONFIGS = Path(str(resources.files("retrofit"))) / "configs"
 
@@ -28,10 +29,10 @@ CONFIGS = Path(str(resources.files("retrofit"))) / "configs"
         (["run", "--method", "magic"], ["method: 'magic'", "glt_fold"]),
         (["run", "--method", "gram", "--lr", "fast"], ["lr", "fast", "float"]),
         (["run", "--method", "gram", "--num_stepps", "3"], ["num_stepps", "num_steps"]),
-        (["run", "--method", "gram", "--batch_size", "0"], ["batch_size: 0"]),
+        (["run", "--method", "gram", "--batch_size", "0"], ["batch_size: 0 does not fit", "1 or more"]),
         (["run", "--method", "gram", "--gradient-accumulation-steps", "3"], ["3", "batch_size 16"]),
         (["run", "--method", "norm_matched"], ["norm_reference"]),
-        (["run", "--method", "gram", "--device", "tpu"], ["--device", "tpu"]),
+        (["run", "--method", "gram", "--device", "tpu"], ["device: tpu", "cuda"]),
         (["run", "--method", "gram", "--device", "cpu", "--model", "nobody/nothing"], ["--model", "nobody/nothing"]),
         (["run", "--method", "gram", "--resume"], ["--resume", "no earlier"]),
         (
@@ -49,6 +50,12 @@ CONFIGS = Path(str(resources.files("retrofit"))) / "configs"
         (["compare", "--arms", "[gram, magic]"], ["arms", "magic"]),
         (["compare", "--arms", "[norm_matched]"], ["geometry"]),
         (["compare", "--seeds", "0"], ["seeds: 0"]),
+        (["compare", "--save-models", "some"], ["save_models", "some", "first"]),
+        (["run", "--method", "norm_matched", "--seeds", "2"], ["norm_reference"]),
+        (["run", "--method", "none", "--seeds", "2"], ["arms: 'none'"]),
+        (["run", "--method", "gram", "--seeds", "2", "--output", "x.json"], ["output: 'x.json'", "--seeds"]),
+        (["run", "--method", "gram", "--output", "."], ["output: '.' is a folder"]),
+        (["measure", "--seeds", "2"], ["--seeds"]),
         (["compare", "--config", "nowhere"], ["nowhere", "quick"]),
         (["measure", "nobody/nothing", "--device", "cpu"], ["--model", "nobody/nothing"]),
         (["frobnicate"], ["frobnicate", "measure"]),
@@ -102,7 +109,7 @@ def test_an_empty_folder_and_a_model_without_known_blocks(capsys, tmp_path, smal
     assert "none.jsonl" in capsys.readouterr().err
 
 
-def test_the_seeds_flags_and_defaults_are_there():
+def test_the_originals_flags_and_defaults_are_there():
     expected = {"num_steps": 1000, "lr": 1e-4, "gram_weight": 0.01, "glt_interval": 50, "eval_interval": 100,
                 "max_docs": 1000, "batch_size": 16}  # fmt: skip
     config = RunConfig(method="geometry")
@@ -119,8 +126,8 @@ def test_every_shipped_configuration_is_valid():
         compare = CompareConfig(**check_types(CompareConfig, read_yaml(CONFIGS / f"{name}.yaml")))
         arms[name] = compare.arms
         assert compare.seeds >= 3
-        for config in plan(compare).values():
-            assert config.num_steps % config.eval_interval == 0
+        for job in plan(compare):
+            assert job.config.num_steps % job.config.eval_interval == 0
     assert arms["quick"] == ["standard", "gram", "geometry", "glt_fold"]
     assert set(arms["full"]) == set(arms["long"]) == set(arm_names()) - {"none"}
     long = read_yaml(CONFIGS / "long.yaml")["base"]
@@ -145,13 +152,36 @@ def test_every_arm_is_one_file_with_a_summary():
         assert get_arm(name).summary
 
 
-def test_plan_starts_alike_and_orders_what_depends():
-    compare = CompareConfig(base={"seed": 5}, arms=["standard", "geometry", "norm_matched"], seeds=2)
-    planned = plan(compare)
-    assert next(iter(planned)) == START
-    assert {c.seed for n, c in planned.items() if n != START} == {5, 6}
-    assert planned["norm_matched_s6"].norm_reference == "../geometry_s6"
-    assert waves(planned)[2] == ["norm_matched_s5", "norm_matched_s6"]
+def test_a_plan_names_what_each_run_needs():
+    arms = ["norm_matched", "standard", "geometry"]
+    jobs = {job.name: job for job in plan(CompareConfig(base={"seed": 5}, arms=arms, seeds=2))}
+    assert next(iter(jobs)) == START
+    assert {job.config.seed for name, job in jobs.items() if name != START} == {5, 6}
+    assert jobs[START].needs == ()
+    assert jobs["standard_s5"].needs == jobs["geometry_s6"].needs == (START,)
+    assert jobs["norm_matched_s6"].needs == (START, "geometry_s6")
+    assert jobs["norm_matched_s6"].config.norm_reference == "../geometry_s6"
+    execution.check_plan(list(jobs.values()))
+    assert not any(job.keep_checkpoints for job in jobs.values())
+
+
+@pytest.mark.parametrize(
+    ("which", "saved"), [("none", set()), ("first", {"gram_s0", "geometry_s0"}), ("all", {"gram_s0", "gram_s1", "geometry_s0", "geometry_s1"})]
+)  # fmt: skip
+def test_save_models_says_of_which_runs(which, saved):
+    jobs = plan(CompareConfig(arms=["gram", "geometry"], seeds=2, save_models=which))
+    assert {job.name for job in jobs if job.config.save_model} == saved
+
+
+def test_several_seeds_of_a_run_are_a_comparison_of_one_arm(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = ["--method", "gram", "--lr", "0.5", "--seed", "7", "--seeds", "3", "--print-config"]
+    assert main(["run", *flags]) == 0
+    file = tmp_path / "c.yaml"
+    file.write_text(capsys.readouterr().out)
+    jobs = plan(from_dict(CompareConfig, read_yaml(file), "here"))
+    assert [job.name for job in jobs] == [START, "gram_s7", "gram_s8", "gram_s9"]
+    assert {job.config.lr for job in jobs} == {0.5}
 
 
 def test_measure_writes_its_tables_and_equals_svdvals(made, text, capsys, tmp_path):
@@ -193,45 +223,57 @@ def test_measure_without_text_reads_weights_alone(made, capsys, tmp_path):
     assert "infinite" in capsys.readouterr().out
 
 
-def in_this_process(job, jobs, processes, stop):
-    for name, value in jobs.items():
-        if stop:
-            return
-        yield name, job(value)
+def in_this_process(work, values, schedule, stop, processes):
+    while names := schedule.take():
+        for name, ended in zip(names, work([values[name] for name in names]), strict=True):
+            yield from schedule.end(name, ended)
 
 
-def test_compare_writes_the_seeds_files_and_goes_on_where_it_was(small, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(compare_module, "run_in_processes", in_this_process)
+@pytest.fixture
+def comparison(small, tmp_path, monkeypatch):
+    """(the flags of a small comparison, its folder), whose runs are made in this process."""
+    monkeypatch.setattr(execution, "run_in_processes", in_this_process)
     base = {k: v for k, v in to_dict(small(num_steps=4, eval_interval=2, glt_interval=2)).items() if k != "method"}
     file = tmp_path / "c.yaml"
     file.write_text(to_yaml({"base": base, "arms": ["standard", "gram", "geometry", "norm_matched"], "seeds": 2}))
     folder = tmp_path / "compare"
-    flags = ["--config", str(file), "--device", "cpu", "--threads", "1", "--output-dir", str(folder)]
+    return ["--config", str(file), "--device", "cpu", "--threads", "1", "--output-dir", str(folder)], folder
 
-    original, calls = compare_module.train_job, []
 
-    def sometimes(job):
-        calls.append(job.folder.name)
-        return Done("failed", "planted") if job.folder.name == "gram_s1" else original(job)
+def test_compare_writes_the_original_files_and_goes_on_where_it_was(comparison, monkeypatch, capsys):
+    flags, folder = comparison
+    original, trained = train_module.train, []
 
-    monkeypatch.setattr(compare_module, "train_job", sometimes)
+    def sometimes(config, run):
+        trained.append(run.folder.name)
+        if run.folder.name == "gram_s1":
+            raise UserError("planted")
+        original(config, run)
+
+    monkeypatch.setattr(train_module, "train", sometimes)
     assert main(["compare", *flags]) == 2
-    assert len(calls) == 9
-    assert "1 of 8 runs failed, first gram_s1: planted" in capsys.readouterr().err
+    assert len(trained) == 9
+    assert "1 of 9 runs failed, first gram_s1: planted" in capsys.readouterr().err
     assert json.loads((folder / "manifest.json").read_text())["state"] == "failed"
     names = {path.name for path in folder.iterdir()}
     assert names >= {
         "standard.json", "gram_only.json", "geometry.json", "norm_matched.json", "summary.json", "trajectories.png",
-        "results.json", "report.html", "report.md", "history.parquet",
+        "results.json", "report.html", "report.md", "history.parquet", "claims.json",
     }  # fmt: skip
     assert main(["report", str(folder)]) == 0
     assert "The data fall in" in capsys.readouterr().out
     results = json.loads((folder / "results.json").read_text())
     assert results["metrics"]["training_tokens_per_run"] == 4 * 4 * 16
-    assert results["metrics"]["arms"]["gram"]["n"] == 1
+    assert {name: arm["n"] for name, arm in results["metrics"]["arms"].items()} == {
+        "standard": 2, "gram": 1, "geometry": 2, "norm_matched": 2,
+    }  # fmt: skip
     arm = results["metrics"]["arms"]["gram"]
     for name in ("up_kappa", "down_kappa", "up_omega", "act_kappa_centred", "act_kappa_uncentred"):
         assert {f"final_{name}_median", f"final_{name}_geometric_mean"} <= set(arm)
+    judged = {claim["id"]: claim for claim in results["claims"]}
+    assert all(claim["registered"] for claim in judged.values())
+    assert judged["geometry_vs_standard"]["n"] == 2
+    assert judged["gram_perplexity"]["verdict"] == "not run"
     report = (folder / "report.md").read_text()
     header = report.split("## Arms")[1].strip().splitlines()[0]
     assert {"grad norm", "penalty's", "clip rate"} <= {cell.strip() for cell in header.split("|")}
@@ -240,17 +282,20 @@ def test_compare_writes_the_seeds_files_and_goes_on_where_it_was(small, tmp_path
         "0.0125 % of its tokens", "A transport every 2 updates", "Gram weight 0.01", "A seed varies the order of batches",
     ):  # fmt: skip
         assert said in report, said
-    # One start: the same first row for all.
+    assert "planted" in report.split("## Runs that did not finish")[1]
+    # One start: the same first row for all, and the same documents.
     firsts = {json.loads((folder / n).read_text())["initial"]["val_ppl"] for n in ("standard.json", "geometry.json")}
     assert len(firsts) == 1
+    starts = {path.read_bytes() for path in folder.glob("*/evaluations/step-0.parquet")}
+    assert len(starts) == 1
     assert set(json.loads((folder / "summary.json").read_text())["comparison"]) == {"geometry_vs_standard"}
     assert (folder / "standard_s0" / "model" / "config.json").exists()
     assert not (folder / "standard_s1" / "model").exists()
+    assert not (folder / "standard_s0" / "checkpoints").exists()
 
     # Resumed, only the one that failed is made, and the report again.
-    monkeypatch.setattr(compare_module, "train_job", original)
-    trained = []
-    monkeypatch.setattr(compare_module, "train_job", lambda job: trained.append(job.folder.name) or original(job))
+    trained.clear()
+    monkeypatch.setattr(train_module, "train", lambda config, run: trained.append(run.folder.name) or original(config, run))
     assert main(["resume", str(folder)]) == 0
     assert trained == ["gram_s1"]
     assert json.loads((folder / "results.json").read_text())["metrics"]["arms"]["gram"]["n"] == 2
@@ -258,6 +303,21 @@ def test_compare_writes_the_seeds_files_and_goes_on_where_it_was(small, tmp_path
     capsys.readouterr()
     assert main(["report", "--results_dir", str(folder)]) == 0
     assert "NOT RUN" in capsys.readouterr().out
+
+
+def test_what_ends_the_start_is_said_of_the_whole(comparison, capsys):
+    flags, folder = comparison
+    assert main(["compare", *flags, "--block-size", "128"]) == 2
+    (error,) = capsys.readouterr().err.strip().splitlines()
+    assert "block_size: 128 is longer than the model's context of 64" in error
+    assert json.loads((folder / "manifest.json").read_text())["state"] == "failed"
+
+
+def test_an_experiment_is_run_with_what_it_needs(comparison, capsys):
+    flags, folder = comparison
+    assert main(["compare", *flags, "--experiment", "norm_matched_s1"]) == 0
+    made = {path.parent.name for path in folder.glob("*/manifest.json")}
+    assert made == {START, "geometry_s1", "norm_matched_s1"}
 
 
 def test_run_writes_output_and_resumes_nothing_twice(small, tmp_path, capsys):
@@ -275,13 +335,18 @@ def test_run_writes_output_and_resumes_nothing_twice(small, tmp_path, capsys):
     assert "lr: stored 0.01, given 0.5" in capsys.readouterr().err
 
 
-def test_dry_run_writes_nothing(small, tmp_path, capsys, monkeypatch):
+def test_dry_run_times_a_real_step_and_writes_nothing(small, text, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    flags = ["--model", str(small().model), "--block_size", "16", "--batch-size", "2", "--device", "cpu", "--dry-run"]
+    flags = ["--model", str(small().model), "--dataset", str(text[0]), "--block_size", "16", "--batch-size", "2"]
+    flags += ["--device", "cpu", "--dry-run"]
     assert main(["compare", "--config", "quick", *flags]) == 0
     out = capsys.readouterr().out
-    assert "glt_fold_s2" in out
-    assert "12 runs" in out
+    assert "glt_fold_s2, after start" in out
+    assert "standard_s0: 32 steps of" in out
+    assert "13 runs" in out
     assert main(["run", "--method", "gram", *flags]) == 0
     assert "MiB" in capsys.readouterr().out
+    for nothing in (["run", "--method", "none", *flags], ["measure", "--device", "cpu", "--dry-run"]):
+        assert main(nothing) == 0
+        assert "no steps to time" in capsys.readouterr().out
     assert not any(tmp_path.iterdir())

@@ -8,11 +8,17 @@ import pytest
 import torch
 
 from retrofit.config import MeasureConfig, RunConfig
-from retrofit.data import check_overlap, hub_commit, load_data, load_documents, micro_batches, read_source
-from retrofit.models import load_tokenizer
+from retrofit.data import check_overlap, hub_commit, load_data, micro_batches, read_both, read_source, without_overlap
+from retrofit.model import load_tokenizer
 from studycore.errors import UserError
 
 TEXTS = [f"w{i} w{i + 1} w{i + 2}" for i in range(50)]
+
+
+def documents(config):
+    """(training, validation) documents, as load_data reads them."""
+    train, held_out = read_both(config)
+    return without_overlap(config, train, held_out), held_out
 
 
 def write(folder, kind):
@@ -63,7 +69,7 @@ def test_an_overlap_stops_the_run_whatever_the_spacing(small, tmp_path):
         check_overlap(["a b c", "d"], ["e", " a  b\nc "])
     path = write(tmp_path, "jsonl")
     with pytest.raises(UserError, match="50 documents stand"):
-        load_documents(small(dataset=str(path), validation_dataset=str(path)))
+        documents(small(dataset=str(path), validation_dataset=str(path)))
 
 
 def test_an_overlap_is_dropped_from_training_on_request_and_counted(small, tmp_path):
@@ -71,15 +77,15 @@ def test_an_overlap_is_dropped_from_training_on_request_and_counted(small, tmp_p
     held_out.write_text("".join(json.dumps({"text": f" {t}"}) + "\n" for t in TEXTS[40:]))
     config = small(dataset=str(write(tmp_path, "jsonl")), validation_dataset=str(held_out))
     with pytest.raises(UserError, match=r"10 documents stand .* --on-overlap drop"):
-        load_documents(config)
+        documents(config)
     config = small(dataset=config.dataset, validation_dataset=str(held_out), on_overlap="drop")
-    train, validation = load_documents(config)
+    train, validation = documents(config)
     assert train == TEXTS[:40]
     assert len(validation) == 10
     about = load_data(config, load_tokenizer(config.model), 64).about
     assert (about["training_documents"], about["training_documents_dropped"]) == (40, 10)
     with pytest.raises(UserError, match="all 50 training documents stand in the validation text"):
-        load_documents(small(dataset=config.dataset, validation_dataset=config.dataset, on_overlap="drop"))
+        documents(small(dataset=config.dataset, validation_dataset=config.dataset, on_overlap="drop"))
 
 
 def hub(monkeypatch, seen):
@@ -106,7 +112,7 @@ def test_each_hub_dataset_has_its_own_configuration_and_commit(small, monkeypatc
     seen = []
     hub(monkeypatch, seen)
     both = {"dataset": "a/train", "dataset_config": "big", "dataset_revision": "r1", "validation_dataset": "a/other"}
-    load_documents(small(**both))
+    documents(small(**both))
     assert seen == [("a/train", "big", "train", "r1"), ("a/other", None, "validation", None)]
     config = small(**both, validation_dataset_config="small", validation_dataset_revision="r2")
     about = load_data(config, load_tokenizer(config.model), 64).about
@@ -146,12 +152,12 @@ def test_one_file_is_split_by_hash_and_without_overlap(small, tmp_path):
     path = tmp_path / "many.txt"
     texts = [f"w{i} w{j}" for i in range(60) for j in range(20)]
     path.write_text("\n\n".join(texts))
-    train, held_out = load_documents(small(dataset=str(path), validation_dataset=None, max_docs=None))
+    train, held_out = documents(small(dataset=str(path), validation_dataset=None, max_docs=None))
     assert set(train) | set(held_out) == set(texts)
     assert not set(train) & set(held_out)
     assert 30 < len(held_out) < 100
     path.write_text("\n\n".join(texts[:-100]))
-    _, fewer = load_documents(small(dataset=str(path), validation_dataset=None, max_docs=None))
+    _, fewer = documents(small(dataset=str(path), validation_dataset=None, max_docs=None))
     assert set(fewer) <= set(held_out)  # a document's split does not depend on the others
 
 
@@ -163,7 +169,7 @@ def test_one_document_cannot_be_split(small, tmp_path, words):
     with pytest.raises(
         UserError, match=r"1 document was found in .* separate documents by empty lines or <\|endoftext\|>"
     ):
-        load_documents(small(dataset=str(path), validation_dataset=None))
+        documents(small(dataset=str(path), validation_dataset=None))
 
 
 @pytest.mark.parametrize("name", ["./texts", "/nowhere/texts", "../texts", "a/b.txt", "b.jsonl", "b.json", "b.parquet"])
@@ -175,7 +181,7 @@ def test_a_misspelt_path_is_not_looked_for_on_the_hub(small, tmp_path, monkeypat
     with pytest.raises(UserError, match=f"^--dataset: '{name}': there is no such file or folder"):
         read_source(MeasureConfig(), name, "train", 7)
     with pytest.raises(UserError, match="there is no such file or folder"):
-        load_documents(small(validation_dataset=name))
+        documents(small(validation_dataset=name))
 
 
 def test_windows_predict_each_token_once_and_know_its_document(small):
@@ -214,22 +220,22 @@ def test_blocks_longer_than_the_context_and_too_little_text_are_refused(small, t
 def test_batches_go_on_where_they_stopped_and_are_shared_out(small, workers):
     config = small(num_workers=workers, gradient_accumulation_steps=2, num_steps=6)
     blocks = load_data(config, load_tokenizer(config.model), 64).train
-    whole = list(micro_batches(blocks, small(num_steps=6), 0, 0, 1))
+    whole = list(micro_batches(blocks, small(num_steps=6), range(6), 0, 1))
     assert [len(parts) for parts in whole] == [1] * 6
-    late = list(micro_batches(blocks, config, 4, 0, 1))
+    late = list(micro_batches(blocks, config, range(4, 6), 0, 1))
     assert len(late) == 2
     for parts, (expected,) in zip(late, whole[4:], strict=True):
         assert torch.equal(torch.cat(parts), expected)
-    ranks = [list(micro_batches(blocks, config, 0, rank, 2)) for rank in (0, 1)]
+    ranks = [list(micro_batches(blocks, config, range(6), rank, 2)) for rank in (0, 1)]
     for one, two, (expected,) in zip(*ranks, whole, strict=True):
         assert torch.equal(torch.stack([torch.cat(one), torch.cat(two)], 1).flatten(0, 1), expected)
     with pytest.raises(UserError, match="not divisible by 3 processes"):
-        next(micro_batches(blocks, config, 0, 0, 3))
+        next(micro_batches(blocks, config, range(6), 0, 3))
 
 
 def test_the_embedded_corpus_has_no_overlap(monkeypatch):
     """Without WordNet itself: a stand-in with every split."""
-    from studycore import wordnet
+    from studycore.language import wordnet
 
     kinds = ["train", "reserve", "validation"]
     made = [wordnet.Document(f"s{i}", f" gloss {i}", kinds[i % 3]) for i in range(60)]

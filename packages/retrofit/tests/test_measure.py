@@ -10,26 +10,21 @@ import pytest
 from conftest import tiny_model
 from safetensors.torch import load_file, save_file
 
-from retrofit.config import MeasureConfig, RunOptions
-from retrofit.measure import (
-    ActivationRow,
-    MatrixRow,
-    kind_of,
-    measure,
-    measure_weights,
-    roles_of_matrices,
-    summarise,
-    token_note,
-)
-from retrofit.report import look
+from retrofit.cli import STUDY
+from retrofit.config import MeasureConfig, MeasureOptions
+from retrofit.figures import curve_style, kind_of
+from retrofit.metrics.matrices import measure_weights, roles_of_matrices
+from retrofit.metrics.matrix_rows import ActivationRow, MatrixRow, read_csv, summarise, token_note, write_csv
 from studycore.errors import UserError
+from studycore.execution import make_run, report_on
 
 
 @pytest.fixture
 def run(made, text, tmp_path):
     def make(kind="gpt2", **changes):
         values = {"model": str(made(kind)), "dataset": str(text[1]), "block_size": 16, "activation_tokens": 256}
-        measure(MeasureConfig(**(values | changes)), tmp_path / "m", RunOptions(device="cpu"), ["measure"])
+        config = MeasureConfig(**(values | changes))
+        make_run(STUDY, "measure", config, tmp_path / "m", MeasureOptions(device="cpu"), ["measure"])
         return tmp_path / "m"
 
     return make
@@ -42,13 +37,13 @@ def read(folder, name):
 def test_fewer_tokens_than_the_width_give_no_number(run, capsys):
     folder = run(activation_tokens=48)  # width 64
     for row in read(folder, "activations.csv"):
-        assert (row["tokens"], row["act_kappa_centred"], row["seed_ff_gram"]) == ("48", "", "")
+        assert (row["tokens"], row["act_kappa_centred"], row["ff_gram_original"]) == ("48", "", "")
     out = capsys.readouterr().out
     assert "not run" in out
     assert "48 tokens are fewer than the FFN's width 64" in out
     assert "give --activation-tokens 256" in out
     results = json.loads((folder / "results.json").read_text())["metrics"]["summary"]
-    assert next(row for row in results if row["what"] == "seed_ff_gram")["median"] is None
+    assert next(row for row in results if row["what"] == "ff_gram_original")["median"] is None
 
 
 def test_few_tokens_are_warned_of_and_the_noise_floor_is_told(run, capsys):
@@ -65,7 +60,7 @@ def test_enough_tokens_are_not_warned_of():
 
 
 def test_text_that_cannot_be_read_leaves_the_weights(run, capsys, monkeypatch):
-    from studycore import wordnet
+    from studycore.language import wordnet
 
     def nowhere():
         raise UserError("WordNet: there is none here; `make setup` fetches it")
@@ -102,7 +97,7 @@ def test_summaries_by_role_keep_singular_matrices():
     assert (down.count, down.singular, down.median) == (2, 0, 5.0)
     assert down.geometric_mean == pytest.approx(4)
     assert (act.count, act.median) == (2, 5.0)
-    assert (rows["seed_ff_gram"].singular, rows["seed_ff_gram"].median) == (2, math.inf)
+    assert (rows["ff_gram_original"].singular, rows["ff_gram_original"].median) == (2, math.inf)
     assert "kappa, gate" not in rows
 
 
@@ -119,6 +114,39 @@ def test_a_singular_matrix_is_counted_in_the_files(run, made, tmp_path):
     assert metrics["median_kappa"] > 1
     answer = (out / "report.md").read_text()
     assert "kappa infinite" in answer
+
+
+def test_rows_come_back_from_their_files_bit_by_bit(tmp_path):
+    weights = [weight("up", 1 / 3), weight("down", math.inf)]
+    activations = [ActivationRow("a", 4, 99, 2 / 3, None, math.inf)]
+    write_csv(tmp_path / "w.csv", weights)
+    write_csv(tmp_path / "a.csv", activations)
+    assert read_csv(tmp_path / "w.csv", MatrixRow) == weights
+    assert read_csv(tmp_path / "a.csv", ActivationRow) == activations
+    assert read_csv(tmp_path / "nowhere.csv", MatrixRow) == []
+
+
+def test_an_earlier_versions_folder_reports(run):
+    """Its activations.csv names the original study's recipe otherwise, and it holds no arrays and no claims."""
+    folder = run()
+    before = (folder / "report.md").read_text()
+    path = folder / "activations.csv"
+    path.write_text(path.read_text().replace("ff_gram_original", "seed_ff_gram"))
+    (folder / "arrays.safetensors").unlink()
+    (folder / "claims.json").unlink()
+    report_on(STUDY, folder)
+    after = (folder / "report.md").read_text()
+    assert after.split("## Summary")[1].split("\n## ")[0] == before.split("## Summary")[1].split("\n## ")[0]
+
+
+def test_up_projections_are_compared_with_gaussian_matrices(run):
+    """By hand, from the table of weights."""
+    folder = run("llama")
+    root = math.sqrt(16 / 40)
+    ratios = [float(row["kappa"]) * (1 - root) / (1 + root) for row in read(folder, "weights.csv") if row["role"] == "up"]
+    (claim,) = json.loads((folder / "results.json").read_text())["claims"]
+    assert claim["measured"] == pytest.approx(math.prod(ratios) ** (1 / len(ratios)))
+    assert (claim["n"], claim["registered"], claim["threshold"]) == (2, True, 1.1)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "gpt_neo", "gpt_neox", "llama"])
@@ -146,5 +174,5 @@ def test_figures_keep_kinds_apart(run):
 
 
 def test_curves_differ_in_colour_line_or_marker():
-    assert len({look(i)[:2] for i in range(28)}) == 28
-    assert len({look(i)[::2] for i in range(28)}) == 28
+    assert len({curve_style(i)[:2] for i in range(28)}) == 28
+    assert len({curve_style(i)[::2] for i in range(28)}) == 28

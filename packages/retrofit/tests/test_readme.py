@@ -1,4 +1,4 @@
-"""The README's table from the seed's names to this package's, and its commands, hold."""
+"""The README's table from the original study's names to this package's, and its commands, hold."""
 
 import re
 from importlib import import_module, resources
@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from retrofit.cli import STUDY
-from retrofit.config import CompareOptions, RunConfig, TrainOptions, arm_names
+from retrofit.config import CompareConfig, RunConfig, TrainOptions, arm_names
+from studycore.options import SweepOptions
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
-TABLE = README.split("## From the seed's names")[1]
+TABLE = README.split("## From the original study's names")[1]
 PATHS = re.findall(r"`(retrofit(?:\.\w+)+)`", TABLE)
 
 
@@ -20,7 +21,7 @@ def test_each_name_of_the_table_exists(path):
     assert callable(getattr(import_module(module), name))
 
 
-def test_the_table_covers_the_seeds_functions_and_files():
+def test_the_table_covers_the_original_functions_and_files():
     for name in ("gradient_less_transport", "compute_gram_loss", "geometry_retrofit.py", "compare_retrofit_results.py",
                  "run_retrofit_comparison.sh", "measure_hf_conditioning_v2.py", "summary.json"):  # fmt: skip
         assert name in TABLE, name
@@ -28,7 +29,8 @@ def test_the_table_covers_the_seeds_functions_and_files():
 
 
 def test_the_flags_and_arms_that_the_readme_names_exist():
-    fields = {*RunConfig.__dataclass_fields__, *TrainOptions.__dataclass_fields__, *CompareOptions.__dataclass_fields__}
+    classes = (RunConfig, TrainOptions, CompareConfig, SweepOptions)
+    fields = {name for cls in classes for name in cls.__dataclass_fields__}
     flags = {flag.replace("-", "_") for flag in re.findall(r"--([a-z][a-z_-]+)", README)}
     assert flags - fields <= {"config", "embeddings", "results_dir", "help"}
     arms = README.split("## Arms")[1].split("\n## ")[0]
@@ -42,3 +44,14 @@ def test_the_commands_that_the_readme_names_exist():
     configs = Path(str(resources.files("retrofit"))) / "configs"
     for name in re.findall(r"--config ([a-z]+)\b", README):
         assert (configs / f"{name}.yaml").is_file(), name
+
+
+def test_the_files_that_the_reading_order_names_exist_and_paragraphs_are_short():
+    order = README.split("## Read the code in this order")[1].split("\n## ")[0]
+    source = Path(str(resources.files("retrofit")))
+    names = re.findall(r"`([\w/]+\.py|[\w/]+/)`", order)
+    assert len(names) > 8
+    for name in names:
+        assert (source / name).exists(), name
+    prose = [p for p in README.split("\n\n") if not p.startswith(("    ", "|", "#", "-", "1."))]
+    assert max(map(len, prose)) <= 700

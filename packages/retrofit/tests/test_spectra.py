@@ -7,19 +7,16 @@ import torch
 from conftest import KINDS, tiny_model
 
 from retrofit.blocks import find_blocks, find_matrices
-from retrofit.spectra import (
+from retrofit.metrics.spectra import (
     Moments,
     activation_kappa,
     activation_moments,
-    enough_tokens,
-    gaussian_kappa,
-    median,
-    noise_floor,
-    seed_ff_gram,
-    seed_ff_gram_layer,
+    ff_gram_original,
+    ff_gram_original_of_layer,
     singular_values,
     weight_spectrum,
 )
+from retrofit.metrics.summaries import enough_tokens, gaussian_kappa, median, noise_floor
 from studycore.errors import UserError
 
 
@@ -154,17 +151,17 @@ def moments(x):
     return Moments(x.double().T @ x.double(), x.double().sum(0), len(x))
 
 
-def test_activation_kappa_does_not_depend_on_scale_and_the_seeds_does():
+def test_activation_kappa_does_not_depend_on_scale_and_the_originals_does():
     x = torch.nn.functional.gelu(torch.randn(4000, 12, generator=torch.Generator().manual_seed(0)))
     for centred in (True, False):
         big, small = activation_kappa(moments(x), centred), activation_kappa(moments(x * 0.01), centred)
         assert big == pytest.approx(small, rel=1e-6)
-    assert seed_ff_gram_layer(moments(x * 0.001)) < seed_ff_gram_layer(moments(x)) / 2
+    assert ff_gram_original_of_layer(moments(x * 0.001)) < ff_gram_original_of_layer(moments(x)) / 2
     # Constant features: the mean direction is all there is.
     assert activation_kappa(moments(x + 10), centred=False) > 100 * activation_kappa(moments(x + 10), centred=True)
 
 
-def test_seed_ff_gram_is_the_seeds_recipe():
+def test_ff_gram_original_is_the_original_studys_recipe():
     draw = torch.Generator().manual_seed(1)
     xs = [torch.randn(500, 8, generator=draw) * (i + 1) for i in range(3)]
     expected = []
@@ -172,4 +169,4 @@ def test_seed_ff_gram_is_the_seeds_recipe():
         g = x.T @ x / 500 + 1e-5 * torch.eye(8)
         e = torch.linalg.eigvalsh(g)
         expected.append(float(e.max() / e.min()))
-    assert seed_ff_gram([moments(x) for x in xs]) == pytest.approx(sum(expected) / 3, rel=1e-4)
+    assert ff_gram_original([moments(x) for x in xs]) == pytest.approx(sum(expected) / 3, rel=1e-4)

@@ -12,21 +12,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import KINDS
+from conftest import KINDS, train_run
 from safetensors.torch import load_file
 
 import retrofit.train as module
 from retrofit.blocks import find_blocks
-from retrofit.config import RunOptions
-from retrofit.models import load_model
-from retrofit.record import read_evaluation
-from retrofit.train import train
+from retrofit.metrics.documents import read_documents
+from retrofit.model import load_model
 from studycore.checkpoints import read_index
 from studycore.configuration import to_dict, to_yaml
 from studycore.errors import UserError
-from studycore.metrics import read_rows
+from studycore.metrics_log import read_rows
 
-CPU = RunOptions(device="cpu", threads=1)
 METHODS = ["standard", "gram", "gram_scale_free", "geometry", "glt_ffn", "glt_fold", "glt_perm"]
 
 
@@ -63,7 +60,7 @@ def command(*arguments: str) -> subprocess.Popen:
 def test_the_first_twenty_steps_are_the_recorded_ones(small, tmp_path):
     """A change that moves these numbers changes every result; do it on purpose, and say so in the change log."""
     config = small(method="geometry", num_steps=20, eval_interval=20, glt_interval=6, lr=1e-3)
-    train(config, tmp_path / "run", CPU, quiet=True)
+    train_run(config, tmp_path / "run")
     losses = [row["loss"] for row in rows_of(tmp_path / "run", "update")]
     recorded = json.loads((Path(__file__).parent / "loss_series.json").read_text())
     assert losses == pytest.approx(recorded, rel=1e-5)
@@ -72,7 +69,7 @@ def test_the_first_twenty_steps_are_the_recorded_ones(small, tmp_path):
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_model_trains_with_the_fold_and_learns(small, tmp_path, kind):
     config = small(kind, method="glt_fold", num_steps=12, save_model=True)
-    train(config, tmp_path / "run", CPU, quiet=True)
+    train_run(config, tmp_path / "run")
     first, last = (rows_of(tmp_path / "run", "evaluation")[i] for i in (0, -1))
     assert last["val_ppl"] < first["val_ppl"]
     for row in rows_of(tmp_path / "run", "transport"):
@@ -90,8 +87,8 @@ def test_every_kind_of_model_trains_with_the_fold_and_learns(small, tmp_path, ki
 def test_resuming_is_bitwise(small, tmp_path, monkeypatch, method):
     """Cut off in the middle of step 5 of 8, after the checkpoint at 3; accumulation does not divide the epoch."""
     config = small(method=method, gradient_accumulation_steps=2, dropout=0.1, eval_interval=3)
-    train(config, tmp_path / "straight", CPU, quiet=True)
-    original = module.clip
+    train_run(config, tmp_path / "straight")
+    original = module.clip_gradients
     calls = {"n": 0}
 
     def dies(*arguments):
@@ -100,11 +97,11 @@ def test_resuming_is_bitwise(small, tmp_path, monkeypatch, method):
             raise KeyboardInterrupt
         return original(*arguments)
 
-    monkeypatch.setattr(module, "clip", dies)
+    monkeypatch.setattr(module, "clip_gradients", dies)
     with pytest.raises(KeyboardInterrupt):
-        train(config, tmp_path / "cut", CPU, quiet=True)
+        train_run(config, tmp_path / "cut")
     monkeypatch.undo()
-    train(config, tmp_path / "cut", CPU, resume=True, quiet=True)
+    train_run(config, tmp_path / "cut", resume=True)
     same(tmp_path / "straight", tmp_path / "cut")
     assert json.loads((tmp_path / "cut" / "manifest.json").read_text())["state"] == "done"
 
@@ -131,13 +128,13 @@ def test_a_killed_process_resumes_to_the_bit(small, tmp_path, sign):
     resumed = command("resume", str(tmp_path / "cut"))
     _, errors = resumed.communicate(timeout=120)
     assert resumed.returncode == 0, errors
-    train(config, tmp_path / "straight", CPU, quiet=True)
+    train_run(config, tmp_path / "straight")
     same(tmp_path / "straight", tmp_path / "cut")
 
 
 def test_two_processes_equal_one(small, tmp_path):
     config = small(method="geometry", gradient_accumulation_steps=2, lr=1e-3)
-    train(config, tmp_path / "one", CPU, quiet=True)
+    train_run(config, tmp_path / "one")
     file = tmp_path / "c.yaml"
     file.write_text(to_yaml(to_dict(config)))
     process = command(
@@ -159,7 +156,7 @@ def test_accumulation_leaves_the_trajectory(small, tmp_path):
     """The penalty too enters once per update, however many parts it has."""
     for parts in (1, 4):
         config = small(method="gram", gradient_accumulation_steps=parts, lr=1e-3)
-        train(config, tmp_path / str(parts), CPU, quiet=True)
+        train_run(config, tmp_path / str(parts))
     one, four = (rows_of(tmp_path / str(parts), "update") for parts in (1, 4))
     for key in ("loss", "penalty", "penalty_grad_norm", "grad_norm"):
         assert [r[key] for r in four] == pytest.approx([r[key] for r in one], rel=2e-3), key
@@ -170,16 +167,16 @@ def test_clipping_is_of_the_cross_entropy_alone(small, tmp_path, monkeypatch):
     seen = []
     original = torch.optim.AdamW.step
 
-    def look(self, *arguments, **more):
+    def recording_step(self, *arguments, **more):
         grads = [p.grad for group in self.param_groups for p in group["params"]]
         seen.append(float(torch.stack(torch._foreach_norm(grads)).norm()))
         return original(self, *arguments, **more)
 
-    monkeypatch.setattr(torch.optim.AdamW, "step", look)
+    monkeypatch.setattr(torch.optim.AdamW, "step", recording_step)
     norms = {}
     for weight in (0.0, 100.0):
         config = small(method="gram", num_steps=1, gram_weight=weight, grad_clip=0.01)
-        train(config, tmp_path / str(weight), CPU, quiet=True)
+        train_run(config, tmp_path / str(weight))
         (norms[weight],) = rows_of(tmp_path / str(weight), "update")
     assert norms[0.0]["grad_norm"] == norms[100.0]["grad_norm"] > 0.01
     assert norms[0.0]["clipped"]
@@ -190,23 +187,23 @@ def test_clipping_is_of_the_cross_entropy_alone(small, tmp_path, monkeypatch):
 
 def test_the_null_arm_is_the_standard_one_but_for_rounding(small, tmp_path):
     for method in ("standard", "glt_perm"):
-        train(small(method=method, lr=1e-3), tmp_path / method, CPU, quiet=True)
+        train_run(small(method=method, lr=1e-3), tmp_path / method)
     losses = [[row["loss"] for row in rows_of(tmp_path / name, "update")] for name in ("standard", "glt_perm")]
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 
 def test_norm_matched_follows_the_other_runs_norms(small, tmp_path):
-    train(small(method="geometry"), tmp_path / "geometry_s0", CPU, quiet=True)
+    train_run(small(method="geometry"), tmp_path / "geometry_s0")
     config = small(method="norm_matched", norm_reference="../geometry_s0")
-    train(config, tmp_path / "norm_matched_s0", CPU, quiet=True)
+    train_run(config, tmp_path / "norm_matched_s0")
     one, two = ([r["up_norms"] for r in rows_of(tmp_path / n, "update")] for n in ("geometry_s0", "norm_matched_s0"))
     for a, b in zip(one, two, strict=True):
         assert b == pytest.approx(a, rel=1e-5)
     with pytest.raises(UserError, match="norm_reference"):
-        train(small(method="norm_matched", norm_reference="nowhere"), tmp_path / "x", CPU, quiet=True)
+        train_run(small(method="norm_matched", norm_reference="nowhere"), tmp_path / "x")
     longer = small(method="norm_matched", norm_reference=str(tmp_path / "geometry_s0"), num_steps=9)
     with pytest.raises(UserError, match="8 updates, and 9"):
-        train(longer, tmp_path / "y", CPU, quiet=True)
+        train_run(longer, tmp_path / "y")
 
 
 def test_arms_of_a_seed_see_the_same_batches_and_seeds_do_not(small):
@@ -223,8 +220,8 @@ def test_arms_of_a_seed_see_the_same_batches_and_seeds_do_not(small):
 def test_perplexity_is_the_sum_over_every_token_once(small, tmp_path):
     """Against a plain loop over the stream, one window at a time."""
     from retrofit.data import load_data
-    from retrofit.evaluate import evaluate
-    from retrofit.models import load_tokenizer
+    from retrofit.metrics.perplexity import evaluate
+    from retrofit.model import load_tokenizer
 
     config = small(validation_blocks=None)
     model, _ = load_model(config.model)
@@ -248,7 +245,7 @@ def test_perplexity_is_the_sum_over_every_token_once(small, tmp_path):
 
 
 def test_a_run_folder_holds_what_the_contract_names(small, tmp_path):
-    train(small(method="geometry", save_model=True), tmp_path / "run", CPU, argv=["retrofit", "run"], quiet=True)
+    train_run(small(method="geometry", save_model=True), tmp_path / "run")
     names = {path.relative_to(tmp_path / "run").as_posix() for path in (tmp_path / "run").rglob("*")}
     assert names >= {
         "config.yaml", "manifest.json", "metrics.jsonl", "history.parquet", "results.json", "report.html", "report.md",
@@ -259,52 +256,52 @@ def test_a_run_folder_holds_what_the_contract_names(small, tmp_path):
     assert about["end_of_text"] == "before"
     assert "first 8 of" in about["validation_set"]
     assert about["training_tokens"] == 8 * 4 * 16
-    table = read_evaluation(tmp_path / "run", 8)
+    table = read_documents(tmp_path / "run", 8)
     assert table[:, 2].sum() == 8 * 16
     assert math.exp(table[:, 1].sum() / 128) == pytest.approx(rows_of(tmp_path / "run", "evaluation")[-1]["val_ppl"])
 
 
 def test_resume_refuses_another_configuration_data_and_model(small, tmp_path):
-    train(small(), tmp_path / "run", CPU, quiet=True)
+    train_run(small(), tmp_path / "run")
     with pytest.raises(UserError, match=r"lr: stored 0.01, given 0.5"):
-        train(small(lr=0.5), tmp_path / "run", CPU, resume=True, quiet=True)
+        train_run(small(lr=0.5), tmp_path / "run", resume=True)
     with pytest.raises(UserError, match="holds a run already"):
-        train(small(), tmp_path / "run", CPU, quiet=True)
+        train_run(small(), tmp_path / "run")
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     manifest["data_fingerprints"]["training"] = "0" * 64
     (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match="model or data are not those"):
-        train(small(), tmp_path / "run", CPU, resume=True, quiet=True)
+    with pytest.raises(UserError, match="its data are not those"):
+        train_run(small(), tmp_path / "run", resume=True)
 
 
 def test_a_run_without_a_checkpoint_resumes_at_step_zero(small, tmp_path):
-    train(small(), tmp_path / "straight", CPU, quiet=True)
-    train(small(), tmp_path / "cut", CPU, quiet=True)
+    train_run(small(), tmp_path / "straight")
+    train_run(small(), tmp_path / "cut")
     shutil.rmtree(tmp_path / "cut" / "checkpoints")
-    train(small(), tmp_path / "cut", CPU, resume=True, quiet=True)
+    train_run(small(), tmp_path / "cut", resume=True)
     same(tmp_path / "straight", tmp_path / "cut")
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_what_was_measured(small, tmp_path):
     with pytest.raises(UserError, match=r"lr: 1e\+30 made"):
-        train(small(lr=1e30, num_steps=50), tmp_path / "run", CPU, quiet=True)
+        train_run(small(lr=1e30, num_steps=50), tmp_path / "run")
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert manifest["state"] == "failed"
     assert rows_of(tmp_path / "run", "evaluation")[0]["val_ppl"] > 1
 
 
 def test_mixed_precision_trains_and_the_weights_stay_float32(small, tmp_path):
-    train(small(mixed_precision="bf16"), tmp_path / "run", CPU, quiet=True)
+    train_run(small(mixed_precision="bf16"), tmp_path / "run")
     assert {t.dtype for t in final(tmp_path / "run").values()} == {torch.float32}
     one, two = rows_of(tmp_path / "run", "evaluation")[0], rows_of(tmp_path / "run", "evaluation")[-1]
     assert two["val_ppl"] < one["val_ppl"]
     with pytest.raises(UserError, match="fp16 needs a GPU"):
-        train(small(mixed_precision="fp16"), tmp_path / "y", CPU, quiet=True)
+        train_run(small(mixed_precision="fp16"), tmp_path / "y")
 
 
 def test_a_penalty_in_a_loop_of_ones_own_lowers_kappa(small):
     """The plain functions, without the package's training loop."""
-    from retrofit.penalty import penalty_of_blocks, scale_free_penalty_gradient
+    from retrofit.losses import penalty_of_blocks, scale_free_penalty_gradient
     from retrofit.spectra import singular_values, weight_spectrum
 
     model, _ = load_model(small().model)

@@ -1,11 +1,12 @@
-"""Transports: what must stay, stays to rounding; optimizer moments go along; the seed's does what its formula says."""
+"""Transports: what must stay, stays to rounding; optimizer moments go along; the original study's does what its formula says."""
 
 import pytest
 import torch
 from conftest import KINDS, tiny_model
 
 from retrofit.blocks import find_blocks
-from retrofit.spectra import median, singular_values, weight_spectrum
+from retrofit.metrics.spectra import singular_values, weight_spectrum
+from retrofit.metrics.summaries import median
 from retrofit.transports import glt_ffn, glt_fold, glt_matrix, glt_permute, gradient_less_transport
 
 IDS = torch.randint(0, 64, (3, 20), generator=torch.Generator().manual_seed(5))
@@ -141,7 +142,7 @@ def test_moments_go_by_the_inverse_map_of_the_weights():
             torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-14, msg=f"{name} {key}")
 
 
-def test_the_seeds_step_on_one_matrix():
+def test_the_originals_step_on_one_matrix():
     w = torch.randn(12, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     out = glt_matrix(w)
     rows = w / w.norm(dim=1, keepdim=True)
@@ -150,7 +151,7 @@ def test_the_seeds_step_on_one_matrix():
     assert float(out.norm()) == pytest.approx(float(w.norm()), rel=1e-7)
 
 
-def test_the_seeds_transport_touches_every_matrix_and_glt_ffn_only_the_up_projections():
+def test_the_originals_transport_touches_every_matrix_and_glt_ffn_only_the_up_projections():
     for transport, of in ((gradient_less_transport, lambda m: m), (glt_ffn, find_blocks)):
         model = tiny_model("gpt2")
         before = {name: p.clone() for name, p in model.named_parameters()}

@@ -258,16 +258,20 @@ def optimizer_tensors(model: nn.Module, optimizers: Iterable[torch.optim.Optimiz
 
 
 def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
-    """Puts back what `optimizer_tensors` gave for the optimizer's own parameters. UserError for a name of no parameter."""
+    """Puts back what `optimizer_tensors` gave for the optimizer's own parameters. UserError for a name of no parameter.
+
+    Names with a colon are a loop's own tensors.
+    """
     parameters = dict(model.named_parameters())
-    own = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    own = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
     for full, tensor in tensors.items():
         name, _, entry = full.rpartition("/")
-        if name not in parameters and ":" not in name:
+        if name not in parameters and ":" not in full:
             raise UserError(
                 f"optimizer.safetensors: {full} belongs to no parameter of the model; use another checkpoint"
             )
         if name in parameters and parameters[name] in own:
-            # AdamW keeps its step count on the CPU.
-            value = tensor.clone() if entry == "step" else tensor.to(parameters[name].device)
+            # AdamW keeps its step count on the CPU, unless it is fused or capturable.
+            on_device = own[parameters[name]].get("fused") or own[parameters[name]].get("capturable")
+            value = tensor.clone() if entry == "step" and not on_device else tensor.to(parameters[name].device)
             optimizer.state[parameters[name]][entry] = value

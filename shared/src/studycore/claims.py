@@ -80,8 +80,8 @@ def judge_all(
     for claim in claims:
         entry = stored.pop(claim.id, None)
         facts = dict(entry or as_stored(claim)) | {"registered": entry is not None}
-        if facts["measure"] != claim.measure.text:
-            why = f"When the run started it was to be measured as {facts['measure']}; this version measures otherwise."
+        if (then := _how(facts)) != _how(as_stored(claim)):
+            why = f"When the run started it was to be measured as {then}; this version measures otherwise."
             judged.append(_verdict(facts, None, "not run", why))
             continue
         try:
@@ -94,6 +94,11 @@ def judge_all(
             judged.append(judge(facts, interval, how))
     gone = "This version no longer has the claim; the version that made the run judges it."
     return judged + [_verdict({**entry, "registered": True}, None, "not run", gone) for entry in stored.values()]
+
+
+def _how(facts: Mapping[str, Any]) -> str:
+    """The measure, and the condition under which it is taken."""
+    return f"{facts['measure']}, when {facts['when']}" if facts.get("when") else str(facts["measure"])
 
 
 def judge(facts: Mapping[str, Any], measured: Interval, how: str) -> dict[str, Any]:

@@ -3,9 +3,11 @@
 import argparse
 import dataclasses
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -37,9 +39,9 @@ def main(study: Study, argv: Sequence[str] | None = None) -> int:
         elif isinstance(action := study.verbs.get(verb), Verb):
             load(action.function)(rest)
         elif isinstance(action, OneRun):
-            one_run_verb(study, verb, action, rest)
+            carry_out(one_run(study, verb, action, rest))
         elif isinstance(action, ManyRuns):
-            many_runs_verb(study, verb, action, rest)
+            carry_out(many_runs(study, verb, action, rest))
         elif verb in common:
             common[verb](study, rest)
         else:
@@ -94,12 +96,26 @@ def help_text(study: Study) -> str:
 
 
 # -------------------------------------------------------------------------------------------------------- making runs
-def one_run_verb(study: Study, verb: str, action: OneRun, argv: list[str]) -> None:
-    """One run, or with --seeds several."""
-    from studycore.configuration import build, read_arguments, to_dict
+@dataclass(frozen=True)
+class Request:
+    """What is to be made: a verb's configuration and options; `argv` is what the run folder records."""
 
-    config_class, options_class = load(action.config), load(action.options)
-    given = with_aliases(study, argv)
+    study: Study
+    verb: str
+    config: Any
+    options: Any
+    argv: list[str]
+
+    @property
+    def action(self) -> Any:
+        return self.study.verbs[self.verb]
+
+
+def one_run(study: Study, verb: str, action: OneRun, argv: list[str]) -> Request:
+    """One run, or with --seeds several."""
+    from studycore.configuration import build, read_arguments
+
+    given, names = with_aliases(study, argv), _names(load(action.config))
     if action.first_argument and {"-h", "--help"} & set(argv):
         print(f"usage: {study.name} {verb} {action.first_argument.upper()} [flags]\n")
     elif action.first_argument and given and not given[0].startswith("-"):
@@ -108,102 +124,78 @@ def one_run_verb(study: Study, verb: str, action: OneRun, argv: list[str]) -> No
             raise UserError(f"{flag}: is given as the first argument, '{given[0]}'; leave the flag out")
         given = [f"{flag}={given[0]}", *given[1:]]
     refuse_config_of_many(study, given)
-    file, flags = read_arguments(
-        [config_class, options_class], given, f"{study.name} {verb}", study.package, action.default_config
-    )
-    own = [{k: v for k, v in values.items() if k in _names(config_class)} for values in (file, flags)]
-    values = load(action.resolve)(*own) if action.resolve else {**own[0], **own[1]}
-    config = build(config_class, values)
-    options = build(options_class, {k: v for k, v in {**file, **flags}.items() if k not in _names(config_class)})
+    classes, prog = [load(action.config), load(action.options)], f"{study.name} {verb}"
+    file, flags = read_arguments(classes, given, prog, study.package, action.default_config)
+    own = [{k: v for k, v in values.items() if k in names} for values in (file, flags)]
+    config = build(classes[0], load(action.resolve)(*own) if action.resolve else {**own[0], **own[1]})
+    options = build(classes[1], {k: v for k, v in {**file, **flags}.items() if k not in names})
     if options.extends and not options.resume:
         raise UserError("--resume: extending goes on with an earlier run, so give --resume as well")
-    if options.seeds > 1:
-        if not action.seeds:
-            raise UserError(f"--seeds: {study.name} {verb} makes one run; leave it out")
-        if options.num_processes is not None:
-            raise UserError("--num-processes: several seeds are runs with a process each; leave it or --seeds out")
-        many, whole = load(action.seeds)(config, options.seeds)
-        shared = {f.name: getattr(options, f.name) for f in dataclasses.fields(load("studycore.options:RunOptions"))}
-        _make_many(study, many, whole, build(load("studycore.options:SweepOptions"), shared), [study.name, verb, *argv])
-        return
-    if _only_shown(config, options):
-        if options.dry_run:
-            print(time_a_step(study, verb, config, options)[1])
-        return
-    folder = find_folder(study, verb, to_dict(config), options)
-    # Every process of a relaunched run must get the same folder.
-    kept = [item for item in argv if not item.replace("_", "-").startswith("--output-dir=")]
-    _relaunch(study, [verb, *kept, "--output-dir", str(folder)], options)
-    if options.extends and not (folder / "manifest.json").exists():
-        raise UserError(f"--resume: {folder} holds no run to extend; name the run's folder")
-    if options.resume and not options.extends and finished(study, folder, config):
-        return
-    _make_one(study, verb, config, folder, options, [study.name, verb, *argv], options.resume)
+    recorded = [study.name, verb, *argv]
+    if options.seeds == 1:
+        return Request(study, verb, config, options, recorded)
+    if not action.seeds:
+        raise UserError(f"--seeds: {prog} makes one run; leave it out")
+    if options.num_processes is not None:
+        raise UserError("--num-processes: several seeds are runs with a process each; leave it or --seeds out")
+    many, whole = load(action.seeds)(config, options.seeds)
+    shared = {name: getattr(options, name) for name in _names(load("studycore.options:RunOptions"))}
+    return Request(study, many, whole, load("studycore.options:SweepOptions")(**shared), recorded)
 
 
-def _make_one(
-    study: Study, verb: str, config: Any, folder: Path, options: Any, argv: list[str], resume: bool, **more: Any
-) -> None:
-    from studycore.execution import make_run
-    from studycore.report import print_report
-
-    make_run(study, verb, config, folder, options, argv, resume, **more)
-    if _is_first_process():
-        print_report(folder)
-
-
-def many_runs_verb(study: Study, verb: str, action: ManyRuns, argv: list[str]) -> None:
+def many_runs(study: Study, verb: str, action: ManyRuns, argv: list[str]) -> Request:
     """Many runs. Flags of a single run that are given change the base of all."""
     from studycore.configuration import build, read_arguments
 
-    of = study.verbs[action.of]
-    assert isinstance(of, OneRun)
-    config_class, run_class, options_class = (
-        load(action.config),
-        load(of.config),
-        load("studycore.options:SweepOptions"),
-    )
-    file, flags = read_arguments(
-        [config_class, options_class, run_class], with_aliases(study, argv), f"{study.name} {verb}", study.package
-    )
-    if odd := [name for name in file if name not in _names(config_class)]:
+    of: Any = study.verbs[action.of]
+    classes = [load(action.config), load("studycore.options:SweepOptions"), load(of.config)]
+    file, flags = read_arguments(classes, with_aliases(study, argv), f"{study.name} {verb}", study.package)
+    of_whole, of_options, of_runs = ({k: v for k, v in flags.items() if k in _names(cls)} for cls in classes)
+    if odd := [name for name in file if name not in _names(classes[0])]:
         raise UserError(f"--config: '{odd[0]}' is no field of {study.name} {verb}; put settings of runs under base")
-    whole = {k: v for k, v in flags.items() if k in _names(config_class)}
-    of_runs = {k: v for k, v in flags.items() if k in _names(run_class) - _names(config_class)}
+    of_runs = {k: v for k, v in of_runs.items() if k not in of_whole}
     if action.resolve:
-        values = load(action.resolve)(file, whole, of_runs)
+        values = load(action.resolve)(file, of_whole, of_runs)
     else:
-        values = {**file, **whole}
+        values = {**file, **of_whole}
         values["base"] = {**values.get("base", {}), **of_runs}
-    options = build(
-        options_class, {k: v for k, v in flags.items() if k in _names(options_class) - _names(config_class)}
-    )
-    _make_many(study, verb, build(config_class, values), options, [study.name, verb, *argv])
+    options = build(classes[1], {k: v for k, v in of_options.items() if k not in of_whole})
+    return Request(study, verb, build(classes[0], values), options, [study.name, verb, *argv])
 
 
-def _make_many(study: Study, verb: str, config: Any, options: Any, argv: list[str]) -> None:
-    from studycore.configuration import to_dict
+def carry_out(request: Request) -> None:
+    """Makes what is requested, or shows it where no more is asked for."""
+    from studycore.configuration import to_dict, to_yaml
 
-    if _only_shown(config, options):
+    study, verb, config, options = request.study, request.verb, request.config, request.options
+    if options.dry_run or options.print_config:
+        print(to_yaml(to_dict(config)))
         if options.dry_run:
-            show_plan(study, verb, config, options)
+            print(time_a_step(request)[1] if isinstance(request.action, OneRun) else describe_plan(request))
         return
     folder = find_folder(study, verb, to_dict(config), options)
-    if options.resume and finished(study, folder, config):
-        return
-    _continue_many(study, verb, config, folder, options, argv, options.resume)
+    if isinstance(request.action, OneRun):
+        # Every process of a relaunched run must get the same folder.
+        kept = [item for item in request.argv[2:] if not item.replace("_", "-").startswith("--output-dir=")]
+        _relaunch(study, [verb, *kept, "--output-dir", str(folder)], options)
+        if options.extends and not (folder / "manifest.json").exists():
+            raise UserError(f"--resume: {folder} holds no run to extend; name the run's folder")
+    if not (options.resume and not options.extends and finished(study, folder, config)):
+        make(request, folder, options.resume)
 
 
-def _continue_many(
-    study: Study, verb: str, config: Any, folder: Path, options: Any, argv: list[str], resume: bool
-) -> None:
-    from studycore.execution import make_runs
+def make(request: Request, folder: Path, resume: bool, **more: Any) -> None:
+    """Makes the run or runs in the folder and prints the report, also where some of many failed."""
+    from studycore.execution import make_run, make_runs
     from studycore.report import print_report
 
+    function: Any = make_run if isinstance(request.action, OneRun) else make_runs
+    arguments = (request.study, request.verb, request.config, folder, request.options, request.argv, resume)
     try:
-        make_runs(study, verb, config, folder, options, argv, resume)
+        function(*arguments, **more)
     finally:
-        if sys.exc_info()[0] in (None, UserError) and (folder / "report.md").exists():
+        ended_well = sys.exc_info()[0] is None or (function is make_runs and sys.exc_info()[0] is UserError)
+        if ended_well and _is_first_process() and (folder / "report.md").exists():
             print_report(folder)
 
 
@@ -212,9 +204,8 @@ def with_aliases(study: Study, argv: Sequence[str]) -> list[str]:
     found = []
     for item in argv:
         flag, equals, value = item.partition("=")
-        name = flag.removeprefix("--").replace("-", "_")
-        is_alias = flag.startswith("--") and name in study.aliases
-        found.append(f"--{study.aliases[name]}{equals}{value}" if is_alias else item)
+        alias = study.aliases.get(flag[2:].replace("-", "_")) if flag.startswith("--") else None
+        found.append(f"--{alias}{equals}{value}" if alias else item)
     return found
 
 
@@ -223,12 +214,12 @@ def refuse_config_of_many(study: Study, argv: list[str]) -> None:
     from studycore.configuration import read_yaml, take_config
 
     path, _ = take_config(argv, study.package)
-    many = {verb: _names(load(action.config)) for verb, action in study.verbs.items() if isinstance(action, ManyRuns)}
-    one = [_names(load(action.config)) for action in study.verbs.values() if isinstance(action, OneRun)]
-    if path is None:
-        return
-    for verb, names in many.items():
-        if set(read_yaml(path)) & (names - set().union(*one) - {"seeds"}):
+    known = {
+        v: _names(load(action.config)) for v, action in study.verbs.items() if isinstance(action, OneRun | ManyRuns)
+    }
+    of_one = {name for v, names in known.items() if isinstance(study.verbs[v], OneRun) for name in names} | {"seeds"}
+    for verb, names in known.items() if path else ():
+        if isinstance(study.verbs[verb], ManyRuns) and set(read_yaml(path)) & (names - of_one):  # type: ignore[arg-type]
             raise UserError(f"--config: {path} is a configuration of many runs; use it with `{study.name} {verb}`")
 
 
@@ -236,67 +227,62 @@ def _names(cls: type) -> set[str]:
     return {f.name for f in dataclasses.fields(cls)}
 
 
-def _only_shown(config: Any, options: Any) -> bool:
-    """Prints the configuration where no more, or a dry run, is asked for."""
-    from studycore.configuration import to_dict, to_yaml
-
-    if options.dry_run or options.print_config:
-        print(to_yaml(to_dict(config)))
-    return bool(options.dry_run or options.print_config)
+NO_STEPS = "It has no steps to time."
 
 
-def time_a_step(study: Study, verb: str, config: Any, options: Any) -> tuple[float | None, str]:
+def time_a_step(request: Request) -> tuple[float | None, str]:
     """(seconds that the loop would take, a sentence), from the real training's own first steps; nothing is written."""
-    action = study.verbs[verb]
-    assert isinstance(action, OneRun)
-    if not action.has_steps:
-        return None, "It has no steps to time."
+    if not request.action.has_steps:
+        return None, NO_STEPS
     from studycore.run import Timed, opened, peak_memory
 
-    with tempfile.TemporaryDirectory() as place, opened(study, verb, config, Path(place), options, dry=True) as run:
+    arguments = (request.study, request.verb, request.config)
+    with tempfile.TemporaryDirectory() as place, opened(*arguments, Path(place), request.options, dry=True) as run:
         try:
-            load(action.train)(config, run)
+            load(request.action.train)(request.config, run)
         except Timed as timed:
             seconds, total, unit = timed.args
-            whole = seconds * total
-            return whole, (
-                f"{total:,} {unit}s of {seconds:.3g} s each on {run.device}, so about {duration(whole)} without evaluations"
-                f"; so far {peak_memory():.0f} MiB of memory"
-            )
-    return None, "It has no steps to time."
+            if total:
+                return seconds * total, (
+                    f"{total:,} {unit}s of {seconds:.3g} s each on {run.device}, so about {duration(seconds * total)} "
+                    f"without evaluations; so far {peak_memory():.0f} MiB of memory"
+                )
+    return None, NO_STEPS
 
 
-def show_plan(study: Study, verb: str, config: Any, options: Any) -> None:
-    """What many runs would do."""
+def describe_plan(request: Request) -> str:
+    """The jobs that would be made, and the time that all take if they are like the first that has steps."""
+    from studycore.devices import choose_device
     from studycore.execution import check_plan, choose_jobs, share_out
 
-    action = study.verbs[verb]
-    assert isinstance(action, ManyRuns)
-    jobs = load(action.plan)(config)
+    jobs = load(request.action.plan)(request.config)
     check_plan(jobs)
-    chosen = choose_jobs(jobs, options)
-    for index, job in enumerate(jobs):
-        if job.name in chosen:
-            print(f"{index}: {job.name}" + (f", after {', '.join(job.needs)}" if job.needs else ""))
-    from studycore.devices import choose_device
-
-    first = next(job for job in jobs if job.name in chosen and not job.needs)
-    seconds, sentence = time_a_step(study, first.verb or action.of, first.config, options)
-    processes, _ = share_out(options, choose_device(options.device)[0], len(chosen))
-    print(f"{first.name}: {sentence}")
-    if seconds is not None:
-        whole = duration(seconds * len(chosen) / processes)
-        print(f"{len(chosen)} runs, {processes} at a time: about {whole} if all are like it and none ends early")
+    chosen = choose_jobs(jobs, request.options)
+    lines = [
+        f"{index}: {job.name}" + (f", after {', '.join(job.needs)}" if job.needs else "")
+        for index, job in enumerate(jobs)
+        if job.name in chosen
+    ]
+    for job in (job for job in jobs if job.name in chosen):
+        first = Request(request.study, job.verb or request.action.of, job.config, request.options, request.argv)
+        seconds, sentence = time_a_step(first)
+        if seconds is not None:
+            processes, _ = share_out(request.options, choose_device(request.options.device)[0], len(chosen))
+            whole = duration(seconds * len(chosen) / processes)
+            lines += [f"{job.name}: {sentence}"]
+            lines += [
+                f"{len(chosen)} runs, {processes} at a time: about {whole} if all are like it and none ends early"
+            ]
+            break
+    return "\n".join(lines)
 
 
 def duration(seconds: float) -> str:
-    return (
-        f"{seconds / 3600:.1f} hours"
-        if seconds >= 5400
-        else f"{seconds / 60:.0f} minutes"
-        if seconds >= 90
-        else f"{seconds:.0f} s"
+    """With a unit that suits."""
+    unit, size = next(
+        (u, n) for u, n, least in (("hours", 3600, 5400), ("minutes", 60, 90), ("s", 1, 0)) if seconds >= least
     )
+    return f"{seconds / size:.1f} hours" if unit == "hours" else f"{seconds / size:.0f} {unit}"
 
 
 def find_folder(study: Study, verb: str, values: Mapping[str, Any], options: Any) -> Path:
@@ -304,21 +290,18 @@ def find_folder(study: Study, verb: str, values: Mapping[str, Any], options: Any
     from studycore.configuration import config_hash
     from studycore.run_folder import list_runs, new_folder, state_of
 
-    if options.output_dir is not None:
-        return Path(options.output_dir)
     root = Path("runs")
-    if not options.resume:
-        return new_folder(root, study.name, verb, values)
-    same = [
-        (folder, state_of(folder, manifest))
-        for folder, manifest in list_runs(root, study.name)
-        if manifest["verb"] == verb and manifest["configuration_hash"] == config_hash(values)
+    if options.output_dir is not None or not options.resume:
+        return Path(options.output_dir) if options.output_dir else new_folder(root, study.name, verb, values)
+    wanted = (verb, config_hash(values))
+    there = [
+        (f, state_of(f, m)) for f, m in list_runs(root, study.name) if (m["verb"], m["configuration_hash"]) == wanted
     ]
-    found = [f for f, state in same if state not in ("done", "running")] or [f for f, state in same if state == "done"]
+    found = [f for f, state in there if state == "done"]
+    found += [f for f, state in there if state not in ("done", "running")]
     if not found:
-        raise UserError(
-            f"--resume: no earlier {verb} run of this configuration under {root}/{study.name}; leave --resume out"
-        )
+        what = f"no earlier {verb} run of this configuration under {root}/{study.name}"
+        raise UserError(f"--resume: {what}; leave --resume out")
     return found[-1]
 
 
@@ -344,7 +327,6 @@ def _relaunch(study: Study, argv: list[str], options: Any) -> None:
 def resume_verb(study: Study, argv: list[str]) -> None:
     """`resume RUN`: goes on from the newest checkpoint, with the device and threads it had."""
     from studycore.record import read_config
-    from studycore.run_folder import read_manifest
 
     parser = Parser(prog=f"{study.name} resume", description=COMMON["resume"])
     parser.add_argument("run", help="a run folder")
@@ -352,26 +334,20 @@ def resume_verb(study: Study, argv: list[str]) -> None:
     manifest = _manifest_of(study, folder)
     if finished(study, folder):
         return
-    verb, argv_then, stored = manifest["verb"], list(manifest["argv"]), dict(manifest.get("options", {}))
-    config = read_config(study, folder)
-    action = study.verbs[verb]
-    if isinstance(action, Verb):
-        raise UserError(f"{folder}: `{study.name} {verb}` was cut off; remove the folder and repeat it")
-    common = {"device": manifest["devices"]["device"].partition(":")[0], "resume": True}
+    action, verb, devices = study.verbs.get(manifest["verb"]), manifest["verb"], manifest["devices"]
+    options = dict(manifest.get("options", {})) | {"device": devices["device"].partition(":")[0], "resume": True}
     if isinstance(action, ManyRuns):
-        options = load("studycore.options:SweepOptions")(**stored, **common)
-        _continue_many(study, verb, config, folder, options, argv_then, True)
-        return
-    assert isinstance(action, OneRun)
-    world = manifest["devices"]["world_size"]
-    options = load(action.options)(
-        **{k: v for k, v in stored.items() if k != "num_processes"}, **common,
-        threads=manifest["devices"]["threads"], num_processes=world if world > 1 else None,
-    )  # fmt: skip
-    if world > 1:
-        _relaunch(study, ["resume", str(folder)], options)
-    needs = {name: Path(place) for name, place in read_manifest(folder).get("needs", {}).items()}
-    _make_one(study, verb, config, folder, options, argv_then, True, needs=needs)
+        options_class, needs = load("studycore.options:SweepOptions"), {}
+    elif isinstance(action, OneRun):
+        options_class, world = load(action.options), devices["world_size"]
+        options |= {"threads": devices["threads"], "num_processes": world if world > 1 else None}
+        needs = {"needs": {name: folder / place for name, place in manifest.get("needs", {}).items()}}
+    else:
+        raise UserError(f"{folder}: `{study.name} {verb}` has nothing to resume; run it again")
+    request = Request(study, verb, read_config(study, folder), options_class(**options), list(manifest["argv"]))
+    if options.get("num_processes"):
+        _relaunch(study, ["resume", str(folder)], request.options)
+    make(request, folder, True, **needs)
 
 
 def report_verb(study: Study, argv: list[str]) -> None:
@@ -390,7 +366,7 @@ def report_verb(study: Study, argv: list[str]) -> None:
         there = list_runs(Path(options.runs_dir), study.name)
         if not there:
             raise UserError(f"RUN: none given and none under {options.runs_dir}/{study.name}; name a run folder")
-        name = str(there[-1][0])
+        name = there[-1][0]
     _manifest_of(study, Path(name))
     report_on(study, Path(name))
     print_report(Path(name))
@@ -406,6 +382,7 @@ def _manifest_of(study: Study, folder: Path) -> dict[str, Any]:
 
 
 def runs_verb(study: Study, argv: list[str]) -> None:
+    """`runs`: the runs there are; `runs ONE OTHER`: what differs between two."""
     from studycore.configuration import differences, read_yaml
     from studycore.files import read_json
     from studycore.report import number
@@ -415,57 +392,44 @@ def runs_verb(study: Study, argv: list[str]) -> None:
     parser.add_argument("compare", nargs="*", help="two run folders")
     parser.add_argument("--runs-dir", default="runs")
     options = parser.parse_args(argv)
-    if len(options.compare) not in (0, 2):
-        raise UserError(f"compare: {len(options.compare)} run folders given; name two, or none for the list")
-    if options.compare:
-        one, other = (Path(name) for name in options.compare)
-        for folder in (one, other):
+    folders = [Path(name) for name in options.compare]
+    if len(folders) not in (0, 2):
+        raise UserError(f"compare: {len(folders)} run folders given; name two, or none for the list")
+    if folders:
+        for folder in folders:
             read_manifest(folder)
-        values_of_one, values_of_other = read_yaml(one / "config.yaml"), read_yaml(other / "config.yaml")
-        for line in differences(values_of_one, values_of_other, one.name, other.name) or ["same configuration"]:
-            print(line)
-        for folder in (one, other):
+        values = [read_yaml(folder / "config.yaml") for folder in folders]
+        lines = differences(values[0], values[1], folders[0].name, folders[1].name) or ["same configuration"]
+        for folder in folders:
             results = folder / "results.json"
-            values = read_json(results)["metrics"] if results.exists() else {}
-            print(
-                f"{folder.name}: "
-                + (
-                    ", ".join(f"{k} {number(v)}" for k, v in values.items() if not isinstance(v, dict | list))
-                    or "no results yet"
-                )
-            )
-        return
-    found = list_runs(Path(options.runs_dir), study.name)
-    if not found:
-        print(f"no runs under {options.runs_dir}/{study.name}")
-    for folder, manifest in found:
-        print(
+            metrics = read_json(results)["metrics"] if results.exists() else {}
+            shown = [f"{k} {number(v)}" for k, v in metrics.items() if not isinstance(v, dict | list)]
+            lines.append(f"{folder.name}: {', '.join(shown) or 'no results yet'}")
+    else:
+        lines = [
             f"{folder}  {state_of(folder, manifest)}  {manifest['times'].get('seconds', 0):.0f} s  {manifest['reason']}"
-        )
+            for folder, manifest in list_runs(Path(options.runs_dir), study.name)
+        ] or [f"no runs under {options.runs_dir}/{study.name}"]
+    print("\n".join(lines))
 
 
 def doctor_verb(study: Study, argv: list[str]) -> None:
-    import shutil
-
+    """`doctor`: what a run needs of this machine, and what to do about what it lacks."""
     from studycore.devices import choose_device, cores, versions
 
     parser = Parser(prog=f"{study.name} doctor", description=COMMON["doctor"])
     parser.add_argument("--runs-dir", default="runs")
-    options = parser.parse_args(argv)
+    runs = Path(parser.parse_args(argv).runs_dir)
     device, reason = choose_device("auto")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    there = next(
-        path
-        for path in [Path(options.runs_dir).absolute(), *Path(options.runs_dir).absolute().parents]
-        if path.exists()
-    )
+    there = next(path for path in [runs.absolute(), *runs.absolute().parents] if path.exists())
     free = shutil.disk_usage(there).free / 2**30
     cache = Path(os.environ.get("MPLCONFIGDIR") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     checks = [
         (f"device {device}: {reason}", True, ""),
         (f"{cores()} cores, {memory:.0f} GiB of memory", memory >= 2, "needs about 2 GiB"),
-        (f"{free:.0f} GiB free for {options.runs_dir}", free >= 1, "free some space or choose another --output-dir"),
-        (f"{options.runs_dir} can be written", _writable(there), "choose another --output-dir, or change its owner"),
+        (f"{free:.0f} GiB free for {runs}", free >= 1, "free some space or choose another --output-dir"),
+        (f"{runs} can be written", _writable(there), "choose another --output-dir, or change its owner"),
         (f"cache folder {cache} can be written", _writable(cache), "set MPLCONFIGDIR to a folder that can be written"),
         *(load(study.doctor)() if study.doctor else []),
     ]
@@ -473,8 +437,7 @@ def doctor_verb(study: Study, argv: list[str]) -> None:
     print(", ".join(f"{name} {version}" for name, version in shown.items()))
     for what, holds, mend in checks:
         print(f"{'ok    ' if holds else 'LACKS '}{what}{'' if holds else f': {mend}'}")
-    lacking = [what for what, holds, _ in checks if not holds]
-    if lacking:
+    if lacking := [what for what, holds, _ in checks if not holds]:
         raise UserError(
             f"doctor: {len(lacking)} of {len(checks)} checks fail: {'; '.join(lacking)}; see above what to do"
         )

@@ -46,12 +46,12 @@ def relaunch(module: str, argv: list[str], num_processes: int | None, device: st
     Returns when the process is already one of several (torchrun's environment is there), or when one is enough. A signal
     is passed on to the processes, which save and stop. UserError for less than one process.
     """
-    import torch
-
     if num_processes is not None and num_processes < 1:
         raise UserError(f"--num-processes: {num_processes} is too few; give at least 1, or leave it out")
     if "LOCAL_RANK" in os.environ:
         return
+    import torch
+
     wanted = num_processes or (torch.cuda.device_count() if device in ("auto", "cuda") else 1)
     if wanted > 1:
         sys.exit(_launch(module, argv, wanted))

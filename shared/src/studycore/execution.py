@@ -33,16 +33,16 @@ def make_run(
     argv: Sequence[str] = (),
     resume: bool = False,
     needs: Mapping[str, Path] | None = None,
+    quiet: bool = False,
 ) -> None:
     """Trains a run in the new `folder`, or goes on with the one there, judges its claims and writes its report.
 
-    UserError for what can't be run; Stopped when a signal came, after saving.
+    With `quiet` nothing is printed and the report is left out. UserError for what can't be run; Stopped when a signal came, after saving.
     """
     task = Task(
         study, verb, config, folder, options, tuple(argv), dict(needs or {}), identity=identity_of(verb, config, {})
     )
-    _train([task], resume=resume, quiet=False)
-    if is_done(folder):  # the other processes of one run may be later than the first
+    if _train([task], resume=resume, quiet=quiet) and not quiet:
         report_on(study, folder)
 
 
@@ -61,8 +61,8 @@ class Task:
     identity: str = ""
 
 
-def _train(tasks: Sequence[Task], resume: bool, quiet: bool) -> None:
-    """Trains the runs of the tasks, together where there are several."""
+def _train(tasks: Sequence[Task], resume: bool, quiet: bool) -> bool:
+    """Trains the runs of the tasks, together where there are several; whether this is the main process."""
     from studycore.run import opened
 
     first = tasks[0]
@@ -74,7 +74,7 @@ def _train(tasks: Sequence[Task], resume: bool, quiet: bool) -> None:
             for task in tasks:
                 context = opened(
                     task.study, task.verb, task.config, task.folder, task.options, argv=task.argv, resume=resume,
-                    needs=task.needs, quiet=quiet,
+                    needs=task.needs, quiet=quiet, identity=task.identity,
                 )  # fmt: skip
                 runs.append(stack.enter_context(context))
                 runs[-1].complete = partial(_complete, task)
@@ -84,6 +84,7 @@ def _train(tasks: Sequence[Task], resume: bool, quiet: bool) -> None:
                 load(action.train)(first.config, runs[0])
             for run in runs:
                 run.finished()
+            return runs[0].is_main
     except Stopped as stopped:
         again = f"`{first.study.name} resume {first.folder}` continues"
         raise Stopped(f"{stopped} and saved; {again}") from None
@@ -92,7 +93,7 @@ def _train(tasks: Sequence[Task], resume: bool, quiet: bool) -> None:
 def _complete(task: Task, run: Any) -> None:
     """The end of a run: its history, its results with the verdicts on its claims, and that it is done."""
     run.open.metrics.compact()
-    run.open.update(identity=task.identity)
+    run.open.update()
     write_results(task.folder, task.study.name, task.verb, run.final, [])
     record = read_record(task.study, task.folder, just_ended=True)
     claims = judge_all(load(task.study.claims)(task.verb, task.config), record.table, record.registered)
@@ -277,8 +278,7 @@ def found_done(folder: Path, identity: str) -> bool:
     """Whether the folder holds the finished run that is wanted. UserError when it holds another one."""
     if not is_done(folder):
         return False
-    there = read_manifest(folder).get("identity")
-    if there not in (identity, None):
+    if read_manifest(folder).get("identity") != identity:
         raise UserError(f"{folder}: holds a run of another version, or of other needs; remove it, or start a new one")
     return True
 

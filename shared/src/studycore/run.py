@@ -23,6 +23,7 @@ checkpoint holds no random state.
 """
 
 import math
+import os
 import resource
 import sys
 import time
@@ -52,7 +53,7 @@ from studycore.errors import Stopped, UserError
 from studycore.options import RunOptions
 from studycore.run_folder import RunFolder, create_run, environment_changes, now, open_run, read_manifest
 from studycore.stopping import stop_on_signals
-from studycore.study import Study, load
+from studycore.study import SCHEMA_VERSION, Study, load
 
 TOLD_EVERY = 30
 """Seconds between lines of progress where there is no terminal."""
@@ -77,9 +78,10 @@ class Run:
         needs: Mapping[str, Path] | None = None,
         quiet: bool = False,
         dry: bool = False,
+        identity: str = "",
     ):
         self.study, self.verb, self.config, self.folder, self.options = study, verb, config, folder, options
-        self.argv, self.quiet, self.dry = argv, quiet, dry
+        self.argv, self.quiet, self.dry, self.identity = argv, quiet, dry, identity
         self.needs: Mapping[str, Path] = needs or {}
         """Folders of the runs that this one needs, by their names."""
         self.resume = resume and (folder / "manifest.json").exists()
@@ -132,7 +134,7 @@ class Run:
 
     @property
     def device(self) -> str:
-        return str(self.accelerator.device)
+        return "cpu" if self._device == "cpu" else str(self.accelerator.device)  # several processes call it cpu:0
 
     @property
     def rank(self) -> int:
@@ -181,7 +183,7 @@ class Run:
                 seeds=[self.config.seed] if hasattr(self.config, "seed") else [], devices=devices, data=data,
                 claims=[as_stored(claim) for claim in claims],
                 options={"num_processes": self.world} | self._options_that_matter(),
-                needs={name: str(path) for name, path in self.needs.items()},
+                needs={name: os.path.relpath(path, self.folder) for name, path in self.needs.items()}, identity=self.identity,
             )  # fmt: skip
         self.about(**about)
         if self.options.tracker != "none":
@@ -372,7 +374,7 @@ class Run:
     def backward(self, loss: Tensor, field: str) -> None:
         """Adds the loss's gradients. UserError for a loss that is not finite, naming the field to change."""
         if not bool(torch.isfinite(loss.detach())):
-            raise UserError(self.not_finite(field, "the loss", float(loss)))
+            raise UserError(self.not_finite(field, "the loss", float(loss.detach())))
         self.accelerator.backward(loss)
 
     def not_finite(self, field: str, what: str, value: float) -> str:
@@ -380,7 +382,7 @@ class Run:
         made = f"{getattr(self.config, field)} made {what} {value} at {self._loop} {self._unit} {self.index}".replace(
             "  ", " "
         )
-        return f"{field}: {made}; lower it or set grad_clip"
+        return f"{field}: {made}; lower it{' or set grad_clip' if hasattr(self.config, 'grad_clip') else ''}"
 
     def results(self, metrics: Mapping[str, Any], arrays: Mapping[str, Tensor] | None = None) -> None:
         """Metrics of results.json, and tensors that figures need, as arrays.safetensors."""
@@ -416,8 +418,11 @@ def _differences(times: Sequence[float]) -> list[float]:
 
 
 def reopen(folder: Path, devices: Mapping[str, Any], name: str) -> RunFolder:
-    """The folder, opened to go on; says what the bitwise promise depends on and has changed."""
+    """The folder, opened to go on; says what the bitwise promise depends on and has changed. UserError for another schema."""
     folder_ = open_run(folder)
+    if folder_.manifest.get("schema_version") != SCHEMA_VERSION:
+        folder_.close()
+        raise UserError(f"{folder}: was begun by another version, which can go on with it; start a new run")
     if changes := environment_changes(folder_.manifest, devices):
         print(f"{name}: not bitwise the same from here on: {', '.join(changes)}")
     folder_.update(

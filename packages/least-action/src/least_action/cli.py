@@ -1,6 +1,9 @@
 """The command `least-action`: the study's declaration."""
 
 import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from studycore.cli import main as run_command
 from studycore.study import ManyRuns, OneRun, Study
@@ -29,6 +32,26 @@ STUDY = Study(
     columns="least_action.claims:columns",
     report="least_action.report:report",
 )
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """A configuration with its run folder, for use from a notebook: `Trainer(config, folder).train()`."""
+
+    config: Any
+    """A least_action.config.TrainerConfig."""
+    folder: Path
+
+    def train(self, resume: bool = False, extra_epochs: int = 0, **options: Any) -> Any:
+        """Trains as `least-action train` does, with its report; `options` are TrainOptions' fields. Returns the run's
+        MetricsHistory."""
+        from least_action.config import TrainOptions
+        from least_action.metrics.training import MetricsHistory
+        from studycore.execution import make_run
+
+        given = TrainOptions(resume=resume, extra_epochs=extra_epochs, **options)
+        make_run(STUDY, "train", self.config, self.folder, given, ["Trainer.train"], resume)
+        return MetricsHistory.load(self.folder)
 
 
 def main(argv: list[str] | None = None) -> int:

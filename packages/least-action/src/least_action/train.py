@@ -4,18 +4,15 @@ Order and randomness are functions of (seed, epoch), nothing draws from the glob
 function of the epoch: a checkpoint needs no random states and resuming is bitwise on a CPU.
 """
 
-import dataclasses
-from pathlib import Path
-
 import torch
 from accelerate.utils import DistributedDataParallelKwargs
 
-from least_action.config import TrainerConfig, TrainOptions
+from least_action.config import TrainerConfig
 from least_action.data import batches, batches_per_epoch, create_dataset, fingerprint
 from least_action.events import grokked_epoch
 from least_action.losses import LeastActionLoss
 from least_action.metrics.final import figure_arrays, results
-from least_action.metrics.training import MetricsHistory, Probe, measure
+from least_action.metrics.training import Probe, measure
 from least_action.model import PairForward, build_model, count_parameters, probe_inputs, replay_probe
 from least_action.recipes import create_optimizers, learning_rate, total_norm, transform_gradients
 from studycore.checkpoints import optimizer_tensors
@@ -106,21 +103,3 @@ def extra_epochs(run: Run) -> int:
     """Epochs beyond the configuration's. Asked for again after the extension was cut off, it is the same extension."""
     recorded, asked = int(run.manifest.get("extra_epochs", 0)), getattr(run.options, "extra_epochs", 0)
     return recorded + asked if run.was_done else max(recorded, asked)
-
-
-@dataclasses.dataclass(frozen=True)
-class Trainer:
-    """A configuration with its run folder, for use from a notebook: `Trainer(config, folder).train()`."""
-
-    config: TrainerConfig
-    folder: Path
-    options: TrainOptions = dataclasses.field(default_factory=TrainOptions)
-
-    def train(self, resume: bool = False, extra_epochs: int = 0) -> MetricsHistory:
-        """Trains as `least-action train` does, with its report; returns the run's history."""
-        from least_action.cli import STUDY
-        from studycore.execution import make_run
-
-        options = dataclasses.replace(self.options, extra_epochs=extra_epochs)
-        make_run(STUDY, "train", self.config, self.folder, options, ["Trainer.train"], resume)
-        return MetricsHistory.load(self.folder)

@@ -1,4 +1,4 @@
-"""The study's claims; thresholds stand here, before the run. Changes are in percent.
+"""The study's claims, as data, and what they read of a finished run. Changes are in percent.
 
 Perplexity: paired bootstrap over validation documents, and the seeds' own variance. Conditioning is one number a run:
 Student's t over seeds on its logarithm.
@@ -6,86 +6,103 @@ Student's t over seeds on its logarithm.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from studycore.claims import Statement, judge, not_run
-from studycore.statistics import Interval, mean_interval
+from retrofit.config import MeasureConfig, RunConfig
+from retrofit.legacy.names import with_todays_names
+from retrofit.metrics.documents import Floats, read_documents
+from retrofit.metrics.matrix_rows import MatrixRow, read_csv
+from retrofit.metrics.summaries import gaussian_kappa, update_means
+from studycore.claims import Claim, Measure, NotRun
+from studycore.errors import UserError
+from studycore.measures import mean, paired_ratio, pairs, rows
+from studycore.metrics_log import read_rows
+from studycore.statistics import Interval, mean_interval, ratio_interval
 
-Floats = NDArray[np.float64]
+if TYPE_CHECKING:
+    from pandas import DataFrame, Series
+
 PERCENT = "% change"
-SEED = "the seed study's Expected Results"
+ORIGINAL, OWN = "the original study's Expected Results", "this study"
 RESAMPLES = 2000
 
 
-def _expected(method: str, quantity: str, words: str, predicted: float, figures: str) -> Statement:
-    what = "seed_ff_gram" if quantity == "conditioning" else "validation perplexity"
-    statement = f"{words} lowers {what} by {-predicted:g} % or more from step 0"
-    return Statement(
-        f"{method}_{quantity}", statement, SEED, f"{predicted:g} % ({figures})", PERCENT, predicted, "below"
-    )
+# ---------------------------------------------------------------------------------------------- this study's measures
+def conditioning_from_start(metric: str, arm: str) -> Measure:
+    """Percent from step 0 to the end: geometric mean over seeds, Student's t on logarithms."""
+
+    def compute(table: "DataFrame") -> tuple[Interval, str]:
+        chosen = rows(rows(table, metric, arm), f"initial_{metric}", arm)
+        ends = zip(chosen[metric], chosen[f"initial_{metric}"], strict=True)
+        # A ratio of float32 eigenvalues may be negative.
+        values = [(last, first) for last, first in ends if min(last, first) > 0]
+        _enough(len(values), arm)
+        left_out = len(chosen) - len(values)
+        how = f" {left_out} of {len(chosen)} seeds have no positive value and are left out." if left_out else ""
+        return ratio_interval(values).as_percent(), f"Geometric mean over seeds, Student's t.{how}"
+
+    return Measure(f"conditioning_from_start({metric}, {arm!r}), percent", compute)
 
 
-EXPECTED = [
-    ("standard", "conditioning", _expected("standard", "conditioning", "Continued training", -3, "4,738 to 4,600")),
-    ("gram", "conditioning", _expected("gram", "conditioning", "The Gram penalty", -32, "4,738 to 3,200")),
-    ("geometry", "conditioning", _expected("geometry", "conditioning", "Full geometry", -47, "4,738 to 2,500")),
-    ("standard", "perplexity", _expected("standard", "perplexity", "Continued training", -2, "10.9 to 10.7")),
-    ("gram", "perplexity", _expected("gram", "perplexity", "The Gram penalty", -10, "10.9 to 9.8")),
-    ("geometry", "perplexity", _expected("geometry", "perplexity", "Full geometry", -16, "10.9 to 9.2")),
-]
-AUTHOR = Statement(
-    "author_model", "The author's own model, trained with geometry from the start, is at 189 and 6.20", SEED,
-    "-96 %", PERCENT, -96.0, "below",
-)  # fmt: skip
-BETTER = "at the same tokens, batches and start"
-VERSUS = [
-    Statement("gram_vs_standard", f"The Gram penalty ends at a lower perplexity than continued training, {BETTER}", SEED, "-8 % (9.8 against 10.7)", PERCENT, 0.0, "below"),
-    Statement("geometry_vs_standard", f"Full geometry ends at a lower perplexity than continued training, {BETTER}", SEED, "-14 % (9.2 against 10.7)", PERCENT, 0.0, "below"),
-    Statement("gram_scale_free_vs_standard", f"The scale-free penalty ends at a lower perplexity than continued training, {BETTER}", "this study", "lower", PERCENT, 0.0, "below"),
-    Statement("glt_ffn_vs_standard", f"Normalising the up projections ends at a lower perplexity than continued training, {BETTER}", "this study", "lower", PERCENT, 0.0, "below"),
-    Statement("glt_fold_vs_standard", f"The function-preserving transport ends at a lower perplexity than continued training, {BETTER}", "this study", "lower", PERCENT, 0.0, "below"),
-    Statement("geometry_vs_norm_matched", "Full geometry ends at a lower perplexity than its weight norms alone bring", "this study", "lower", PERCENT, 0.0, "below"),
-]  # fmt: skip
-UP_KAPPA = "ends at a lower median weight kappa of the up projections than continued training"
-CONDITIONING_VERSUS = [
-    ("geometry", "standard", "seed_ff_gram", Statement("geometry_vs_standard_conditioning", "Full geometry ends at a lower seed_ff_gram than continued training", SEED, "-46 % (2,500 against 4,600)", PERCENT, 0.0, "below")),
-    ("gram", "norm_matched", "seed_ff_gram", Statement("gram_vs_norm_matched_conditioning", "The Gram penalty ends at a lower seed_ff_gram than shrinking alone (geometry's weight norms)", "this study", "lower", PERCENT, 0.0, "below")),
-    ("gram", "standard", "up_kappa_median", Statement("gram_kappa", f"The Gram penalty {UP_KAPPA}", "this study", "lower", PERCENT, 0.0, "below")),
-    ("gram_scale_free", "standard", "up_kappa_median", Statement("gram_scale_free_kappa", f"The scale-free penalty {UP_KAPPA}", "this study", "lower", PERCENT, 0.0, "below")),
-    ("glt_fold", "standard", "up_kappa_median", Statement("glt_fold_kappa", f"The function-preserving transport {UP_KAPPA}", "this study", "lower", PERCENT, 0.0, "below")),
-]  # fmt: skip
-"""(treated, control, what is compared, claim)."""
-FOLD_FUNCTION = Statement(
-    "glt_fold_function", "The function-preserving transport moves perplexity by less than 0.01 %", "this study: it is exact but for rounding",
-    "0", "%, size of the move at a transport", 0.01, "below",
-)  # fmt: skip
-NULL = Statement(
-    "glt_perm_null", "Permuting hidden units with their optimizer state ends within 0.1 % of continued training's perplexity",
-    "this study: the trajectory is the same but for rounding", "0", "%, size of the difference", 0.1, "below",
-)  # fmt: skip
+def perplexity_from_start(arm: str) -> Measure:
+    """Percent from step 0 to the end: see perplexity_change."""
+
+    def compute(table: "DataFrame") -> tuple[Interval, str]:
+        runs = rows(table, "documents", arm)
+        _enough(len(runs), arm)
+        return _perplexity_change(runs["documents"], runs["initial_documents"])
+
+    return Measure(f"perplexity_from_start({arm!r}), percent, {RESAMPLES} resamples", compute)
 
 
-@dataclass(frozen=True)
-class RunResult:
-    """What claims need of one finished run."""
+def perplexity_beside(treated: str, control: str) -> Measure:
+    """Percent by which the treated arm ends beside the control, seed by seed: see perplexity_change."""
 
-    method: str
-    seed: int
-    first: dict[str, Any]
-    """Evaluation row at step 0."""
-    last: dict[str, Any]
-    first_documents: Floats
-    """[documents, (index, nll, tokens)]"""
-    last_documents: Floats
-    moves: Sequence[float]
-    """Relative sizes of perplexity's moves at transports."""
+    def compute(table: "DataFrame") -> tuple[Interval, str]:
+        ends = [rows(table, "documents", arm).set_index("seed")["documents"] for arm in (treated, control)]
+        seeds = sorted(set(ends[0].index) & set(ends[1].index))
+        _enough(len(seeds), f"both {treated} and {control}")
+        return _perplexity_change(ends[0].loc[seeds], ends[1].loc[seeds])
+
+    return Measure(f"perplexity_beside({treated!r}, {control!r}), percent, {RESAMPLES} resamples", compute)
 
 
-def perplexity_change(pairs: Sequence[tuple[Floats, Floats]], resamples: int = RESAMPLES) -> Interval:
+def size_of_difference(treated: str, control: str) -> Measure:
+    """Percent by which perplexity differs, whatever the sign: mean over seeds, Student's t."""
+
+    def compute(table: "DataFrame") -> tuple[Interval, str]:
+        both = pairs(table, "val_loss", treated, control)
+        sizes = 100 * np.abs(np.expm1(both["treated"] - both["control"]))
+        return mean_interval(list(sizes)), "Mean over seeds, Student's t."
+
+    return Measure(f"size_of_difference(perplexity, {treated!r} - {control!r}), percent", compute)
+
+
+def over_gaussian() -> Measure:
+    """kappa of the up projections over a Gaussian matrix's: geometric mean over layers, Student's t on logarithms."""
+
+    def compute(table: "DataFrame") -> tuple[Interval, str]:
+        ratios = [(float(ratio), 1.0) for layers in table["over_gaussian"] for ratio in layers]
+        if len(ratios) < 2:
+            raise NotRun(f"Needs 2 or more up projections of full rank that are not square; there are {len(ratios)}.")
+        return ratio_interval(ratios), "Geometric mean over layers, Student's t."
+
+    return Measure("over_gaussian(kappa of up projections), by layer", compute)
+
+
+def unpublished(why: str) -> Measure:
+    """Of what cannot be measured here."""
+
+    def compute(table: "DataFrame") -> tuple[Interval, str]:
+        raise NotRun(why)
+
+    return Measure("unpublished()", compute)
+
+
+def perplexity_change(paired: Sequence[tuple[Floats, Floats]], resamples: int = RESAMPLES) -> Interval:
     """Percent by which perplexity differs, treated against control, over (treated, control) pairs, one per seed.
 
     Documents: paired bootstrap, each document with its values in all pairs; with one pair its percentiles are the
@@ -96,11 +113,11 @@ def perplexity_change(pairs: Sequence[tuple[Floats, Floats]], resamples: int = R
     """
     from scipy import stats
 
-    tokens_D = pairs[0][0][:, 2]
-    for treated, control in pairs:
+    tokens_D = paired[0][0][:, 2]
+    for treated, control in paired:
         assert np.array_equal(treated[:, [0, 2]], control[:, [0, 2]]), "evaluations on other documents can't be paired"
         assert np.array_equal(treated[:, 2], tokens_D)
-    difference_SD = np.stack([treated[:, 1] - control[:, 1] for treated, control in pairs])
+    difference_SD = np.stack([treated[:, 1] - control[:, 1] for treated, control in paired])
     seeds, documents = difference_SD.shape
     mean_D = difference_SD.mean(0)
     estimate = mean_D.sum() / tokens_D.sum()
@@ -122,78 +139,156 @@ def perplexity_change(pairs: Sequence[tuple[Floats, Floats]], resamples: int = R
     return Interval(percent[0], percent[1], percent[2], seeds if seeds > 1 else documents)
 
 
-def ratio_change(pairs: Sequence[tuple[float, float]]) -> Interval:
-    """Percent by which a positive quantity differs, treated against control, one pair per seed (at least 2)."""
-    interval = mean_interval([math.log(treated / control) for treated, control in pairs])
-    percent = [100 * math.expm1(x) for x in (interval.estimate, interval.low, interval.high)]
-    return Interval(percent[0], percent[1], percent[2], interval.n)
+def _perplexity_change(treated: "Series[Any]", control: "Series[Any]") -> tuple[Interval, str]:
+    paired = list(zip(treated, control, strict=True))
+    over = f"{len(paired[0][0])} validation documents, plus the variance between seeds"
+    return perplexity_change(paired), f"Paired bootstrap over {over}."
 
 
-def make_claims(runs: Sequence[RunResult]) -> list[dict[str, Any]]:
-    """Every claim on the finished runs; "not run" where the arms or seeds it needs are missing."""
-    arms: dict[str, dict[int, RunResult]] = {}
-    for run in runs:
-        arms.setdefault(run.method, {})[run.seed] = run
-    claims = []
-    for method, quantity, statement in EXPECTED:
-        own = list(arms.get(method, {}).values())
-        if quantity == "conditioning":
-            pairs = [_values(r.last, r.first, "seed_ff_gram") for r in own]
-            claims.append(_ratio_claim(statement, pairs, method))
-        else:
-            claims.append(_perplexity_claim(statement, [(r.last_documents, r.first_documents) for r in own], method))
-    claims.append(not_run(AUTHOR, "The author's model has not been published; 189 is of one layer and one batch."))
-    for statement in VERSUS:
-        treated, control = statement.id.split("_vs_")
-        pairs_of = [(a.last_documents, b.last_documents) for a, b in _paired(arms, treated, control)]
-        claims.append(_perplexity_claim(statement, pairs_of, f"{treated} and {control}"))
-    for treated, control, key, statement in CONDITIONING_VERSUS:
-        values = [_values(a.last, b.last, key) for a, b in _paired(arms, treated, control)]
-        claims.append(_ratio_claim(statement, values, f"{treated} and {control}"))
-    folds = [100 * max(r.moves) for r in arms.get("glt_fold", {}).values() if r.moves]
-    claims.append(_size_claim(FOLD_FUNCTION, folds, "largest over a run's transports, mean over seeds", "glt_fold"))
-    nulls = [
-        abs(perplexity_change([(a.last_documents, b.last_documents)], resamples=1).estimate)
-        for a, b in _paired(arms, "glt_perm", "standard")
-    ]
-    claims.append(_size_claim(NULL, nulls, "mean over seeds", "glt_perm and standard"))
-    return claims
-
-
-def _paired(arms: dict[str, dict[int, RunResult]], one: str, other: str) -> list[tuple[RunResult, RunResult]]:
-    treated, control = arms.get(one, {}), arms.get(other, {})
-    return [(treated[seed], control[seed]) for seed in sorted(set(treated) & set(control))]
-
-
-def _values(treated: dict[str, Any], control: dict[str, Any], key: str) -> tuple[float, float] | None:
-    """Both values where they are there and positive (a ratio of float32 eigenvalues may be negative)."""
-    pair = (float(treated.get(key) or 0), float(control.get(key) or 0))
-    return pair if min(pair) > 0 else None
-
-
-def _missing(what: str, least: int, there: int) -> str:
-    return f"Needs {least} or more finished seeds of {what}; there are {there}."
-
-
-def _ratio_claim(statement: Statement, found: Sequence[tuple[float, float] | None], what: str) -> dict[str, Any]:
-    pairs, there = [pair for pair in found if pair], len(found)
-    if len(pairs) < 2:
-        return not_run(statement, _missing(what, 2, len(pairs)))
-    left_out = (
-        f" {there - len(pairs)} of {there} seeds have no positive value and are left out." if there > len(pairs) else ""
-    )
-    return judge(statement, ratio_change(pairs), f"Geometric mean over seeds, Student's t.{left_out}")
-
-
-def _perplexity_claim(statement: Statement, pairs: Sequence[tuple[Floats, Floats]], what: str) -> dict[str, Any]:
+def _enough(seeds: int, of: str) -> None:
     # Of one seed the documents alone would give an interval, which says nothing of another order of batches.
-    if len(pairs) < 2:
-        return not_run(statement, _missing(what, 2, len(pairs)))
-    over = f"{len(pairs[0][0])} validation documents, plus the variance between seeds"
-    return judge(statement, perplexity_change(pairs), f"Paired bootstrap over {over}.")
+    if seeds < 2:
+        raise NotRun(f"Needs 2 or more finished seeds of {of}; there are {seeds}.")
 
 
-def _size_claim(statement: Statement, values: Sequence[float], how: str, what: str) -> dict[str, Any]:
-    if len(values) < 2:
-        return not_run(statement, _missing(what, 2, len(values)))
-    return judge(statement, mean_interval(values), f"{how[0].upper()}{how[1:]}, Student's t.")
+# ----------------------------------------------------------------------------------------------------------- claims
+def _expected(method: str, words: str, quantity: str, percent: float, figures: str) -> Claim:
+    """That the method changes the quantity from step 0 by this many percent or more."""
+    what = "ff_gram_original" if quantity == "conditioning" else "validation perplexity"
+    return Claim(
+        f"{method}_{quantity}", f"{words} lowers {what} by {-percent:g} % or more from step 0", ORIGINAL,
+        f"{percent:g} % ({figures})", PERCENT,
+        conditioning_from_start("ff_gram_original", method) if quantity == "conditioning" else perplexity_from_start(method),
+        below=percent,
+    )  # fmt: skip
+
+
+def _lower_perplexity(treated: str, words: str, source: str, predicted: str, control: str = "standard") -> Claim:
+    """That the treated arm ends at a lower perplexity than the control."""
+    return Claim(
+        f"{treated}_vs_{control}", words, source, predicted, PERCENT, perplexity_beside(treated, control), below=0.0
+    )
+
+
+def _lower(name: str, metric: str, treated: str, control: str, words: str, source: str, predicted: str) -> Claim:
+    """That the treated arm ends at a lower value of a metric than the control."""
+    return Claim(
+        name, words, source, predicted, PERCENT, paired_ratio(metric, treated, control, percent=True), below=0.0
+    )
+
+
+LOWER_PERPLEXITY = "ends at a lower perplexity than continued training, at the same tokens, batches and start"
+LOWER_KAPPA = "ends at a lower median weight kappa of the up projections than continued training"
+CLAIMS = (
+    _expected("standard", "Continued training", "conditioning", -3, "4,738 to 4,600"),
+    _expected("gram", "The Gram penalty", "conditioning", -32, "4,738 to 3,200"),
+    _expected("geometry", "Full geometry", "conditioning", -47, "4,738 to 2,500"),
+    _expected("standard", "Continued training", "perplexity", -2, "10.9 to 10.7"),
+    _expected("gram", "The Gram penalty", "perplexity", -10, "10.9 to 9.8"),
+    _expected("geometry", "Full geometry", "perplexity", -16, "10.9 to 9.2"),
+    Claim(
+        "author_model", "The author's own model, trained with geometry from the start, is at 189 and 6.20", ORIGINAL,
+        "-96 %", PERCENT,
+        unpublished("The author's model has not been published; 189 is of one layer and one batch."), below=-96.0,
+    ),
+    _lower_perplexity("gram", f"The Gram penalty {LOWER_PERPLEXITY}", ORIGINAL, "-8 % (9.8 against 10.7)"),
+    _lower_perplexity("geometry", f"Full geometry {LOWER_PERPLEXITY}", ORIGINAL, "-14 % (9.2 against 10.7)"),
+    _lower_perplexity("gram_scale_free", f"The scale-free penalty {LOWER_PERPLEXITY}", OWN, "lower"),
+    _lower_perplexity("glt_ffn", f"Normalising the up projections {LOWER_PERPLEXITY}", OWN, "lower"),
+    _lower_perplexity("glt_fold", f"The function-preserving transport {LOWER_PERPLEXITY}", OWN, "lower"),
+    _lower_perplexity(
+        "geometry", "Full geometry ends at a lower perplexity than its weight norms alone bring", OWN, "lower",
+        control="norm_matched",
+    ),
+    _lower(
+        "geometry_vs_standard_conditioning", "ff_gram_original", "geometry", "standard",
+        "Full geometry ends at a lower ff_gram_original than continued training", ORIGINAL, "-46 % (2,500 against 4,600)",
+    ),
+    _lower(
+        "gram_vs_norm_matched_conditioning", "ff_gram_original", "gram", "norm_matched",
+        "The Gram penalty ends at a lower ff_gram_original than shrinking alone (geometry's weight norms)", OWN, "lower",
+    ),
+    _lower("gram_kappa", "up_kappa_median", "gram", "standard", f"The Gram penalty {LOWER_KAPPA}", OWN, "lower"),
+    _lower(
+        "gram_scale_free_kappa", "up_kappa_median", "gram_scale_free", "standard",
+        f"The scale-free penalty {LOWER_KAPPA}", OWN, "lower",
+    ),
+    _lower(
+        "glt_fold_kappa", "up_kappa_median", "glt_fold", "standard",
+        f"The function-preserving transport {LOWER_KAPPA}", OWN, "lower",
+    ),
+    Claim(
+        "glt_fold_function", "The function-preserving transport moves perplexity by less than 0.01 %",
+        f"{OWN}: it is exact but for rounding", "0", "%, size of the largest move at a transport",
+        mean("largest_transport_move", "glt_fold"), below=0.01,
+    ),
+    Claim(
+        "glt_perm_null",
+        "Permuting hidden units with their optimizer state ends within 0.1 % of continued training's perplexity",
+        f"{OWN}: the trajectory is the same but for rounding", "0", "%, size of the difference",
+        size_of_difference("glt_perm", "standard"), below=0.1,
+    ),
+)  # fmt: skip
+WORSE_THAN_RANDOM = Claim(
+    "up_kappa_over_gaussian",
+    "Up projections are more than a tenth worse conditioned than Gaussian matrices of their shape",
+    OWN, "worse", "x, kappa over a Gaussian matrix's", over_gaussian(), above=1.1,
+)  # fmt: skip
+
+
+def claims(verb: str, config: Any) -> Sequence[Claim]:
+    """A comparison is judged by all claims; a run by those on its method alone, which one seed leaves not run."""
+    if verb == "measure":
+        return (WORSE_THAN_RANDOM,)
+    if verb == "compare":
+        return CLAIMS
+    own = [f"{config.method}_{what}" for what in ("conditioning", "perplexity", "function")]
+    return [claim for claim in CLAIMS if claim.id in (*own, "author_model")]
+
+
+# ---------------------------------------------------------------------------------------------- what a run's folder says
+def columns(folder: Path, config: RunConfig | MeasureConfig) -> dict[str, Any]:
+    """What claims and tables read of one finished run. UserError when it has not ended."""
+    if isinstance(config, MeasureConfig):
+        return {"over_gaussian": ratios_to_gaussian(read_csv(folder / "weights.csv", MatrixRow))}
+    history = rows_of(folder)
+    evaluations = evaluations_of(folder, history)
+    first, last = evaluations[0], evaluations[-1]
+    kept = ("val_ppl", "up_kappa_median", "ff_gram_original", "val_loss")
+    moves = [
+        100 * abs(row["transport_ppl_after"] / row["transport_ppl_before"] - 1)
+        for row in history
+        if row["kind"] == "transport"
+    ]
+    return {
+        "arm": config.method,
+        **{name: last[name] for name in kept if name in last},
+        **{f"initial_{name}": first[name] for name in kept if name in first},
+        **update_means(history),
+        **({"largest_transport_move": max(moves)} if moves else {}),
+        "initial_documents": read_documents(folder, first["step"]),
+        "documents": read_documents(folder, last["step"]),
+    }
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl of a run of any version, with today's names."""
+    return [with_todays_names(row) for row in read_rows(folder / "metrics.jsonl")]
+
+
+def evaluations_of(folder: Path, history: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The evaluations among a run's rows. UserError when it has not measured both ends."""
+    evaluations = [row for row in history if row["kind"] == "evaluation"]
+    if not evaluations or "val_ppl" not in evaluations[-1]:
+        raise UserError(f"{folder}/metrics.jsonl: the run has not ended; `retrofit resume {folder}` continues it")
+    return evaluations
+
+
+def ratios_to_gaussian(weights: Sequence[MatrixRow]) -> list[float]:
+    """kappa over a Gaussian matrix's of every up projection of full rank that is not square."""
+    ratios = []
+    for row in weights:
+        if row.role == "up":
+            outputs, inputs = map(int, row.shape.split(" x "))
+            ratios.append(row.kappa / gaussian_kappa(outputs, inputs))
+    return [ratio for ratio in ratios if math.isfinite(ratio) and ratio > 0]

@@ -6,13 +6,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import studycore.options
+from studycore.bounds import BelowOne, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, check_bounds
+from studycore.errors import UserError
+
 EMBEDDED_MODEL = "studycore/wordnet-lm"
 EMBEDDED_DATASET = "studycore/wordnet"
+START = "start"
+"""The run of a comparison that only evaluates step 0; all arms take its evaluation over."""
 
 
 def arm_names() -> list[str]:
     """The methods that there are: one module each in retrofit/arms."""
     return sorted(m.name for m in pkgutil.iter_modules([str(Path(__file__).parent / "arms")]) if m.name != "base")
+
+
+def check_local(flag: str, name: str) -> None:
+    """UserError for what can only be a local path (./x, /x, ~/x, x.jsonl) and is not there: no hub is asked for it."""
+    local = name.startswith((".", "/", "~")) or Path(name).suffix in (".txt", ".jsonl", ".json", ".parquet")
+    if local and not Path(name).exists():
+        raise UserError(f"{flag}: '{name}': there is no such file or folder; check the path")
 
 
 def _check_finite(config: Any) -> None:
@@ -51,58 +64,58 @@ class RunConfig:
     """What is done when training documents stand in the validation text too: stop, or drop them from training."""
     text_column: str = "text"
     """Column or key that holds a document's text."""
-    max_docs: int | None = 1000
+    max_docs: PositiveInt | None = 1000
     """Training documents that are used; null: all."""
-    validation_docs: int | None = None
+    validation_docs: PositiveInt | None = None
     """Validation documents that are used; null: all."""
-    block_size: int = 128
+    block_size: PositiveInt = 128
     """Tokens that the model sees at once."""
     end_of_text: Literal["before", "none"] = "before"
-    """Whether each document begins with the end-of-text token (none: as in the seed study)."""
-    validation_blocks: int | None = None
+    """Whether each document begins with the end-of-text token (none: as in the original study)."""
+    validation_blocks: PositiveInt | None = None
     """Validation blocks for the first and last perplexity; null: the whole split."""
-    trajectory_blocks: int = 64
+    trajectory_blocks: PositiveInt = 64
     """The first validation blocks, for perplexity in between and for the training perplexity (as many training blocks)."""
-    transport_blocks: int = 8
+    transport_blocks: PositiveInt = 8
     """The first validation blocks, for perplexity and KL divergence right before and after each transport."""
-    activation_tokens: int = 4096
+    activation_tokens: NonNegativeInt = 4096
     """Validation tokens, always the same, from which conditioning of activations is measured."""
 
-    num_steps: int = 1000
+    num_steps: NonNegativeInt = 1000
     """Updates."""
-    lr: float = 1e-4
+    lr: PositiveFloat = 1e-4
     """Learning rate."""
-    gram_weight: float = 0.01
+    gram_weight: NonNegativeFloat = 0.01
     """Weight of the Gram penalty."""
-    glt_interval: int = 50
+    glt_interval: PositiveInt = 50
     """Updates between two transports."""
-    eval_interval: int = 100
+    eval_interval: PositiveInt = 100
     """Updates between evaluations."""
-    batch_size: int = 16
+    batch_size: PositiveInt = 16
     """Blocks in one update, over all processes and accumulated parts."""
-    gradient_accumulation_steps: int = 1
+    gradient_accumulation_steps: PositiveInt = 1
     """Parts that each process cuts its share of a batch into, to save memory; the batch stays the same."""
-    num_workers: int = 0
+    num_workers: NonNegativeInt = 0
     """Processes that load batches."""
     seed: int = 0
     """Seed of the order of batches, permutations and dropout."""
-    weight_decay: float = 0.01
-    """AdamW's decoupled weight decay, on every parameter as in the seed study."""
-    beta1: float = 0.9
+    weight_decay: NonNegativeFloat = 0.01
+    """AdamW's decoupled weight decay, on every parameter as in the original study."""
+    beta1: BelowOne = 0.9
     """AdamW's first moment decay."""
-    beta2: float = 0.999
+    beta2: BelowOne = 0.999
     """AdamW's second moment decay."""
-    eps: float = 1e-8
+    eps: PositiveFloat = 1e-8
     """AdamW's epsilon."""
-    grad_clip: float | None = 1.0
+    grad_clip: PositiveFloat | None = 1.0
     """Largest norm of the cross-entropy's gradient; the penalty's is added after clipping. null: no clipping."""
-    dropout: float = 0.0
+    dropout: BelowOne = 0.0
     """Dropout everywhere in the model, instead of its own."""
     mixed_precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Precision of matrix products in training and of perplexities; bf16 is faster on CPUs with AMX and on GPUs."""
     norm_reference: str | None = None
     """norm_matched: folder of the run whose weight norms are followed, relative to this run's folder or the current one."""
-    checkpoint_every: int = 100
+    checkpoint_every: PositiveInt = 100
     """Updates between checkpoints."""
     save_model: bool = True
     """Saves the retrofitted model as a Hugging Face folder, model/, at the end."""
@@ -113,27 +126,10 @@ class RunConfig:
         if self.method not in arm_names():
             raise ValueError(f"method: '{self.method}' is none of {', '.join(arm_names())}; give one of these")
         _check_finite(self)
+        check_bounds(self)
         for name in ("validation_dataset_config", "validation_dataset_revision"):
             if getattr(self, name) is not None and self.validation_dataset is None:
                 raise ValueError(f"{name}: '{getattr(self, name)}' is of no validation_dataset; name one")
-        positive = "block_size trajectory_blocks transport_blocks eval_interval glt_interval batch_size"
-        for name in f"{positive} gradient_accumulation_steps checkpoint_every".split():
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)} is too small; give at least 1")
-        for name in ("max_docs", "validation_docs", "validation_blocks"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)} is too small; give at least 1, or null for all")
-        for name in ("num_steps", "num_workers", "gram_weight", "weight_decay", "activation_tokens"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}: {getattr(self, name)} must not be negative")
-        for name in ("lr", "eps"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}: {getattr(self, name)} must be above 0")
-        for name in ("beta1", "beta2", "dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)} must lie in [0, 1)")
-        if self.grad_clip is not None and not self.grad_clip > 0:
-            raise ValueError(f"grad_clip: {self.grad_clip} must be above 0, or null for none")
         if self.batch_size % self.gradient_accumulation_steps:
             raise ValueError(
                 f"gradient_accumulation_steps: {self.gradient_accumulation_steps} does not divide batch_size {self.batch_size}"
@@ -155,10 +151,17 @@ class CompareConfig:
     """RunConfig fields that all arms share."""
     arms: list[str] = field(default_factory=lambda: ["standard", "gram", "geometry", "glt_fold"])
     """Methods that are compared."""
-    seeds: int = 3
+    seeds: PositiveInt = 3
     """Seeds per arm, counted up from base's seed."""
+    save_models: Literal["none", "first", "all"] = "first"
+    """Of which runs the model is saved: of none, of each arm's first seed, of all."""
 
     def __post_init__(self) -> None:
+        check_bounds(self)
+        if "method" in self.base:
+            raise ValueError(
+                f"base: method '{self.base['method']}' is for `run`; a comparison takes --arms '[standard, geometry]'"
+            )
         for name in self.arms:
             if name not in arm_names() or name == "none":
                 known = ", ".join(known for known in arm_names() if known != "none")
@@ -167,8 +170,6 @@ class CompareConfig:
             raise ValueError(f"arms: {self.arms} must name at least one method, and each once")
         if "norm_matched" in self.arms and "geometry" not in self.arms:
             raise ValueError("arms: norm_matched follows geometry's weight norms; add geometry")
-        if self.seeds < 1:
-            raise ValueError(f"seeds: {self.seeds} is too few; give at least 1")
 
 
 @dataclass(frozen=True)
@@ -191,56 +192,35 @@ class MeasureConfig:
     """Split of a hub dataset that is read."""
     text_column: str = "text"
     """Column or key that holds a document's text."""
-    block_size: int = 128
+    block_size: PositiveInt = 128
     """Tokens that the model sees at once."""
     end_of_text: Literal["before", "none"] = "before"
     """Whether each document begins with the end-of-text token."""
-    activation_tokens: int = 16384
+    activation_tokens: PositiveInt = 16384
     """Tokens from which conditioning of activations is measured; fewer than the FFN's width say nothing, so none is given."""
 
     def __post_init__(self) -> None:
-        for name in ("block_size", "activation_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)} is too small; give at least 1")
+        check_bounds(self)
 
 
 @dataclass(frozen=True)
-class RunOptions:
-    """What does not change a run's numbers, beyond the bitwise promise."""
-
-    output_dir: str | None = None
-    """Run folder; without it runs/retrofit/<verb>-<time>-<hash>."""
-    device: str = "auto"
-    """auto, cpu, cuda or mps."""
-    threads: int | None = None
-    """PyTorch's threads; without it PyTorch's own choice."""
-    tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
-    """Where rows are sent besides the run folder."""
-    dry_run: bool = False
-    """Prints the configuration, what would run and an estimate, and ends."""
-    resume: bool = False
-    """Continues the newest unfinished run of this configuration."""
-
-
-@dataclass(frozen=True)
-class TrainOptions(RunOptions):
+class TrainOptions(studycore.options.TrainOptions):
     """Flags of `run`."""
 
     output: str | None = None
-    """The seed study's JSON file, written besides results.json."""
-    num_processes: int | None = None
-    """Processes of one run; without it one per CUDA device."""
+    """A JSON file in the original study's form, written at the end besides results.json."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.output is not None and Path(self.output).is_dir():
+            raise ValueError(f"output: '{self.output}' is a folder; name a file in it")
+        if self.output is not None and self.seeds > 1:
+            raise ValueError(f"output: '{self.output}' is one run's file; leave it or --seeds out")
 
 
 @dataclass(frozen=True)
-class CompareOptions(RunOptions):
-    """Flags of `compare`."""
+class MeasureOptions(studycore.options.TrainOptions):
+    """Flags of `measure`, which computes in one process unless told otherwise."""
 
-    seeds: int | None = None
-    """Seeds per arm, instead of the file's."""
-    arms: list[str] | None = None
-    """Methods to compare, such as '[standard, geometry]', instead of the file's."""
-    processes: int | None = None
-    """Runs at the same time; without it one per core (CPU), else 1."""
-    save_models: Literal["none", "first", "all"] = "first"
-    """Of which runs the model is saved: of none, of each arm's first seed, of all."""
+    num_processes: PositiveInt | None = 1
+    """Processes; only the first one's figures are written."""

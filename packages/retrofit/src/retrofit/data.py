@@ -20,8 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from retrofit.config import EMBEDDED_DATASET, RunConfig
-from retrofit.models import check_local
+from retrofit.config import EMBEDDED_DATASET, RunConfig, check_local
 from studycore.errors import UserError
 from studycore.files import read_text
 from studycore.streams import generator
@@ -67,13 +66,7 @@ class Data:
 
 
 # ------------------------------------------------------------------------------------------------------- documents
-def load_documents(config: RunConfig) -> tuple[list[str], list[str]]:
-    """(training, validation) documents, of which none is in both. UserError for what can't be read."""
-    train, held_out = _read_both(config)
-    return without_overlap(config, train, held_out), held_out
-
-
-def _read_both(config: RunConfig) -> tuple[list[str], list[str]]:
+def read_both(config: RunConfig) -> tuple[list[str], list[str]]:
     """(training, validation) documents as they are."""
     if config.validation_dataset is not None:
         other = validation_source(config)
@@ -154,17 +147,16 @@ def read_source(config: Any, source: str, split: str, limit: int | None) -> list
         documents = {".txt": _read_txt, ".jsonl": _read_jsonl, ".json": _read_jsonl, ".parquet": _read_parquet}
         if path.suffix not in documents:
             raise UserError(f"--dataset: {source} is no .txt, .jsonl or .parquet file; give one of these")
-        found = [text for text in documents[path.suffix](path, config.text_column) if text.strip()]
-        return found[:limit]
+        return [text for text in documents[path.suffix](path, config.text_column) if text.strip()][:limit]
     return _read_hub(config, source, split, limit)
 
 
 def _embedded(split: str, limit: int | None) -> list[str]:
     """Glosses that the embedded model has not seen, shuffled once and for all (they come sorted by name)."""
-    from studycore import wordnet
+    from studycore.language import wordnet
 
-    own = "validation" if split == "validation" else "reserve"
-    texts = [document.text for document in wordnet.documents() if document.split == own]
+    own: wordnet.Split = "validation" if split == "validation" else "reserve"
+    texts = wordnet.texts(own)
     order = torch.randperm(len(texts), generator=generator(0, "embedded documents", own)).tolist()
     # Equal texts under two names would count twice.
     return list(dict.fromkeys(texts[i] for i in order))[:limit]
@@ -257,7 +249,7 @@ def load_data(config: RunConfig, tokenizer: Any, context: int) -> Data:
         raise UserError(
             f"block_size: {config.block_size} is longer than the model's context of {context} tokens; give at most that"
         )
-    read, held_out = _read_both(config)
+    read, held_out = read_both(config)
     train = without_overlap(config, read, held_out)
     other = validation_source(config)
     training = cut_blocks("training", train, tokenizer, config, whole=False)
@@ -294,9 +286,9 @@ def cut_blocks(name: str, documents: Sequence[str], tokenizer: Any, config: Any,
         raise UserError(
             f"--dataset: the {name} documents have {len(stream)} tokens, fewer than a block of {size}; use more or longer ones"
         )
-    short = max(n * size + 1 - len(stream), 0)
-    stream = torch.cat([stream, stream.new_zeros(short)])
-    owner = torch.cat([owner, owner.new_full((short,), -1)])
+    lacking = max(n * size + 1 - len(stream), 0)
+    stream = torch.cat([stream, stream.new_zeros(lacking)])
+    owner = torch.cat([owner, owner.new_full((lacking,), -1)])
     ids_NT = stream[: n * size + 1].unfold(0, size + 1, size)
     document_NT = owner[1 : n * size + 1].view(n, size)
     return Blocks(name, ids_NT.contiguous(), document_NT, len(rows))
@@ -313,8 +305,8 @@ def update_indices(n: int, config: RunConfig, step: int) -> list[int]:
     first = step * config.batch_size
     indices = []
     for position in range(first, first + config.batch_size):
-        epoch, at = divmod(position, n)
-        indices.append(epoch_order(n, config.seed, epoch)[at])
+        epoch, place = divmod(position, n)
+        indices.append(epoch_order(n, config.seed, epoch)[place])
     return indices
 
 
@@ -342,8 +334,8 @@ class _Rows(Dataset[Tensor]):
         return self.ids_NT[indices]
 
 
-def micro_batches(blocks: Blocks, config: RunConfig, first_step: int, rank: int, world: int) -> Iterator[list[Tensor]]:
-    """This process's parts of each update's batch, from update `first_step` on, each [blocks, block_size + 1].
+def micro_batches(blocks: Blocks, config: RunConfig, steps: range, rank: int, world: int) -> Iterator[list[Tensor]]:
+    """This process's parts of the batch of each update in `steps`, each [blocks, block_size + 1].
 
     UserError when the processes and parts don't divide the batch.
     """
@@ -355,7 +347,7 @@ def micro_batches(blocks: Blocks, config: RunConfig, first_step: int, rank: int,
     each = config.batch_size // (world * parts)
 
     def order() -> Iterator[list[int]]:
-        for step in range(first_step, config.num_steps):
+        for step in steps:
             mine = update_indices(len(blocks.ids_NT), config, step)[rank::world]
             for part in range(parts):
                 yield mine[part * each : (part + 1) * each]
@@ -369,7 +361,7 @@ def micro_batches(blocks: Blocks, config: RunConfig, first_step: int, rank: int,
         generator=generator(config.seed, "loader"),
     )
     items = iter(loader)
-    for _ in range(first_step, config.num_steps):
+    for _ in steps:
         yield [next(items) for _ in range(parts)]
 
 

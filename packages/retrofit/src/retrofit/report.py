@@ -1,37 +1,73 @@
-"""Reports of a run and of a comparison: the seed study's JSON files, results.json, figures, report.html and report.md."""
+"""The reports of a run, a comparison and a measurement, from what their folders hold."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from retrofit.arms import get_arm
-from retrofit.blocks import find_blocks
-from retrofit.claims import RunResult, make_claims
-from retrofit.record import STUDY, read_config, read_evaluation
-from retrofit.seed_json import SeedResult, read_folder, scenario, summarise, write_result
-from retrofit.spectra import few_tokens, geometric_mean, median
+from retrofit.claims import evaluations_of, rows_of
+from retrofit.config import RunConfig
+from retrofit.figures import Rows, plot_kappas, plot_layers, plot_spectra, plot_trajectories
+from retrofit.legacy.original_json import SUMMARY, original_values, result_of, summarise, write_original
+from retrofit.legacy.scenarios import scenario
+from retrofit.metrics.matrix_rows import ActivationRow, MatrixRow, read_csv, shown, tables
+from retrofit.metrics.summaries import few_tokens, geometric_mean, mean_rows, median, update_means
 from studycore.errors import UserError
-from studycore.figures import COLOURS, new_figure, save_figure
-from studycore.files import read_json, write_json
-from studycore.metrics import read_rows
-from studycore.report import Picture, Report, Table, claims_text, number, write_report, write_results
-from studycore.runs import read_manifest
+from studycore.files import write_json
+from studycore.record import Record
+from studycore.report import Picture, Report, Table
+from studycore.run_folder import read_manifest
 
 QUESTION = "Does geometry-aware training improve the conditioning of a pre-trained language model, and its perplexity?"
 METRICS_NOTE = (
     "kappa: condition number of the weight, median over layers. act kappa: of the centred covariance of FFN activations, "
-    "median over layers, ridge 1e-6 of the mean eigenvalue. seed_ff_gram: the seed study's own recipe, mean over layers."
+    "median over layers, ridge 1e-6 of the mean eigenvalue. ff_gram_original: the original study's own recipe, mean over layers."
 )
-SEED_TOKENS = 1000 * 16 * 128
-"""Training tokens of the seed study's setting."""
-LINES = ("-", "--", "-.", (0, (1, 2)))
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-Rows = Sequence[Mapping[str, Any]]
+LAYERED = ("up_kappa", "down_kappa", "up_omega", "act_kappa_centred", "act_kappa_uncentred")
+"""What evaluations give layer by layer, besides ff_gram_original."""
+ORIGINAL_TOKENS = 1000 * 16 * 128
+"""Training tokens of the original study's setting."""
 
 
-def look(i: int) -> tuple[str, Any, str]:
-    """(colour, line, marker) of the i-th curve of a figure; the first 28 differ, also where they lie on each other."""
-    return COLOURS[i % len(COLOURS)], LINES[i % len(LINES)], MARKERS[i % len(MARKERS)]
+def report(record: Record) -> Report:
+    """Of a run, a comparison or a measurement."""
+    return {"run": report_run, "compare": report_comparison, "measure": report_measure}[record.verb](record)
+
+
+# ------------------------------------------------------------------------------------------------------------ one run
+def report_run(record: Record) -> Report:
+    """Of one run. UserError when it has not ended."""
+    config, about = record.config, record.manifest.get("about", {})
+    history = rows_of(record.folder)
+    evaluations = evaluations_of(record.folder, history)
+    first, last = evaluations[0], evaluations[-1]
+    note = metrics_note(last, about)
+    names = record.manifest.get("layers") or layer_names(last)
+    measured = [k for k, v in last.items() if isinstance(v, int | float) and not isinstance(v, bool) and k != "step"]
+    ends = Table(
+        "Start and end",
+        ("quantity", "step 0", f"step {last['step']}"),
+        [(k, first.get(k), last[k]) for k in measured],
+        note,
+    )
+    transports = [row for row in history if row["kind"] == "transport"]
+    picture = plot_trajectories({config.method: [evaluations]}, record.folder / "figures" / "trajectories.svg")
+    answer = f"{config.method}: perplexity {first['val_ppl']:.3f} to {last['val_ppl']:.3f} ({change(first, last, 'val_ppl'):+.2f} %)"
+    if "up_kappa_median" in last:
+        answer += (
+            f", median kappa of the up projections {first['up_kappa_median']:.2f} to {last['up_kappa_median']:.2f}"
+        )
+    return Report(
+        f"retrofit run: {config.method}", QUESTION, f"{answer}.",
+        [ends, layer_table(first, last, names, note), *([transport_table({config.method: transports})] if transports else [])],
+        [Picture(picture, "Conditioning and perplexity over training.")],
+        notes(config, about),
+    )  # fmt: skip
+
+
+def change(first: Mapping[str, Any], last: Mapping[str, Any], name: str) -> float | None:
+    """Percent from the first evaluation to the last; None where either did not measure it."""
+    return 100 * (last[name] / first[name] - 1) if name in first and name in last else None
 
 
 def metrics_note(row: Mapping[str, Any], about: Mapping[str, Any]) -> str:
@@ -39,120 +75,30 @@ def metrics_note(row: Mapping[str, Any], about: Mapping[str, Any]) -> str:
     tokens, width = row.get("activation_tokens"), about.get("ffn_width")
     if tokens is None:
         return METRICS_NOTE
-    note = f"{METRICS_NOTE} act kappa and seed_ff_gram: on {int(tokens):,} fixed tokens; another number of tokens gives another value."
+    note = f"{METRICS_NOTE} act kappa and ff_gram_original: on {int(tokens):,} fixed tokens; another number of tokens gives another value."
     if width and (warning := few_tokens(int(tokens), width)):
         note += f" Warning: {warning}; give --activation-tokens {4 * width} or more."
     return note
 
 
-def evaluations(folder: Path) -> list[dict[str, Any]]:
-    """The evaluation rows. UserError when the run has not measured both ends."""
-    rows = [row for row in read_rows(folder / "metrics.jsonl") if row["kind"] == "evaluation"]
-    if not rows or "val_ppl" not in rows[-1]:
-        raise UserError(f"{folder}/metrics.jsonl: the run has not ended; `retrofit resume` continues it")
-    return rows
-
-
-def load_result(folder: Path) -> RunResult:
-    """What a finished run's folder says."""
-    config, rows = read_config(folder), evaluations(folder)
-    moves = [
-        abs(row["transport_ppl_after"] / row["transport_ppl_before"] - 1)
-        for row in read_rows(folder / "metrics.jsonl")
-        if row["kind"] == "transport"
-    ]
-    first, last = (read_evaluation(folder, row["step"]) for row in (rows[0], rows[-1]))
-    return RunResult(config.method, config.seed, rows[0], rows[-1], first, last, moves)
-
-
-def seed_file(method: str) -> str:
-    """The seed study's name of a method's JSON."""
-    return f"{get_arm(method).file or method}.json"
-
-
-# -------------------------------------------------------------------------------------------------------- one run
-def write_run_report(folder: Path, model: Any) -> None:
-    """Results, the seed study's JSON, figures and report of a run."""
-    config, rows, manifest = read_config(folder), evaluations(folder), read_manifest(folder)
-    result, about = load_result(folder), manifest["about"]
-    last = rows[-1]
-    metrics = {
-        **{f"initial_{k}": rows[0][k] for k in ("val_ppl", "val_loss")},
-        **{k: v for k, v in last.items() if k not in ("kind",) and not isinstance(v, list)},
-        **clip_metrics(read_rows(folder / "metrics.jsonl")),
-        **about,
-    }
-    own = (f"{config.method}_conditioning", f"{config.method}_perplexity", f"{config.method}_function", "author_model")
-    claims = [claim for claim in make_claims([result]) if claim["verdict"] != "not run" or claim["id"] in own]
-    write_results(folder, STUDY, "run", metrics, claims)
-    model_folder = str(folder / "model") if config.save_model else None
-    write_json(
-        folder / seed_file(config.method), write_result(config.method, rows, checkpoint_path=model_folder, about=about)
-    )
-    note = metrics_note(last, about)
-    layers = layer_table(rows[0], last, [block.name for block in find_blocks(model)], note)
-    keys = [k for k in last if isinstance(last[k], int | float) and not isinstance(last[k], bool) and k != "step"]
-    ends = Table(
-        "Start and end",
-        ("quantity", "step 0", f"step {last['step']}"),
-        [(k, rows[0].get(k), last[k]) for k in keys],
-        note,
-    )
-    pictures = [
-        Picture(
-            plot_trajectories({config.method: [rows]}, folder / "figures" / "trajectories.svg"),
-            "Conditioning and perplexity over training.",
-        )
-    ]
-    transports = [row for row in read_rows(folder / "metrics.jsonl") if row["kind"] == "transport"]
-    tables = [ends, layers, *([transport_table({config.method: transports})] if transports else [])]
-    change = 100 * (last["val_ppl"] / rows[0]["val_ppl"] - 1)
-    answer = f"{config.method}: perplexity {rows[0]['val_ppl']:.3f} to {last['val_ppl']:.3f} ({change:+.2f} %)"
-    if "up_kappa_median" in last:
-        answer += (
-            f", median kappa of the up projections {rows[0]['up_kappa_median']:.2f} to {last['up_kappa_median']:.2f}"
-        )
-    report = Report(f"retrofit run: {config.method}", QUESTION, f"{answer}.", tables, pictures, notes(config, about))
-    write_report(folder, report)
+def layer_names(row: Mapping[str, Any]) -> list[str]:
+    return [f"block {i}" for i in range(len(row.get("up_kappa", [])))]
 
 
 def layer_table(first: Mapping[str, Any], last: Mapping[str, Any], names: Sequence[str], note: str) -> Table:
     """Every layer, start and end."""
-    keys = [
-        k
-        for k in (
-            "up_kappa",
-            "down_kappa",
-            "up_omega",
-            "act_kappa_centred",
-            "act_kappa_uncentred",
-            "seed_ff_gram_layers",
-        )
-        if k in last and k in first
-    ]
-    columns = ["layer", *(f"{k} {when}" for k in keys for when in ("start", "end"))]
-    rows = [(name, *(row[k][i] for k in keys for row in (first, last))) for i, name in enumerate(names)]
+    keys = [key for key in (*LAYERED, "ff_gram_original_layers") if key in last and key in first]
+    columns = ["layer", *(f"{key} {when}" for key in keys for when in ("start", "end"))]
+    rows = [(name, *(row[key][i] for key in keys for row in (first, last))) for i, name in enumerate(names)]
     return Table("Conditioning by layer", columns, rows, note)
 
 
-def clip_metrics(rows: Rows) -> dict[str, Any]:
-    updates = [row for row in rows if row["kind"] == "update"]
-    if not updates:
-        return {}
-    found: dict[str, Any] = {"clip_rate": sum(row["clipped"] for row in updates) / len(updates)}
-    for key in ("grad_norm", "penalty_grad_norm", "penalty"):
-        values = [row[key] for row in updates if key in row]
-        if values:
-            found[f"mean_{key}"] = sum(values) / len(values)
-    return found
-
-
-def transport_table(rows_of: Mapping[str, Rows]) -> Table:
+def transport_table(rows_of_arms: Mapping[str, Rows]) -> Table:
     """What each arm's transports did to the function: each run's first, and those after it."""
     lines = []
-    for name, rows in rows_of.items():
-        at = min(row["step"] for row in rows)
-        firsts, later = ([row for row in rows if (row["step"] == at) == first] for first in (True, False))
+    for name, rows in rows_of_arms.items():
+        first_step = min(row["step"] for row in rows)
+        firsts, later = ([row for row in rows if (row["step"] == first_step) == first] for first in (True, False))
         cells: list[Any] = []
         for what in (_move, _divergence):
             cells += [median([what(row) for row in some]) if some else "" for some in (firsts, later)]
@@ -164,15 +110,8 @@ def transport_table(rows_of: Mapping[str, Rows]) -> Table:
         factor = geometric_mean(kappas) if kappas else None
         lines.append((name, len(rows), *cells[:2], max(map(_move, rows), key=abs), *cells[2:], factor))
     columns = (
-        "arm",
-        "transports",
-        "perplexity %, first",
-        "the others",
-        "largest",
-        "KL, first",
-        "the others",
-        "kappa, factor",
-    )
+        "arm", "transports", "perplexity %, first", "the others", "largest", "KL, first", "the others", "kappa, factor",
+    )  # fmt: skip
     note = "Medians over a run's first transport in all seeds, and over the others. KL in nats a token; kappa: median over layers, geometric mean over transports. On the transport blocks, in float32."
     return Table("Right before and after transports", columns, lines, note)
 
@@ -186,299 +125,156 @@ def _divergence(row: Mapping[str, Any]) -> float:
     return float(row["transport_kl"])
 
 
-def notes(config: Any, about: Mapping[str, Any]) -> list[str]:
+def notes(config: RunConfig, about: Mapping[str, Any]) -> list[str]:
     """Decisions that a reader of the numbers should know."""
     varies = "order of batches (and permutations, where an arm has them)"
     if config.dropout:
         varies = f"{varies} and the dropout"
     return [
-        f"{about['training_tokens']:,} training tokens per run: {config.num_steps} updates of {config.batch_size} blocks of {config.block_size} tokens, from {about['training_documents']:,} documents of {config.dataset}. The seed study's setting has {SEED_TOKENS:,} tokens in 1,000 updates with a transport every 50: this is {100 * about['training_tokens'] / SEED_TOKENS:.3g} % of its tokens.",
+        f"{about['training_tokens']:,} training tokens per run: {config.num_steps} updates of {config.batch_size} blocks of {config.block_size} tokens, from {about['training_documents']:,} documents of {config.dataset}. The original study's setting has {ORIGINAL_TOKENS:,} tokens in 1,000 updates with a transport every 50: this is {100 * about['training_tokens'] / ORIGINAL_TOKENS:.3g} % of its tokens.",
         f"A transport every {config.glt_interval} updates where an arm has one; Gram weight {config.gram_weight:g}.",
         f"A seed varies the {varies}, nothing else: start and documents are the same, so intervals over seeds say nothing of other models or texts.",
         f"Perplexity: summed negative log-likelihood over tokens, on {about['validation_set']}; in between on {about['trajectory_set']}. Block size {about['block_size']}, stride {about['stride']}, end-of-text token: {about['end_of_text']}.",
         "No validation document is among the training documents (compared by hash).",
-        f"Mixed precision: {config.mixed_precision}; AdamW, lr {config.lr}, weight decay {config.weight_decay}, no warm-up or schedule, dropout {config.dropout}. The cross-entropy's gradient is clipped at {config.grad_clip}, and the penalty's is added after it, once per update and unclipped. (The seed study clips their sum at 1.0: their ratio stays, and a large penalty shrinks the cross-entropy's part.)",
+        f"Mixed precision: {config.mixed_precision}; AdamW, lr {config.lr}, weight decay {config.weight_decay}, no warm-up or schedule, dropout {config.dropout}. The cross-entropy's gradient is clipped at {config.grad_clip}, and the penalty's is added after it, once per update and unclipped. (The original study clips their sum at 1.0: their ratio stays, and a large penalty shrinks the cross-entropy's part.)",
         f"Conditioning of activations on {config.activation_tokens:,} fixed validation tokens (whole blocks).",
     ]
 
 
-# ------------------------------------------------------------------------------------------------------ comparison
-def write_comparison(folder: Path, arms: Mapping[str, Sequence[Path]], failed: Mapping[str, str]) -> None:
-    """The seed study's files, results, figures and report from the finished runs of each arm."""
-    results = {name: [load_result(path) for path in paths] for name, paths in arms.items()}
-    rows_of = {name: [evaluations(path) for path in paths] for name, paths in arms.items()}
-    merged = {name: mean_rows(rows) for name, rows in rows_of.items()}
-    config = read_config(next(iter(arms.values()))[0])
-    about = read_manifest(next(iter(arms.values()))[0])["about"]
-    seeds = {name: [result.seed for result in found] for name, found in results.items()}
-    for name, rows in merged.items():
-        saved = next((str(path / "model") for path in arms[name] if (path / "model").is_dir()), None)
-        each = [
-            write_result(name, rows) | {"seed": seed} for rows, seed in zip(rows_of[name], seeds[name], strict=True)
-        ]
-        write_json(folder / seed_file(name), write_result(name, rows, checkpoint_path=saved, about=about, seeds=each))
-    write_json(folder / "summary.json", summarise({name: _as_seed_result(name, rows) for name, rows in merged.items()}))
-    plot_trajectories(rows_of, folder / "trajectories.png")
-
-    claims = make_claims([run for found in results.values() for run in found])
-    metrics = {"training_tokens_per_run": about["training_tokens"], "failed": len(failed), **about}
-    metrics["arms"] = {name: arm_metrics(merged[name], arms[name]) for name in arms}
-    write_results(folder, STUDY, "compare", metrics, claims)
-    transports = {
-        name: [row for path in paths for row in read_rows(path / "metrics.jsonl") if row["kind"] == "transport"]
-        for name, paths in arms.items()
+# --------------------------------------------------------------------------------------------------------- comparison
+def report_comparison(record: Record) -> Report:
+    """Of the arms that have finished runs, with the original study's files. UserError when no arm has one."""
+    folder, compare = record.folder, record.config
+    folders = {arm: [Path(p) for p in record.table[record.table["arm"] == arm]["folder"]] for arm in compare.arms}
+    folders = {arm: paths for arm, paths in folders.items() if paths}
+    if not folders:
+        first, why = next(iter(record.missing.items()))
+        raise UserError(f"{folder}: no arm is done; first {first}: {why}; `retrofit resume {folder}` tries them again")
+    history = {arm: [rows_of(path) for path in paths] for arm, paths in folders.items()}
+    evaluations = {
+        arm: [evaluations_of(path, rows) for path, rows in zip(folders[arm], history[arm], strict=True)]
+        for arm in folders
     }
-    tables = [comparison_table(merged, arms)]
-    if any(transports.values()):
-        tables.append(transport_table({name: rows for name, rows in transports.items() if rows}))
-    tables.append(Table("The arms", ("arm", "what is done"), [(name, get_arm(name).summary) for name in arms]))
-    if failed:
-        tables.append(Table("Runs that did not finish", ("run", "reason"), list(failed.items())))
-    for name, rows in merged.items():
-        names = [f"block {i}" for i in range(len(rows[-1].get("up_kappa", [])))]
-        table = layer_table(rows[0], rows[-1], names, metrics_note(rows[-1], about))
-        title = f"{table.title}: {name}, mean over seeds"
-        tables.append(Table(title, table.columns, table.rows, table.note, folded=True))
+    merged = {arm: mean_rows(seeds) for arm, seeds in evaluations.items()}
+    transports = {arm: [row for rows in history[arm] for row in rows if row["kind"] == "transport"] for arm in folders}
+    about = read_manifest(next(iter(folders.values()))[0])["about"]
+    arms = {arm: arm_metrics(merged[arm], history[arm]) for arm in folders}
+    write_original_files(record, folders, evaluations, merged, about)
+
+    parts = [comparison_table(merged, arms, about)]
+    if moved := {arm: rows for arm, rows in transports.items() if rows}:
+        parts.append(transport_table(moved))
+    parts.append(Table("The arms", ("arm", "what is done"), [(arm, get_arm(arm).summary) for arm in folders]))
+    if record.missing:
+        parts.append(Table("Runs that did not finish", ("run", "reason"), list(record.missing.items())))
+    for arm, rows in merged.items():
+        of_layers = layer_table(rows[0], rows[-1], layer_names(rows[-1]), metrics_note(rows[-1], about))
+        title = f"{of_layers.title}: {arm}, mean over seeds"
+        parts.append(Table(title, of_layers.columns, of_layers.rows, of_layers.note, folded=True))
+    plot_trajectories(evaluations, folder / "trajectories.png")
     pictures = [
-        Picture(plot_trajectories(rows_of, folder / "figures" / "trajectories.svg"), "Conditioning (the seed study's recipe) and validation perplexity over training; thin lines are seeds."),
+        Picture(plot_trajectories(evaluations, folder / "figures" / "trajectories.svg"), "Conditioning (the original study's recipe) and validation perplexity over training; thin lines are seeds."),
         Picture(plot_layers(merged, folder / "figures" / "layers.svg"), "Weight kappa of the up projections by layer: the start (grey) and the end of each arm, side by side."),
     ]  # fmt: skip
-    counts = ", ".join(f"{name} {len(paths)}" for name, paths in arms.items())
-    extra = [
-        f"Runs by arm: {counts}. All start from the same weights; runs of one seed see the same batches in the same order."
-    ]
-    answer = " ".join([comparison_answer(merged), *([scenario_of(merged)] if "geometry" in merged else [])])
-    write_report(
-        folder, Report("retrofit: arms compared", QUESTION, answer, tables, pictures, notes(config, about) + extra)
-    )
-
-
-def mean_rows(rows_of_seeds: Sequence[Rows]) -> list[dict[str, Any]]:
-    """Evaluation rows averaged over seeds, step by step; perplexities geometrically, as exp of the mean loss."""
-    merged = []
-    for rows in zip(*rows_of_seeds, strict=True):
-        assert len({row["step"] for row in rows}) == 1
-        row: dict[str, Any] = {}
-        for key, value in rows[0].items():
-            values = [other[key] for other in rows if key in other]
-            if len(values) < len(rows):
-                continue
-            if isinstance(value, list):
-                columns = zip(*values, strict=True)
-                row[key] = [None if None in column else sum(column) / len(column) for column in columns]
-            elif isinstance(value, str) or key == "step":
-                row[key] = value
-            else:
-                row[key] = geometric_mean(values) if key.endswith("_ppl") else sum(values) / len(values)
-        merged.append(row)
-    return merged
-
-
-def arm_metrics(rows: Rows, paths: Sequence[Path]) -> dict[str, Any]:
-    layered = ("up_kappa", "down_kappa", "up_omega", "act_kappa_centred", "act_kappa_uncentred")
-    keys = ["val_ppl", "val_loss", "train_ppl", "seed_ff_gram"]
-    keys += [f"{key}_{mean}" for key in layered for mean in ("median", "geometric_mean")]
-    found: dict[str, Any] = {
-        f"{when}_{k}": row[k] for when, row in (("initial", rows[0]), ("final", rows[-1])) for k in keys if k in row
+    counts = ", ".join(f"{arm} {len(paths)}" for arm, paths in folders.items())
+    shared = f"Runs by arm: {counts}. All start from the same weights; runs of one seed see the same batches in the same order."
+    results = {
+        "training_tokens_per_run": about["training_tokens"],
+        "failed": len(record.missing),
+        **about,
+        "arms": arms,
     }
-    clips = [clip_metrics(read_rows(path / "metrics.jsonl")) for path in paths]
-    for key in clips[0]:
-        found[key] = sum(c[key] for c in clips) / len(clips)
-    return {"n": len(paths), **found}
+    return Report(
+        "retrofit: arms compared", QUESTION, comparison_answer(merged), parts, pictures,
+        [*notes(record.first_config, about), shared], results,
+    )  # fmt: skip
 
 
-def _as_seed_result(name: str, rows: Rows) -> SeedResult:
-    first, last = (
-        {"cond": r.get("seed_ff_gram"), "ppl": r["val_ppl"], "loss": r["val_loss"]} for r in (rows[0], rows[-1])
-    )
-    steps, conditioning = [row["step"] for row in rows], [r.get("seed_ff_gram") for r in rows]
-    return SeedResult(name, first, last, steps, conditioning, [r["trajectory_ppl"] for r in rows])
+def write_original_files(
+    record: Record, folders: Mapping[str, Sequence[Path]], evaluations: Mapping[str, Sequence[Rows]],
+    merged: Mapping[str, Rows], about: Mapping[str, Any],
+) -> None:  # fmt: skip
+    """The original study's file of each arm, means over seeds with each seed's own beside them, and its summary."""
+    for arm, rows in merged.items():
+        saved = next((str(path / "model") for path in folders[arm] if (path / "model").is_dir()), None)
+        of_arm = record.table[record.table["arm"] == arm]["seed"]
+        seeds = [original_values(arm, own) | {"seed": int(s)} for own, s in zip(evaluations[arm], of_arm, strict=True)]
+        write_original(record.folder, arm, rows, checkpoint_path=saved, about=about, seeds=seeds)
+    write_json(record.folder / SUMMARY, summarise({arm: result_of(arm, rows) for arm, rows in merged.items()}))
 
 
-def comparison_table(merged: Mapping[str, Rows], arms: Mapping[str, Sequence[Path]]) -> Table:
+def arm_metrics(rows: Rows, history: Sequence[Rows]) -> dict[str, Any]:
+    """An arm in results.json: its first and last evaluation, means over seeds, and means over updates."""
+    names = ["val_ppl", "val_loss", "train_ppl", "ff_gram_original"]
+    names += [f"{name}_{mean}" for name in LAYERED for mean in ("median", "geometric_mean")]
+    ends = {"initial": rows[0], "final": rows[-1]}
+    means = [update_means(of_run) for of_run in history]
+    return {
+        "n": len(history),
+        **{f"{when}_{name}": row[name] for when, row in ends.items() for name in names if name in row},
+        **{name: sum(mean[name] for mean in means) / len(means) for name in means[0]},
+    }
+
+
+def comparison_table(
+    merged: Mapping[str, Rows], arms: Mapping[str, Mapping[str, Any]], about: Mapping[str, Any]
+) -> Table:
     """The start and every arm's end."""
     columns = (
-        "arm",
-        "seeds",
-        "tokens",
-        "perplexity",
-        "change %",
-        "seed_ff_gram",
-        "change %",
-        "kappa up",
-        "kappa down",
-        "omega up",
-        "act kappa",
-        "grad norm",
-        "penalty's",
-        "clip rate",
-    )
+        "arm", "seeds", "tokens", "perplexity", "change %", "ff_gram_original", "change %", "kappa up", "kappa down",
+        "omega up", "act kappa", "grad norm", "penalty's", "clip rate",
+    )  # fmt: skip
     keys = ("up_kappa_median", "down_kappa_median", "up_omega_median", "act_kappa_centred_median")
     first = next(iter(merged.values()))[0]
+    conditioning = [first.get(key) for key in keys]
     lines: list[tuple[Any, ...]] = [
-        (
-            "step 0",
-            "",
-            0,
-            first["val_ppl"],
-            "",
-            first.get("seed_ff_gram"),
-            "",
-            *(first.get(k) for k in keys),
-            "",
-            "",
-            "",
-        )
+        ("step 0", "", 0, first["val_ppl"], "", first.get("ff_gram_original"), "", *conditioning, "", "", "")
     ]
     for name, rows in merged.items():
-        last, tokens = rows[-1], read_manifest(arms[name][0])["about"]["training_tokens"]
-        metrics = arm_metrics(rows, arms[name])
-        changes = [
-            100 * (last[k] / rows[0][k] - 1) if k in last and k in rows[0] else None
-            for k in ("val_ppl", "seed_ff_gram")
-        ]
+        last, means = rows[-1], arms[name]
         lines.append(
             (
-                name,
-                len(arms[name]),
-                tokens,
-                last["val_ppl"],
-                changes[0],
-                last.get("seed_ff_gram"),
-                changes[1],
-                *(last.get(k) for k in keys),
-                metrics.get("mean_grad_norm"),
-                metrics.get("mean_penalty_grad_norm", ""),
-                metrics.get("clip_rate"),
+                name, means["n"], about["training_tokens"], last["val_ppl"], change(rows[0], last, "val_ppl"),
+                last.get("ff_gram_original"), change(rows[0], last, "ff_gram_original"), *(last.get(k) for k in keys),
+                means.get("mean_grad_norm"), means.get("mean_penalty_grad_norm", ""), means.get("clip_rate"),
             )
-        )
-    row, about = next(iter(merged.values()))[-1], read_manifest(next(iter(arms.values()))[0])["about"]
+        )  # fmt: skip
     norms = "grad norm: of the cross-entropy's gradient before clipping, penalty's: of what is added to it unclipped, means over updates."
-    return Table("Arms", columns, lines, f"Means over seeds. {metrics_note(row, about)} {norms}")
+    last_row = next(iter(merged.values()))[-1]
+    return Table("Arms", columns, lines, f"Means over seeds. {metrics_note(last_row, about)} {norms}")
 
 
 def comparison_answer(merged: Mapping[str, Rows]) -> str:
+    """What each arm did, and which of the original study's scenarios this is."""
     parts = []
     for name, rows in merged.items():
-        ppl = 100 * (rows[-1]["val_ppl"] / rows[0]["val_ppl"] - 1)
-        part = f"{name} perplexity {ppl:+.1f} %"
-        if "seed_ff_gram" in rows[-1]:
-            part += f", conditioning {100 * (rows[-1]['seed_ff_gram'] / rows[0]['seed_ff_gram'] - 1):+.1f} %"
+        part = f"{name} perplexity {change(rows[0], rows[-1], 'val_ppl'):+.1f} %"
+        if (moved := change(rows[0], rows[-1], "ff_gram_original")) is not None:
+            part += f", conditioning {moved:+.1f} %"
         parts.append(part)
-    return f"From step 0: {'; '.join(parts)}."
+    answer = f"From step 0: {'; '.join(parts)}."
+    if "geometry" not in merged:
+        return answer
+    results = {name: result_of(name, merged[name]) for name in ("geometry", "standard") if name in merged}
+    return f"{answer} {scenario(results['geometry'], results.get('standard'))}"
 
 
-def scenario_of(merged: Mapping[str, Rows]) -> str:
-    results = {name: _as_seed_result(name, merged[name]) for name in ("geometry", "standard") if name in merged}
-    return scenario(results["geometry"], results.get("standard"))
-
-
-def plot_trajectories(rows_of: Mapping[str, Sequence[Rows]], path: Path) -> Path:
-    """Two panels over steps: seed_ff_gram and perplexity; thin lines are seeds, thick their mean."""
-    figure, (left, right) = new_figure(9.0, 3.4, ncols=2)
-    for i, (name, seeds) in enumerate(rows_of.items()):
-        # Arms that keep the function lie on each other: broken lines and markers of falling size let all be seen.
-        colour, style, marker = look(i)
-        merged = mean_rows(seeds)
-        for axis, key in ((left, "seed_ff_gram"), (right, "trajectory_ppl")):
-            for rows in seeds if len(seeds) > 1 else ():
-                points = [(row["step"], row[key]) for row in rows if key in row]
-                axis.plot(
-                    *zip(*points, strict=True), color=colour, alpha=0.3, linewidth=0.7, linestyle=style
-                ) if points else None
-            points = [(row["step"], row[key]) for row in merged if key in row]
-            if points:
-                axis.plot(
-                    *zip(*points, strict=True),
-                    color=colour,
-                    linewidth=1.6,
-                    linestyle=style,
-                    label=name,
-                    marker=marker if len(points) < 12 else "",
-                    markersize=max(8 - i, 3),
-                )
-    left.set(xlabel="step", ylabel="seed_ff_gram", title="Conditioning of FFN activations")
-    right.set(xlabel="step", ylabel="perplexity", title="Validation perplexity")
-    values = [row["trajectory_ppl"] for seeds in rows_of.values() for rows in seeds for row in rows]
-    if max(values) > 1.5 * min(values):
-        right.set_yscale("log")
-    if len(rows_of) > 1:
-        figure.legend(*right.get_legend_handles_labels(), fontsize=7, loc="outside right upper")
-    return save_figure(figure, path)
-
-
-def plot_layers(merged: Mapping[str, Rows], path: Path) -> Path:
-    """kappa(W) of the up projections by layer; arms stand side by side, since some are equal."""
-    figure, axis = new_figure(7.5, 3.4)
-    start = next(iter(merged.values()))[0].get("up_kappa", [])
-    axis.plot(range(len(start)), start, color="grey", linewidth=3, alpha=0.5, label="step 0")
-    for i, (name, rows) in enumerate(merged.items()):
-        values = rows[-1].get("up_kappa", [])
-        colour, _, marker = look(i)
-        places = [layer + 0.6 * ((i + 0.5) / len(merged) - 0.5) for layer in range(len(values))]
-        axis.plot(places, values, marker=marker, markersize=4, color=colour, label=name, linestyle="")
-    axis.set(xlabel="layer", ylabel="kappa(W) of the up projection", yscale="log", xticks=layer_ticks(len(start)))
-    figure.legend(fontsize=7, loc="outside right upper")
-    return save_figure(figure, path)
-
-
-def layer_ticks(layers: int) -> list[int]:
-    """Every layer, or every so many of a deep model."""
-    return list(range(0, layers, -(-layers // 16) or 1))
-
-
-# --------------------------------------------------------------------------------------------------------- on screen
-def table_text(table: Table) -> str:
-    """A table as aligned columns."""
-    cells = [list(table.columns), *[[number(cell) for cell in row] for row in table.rows]]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in cells
-    ]
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def print_report(folder: Path) -> None:
-    """What a run's results say."""
-    results, manifest = read_json(folder / "results.json"), read_manifest(folder)
-    if manifest["verb"] == "compare":
-        from retrofit.compare import finished_arms
-
-        arms = finished_arms(folder)
-        merged = {name: mean_rows([evaluations(path) for path in paths]) for name, paths in arms.items()}
-        table = comparison_table(merged, arms)
-        print(f"{table_text(table)}\n{table.note}")
-        if "geometry" in merged:
-            print(scenario_of(merged))
-    if results["claims"]:
-        print(claims_text(results["claims"]))
-    print(f"report: {folder / 'report.html'}")
-
-
-def report_command(folder: Path) -> None:
-    """`retrofit report RUN`: writes the report again where its inputs are, and prints it."""
-    manifest = read_manifest(folder)
-    if manifest["verb"] == "compare":
-        from retrofit.compare import report_compare
-
-        report_compare(folder)
-    elif manifest["verb"] == "run" and manifest["state"] != "done":
-        raise UserError(f"{folder}: the run is {manifest['state']}; `retrofit resume {folder}` continues it")
-    print_report(folder)
-
-
-def print_seed_folder(folder: Path) -> None:
-    """The comparison table and scenario of a folder that holds the seed study's JSON files alone."""
-    results = read_folder(folder)
-    columns = ("method", "conditioning", "final", "change %", "perplexity", "final", "change %")
-    rows = [
-        (name, r.initial["cond"], r.final["cond"], r.change("cond"), r.initial["ppl"], r.final["ppl"], r.change("ppl"))
-        for name, r in results.items()
-    ]
-    print(table_text(Table("", columns, rows)))
-    if "geometry" in results:
-        print(scenario(results["geometry"], results.get("standard")))
+# -------------------------------------------------------------------------------------------------------- measurement
+def report_measure(record: Record) -> Report:
+    """Of a measurement. UserError when it has not measured the weights."""
+    weights = read_csv(record.folder / "weights.csv", MatrixRow)
+    activations = read_csv(record.folder / "activations.csv", ActivationRow)
+    if not weights:
+        raise UserError(f"{record.folder}: holds no weights.csv; `retrofit resume {record.folder}` measures again")
+    pictures = []
+    if record.arrays:
+        spectra = {row.name: record.arrays[row.name] for row in weights}
+        figure = plot_spectra(spectra, record.folder / "figures" / "spectra.svg")
+        pictures.append(Picture(figure, "Singular values over the largest, by matrix."))
+    figure = plot_kappas(weights, record.folder / "figures" / "kappa.svg")
+    pictures.append(Picture(figure, "Condition number of every matrix, in order of depth."))
+    worst = max(weights, key=lambda row: row.kappa)
+    answer = f"{len(weights)} matrices; the worst conditioned is {worst.name}, kappa {shown(worst.kappa)}."
+    question = f"How well conditioned are the weights and activations of {record.config.model}?"
+    why_none = record.manifest.get("why_no_activations", "")
+    return Report("retrofit measure", question, answer, tables(weights, activations, why_none), pictures)

@@ -1,6 +1,6 @@
 """Gradient-less transports (GLT): changes of weights between updates.
 
-The seed study's normalises rows and columns and changes the function; folds and permutations leave the function as it
+The original study's normalises rows and columns and changes the function; folds and permutations leave the function as it
 is, exactly, and take the optimizer's moments along. Each is a plain function for a training loop of one's own.
 
 Shapes: D the model's width, F the feed-forward width.
@@ -56,7 +56,7 @@ def _scale(tensor: Tensor, factor: Tensor) -> None:
 
 @torch.no_grad()
 def glt_matrix(w: Tensor, eps: float = 1e-8) -> Tensor:
-    """The seed study's step on one matrix: each row to norm 1, then each column, then its Frobenius norm as before."""
+    """The original study's step on one matrix: each row to norm 1, then each column, then its Frobenius norm as before."""
     norm = w.norm()
     out = w / (w.norm(dim=1, keepdim=True) + eps)
     out = out / (out.norm(dim=0, keepdim=True) + eps)
@@ -65,7 +65,7 @@ def glt_matrix(w: Tensor, eps: float = 1e-8) -> Tensor:
 
 @torch.no_grad()
 def gradient_less_transport(model: Any) -> None:
-    """The seed study's GLT on every 2-D weight: embeddings, attention, feed-forward. The optimizer is left alone.
+    """The original study's GLT on every 2-D weight: embeddings, attention, feed-forward. The optimizer is left alone.
 
     A tied weight is visited once per module that uses it, twice in a model with tied embeddings.
     """

@@ -1,6 +1,6 @@
 """What is measured of a network while it trains.
 
-Names ending in `_seed` follow the formulas of the project this study replicates, for comparison with its figures;
+Names ending in `_original` follow the formulas of the original study, for comparison with its figures;
 where the two differ, the plain name is the correct quantity.
 """
 

@@ -73,8 +73,8 @@ def compute_adam_metrics(
     m_hat, v_hat = m / (1 - beta1**step), v / (1 - beta2**step)
     denominator = v_hat.sqrt() + eps
     ratio = m_hat / denominator
-    ratio_seed = m / (v + eps).sqrt()
-    root_seed = (v + 1e-8).sqrt()
+    ratio_original = m / (v + eps).sqrt()
+    root_original = (v + 1e-8).sqrt()
     decayed_norm = _norm(w[is_decayed])
     has_decay = weight_decay > 0 and bool(is_decayed.any())
     values = torch.stack(  # one transfer from the device for all of them
@@ -82,9 +82,9 @@ def compute_adam_metrics(
             *_mean_and_max(lr / denominator),
             *_mean_and_max(ratio.abs()),
             _norm(ratio[is_decayed]) / (weight_decay * decayed_norm),
-            *_mean_and_max(root_seed),
-            *_mean_and_max(ratio_seed.abs()),
-            _norm(ratio_seed) / (weight_decay**0.5 * decayed_norm),
+            *_mean_and_max(root_original),
+            *_mean_and_max(ratio_original.abs()),
+            _norm(ratio_original) / (weight_decay**0.5 * decayed_norm),
         ]
     ).tolist()
     return AdamMetrics(

@@ -11,8 +11,8 @@ from retrofit.config import RunConfig
 
 
 @dataclass(frozen=True)
-class Moment:
-    """What an arm is given."""
+class StepState:
+    """What an arm is given at one step."""
 
     model: Any
     blocks: Sequence[FeedForward]
@@ -30,17 +30,15 @@ class Arm:
 
     summary = ""
     """What it does, in a few words."""
-    file = ""
-    """Name of its JSON in a comparison, if not the method's."""
     transports = False
     """Whether it has a transport, every glt_interval updates."""
 
-    def penalty(self, now: Moment) -> tuple[Tensor, list[tuple[nn.Parameter, Tensor]]] | None:
+    def penalty(self, state: StepState) -> tuple[Tensor, list[tuple[nn.Parameter, Tensor]]] | None:
         """The penalty's value and what it adds to gradients, once per update; None: no penalty."""
         return None
 
-    def transport(self, now: Moment) -> None:
+    def transport(self, state: StepState) -> None:
         """Changes the weights between two updates."""
 
-    def after_update(self, now: Moment) -> None:
+    def after_update(self, state: StepState) -> None:
         """Called right after each update."""

@@ -1,6 +1,6 @@
-"""The seed study's normalisation on the feed-forward up projections alone, without penalty."""
+"""The original study's normalisation on the feed-forward up projections alone, without penalty."""
 
-from retrofit.arms.base import Arm, Moment
+from retrofit.arms.base import Arm, StepState
 from retrofit.transports import glt_ffn
 
 
@@ -8,8 +8,8 @@ class GltFfn(Arm):
     summary = "row and column normalisation of the up projections"
     transports = True
 
-    def transport(self, now: Moment) -> None:
-        glt_ffn(now.blocks)
+    def transport(self, state: StepState) -> None:
+        glt_ffn(state.blocks)
 
 
 ARM = GltFfn()

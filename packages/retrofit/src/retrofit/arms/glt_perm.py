@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from retrofit.arms.base import Arm, Moment
+from retrofit.arms.base import Arm, StepState
 from retrofit.transports import glt_permute
 from studycore.streams import generator
 
@@ -12,11 +12,11 @@ class GltPerm(Arm):
     summary = "hidden units permuted with their optimizer state: the null"
     transports = True
 
-    def transport(self, now: Moment) -> None:
+    def transport(self, state: StepState) -> None:
         def draw(layer: int, width: int) -> Tensor:
-            return torch.randperm(width, generator=generator(now.config.seed, "permutation", now.step, layer))
+            return torch.randperm(width, generator=generator(state.config.seed, "permutation", state.step, layer))
 
-        glt_permute(now.blocks, draw, now.optimizer)
+        glt_permute(state.blocks, draw, state.optimizer)
 
 
 ARM = GltPerm()

@@ -2,16 +2,16 @@
 
 import torch
 
-from retrofit.arms.base import Arm, Moment
+from retrofit.arms.base import Arm, StepState
 
 
 class NormMatched(Arm):
     summary = "continued training with geometry's weight norms in the up projections"
 
     @torch.no_grad()
-    def after_update(self, now: Moment) -> None:
-        assert now.reference is not None
-        for block, target in zip(now.blocks, now.reference[now.step], strict=True):
+    def after_update(self, state: StepState) -> None:
+        assert state.reference is not None
+        for block, target in zip(state.blocks, state.reference[state.step], strict=True):
             block.up.parameter.mul_(target / block.up.parameter.norm())
 
 

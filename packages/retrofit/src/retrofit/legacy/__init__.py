@@ -1,0 +1,1 @@
+"""Formats of the original study and names of earlier versions, where the study reads them."""

@@ -1,0 +1,90 @@
+"""The rows of metrics.jsonl that evaluations make: perplexities, and the conditioning of weights and activations."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from retrofit.blocks import FeedForward
+from retrofit.config import RunConfig
+from retrofit.data import Blocks, Data
+from retrofit.metrics.perplexity import Evaluation
+from retrofit.metrics.spectra import (
+    activation_kappa,
+    activation_moments,
+    ff_gram_original_of_layer,
+    singular_values,
+    weight_spectrum,
+)
+from retrofit.metrics.summaries import by_layer, enough_tokens, update_means
+from studycore.errors import UserError
+
+
+def perplexity_row(
+    config: RunConfig, data: Data, evaluate: Callable[[Blocks], Evaluation], end: bool
+) -> tuple[dict[str, Any], Evaluation | None]:
+    """Perplexities: on the trajectory's validation and training blocks, and at both ends on the whole named set.
+
+    At both ends also the evaluation of the whole set. UserError when one is infinite.
+    """
+    part = data.validation.first(config.trajectory_blocks)
+    whole = data.validation.first(config.validation_blocks)
+    on_part = evaluate(part)
+    on_train = evaluate(data.train.first(config.trajectory_blocks))
+    row = {
+        "trajectory_loss": on_part.loss,
+        "trajectory_ppl": on_part.perplexity,
+        "train_loss": on_train.loss,
+        "train_ppl": on_train.perplexity,
+    }
+    on_whole = None
+    if end:
+        on_whole = on_part if whole.name == part.name else evaluate(whole)
+        row |= {"val_loss": on_whole.loss, "val_ppl": on_whole.perplexity, "val_tokens": on_whole.tokens}
+    if not all(math.isfinite(value) for value in row.values()):
+        raise UserError(f"lr: {config.lr} made a perplexity infinite; lower it, or gram_weight {config.gram_weight}")
+    return row, on_whole
+
+
+def conditioning_row(
+    model: Any, blocks: Sequence[FeedForward], data: Data, config: RunConfig, end: bool
+) -> dict[str, Any]:
+    """Conditioning of weights, and of activations on the fixed tokens; lists go by layer. At both ends in full."""
+    row: dict[str, Any] = {}
+    for name in ("up", "down"):
+        projections = [getattr(block, name) for block in blocks]
+        spectra = [weight_spectrum(singular_values(p.weight_OI, p.name)) for p in projections]
+        for key in ("kappa", "omega"):
+            row |= by_layer(f"{name}_{key}", [getattr(spectrum, key) for spectrum in spectra])
+    ids_NB = activation_ids(data, config)
+    # With fewer tokens than the width only the ridge would be measured: then it is not run.
+    if enough_tokens(ids_NB.numel(), max(block.down.weight_OI.shape[1] for block in blocks)):
+        moments = activation_moments(model, blocks, ids_NB, dtype=torch.float32)
+        layers = [ff_gram_original_of_layer(m) for m in moments]
+        row |= {"ff_gram_original_layers": layers, "ff_gram_original": sum(layers) / len(layers)}
+        row["activation_tokens"] = moments[0].tokens
+        if end:
+            moments = activation_moments(model, blocks, ids_NB)
+            for key, centred in (("act_kappa_centred", True), ("act_kappa_uncentred", False)):
+                row |= by_layer(key, [activation_kappa(m, centred) for m in moments])
+    return row
+
+
+def activation_ids(data: Data, config: RunConfig) -> Tensor:
+    """The fixed validation tokens [blocks, block_size] on which activations are measured."""
+    whole = data.validation.document_NT.ge(0).all(dim=1)
+    return data.validation.ids_NT[whole][: -(-config.activation_tokens // config.block_size), :-1]
+
+
+def results(rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> dict[str, Any]:
+    """The metrics of results.json: the last evaluation, the first one's perplexity, means over updates, and `about`."""
+    evaluations = [row for row in rows if row["kind"] == "evaluation"]
+    first, last = evaluations[0], evaluations[-1]
+    return {
+        **{f"initial_{name}": first[name] for name in ("val_ppl", "val_loss")},
+        **{name: value for name, value in last.items() if name != "kind" and not isinstance(value, list)},
+        **update_means(rows),
+        **about,
+    }

@@ -1,0 +1,59 @@
+"""What `measure` measures: the spectrum of every matrix of a model, and the conditioning of its FFN activations."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from retrofit.blocks import find_blocks, find_matrices
+from retrofit.metrics.matrix_rows import ROLES, ActivationRow, MatrixRow
+from retrofit.metrics.spectra import (
+    activation_kappa,
+    activation_moments,
+    ff_gram_original_of_layer,
+    singular_values,
+    weight_spectrum,
+)
+from retrofit.metrics.summaries import enough_tokens
+
+
+def roles_of_matrices(model: Any) -> dict[str, str]:
+    """Name -> role of every matrix, embeddings too."""
+    parts = {getattr(b, part).name: part for b in find_blocks(model) for part in ROLES[:3] if getattr(b, part)}
+    tables = {id(e.weight) for e in (model.get_input_embeddings(), model.get_output_embeddings()) if e is not None}
+
+    def role(name: str, module: nn.Module) -> str:
+        if isinstance(module, nn.Embedding) or id(module.weight) in tables:
+            return "embeddings"
+        return parts.get(name, "attention" if "attn" in name or "attention" in name else "other")
+
+    return {matrix.name: role(matrix.name, matrix.module) for matrix in find_matrices(model, embeddings=True)}
+
+
+def measure_weights(model: Any, embeddings: bool = False) -> tuple[list[MatrixRow], dict[str, Tensor]]:
+    """(rows, singular values by name) of every linear map, and of embeddings on request."""
+    rows, spectra, roles = [], {}, roles_of_matrices(model)
+    for matrix in find_matrices(model, embeddings):
+        s_k = singular_values(matrix.weight_OI, matrix.name).cpu()
+        outputs, inputs = matrix.weight_OI.shape
+        shape = f"{outputs} x {inputs}"
+        rows.append(MatrixRow(matrix.name, roles[matrix.name], shape, **asdict(weight_spectrum(s_k))))
+        spectra[matrix.name] = s_k
+    return rows, spectra
+
+
+def measure_activations(model: Any, ids_NB: Tensor) -> list[ActivationRow]:
+    """One row per FFN block, from the same tokens."""
+    blocks = find_blocks(model)
+    wide: Sequence[Any] = activation_moments(model, blocks, ids_NB)
+    narrow = activation_moments(model, blocks, ids_NB, dtype=torch.float32)
+    rows = []
+    for block, m, n in zip(blocks, wide, narrow, strict=True):
+        values: list[float | None] = [None, None, None]
+        if enough_tokens(m.tokens, len(m.sum_F)):
+            values = [activation_kappa(m, centred=True), activation_kappa(m, centred=False)]
+            values.append(ff_gram_original_of_layer(n))
+        rows.append(ActivationRow(block.name, len(m.sum_F), m.tokens, *values))
+    return rows

@@ -1,0 +1,150 @@
+"""The rows of `measure`: matrices, activations, and their summary; as CSV files, as tables, as JSON. No torch."""
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+from retrofit.legacy.names import with_todays_names
+from retrofit.metrics.summaries import (
+    ORIGINAL_RIDGE,
+    RELATIVE_RIDGE,
+    enough_tokens,
+    few_tokens,
+    geometric_mean,
+    median,
+    noise_floor,
+)
+from studycore.files import read_text, write_atomic
+from studycore.report import Table
+
+ROLES = ("up", "down", "gate", "attention", "embeddings", "other")
+ACTIVATION_METRICS = ("act_kappa_centred", "act_kappa_uncentred", "ff_gram_original")
+RIDGE_NOTE = f"Ridge {RELATIVE_RIDGE:g} of the mean eigenvalue; ff_gram_original: the original study's recipe, + {ORIGINAL_RIDGE:g} I."
+
+
+@dataclass(frozen=True)
+class MatrixRow:
+    """One weight matrix; shape is [outputs, inputs]. A singular matrix's kappas and omega are infinite."""
+
+    name: str
+    role: str
+    shape: str
+    kappa: float
+    gram_kappa: float
+    omega: float
+    effective_rank: float
+    stable_rank: float
+    spectral_norm: float
+
+
+@dataclass(frozen=True)
+class ActivationRow:
+    """What enters one block's down projection; None where there are fewer tokens than the block is wide."""
+
+    name: str
+    width: int
+    tokens: int
+    act_kappa_centred: float | None
+    act_kappa_uncentred: float | None
+    ff_gram_original: float | None
+
+
+@dataclass(frozen=True)
+class SummaryRow:
+    """One number over matrices of a role, or over layers; infinite where too many are, None where it was not run."""
+
+    what: str
+    count: int
+    singular: int
+    median: float | None
+    geometric_mean: float | None
+
+
+Row = TypeVar("Row", MatrixRow, ActivationRow)
+
+
+def summarise(weights: Sequence[MatrixRow], activations: Sequence[ActivationRow]) -> list[SummaryRow]:
+    """kappa by role of matrix, and what was measured of activations over layers."""
+    rows = []
+    for role in ROLES:
+        if kappas := [row.kappa for row in weights if row.role == role]:
+            rows.append(_summary(f"kappa, {role}", kappas))
+    for name in ACTIVATION_METRICS:
+        rows.append(_summary(name, [getattr(row, name) for row in activations]))
+    return rows
+
+
+def _summary(what: str, values: Sequence[float | None]) -> SummaryRow:
+    known = [value for value in values if value is not None]
+    if not known or len(known) < len(values):
+        return SummaryRow(what, len(known), 0, None, None)
+    singular = sum(map(math.isinf, known))
+    return SummaryRow(what, len(known), singular, median(known), geometric_mean(known))
+
+
+def plain(row: Any) -> dict[str, Any]:
+    """As JSON has it: null for infinity too, which `singular` or a null kappa tells."""
+    return {
+        name: None if isinstance(value, float) and math.isinf(value) else value for name, value in asdict(row).items()
+    }
+
+
+def token_note(activations: Sequence[ActivationRow]) -> tuple[str, str]:
+    """(what the number of tokens means, a warning or nothing)."""
+    widest = max(row.width for row in activations)
+    tokens = activations[0].tokens
+    if not enough_tokens(tokens, widest):
+        why = f"{tokens} tokens are fewer than the FFN's width {widest}, where only the ridge would be measured"
+        return f"Not run: {why}; give --activation-tokens {4 * widest} or more.", why
+    floor = f"White noise would have {noise_floor(tokens, widest):.3g} on {tokens} tokens of width {widest} (Marchenko-Pastur)."
+    return floor, few_tokens(tokens, widest)
+
+
+def tables(weights: Sequence[MatrixRow], activations: Sequence[ActivationRow], why_none: str) -> list[Table]:
+    """Weights, activations and summary; `why_none` says why there are no activations."""
+    if activations:
+        of_activations = table("FFN activations", activations, f"{RIDGE_NOTE} {token_note(activations)[0]}")
+    else:
+        of_activations = Table(
+            "FFN activations", ("what", "value"), [(name, None) for name in ACTIVATION_METRICS], why_none
+        )
+    summary = summarise(weights, activations)
+    note = "kappa over matrices of a role; activations over layers."
+    return [table("Weights", weights), of_activations, table("Summary", summary, note)]
+
+
+def table(title: str, rows: Sequence[Any], note: str = "") -> Table:
+    """A table of dataclasses, columns named by their fields."""
+    lines = [[shown(value) for value in asdict(row).values()] for row in rows]
+    return Table(title, tuple(asdict(rows[0])), lines, note)
+
+
+def shown(value: Any) -> Any:
+    """A value as tables have it."""
+    return "infinite" if value == math.inf else value
+
+
+# ------------------------------------------------------------------------------------------------------------ as CSV
+def write_csv(path: Path, rows: Sequence[Any]) -> None:
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(asdict(rows[0])), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in rows)
+    write_atomic(path, buffer.getvalue())
+
+
+def read_csv(path: Path, kind: type[Row]) -> list[Row]:
+    """What write_csv wrote, bit by bit; empty where there is no such file."""
+    if not path.exists():
+        return []
+    hints = get_type_hints(kind)
+
+    def value(name: str, text: str) -> Any:
+        return text if hints[name] is str else int(text) if hints[name] is int else float(text) if text else None
+
+    rows = [with_todays_names(row) for row in csv.DictReader(read_text(path).splitlines())]
+    return [kind(**{field.name: value(field.name, row[field.name]) for field in fields(kind)}) for row in rows]

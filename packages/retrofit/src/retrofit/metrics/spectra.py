@@ -1,0 +1,172 @@
+"""Three conditionings, three names: of weights, of activations, and the original study's own recipe.
+
+Shapes: O, I a matrix's outputs and inputs; k = min(O, I); N tokens, F the FFN's width.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from retrofit.blocks import FeedForward
+from retrofit.metrics.summaries import ORIGINAL_RIDGE, RELATIVE_RIDGE
+from studycore.errors import UserError
+
+GRAM_LIMIT = 3e4
+"""Largest kappa taken from the Gram matrix in float64; its error in the smallest singular value grows as kappa^2 * 1e-16."""
+GRAM_RANGE = 1e-100, 1e100
+"""Largest entries whose squares float64 holds with room for their sums."""
+
+
+@torch.no_grad()
+def singular_values(weight_OI: Tensor, name: str = "a matrix") -> Tensor:
+    """All k singular values, float64, descending: eigenvalues of the smaller Gram matrix, or svdvals where it is too coarse.
+
+    Relative error against float64 svdvals below 1e-6 for each. UserError, with the matrix's name, for NaN or infinity.
+    """
+    w_OI = weight_OI.detach()
+    w_OI = (w_OI.cpu() if w_OI.device.type == "mps" else w_OI).double()  # mps has no float64
+    low, high = map(float, w_OI.aminmax())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise UserError(f"--model: {name} holds NaN or infinite weights; give a model whose weights are all finite")
+    if GRAM_RANGE[0] < max(-low, high) < GRAM_RANGE[1]:
+        rows_kn = w_OI if w_OI.shape[0] <= w_OI.shape[1] else w_OI.T
+        s_k = torch.linalg.eigvalsh(lower_gram(rows_kn)).clamp_min_(0).sqrt_().flip(0)
+        if 0 < s_k[0] < GRAM_LIMIT * s_k[-1]:
+            return s_k
+    return torch.linalg.svdvals(w_OI)
+
+
+def lower_gram(rows_kn: Tensor) -> Tensor:
+    """x x^T, of which only the lower triangle is right: the upper right quarter, which eigvalsh does not read, is left out."""
+    k = len(rows_kn)
+    half = k // 2
+    gram_kk = rows_kn.new_zeros(k, k)
+    torch.mm(rows_kn[:half], rows_kn[:half].T, out=gram_kk[:half, :half])
+    torch.mm(rows_kn[half:], rows_kn.T, out=gram_kk[half:])
+    return gram_kk
+
+
+@dataclass(frozen=True)
+class WeightSpectrum:
+    """What the singular values s of one matrix say."""
+
+    kappa: float
+    """Condition number s_1 / s_k; infinite at rank below k."""
+    gram_kappa: float
+    """Of W^T W on its smaller side: kappa squared."""
+    omega: float
+    """Arithmetic over geometric mean of the Gram eigenvalues s^2 (arXiv:2509.23439); 1 is perfect."""
+    effective_rank: float
+    """exp of the entropy of s / sum(s) (Roy and Vetterli 2007)."""
+    stable_rank: float
+    """sum(s^2) / s_1^2."""
+    spectral_norm: float
+    """s_1."""
+
+
+def weight_spectrum(s_k: Tensor) -> WeightSpectrum:
+    """From singular values in float64."""
+    first, last = float(s_k.max()), float(s_k.min())
+    if first == 0:
+        return WeightSpectrum(math.inf, math.inf, math.inf, 0.0, 0.0, 0.0)
+    # Over the largest: no square overflows.
+    q_k = s_k / first
+    eigen_k = q_k.square()
+    kappa = first / last if last > 0 else math.inf
+    omega = float(eigen_k.mean() / (2 * q_k.log().mean()).exp()) if last > 0 else math.inf
+    p_k = q_k / q_k.sum()
+    rank = math.exp(float(-torch.special.xlogy(p_k, p_k).sum()))
+    return WeightSpectrum(kappa, kappa * kappa, omega, rank, float(eigen_k.sum()), first)
+
+
+def up_kappas(blocks: Sequence[FeedForward]) -> list[float]:
+    """Condition numbers of the up projections."""
+    return [weight_spectrum(singular_values(block.up.weight_OI, block.up.name)).kappa for block in blocks]
+
+
+@dataclass
+class Moments:
+    """Sums over tokens of one block's features (what enters its down projection)."""
+
+    gram_FF: Tensor
+    """Sum of x x^T: float64, or float32 as the original study takes it."""
+    sum_F: Tensor
+    tokens: int
+
+
+@contextmanager
+def _features(blocks: Sequence[FeedForward], each: Any) -> Iterator[None]:
+    """Calls `each(layer, x)` with the input of every down projection while the block lasts."""
+
+    def hook(layer: int) -> Any:
+        return lambda module, args: each(layer, args[0].detach().flatten(0, -2))
+
+    handles = [block.down.module.register_forward_pre_hook(hook(layer)) for layer, block in enumerate(blocks)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def activation_moments(
+    model: Any, blocks: Sequence[FeedForward], ids_NB: Tensor, batch: int = 16, dtype: torch.dtype = torch.float64
+) -> list[Moments]:
+    """Sums over all tokens of `ids_NB`, in evaluation mode and the model's own precision."""
+    moments: dict[int, Moments] = {}
+
+    def add(layer: int, x_NF: Tensor) -> None:
+        # mps has no float64
+        kind = torch.float32 if x_NF.device.type == "mps" else dtype
+        x_NF = x_NF.to(kind)
+        gram, total = x_NF.T @ x_NF, x_NF.sum(0)
+        if layer in moments:
+            m = moments[layer]
+            m.gram_FF += gram
+            m.sum_F += total
+            m.tokens += len(x_NF)
+        else:
+            moments[layer] = Moments(gram, total, len(x_NF))
+
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    with _features(blocks, add):
+        for part in ids_NB.split(batch):
+            # The output layer is not needed.
+            model.base_model(input_ids=part.to(device), use_cache=False)
+    model.train(was_training)
+    return [moments[layer] for layer in range(len(blocks))]
+
+
+def activation_kappa(moments: Moments, centred: bool, ridge: float = RELATIVE_RIDGE) -> float:
+    """Condition number of the (co)variance, E[x x^T] or with the mean taken off, plus ridge * mean eigenvalue * I."""
+    gram_FF = moments.gram_FF.double().cpu() / moments.tokens
+    if centred:
+        mean_F = moments.sum_F.double().cpu() / moments.tokens
+        gram_FF = gram_FF - mean_F[:, None] * mean_F[None, :]
+    gram_FF = gram_FF + ridge * gram_FF.diagonal().mean() * torch.eye(len(gram_FF), dtype=torch.float64)
+    e_F = torch.linalg.eigvalsh(gram_FF)
+    return float(e_F[-1] / e_F[0]) if e_F[0] > 0 else math.inf
+
+
+def ff_gram_original_of_layer(moments: Moments) -> float:
+    """The original study's recipe for one layer: float32, uncentred, + 1e-5 I, largest over smallest eigenvalue.
+
+    An absolute ridge falls when activations shrink, and few tokens raise the value: for reproduction only.
+    """
+    gram_FF = moments.gram_FF.float() / moments.tokens
+    gram_FF = gram_FF + ORIGINAL_RIDGE * torch.eye(len(gram_FF), device=gram_FF.device)
+    e_F = torch.linalg.eigvalsh(gram_FF)
+    return float(e_F[-1] / e_F[0])
+
+
+def ff_gram_original(moments: Sequence[Moments]) -> float:
+    """Arithmetic mean over layers, as the original study reports it."""
+    return sum(map(ff_gram_original_of_layer, moments)) / len(moments)

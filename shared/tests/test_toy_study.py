@@ -1,0 +1,482 @@
+"""A study on the frame, from its command: what it gets for nothing, and that a run that was cut off equals one that was not."""
+
+import json
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+from pyarrow import parquet
+from safetensors.torch import load_file
+from toy_study import train as toy_train
+from toy_study.cli import main
+
+import studycore.execution
+from studycore.checkpoints import load_checkpoint, read_index, steps
+from studycore.metrics_log import read_rows
+from studycore.run_folder import is_writing, read_manifest, state_of
+
+CPU = ("--device", "cpu", "--threads", "1")
+STAGES = ("--stages", "2", "--checkpoint-every", "10")
+FAILS = {"lr": 1e20}
+
+
+def train(folder, *flags):
+    return main(["train", *CPU, "--output-dir", str(folder), *map(str, flags)])
+
+
+def rows_of(folder):
+    return read_rows(folder / "metrics.jsonl")
+
+
+def same(one, other):
+    """Rows, weights, momenta, probe and the loop's numbers."""
+    for name in ("metrics.jsonl", "history.parquet", "arrays.safetensors"):
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+    last = read_index(one / "checkpoints")["last"]
+    assert read_index(other / "checkpoints")["last"] == last
+    for name in ("model.safetensors", "optimizer.safetensors", "probe.safetensors", "state.json"):
+        contents = [(folder / "checkpoints" / last / name).read_bytes() for folder in (one, other)]
+        assert contents[0] == contents[1], name
+
+
+def at_batch(monkeypatch, step, act):
+    """Has `act` done when the batch of `step` is drawn, once."""
+    real, done = toy_train.points, []
+
+    def points(config, number, *purpose):
+        if purpose == ("batch", step) and not done:
+            done.append(step)
+            act()
+        return real(config, number, *purpose)
+
+    monkeypatch.setattr(toy_train, "points", points)
+
+
+def tell():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def raises(error):
+    def act():
+        raise error
+
+    return act
+
+
+def wait_until(holds):
+    deadline = time.monotonic() + 200
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def wait_for_rows(folder, count):
+    wait_until(lambda: len(rows_of(folder)) >= count)
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """A run of two stages that nothing interrupts."""
+    folder = tmp_path_factory.mktemp("straight") / "run"
+    assert train(folder, *STAGES) == 0
+    return folder
+
+
+# --------------------------------------------------------------------------------------------------------------- one run
+def test_a_run_leaves_what_the_contract_names(straight):
+    rows, results, manifest = (
+        rows_of(straight),
+        *(json.loads((straight / f"{name}.json").read_text()) for name in ("results", "manifest")),
+    )
+    assert [row["step"] for row in rows] == [*range(0, 61, 5), *range(60, 121, 5)]
+    assert results["metrics"] == {"final_loss": rows[-1]["loss"]}
+    assert [claim["verdict"] for claim in results["claims"]] == ["not run", "not run"]  # of two seeds at least
+    registered = json.loads((straight / "claims.json").read_text())
+    assert [(claim["id"], claim["threshold"], claim["direction"]) for claim in registered] == [
+        ("sooner", 1.0, "below"),
+        ("fits", 0.01, "below"),
+    ]
+    assert (manifest["state"], manifest["pid"], manifest["reason"]) == ("done", None, "120 updates")
+    assert (manifest["study"], manifest["verb"], manifest["seeds"]) == ("toy", "train", [1])
+    assert manifest["argv"][:2] == ["toy", "train"]
+    assert parquet.read_table(straight / "history.parquet").to_pylist() == rows
+    assert "A line" in (straight / "report.html").read_text() and "# A line" in (straight / "report.md").read_text()
+    assert not (straight / "history").exists()
+    last = load_checkpoint(steps(straight / "checkpoints")[-1])
+    assert (last.step, last.state["loop"], last.state["index"]) == (120, "stage 1", 60)
+    assert torch.equal(load_file(straight / "arrays.safetensors")["weights"], last.model["linear.weight"])
+    assert rows[-1]["loss"] < 0.01 < rows[0]["loss"]
+
+
+def plain_fit(config, steps):
+    """The same fit without the frame: gradient descent with momentum, written out."""
+    model = toy_train.build(vars(config))
+    momenta = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    for step in range(steps):
+        loss = toy_train.loss_of(model, toy_train.points(config, 8, "batch", step))
+        gradients = torch.autograd.grad(loss, list(model.parameters()))
+        for (name, p), gradient in zip(model.named_parameters(), gradients, strict=True):
+            momenta[name] = config.momentum * momenta[name] + gradient
+            with torch.no_grad():
+                p -= config.lr * momenta[name]
+    return model
+
+
+def test_the_frame_changes_nothing_of_what_is_computed(tmp_path):
+    from toy_study.config import Config
+
+    assert train(tmp_path / "run", "--steps", 30) == 0
+    found = load_checkpoint(steps(tmp_path / "run" / "checkpoints")[-1])
+    expected = plain_fit(Config(), 30).state_dict()
+    assert all(torch.allclose(found.model[name], value, rtol=1e-6) for name, value in expected.items())
+
+
+@pytest.mark.parametrize("step", [0, 37, 60, 93], ids=["at once", "stage 0", "first of stage 1", "stage 1"])
+def test_a_run_that_is_told_to_stop_goes_on_to_the_bit(tmp_path, straight, monkeypatch, capsys, step):
+    folder = tmp_path / "run"
+    at_batch(monkeypatch, step, tell)
+    assert train(folder, *STAGES) == 3
+    stage, index = divmod(step + 1, 60)
+    output = capsys.readouterr()
+    assert output.err == (
+        f"toy: stopped by SIGTERM at stage {stage} step {index} and saved; `toy resume {folder}` continues\n"
+    )
+    manifest = read_manifest(folder)
+    assert (manifest["state"], manifest["pid"]) == ("stopped", None)
+    assert manifest["reason"] == f"stopped by SIGTERM at stage {stage} step {index}"
+    assert steps(folder / "checkpoints")[-1].name == f"step-{step + 1}"
+    assert not (folder / "results.json").exists()
+    assert main(["resume", str(folder)]) == 0
+    same(straight, folder)
+    assert len(read_manifest(folder)["resumed"]) == 1
+    assert "bitwise" not in capsys.readouterr().out
+
+
+def test_a_stop_between_two_stages(tmp_path, straight, monkeypatch):
+    """The signal comes in the last update of the first stage, whose last index only evaluates and saves."""
+    folder = tmp_path / "run"
+    at_batch(monkeypatch, 59, tell)
+    assert train(folder, *STAGES) == 3
+    assert main(["resume", str(folder)]) == 0
+    same(straight, folder)
+
+
+def test_a_killed_run_goes_on_to_the_bit_and_a_damaged_checkpoint_is_passed_over(tmp_path, straight, start, capsys):
+    folder, paused = tmp_path / "run", ("--pause", "0.02")
+    process = start("-m", "toy_study", "train", *CPU, "--output-dir", folder, *STAGES, *paused)
+    wait_for_rows(folder, 9)
+    process.kill()
+    process.wait()
+    manifest = read_manifest(folder)
+    assert (manifest["state"], state_of(folder, manifest)) == ("running", "interrupted")
+    newest = steps(folder / "checkpoints")[-1]
+    assert 30 <= int(newest.name[5:]) < 120
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write('{"step": 999, "lo')  # torn
+    (newest / "model.safetensors").write_bytes(b"damaged")
+    assert main(["resume", str(folder)]) == 0
+    assert f"passed over: {newest}/model.safetensors: its checksum differs" in capsys.readouterr().err
+    same(straight, folder)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert main(["resume", str(folder)]) == 0
+    assert capsys.readouterr().out == f"{folder}: is finished; `toy report {folder}` shows it\n"
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_without_a_checkpoint_it_starts_at_step_0(tmp_path, straight):
+    folder = tmp_path / "run"
+    shutil.copytree(straight, folder)
+    shutil.rmtree(folder / "checkpoints")
+    manifest = read_manifest(folder)
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"state": "failed"}))
+    assert main(["resume", str(folder)]) == 0
+    same(straight, folder)
+
+
+def test_a_fault_marks_the_run_as_failed_and_it_can_go_on(tmp_path, straight, monkeypatch):
+    folder = tmp_path / "run"
+    at_batch(monkeypatch, 47, raises(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        train(folder, *STAGES)
+    manifest = read_manifest(folder)
+    assert (manifest["state"], manifest["reason"], manifest["pid"]) == ("failed", "OSError: disk full", None)
+    assert main(["resume", str(folder)]) == 0
+    same(straight, folder)
+
+
+def test_a_loss_that_is_not_finite_is_the_users_mistake(tmp_path, capsys):
+    assert train(tmp_path / "run", "--lr", "1e20") == 2
+    message = capsys.readouterr().err
+    assert message == "toy: error: lr: 1e+20 made the loss inf at stage 0 step 1; lower it or set grad_clip\n"
+    assert read_manifest(tmp_path / "run")["state"] == "failed"
+
+
+def test_resume_finds_the_newest_unfinished_run_of_the_configuration(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    short = ("--steps", "6", *CPU)
+    at_batch(monkeypatch, 3, tell)
+    assert main(["train", *short]) == 3
+    assert main(["train", *short, "--lr", "0.01"]) == 0
+    (stopped,) = (f for f in (tmp_path / "runs" / "toy").iterdir() if read_manifest(f)["state"] == "stopped")
+    assert main(["train", *short, "--resume"]) == 0
+    assert read_manifest(stopped)["state"] == "done"
+    capsys.readouterr()
+    assert main(["train", *short, "--resume"]) == 0
+    assert f"{stopped.name}: is finished" in capsys.readouterr().out
+    assert main(["train", *short, "--resume", "--lr", "0.03"]) == 2
+    assert "--resume: no earlier train run of this configuration" in capsys.readouterr().err
+    assert main(["train", *short, "--lr", "0.03", "--resume", "--output-dir", str(stopped)]) == 2
+    assert "its configuration is another: lr: stored 0.02, given 0.03" in capsys.readouterr().err
+    assert main(["train", *short, "--output-dir", str(stopped)]) == 2
+    assert "holds a run already; resume it or choose another folder" in capsys.readouterr().err
+
+
+def test_other_data_are_refused(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "run"
+    at_batch(monkeypatch, 3, tell)
+    assert train(folder, "--steps", 6) == 3
+    manifest = read_manifest(folder)
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"data_fingerprints": {"points": "seed 2"}}))
+    capsys.readouterr()
+    assert main(["resume", str(folder)]) == 2
+    assert "its data are not those it began with: points: stored 'seed 2', given 'seed 1'" in capsys.readouterr().err
+
+
+def test_a_dry_run_times_a_step_and_writes_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", *CPU, "--steps", "1000", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert yaml.safe_load(out[: out.index("\n\n")])["steps"] == 1000
+    assert "1,000 steps of " in out and "MiB of memory" in out
+    assert main(["sweep", *CPU, "--config", "arms", "--steps", "1000", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "0: plain_s1\n1: plain_s2" in out and "6 runs, " in out
+    assert main(["train", "--print-config", "--lr", "0.5"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["lr"] == 0.5
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_processes_give_the_rows_of_one_and_stop_together(tmp_path, start, capsys):
+    folder, flags = tmp_path / "two", (*CPU, "--steps", "40", "--pause", "0.02")
+    process = start("-m", "toy_study", "train", *flags, "--num-processes", 2, "--output-dir", folder)
+    wait_for_rows(folder, 4)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 3, errors
+    assert "Traceback" not in errors
+    assert errors.count("stopped by SIGTERM") == 1
+    manifest = read_manifest(folder)
+    assert (manifest["state"], manifest["devices"]["world_size"]) == ("stopped", 2)
+    assert 15 <= int(steps(folder / "checkpoints")[-1].name[5:]) < 40
+    assert train(tmp_path / "one", "--steps", 40) == 0
+    one, two = (rows_of(tmp_path / name) for name in ("one", "two"))
+    close = {"rtol": 0, "atol": 1e-6}
+    pd.testing.assert_frame_equal(pd.DataFrame(one[: len(two)]), pd.DataFrame(two), **close)
+    # One process takes over from two, and says that it rounds otherwise.
+    capsys.readouterr()
+    assert train(folder, *flags[4:], "--num-processes", 1, "--resume") == 0
+    assert "toy: not bitwise the same from here on: world_size 2 -> 1\n" in capsys.readouterr().out
+    pd.testing.assert_frame_equal(pd.DataFrame(one), pd.DataFrame(rows_of(folder)), **close)
+
+
+# ------------------------------------------------------------------------------------------------------------- many runs
+@pytest.fixture
+def here(monkeypatch):
+    """Jobs are done in this process, so that tests are quick and may interfere; what was done in which order."""
+    done = []
+
+    def engine(options, device, processes, threads):
+        def run(work, values, schedule, stop):
+            while not stop and (names := schedule.take()):
+                done.append(names)
+                for name, ended in zip(names, work([values[name] for name in names]), strict=True):
+                    yield from schedule.end(name, ended)
+
+        return run
+
+    monkeypatch.setattr(studycore.execution, "engine", engine)
+    return done
+
+
+def sweep_file(path, base=None, **fields):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    base = {"steps": 40, "checkpoint_every": 10} | (base or {})
+    path.write_text(
+        yaml.safe_dump({"base": base, "arms": {"a": {}, "b": {"momentum": 0.5}}, **fields}, sort_keys=False)
+    )
+    return str(path)
+
+
+def sweep(folder, *flags, **fields):
+    file = sweep_file(folder.parent / f"{folder.name}.yaml", **fields)
+    return main(["sweep", *CPU, "--config", file, "--output-dir", str(folder), *map(str, flags)])
+
+
+def test_a_sweep_that_is_killed_goes_on_where_its_runs_were(tmp_path, start, here):
+    """Its two workers save and end when their parent is gone. Arm b needs arm a, and arm c fails."""
+    folder = tmp_path / "sweep"
+    file = sweep_file(
+        tmp_path / "c.yaml", {"pause": 0.03}, seeds=2, goes_on_from={"b": "a"}, arms={"a": {}, "b": {}, "c": FAILS}
+    )
+    flags = ("--config", file, "--output-dir", folder, "--processes", 2, *CPU)
+    process = start("-m", "toy_study", "sweep", *flags)
+    wait_for_rows(folder / "a_s1", 2)
+    wait_for_rows(folder / "a_s2", 2)
+    process.kill()
+    process.wait()
+    for name in ("a_s1", "a_s2"):
+        wait_until(lambda name=name: not is_writing(folder / name))
+        assert read_manifest(folder / name)["state"] == "stopped"
+        assert 0 < int(steps(folder / name / "checkpoints")[-1].name[5:]) < 40
+    assert state_of(folder, read_manifest(folder)) == "interrupted"
+    assert main(["resume", str(folder)]) == 2
+    names = ["a_s1", "a_s2", "b_s1", "b_s2", "c_s1", "c_s2"]
+    assert here == [[name] for name in names]
+    manifest = read_manifest(folder)
+    assert (manifest["state"], list(manifest["jobs"]), sorted(manifest["failed"])) == ("failed", names, names[4:])
+    rows = rows_of(folder)
+    assert [(row["step"], row["run"]) for row in rows] == list(enumerate(names, start=1))
+    assert [row["state"] for row in rows] == ["done"] * 4 + ["failed"] * 2
+    assert json.loads((folder / "results.json").read_text())["metrics"] == {"runs": 4}
+    report = (folder / "report.md").read_text()
+    assert [report.index(name) for name in names] == sorted(report.index(name) for name in names)
+    for seed in (1, 2):
+        assert train(tmp_path / f"{seed}", "--steps", 40, "--checkpoint-every", 10, "--seed", seed) == 0
+        same(tmp_path / f"{seed}", folder / f"a_s{seed}")
+        first = rows_of(folder / f"b_s{seed}")[0]
+        assert (first["step"], first["loss"]) == (0, rows_of(folder / f"a_s{seed}")[-1]["loss"])
+    assert Path(read_manifest(folder / "b_s1")["needs"]["a_s1"]) == folder / "a_s1"
+
+
+def test_a_failing_job_takes_along_only_what_needs_it(tmp_path, here, capsys):
+    arms = {"a": {}, "bad": FAILS, "after": {}, "last": {}, "free": {}}
+    assert sweep(tmp_path / "s", arms=arms, goes_on_from={"after": "bad", "last": "after", "free": "a"}) == 2
+    assert here == [["a"], ["bad"], ["free"]]
+    failed = read_manifest(tmp_path / "s")["failed"]
+    why = failed["bad"]
+    assert "made the loss inf" in why
+    assert failed == {
+        "bad": why,
+        "after": f"it needs bad, which failed: {why}",
+        "last": f"it needs after, which failed: it needs bad, which failed: {why}",
+    }
+    assert not (tmp_path / "s" / "after").exists()
+    assert "3 of 5 runs failed" in capsys.readouterr().err
+    # Resuming tries those again, and only those.
+    here.clear()
+    assert main(["resume", str(tmp_path / "s")]) == 2
+    assert here == [["bad"]]
+
+
+def test_finished_jobs_are_not_made_again_and_others_are_refused(tmp_path, here, monkeypatch, capsys):
+    folder = tmp_path / "s"
+    at_batch(monkeypatch, 25, tell)
+    assert sweep(folder, seeds=2) == 3
+    assert "stopped by SIGTERM and saved; `toy resume" in capsys.readouterr().err
+    assert (read_manifest(folder)["state"], here) == ("stopped", [["a_s1"]])
+    assert main(["resume", str(folder)]) == 0
+    assert here == [["a_s1"], *([name] for name in ("a_s1", "a_s2", "b_s1", "b_s2"))]
+    assert [(row["run"], row["state"]) for row in rows_of(folder)] == [
+        (name, "done") for name in ("a_s1", "a_s2", "b_s1", "b_s2")
+    ]
+    assert sweep(tmp_path / "straight", seeds=2) == 0
+    for name in ("a_s1", "a_s2", "b_s1", "b_s2"):
+        same(tmp_path / "straight" / name, folder / name)
+    # One that is taken away is made again, and nothing else.
+    here.clear()
+    shutil.rmtree(folder / "b_s1")
+    manifest = read_manifest(folder)
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"state": "stopped"}))
+    before = (folder / "a_s1" / "manifest.json").read_bytes()
+    assert main(["resume", str(folder)]) == 0
+    assert here == [["b_s1"]]
+    assert (folder / "a_s1" / "manifest.json").read_bytes() == before
+    assert [row["run"] for row in rows_of(folder)] == ["a_s1", "a_s2", "b_s2", "b_s1"]  # as they ended
+    assert list(pd.read_parquet(folder / "history.parquet")["step"]) == [1, 2, 3, 4]
+    # The same folder with a run of another identity in it.
+    other = read_manifest(folder / "a_s2") | {"identity": "another"}
+    (folder / "a_s2" / "manifest.json").write_text(json.dumps(other))
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"state": "stopped"}))
+    capsys.readouterr()
+    assert main(["resume", str(folder)]) == 2
+    assert f"{folder / 'a_s2'}: holds a run of another version, or of other needs" in capsys.readouterr().err
+
+
+def test_one_experiment_is_made_with_what_it_needs(tmp_path, here, capsys):
+    arms, needs = {"x": {}, "a": {}, "b": {}, "c": {}}, {"b": "a", "c": "b"}
+    assert sweep(tmp_path / "s", "--experiment", "c", arms=arms, goes_on_from=needs) == 0
+    assert here == [["a"], ["b"], ["c"]]
+    assert read_manifest(tmp_path / "s")["chosen"] == ["a", "b", "c"]
+    here.clear()
+    assert sweep(tmp_path / "t", "--start-from", 3, arms=arms, goes_on_from=needs) == 0
+    assert here == [["a"], ["b"], ["c"]]
+    assert sweep(tmp_path / "u", "--experiment", "y", arms=arms) == 2
+    assert "--experiment: 'y' is not among the runs; there are x, a, b, c" in capsys.readouterr().err
+    assert sweep(tmp_path / "u", "--start-from", 4, arms=arms) == 2
+    assert "--start-from: 4 is no index of the 4 runs" in capsys.readouterr().err
+
+
+def test_flags_of_a_run_change_the_base_of_all_and_seeds_start_a_sweep(tmp_path, here, monkeypatch):
+    assert sweep(tmp_path / "s", "--steps", 7, "--seed", 5, "--seeds", 2) == 0
+    assert here == [["a_s5"], ["a_s6"], ["b_s5"], ["b_s6"]]
+    assert rows_of(tmp_path / "s" / "b_s6")[-1]["step"] == 7
+    here.clear()
+    assert train(tmp_path / "t", "--steps", 7, "--seeds", 3) == 0
+    assert here == [["run_s1"], ["run_s2"], ["run_s3"]]
+    claims = {claim["id"]: claim for claim in json.loads((tmp_path / "t" / "results.json").read_text())["claims"]}
+    assert claims["fits"]["n"] == 3
+    assert claims["fits"]["verdict"] in ("supported", "refuted", "inconclusive")
+    assert claims["sooner"]["verdict"] == "not run"
+
+
+# ----------------------------------------------------------------------------------------------------- trained together
+TOGETHER = {"together": True, "arms": {"a": {}, "b": {"steps": 25}, "bad": FAILS, "c": {"steps": 55}}}
+
+
+def test_runs_that_are_trained_together_equal_runs_alone(tmp_path, here):
+    """Their ends lie at different indices, and one fails on the way."""
+    assert sweep(tmp_path / "s", "--processes", 1, **TOGETHER) == 2
+    assert here == [["a", "b", "bad", "c"]]
+    assert {n: read_manifest(tmp_path / "s" / n)["state"] for n in TOGETHER["arms"]} == {
+        "a": "done", "b": "done", "bad": "failed", "c": "done",
+    }  # fmt: skip
+    for name, count in (("a", 40), ("b", 25), ("c", 55)):
+        assert train(tmp_path / name, "--steps", count, "--checkpoint-every", 10) == 0
+        same(tmp_path / name, tmp_path / "s" / name)
+
+
+def test_a_signal_stops_all_that_are_trained_together(tmp_path, here, monkeypatch):
+    at_batch(monkeypatch, 30, tell)
+    assert sweep(tmp_path / "s", "--processes", 1, **TOGETHER) == 3
+    states = {n: read_manifest(tmp_path / "s" / n) for n in TOGETHER["arms"]}
+    assert {n: manifest["state"] for n, manifest in states.items()} == {
+        "a": "stopped", "b": "done", "bad": "failed", "c": "stopped",
+    }  # fmt: skip
+    assert [steps(tmp_path / "s" / n / "checkpoints")[-1].name for n in "ac"] == ["step-31"] * 2
+    assert main(["resume", str(tmp_path / "s")]) == 2
+    assert here == [["a", "b", "bad", "c"], ["a", "bad", "c"]]
+    for name, count in (("a", 40), ("c", 55)):
+        assert train(tmp_path / name, "--steps", count, "--checkpoint-every", 10) == 0
+        same(tmp_path / name, tmp_path / "s" / name)
+
+
+def test_runs_that_stand_at_several_steps_go_on_in_parts(tmp_path, here, monkeypatch):
+    at_batch(monkeypatch, 30, tell)
+    assert sweep(tmp_path / "s", "--processes", 1, **TOGETHER) == 3
+    shutil.rmtree(tmp_path / "s" / "a" / "checkpoints")  # as if killed before its first
+    parts = []
+    monkeypatch.setattr(
+        studycore.execution, "_train",
+        lambda tasks, real=studycore.execution._train, **more: parts.append([t.folder.name for t in tasks])
+        or real(tasks, **more),
+    )  # fmt: skip
+    assert main(["resume", str(tmp_path / "s")]) == 2
+    assert sorted(map(sorted, parts)) == [["a", "bad"], ["c"]]
+    assert train(tmp_path / "a", "--steps", 40, "--checkpoint-every", 10) == 0
+    same(tmp_path / "a", tmp_path / "s" / "a")

@@ -1,0 +1,5 @@
+import sys
+
+from toy_study.cli import main
+
+sys.exit(main())
