@@ -91,7 +91,7 @@ def level_targets(trits: int, outer: float, inner: float) -> Tensor:
 
 def target_radius(v_N: Tensor, place_N: Tensor, targets: Targets) -> Tensor:
     """A radius of its own for every operation, inside its level's band: the closed form of what `ordered` asks for."""
-    # Level 0 is pulled apart into two halves, which doubles nobody's band and gives more variance than an even spread.
+    # Level 0 is pulled apart into two halves, which makes no band wider and gives more variance than an even spread.
     halved_N = torch.where(place_N < 0.5, 2 * HALF * place_N, 1 - 2 * HALF * (1 - place_N))
     share_N = torch.where(v_N == 0, halved_N, place_N)
     return targets.low_L[v_N] + share_N * (targets.high_L - targets.low_L)[v_N]
