@@ -47,7 +47,7 @@ def bounded_fields(cls: Any) -> dict[str, Any]:
 
 def check_bounds(config: Any) -> None:
     """For a dataclass's __post_init__. ValueError names the first field outside its bounds, its value and the mend."""
-    for name, kind in bounded_fields(type(config)).items():
+    for name, kind in bounded_fields(type(config)).items():  # type: ignore[arg-type]
         value = getattr(config, name)
         try:
             if value is not None:
