@@ -47,7 +47,7 @@ def wait_for(files):
 
 
 def on_ray(jobs, address, stop=None):
-    return run_on_ray(toy_jobs.work, jobs, toy_jobs.alone(jobs), stop or StopFlag(), address)
+    return run_on_ray(toy_jobs.work, jobs, toy_jobs.alone(jobs), StopFlag() if stop is None else stop, address)
 
 
 def begun(folder, count):
@@ -71,7 +71,7 @@ def test_jobs_end_on_ray_as_they_do_in_processes(cluster, tmp_path, capfd):
         assert begun(tmp_path / name, 6) == [1, 1, 1, 2, 1, 1]
     assert ends[0] == ends[1]
     out, errors = capfd.readouterr()
-    assert out == ""
+    assert all("(raylet)" in line for line in out.splitlines()), out  # Ray's daemons say themselves that a worker died
     assert errors.splitlines() == [
         "the process of 3-dies once died; it goes on from its checkpoint",
         "the process or machine of 3-dies once was lost; it goes on from its checkpoint",

@@ -137,7 +137,7 @@ def test_the_frame_changes_nothing_of_what_is_computed(tmp_path):
     assert all(torch.allclose(found.model[name], value, rtol=1e-6) for name, value in expected.items())
 
 
-@pytest.mark.parametrize("step", [0, 37, 60, 93], ids=["at once", "stage 0", "first of stage 1", "stage 1"])
+@pytest.mark.parametrize("step", [0, 39, 60, 93], ids=["at once", "stage 0", "first of stage 1", "stage 1"])
 def test_a_run_that_is_told_to_stop_goes_on_to_the_bit(tmp_path, straight, monkeypatch, capsys, step):
     folder = tmp_path / "run"
     at_batch(monkeypatch, step, tell)
