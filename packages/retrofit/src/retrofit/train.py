@@ -130,8 +130,8 @@ def train(config: RunConfig, run: Run) -> None:
         prepared.zero_grad()
         arm.after_update(dataclasses.replace(state, step=step + 1))
         norms = up_norms(blocks)
-        if not all(map(math.isfinite, norms)):
-            raise UserError(run.not_finite("lr", "the weights' norm", max(norms)))
+        if infinite := [norm for norm in norms if not math.isfinite(norm)]:
+            raise UserError(run.not_finite("lr", "a weight's norm", infinite[0]))
         # log
         run.log({**row, "up_norms": norms})
 
