@@ -64,7 +64,7 @@ def main() -> int:
     options = parser.parse_args()
     import torch
 
-    from retrofit.spectra import singular_values, weight_spectrum
+    from retrofit.metrics.spectra import singular_values, weight_spectrum
 
     torch.set_num_threads(1)
     d = options.width

@@ -16,9 +16,8 @@ import time
 import torch
 
 from retrofit.blocks import find_blocks
-from retrofit.models import load_model
-from retrofit.penalty import gram_penalty_gradient, penalty_of_blocks
-from retrofit.train import NextTokenLoss
+from retrofit.losses import NextTokenLoss, gram_penalty_gradient, penalty_of_blocks
+from retrofit.model import load_model
 from retrofit.transports import gradient_less_transport
 
 RATIO_TARGET = 1.10

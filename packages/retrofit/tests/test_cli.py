@@ -295,7 +295,9 @@ def test_compare_writes_the_original_files_and_goes_on_where_it_was(comparison, 
 
     # Resumed, only the one that failed is made, and the report again.
     trained.clear()
-    monkeypatch.setattr(train_module, "train", lambda config, run: trained.append(run.folder.name) or original(config, run))
+    monkeypatch.setattr(
+        train_module, "train", lambda config, run: trained.append(run.folder.name) or original(config, run)
+    )
     assert main(["resume", str(folder)]) == 0
     assert trained == ["gram_s1"]
     assert json.loads((folder / "results.json").read_text())["metrics"]["arms"]["gram"]["n"] == 2

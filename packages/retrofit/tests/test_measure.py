@@ -143,7 +143,9 @@ def test_up_projections_are_compared_with_gaussian_matrices(run):
     """By hand, from the table of weights."""
     folder = run("llama")
     root = math.sqrt(16 / 40)
-    ratios = [float(row["kappa"]) * (1 - root) / (1 + root) for row in read(folder, "weights.csv") if row["role"] == "up"]
+    ratios = [
+        float(row["kappa"]) * (1 - root) / (1 + root) for row in read(folder, "weights.csv") if row["role"] == "up"
+    ]
     (claim,) = json.loads((folder / "results.json").read_text())["claims"]
     assert claim["measured"] == pytest.approx(math.prod(ratios) ** (1 / len(ratios)))
     assert (claim["n"], claim["registered"], claim["threshold"]) == (2, True, 1.1)

@@ -17,11 +17,13 @@ from safetensors.torch import load_file
 
 import retrofit.train as module
 from retrofit.blocks import find_blocks
+from retrofit.cli import STUDY
 from retrofit.metrics.documents import read_documents
 from retrofit.model import load_model
 from studycore.checkpoints import read_index
 from studycore.configuration import to_dict, to_yaml
 from studycore.errors import UserError
+from studycore.execution import report_on
 from studycore.metrics_log import read_rows
 
 METHODS = ["standard", "gram", "gram_scale_free", "geometry", "glt_ffn", "glt_fold", "glt_perm"]
@@ -288,6 +290,35 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_what_was_measured(smal
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert manifest["state"] == "failed"
     assert rows_of(tmp_path / "run", "evaluation")[0]["val_ppl"] > 1
+    with pytest.raises(UserError, match=r"the run is failed; `retrofit resume .*` continues it"):
+        report_on(STUDY, tmp_path / "run")
+
+
+def test_an_earlier_versions_folder_reports(small, tmp_path):
+    """It names the original study's recipe otherwise, and holds no claims and no names of layers."""
+    folder = tmp_path / "run"
+    train_run(small(), folder)
+    before = (folder / "report.md").read_text()
+    rows = folder / "metrics.jsonl"
+    rows.write_text(rows.read_text().replace("ff_gram_original", "seed_ff_gram"))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["layers"], manifest["identity"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "claims.json").unlink()
+    report_on(STUDY, folder)
+    after = (folder / "report.md").read_text()
+    assert "| ff_gram_original |" in before
+    assert after.split("## Start and end")[1].split("\n## ")[0] == before.split("## Start and end")[1].split("\n## ")[0]
+
+
+def test_a_start_with_another_text_is_refused(small, text, tmp_path):
+    train_run(small(method="none"), tmp_path / "start")
+    other = small(dataset=str(text[1]), validation_dataset=str(text[0]))
+    with pytest.raises(UserError, match="the comparison began with another model or text: training"):
+        train_run(other, tmp_path / "run", needs={"start": tmp_path / "start"})
+    train_run(small(), tmp_path / "same", needs={"start": tmp_path / "start"})
+    one, two = (rows_of(tmp_path / name, "evaluation")[0] for name in ("start", "same"))
+    assert one == two
 
 
 def test_mixed_precision_trains_and_the_weights_stay_float32(small, tmp_path):
@@ -302,7 +333,7 @@ def test_mixed_precision_trains_and_the_weights_stay_float32(small, tmp_path):
 def test_a_penalty_in_a_loop_of_ones_own_lowers_kappa(small):
     """The plain functions, without the package's training loop."""
     from retrofit.losses import penalty_of_blocks, scale_free_penalty_gradient
-    from retrofit.spectra import singular_values, weight_spectrum
+    from retrofit.metrics.spectra import singular_values, weight_spectrum
 
     model, _ = load_model(small().model)
     blocks = find_blocks(model)

@@ -67,7 +67,7 @@ def find_blocks(model: Any) -> list[FeedForward]:
     """The FFN blocks in order of depth. UserError when there is none of a known kind."""
     modules = dict(model.named_modules())
     foldable = model.config.model_type in PLAIN_NORMS
-    found = []
+    blocks = []
     for name, module in modules.items():
         for (up, down, gate), norms in NAMES.items():
             if not all(_is_linear(getattr(module, part, None)) for part in (up, down, gate) if part):
@@ -76,19 +76,19 @@ def find_blocks(model: Any) -> list[FeedForward]:
             norm = next((getattr(parent, n) for n in norms if hasattr(parent, n)), None) if foldable else None
             parts = [Projection(f"{name}.{part}", getattr(module, part)) if part else None for part in (up, down, gate)]
             assert parts[0] is not None and parts[1] is not None
-            found.append(FeedForward(name, parts[0], parts[1], parts[2], norm))
-    if not found:
+            blocks.append(FeedForward(name, parts[0], parts[1], parts[2], norm))
+    if not blocks:
         known = "; ".join("/".join(part for part in names if part) for names in NAMES)
         raise UserError(
             f"--model: {type(model).__name__} has no feed-forward blocks of a known kind ({known}); use such a model"
         )
-    return found
+    return blocks
 
 
 def find_matrices(model: Any, embeddings: bool = False) -> list[Projection]:
     """Every linear map, and on request every embedding, in order; a tied weight once."""
     seen: set[int] = set()
-    found = []
+    matrices = []
     tables = {id(e.weight) for e in (model.get_input_embeddings(), model.get_output_embeddings()) if e is not None}
     for name, module in model.named_modules():
         table = isinstance(module, nn.Embedding) or (_is_linear(module) and id(module.weight) in tables)
@@ -96,8 +96,8 @@ def find_matrices(model: Any, embeddings: bool = False) -> list[Projection]:
             continue
         if id(module.weight) not in seen:
             seen.add(id(module.weight))
-            found.append(Projection(name, module))
-    return found
+            matrices.append(Projection(name, module))
+    return matrices
 
 
 def _is_linear(module: Any) -> bool:

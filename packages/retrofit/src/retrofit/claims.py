@@ -17,7 +17,6 @@ from retrofit.metrics.documents import Floats, read_documents
 from retrofit.metrics.matrix_rows import MatrixRow, read_csv
 from retrofit.metrics.summaries import gaussian_kappa, update_means
 from studycore.claims import Claim, Measure, NotRun
-from studycore.errors import UserError
 from studycore.measures import mean, paired_ratio, pairs, rows
 from studycore.metrics_log import read_rows
 from studycore.statistics import Interval, mean_interval, ratio_interval
@@ -51,7 +50,7 @@ def perplexity_from_start(arm: str) -> Measure:
     """Percent from step 0 to the end: see perplexity_change."""
 
     def compute(table: "DataFrame") -> tuple[Interval, str]:
-        runs = rows(table, "documents", arm)
+        runs = _runs_of(table, arm)
         _enough(len(runs), arm)
         return _perplexity_change(runs["documents"], runs["initial_documents"])
 
@@ -62,10 +61,10 @@ def perplexity_beside(treated: str, control: str) -> Measure:
     """Percent by which the treated arm ends beside the control, seed by seed: see perplexity_change."""
 
     def compute(table: "DataFrame") -> tuple[Interval, str]:
-        ends = [rows(table, "documents", arm).set_index("seed")["documents"] for arm in (treated, control)]
-        seeds = sorted(set(ends[0].index) & set(ends[1].index))
+        one, other = (_runs_of(table, arm) for arm in (treated, control))
+        seeds = sorted(set(one.index) & set(other.index))
         _enough(len(seeds), f"both {treated} and {control}")
-        return _perplexity_change(ends[0].loc[seeds], ends[1].loc[seeds])
+        return _perplexity_change(one.loc[seeds, "documents"], other.loc[seeds, "documents"])
 
     return Measure(f"perplexity_beside({treated!r}, {control!r}), percent, {RESAMPLES} resamples", compute)
 
@@ -137,6 +136,11 @@ def perplexity_change(paired: Sequence[tuple[Floats, Floats]], resamples: int = 
         low, high = estimate - half, estimate + half
     percent = [100 * math.expm1(float(x)) for x in (estimate, low, high)]
     return Interval(percent[0], percent[1], percent[2], seeds if seeds > 1 else documents)
+
+
+def _runs_of(table: "DataFrame", arm: str) -> "DataFrame":
+    """An arm's runs by seed."""
+    return table[table["arm"] == arm].set_index("seed")
 
 
 def _perplexity_change(treated: "Series[Any]", control: "Series[Any]") -> tuple[Interval, str]:
@@ -248,11 +252,11 @@ def claims(verb: str, config: Any) -> Sequence[Claim]:
 
 # ---------------------------------------------------------------------------------------------- what a run's folder says
 def columns(folder: Path, config: RunConfig | MeasureConfig) -> dict[str, Any]:
-    """What claims and tables read of one finished run. UserError when it has not ended."""
+    """What claims and tables read of one finished run."""
     if isinstance(config, MeasureConfig):
         return {"over_gaussian": ratios_to_gaussian(read_csv(folder / "weights.csv", MatrixRow))}
     history = rows_of(folder)
-    evaluations = evaluations_of(folder, history)
+    evaluations = evaluations_of(history)
     first, last = evaluations[0], evaluations[-1]
     kept = ("val_ppl", "up_kappa_median", "ff_gram_original", "val_loss")
     moves = [
@@ -276,12 +280,9 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
     return [with_todays_names(row) for row in read_rows(folder / "metrics.jsonl")]
 
 
-def evaluations_of(folder: Path, history: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The evaluations among a run's rows. UserError when it has not measured both ends."""
-    evaluations = [row for row in history if row["kind"] == "evaluation"]
-    if not evaluations or "val_ppl" not in evaluations[-1]:
-        raise UserError(f"{folder}/metrics.jsonl: the run has not ended; `retrofit resume {folder}` continues it")
-    return evaluations
+def evaluations_of(history: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The evaluations among a run's rows."""
+    return [row for row in history if row["kind"] == "evaluation"]
 
 
 def ratios_to_gaussian(weights: Sequence[MatrixRow]) -> list[float]:

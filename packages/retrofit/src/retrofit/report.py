@@ -15,7 +15,7 @@ from retrofit.metrics.summaries import few_tokens, geometric_mean, mean_rows, me
 from studycore.errors import UserError
 from studycore.files import write_json
 from studycore.record import Record
-from studycore.report import Picture, Report, Table
+from studycore.report import Picture, Report, Table, number
 from studycore.run_folder import read_manifest
 
 QUESTION = "Does geometry-aware training improve the conditioning of a pre-trained language model, and its perplexity?"
@@ -30,16 +30,19 @@ ORIGINAL_TOKENS = 1000 * 16 * 128
 
 
 def report(record: Record) -> Report:
-    """Of a run, a comparison or a measurement."""
+    """Of a run, a comparison or a measurement. UserError for a run that has not ended."""
+    if record.verb != "compare" and record.table.empty:
+        again = f"`retrofit resume {record.folder}` continues it"
+        raise UserError(f"{record.folder}: the run is {record.manifest['state']}; {again}")
     return {"run": report_run, "compare": report_comparison, "measure": report_measure}[record.verb](record)
 
 
 # ------------------------------------------------------------------------------------------------------------ one run
 def report_run(record: Record) -> Report:
-    """Of one run. UserError when it has not ended."""
+    """Of one run."""
     config, about = record.config, record.manifest.get("about", {})
     history = rows_of(record.folder)
-    evaluations = evaluations_of(record.folder, history)
+    evaluations = evaluations_of(history)
     first, last = evaluations[0], evaluations[-1]
     note = metrics_note(last, about)
     names = record.manifest.get("layers") or layer_names(last)
@@ -151,10 +154,7 @@ def report_comparison(record: Record) -> Report:
         first, why = next(iter(record.missing.items()))
         raise UserError(f"{folder}: no arm is done; first {first}: {why}; `retrofit resume {folder}` tries them again")
     history = {arm: [rows_of(path) for path in paths] for arm, paths in folders.items()}
-    evaluations = {
-        arm: [evaluations_of(path, rows) for path, rows in zip(folders[arm], history[arm], strict=True)]
-        for arm in folders
-    }
+    evaluations = {arm: [evaluations_of(rows) for rows in history[arm]] for arm in folders}
     merged = {arm: mean_rows(seeds) for arm, seeds in evaluations.items()}
     transports = {arm: [row for rows in history[arm] for row in rows if row["kind"] == "transport"] for arm in folders}
     about = read_manifest(next(iter(folders.values()))[0])["about"]
@@ -261,11 +261,9 @@ def comparison_answer(merged: Mapping[str, Rows]) -> str:
 
 # -------------------------------------------------------------------------------------------------------- measurement
 def report_measure(record: Record) -> Report:
-    """Of a measurement. UserError when it has not measured the weights."""
+    """Of a measurement."""
     weights = read_csv(record.folder / "weights.csv", MatrixRow)
     activations = read_csv(record.folder / "activations.csv", ActivationRow)
-    if not weights:
-        raise UserError(f"{record.folder}: holds no weights.csv; `retrofit resume {record.folder}` measures again")
     pictures = []
     if record.arrays:
         spectra = {row.name: record.arrays[row.name] for row in weights}
@@ -274,7 +272,7 @@ def report_measure(record: Record) -> Report:
     figure = plot_kappas(weights, record.folder / "figures" / "kappa.svg")
     pictures.append(Picture(figure, "Condition number of every matrix, in order of depth."))
     worst = max(weights, key=lambda row: row.kappa)
-    answer = f"{len(weights)} matrices; the worst conditioned is {worst.name}, kappa {shown(worst.kappa)}."
+    answer = f"{len(weights)} matrices; the worst conditioned is {worst.name}, kappa {number(shown(worst.kappa))}."
     question = f"How well conditioned are the weights and activations of {record.config.model}?"
     why_none = record.manifest.get("why_no_activations", "")
     return Report("retrofit measure", question, answer, tables(weights, activations, why_none), pictures)

@@ -75,11 +75,11 @@ def train(config: RunConfig, run: Run) -> None:
     # ------------------------------------------------------------------------------------- model and optimizer
     # A checkpoint's own architecture holds: another version of transformers may name its settings otherwise.
     architecture = run.checkpoint.config["architecture"] if run.checkpoint else architecture_of(pretrained)
-    model = run.model(
+    # Both names, so that a resumed run lets go of the weights that were loaded.
+    model = pretrained = run.model(
         lambda values: build_model(values["architecture"]), replay_probe, probe_inputs(pretrained),
         {"architecture": architecture, "run": to_dict(config)}, start=lambda: pretrained,
     ).train()  # fmt: skip
-    del pretrained  # a resumed run has another
     blocks, parameters = find_blocks(model), list(model.parameters())
     optimizer = run.optimizer(
         torch.optim.AdamW(
@@ -130,8 +130,8 @@ def train(config: RunConfig, run: Run) -> None:
         prepared.zero_grad()
         arm.after_update(dataclasses.replace(state, step=step + 1))
         norms = up_norms(blocks)
-        if not all(map(math.isfinite, norms)):
-            raise UserError(run.not_finite("lr", "the weights' norm", max(norms)))
+        if infinite := [norm for norm in norms if not math.isfinite(norm)]:
+            raise UserError(run.not_finite("lr", "a weight's norm", infinite[0]))
         # log
         run.log({**row, "up_norms": norms})
 
