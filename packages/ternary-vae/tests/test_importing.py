@@ -14,11 +14,11 @@ from studycore.files import read_json, write_json
 from studycore.record import read_config, read_record
 from studycore.run_folder import read_manifest
 from ternary_vae.checkpoint import load_model
-from ternary_vae.cli import STUDY
+from ternary_vae.cli import STUDY, import_command, inspect_command
 from ternary_vae.data import Operations
 from ternary_vae.legacy import importing
-from ternary_vae.legacy.importing import import_command, read_old, shown_fields
-from ternary_vae.legacy.inspection import examine_old, inspect_command
+from ternary_vae.legacy.importing import read_old, shown_fields
+from ternary_vae.legacy.inspection import examine_old
 from ternary_vae.metrics.evaluate import all_metrics
 
 torch.set_num_threads(1)
@@ -402,5 +402,5 @@ def test_an_imported_run_is_reported_and_is_a_start_for_others(write, tmp_path, 
 def test_an_import_that_was_cut_off_is_not_resumed(write, tmp_path):
     folder = bring_in(write(old_state(dropout=False)), tmp_path)
     write_json(folder / "manifest.json", read_manifest(folder) | {"state": "running"})
-    with pytest.raises(UserError, match=r"import` was cut off; remove the folder and repeat it"):
+    with pytest.raises(UserError, match=r"import` has nothing to resume; run it again"):
         resume_verb(STUDY, [str(folder)])

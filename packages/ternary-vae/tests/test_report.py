@@ -17,10 +17,9 @@ from studycore.errors import UserError
 from studycore.execution import make_run, report_on
 from studycore.options import TrainOptions
 from ternary_vae import figures, report
-from ternary_vae.cli import STUDY
+from ternary_vae.cli import STUDY, evaluate_command
 from ternary_vae.config import TrainConfig
 from ternary_vae.data import Operations
-from ternary_vae.evaluation import evaluate_command
 from ternary_vae.metrics.evaluate import closed_form, untrained
 from ternary_vae.metrics.final import flat_view, history_metrics
 

@@ -352,15 +352,15 @@ def resume_verb(study: Study, argv: list[str]) -> None:
 
 def report_verb(study: Study, argv: list[str]) -> None:
     """`report RUN`: writes the report again from what the folder holds, and prints it."""
-    from studycore.execution import report_on
-    from studycore.report import print_report
-    from studycore.run_folder import list_runs
-
     parser = Parser(prog=f"{study.name} report", description=COMMON["report"])
     parser.add_argument("run", nargs="?", help="a run folder; without it the newest one under --runs-dir")
     parser.add_argument("--results_dir", "--results-dir", help="the same")
     parser.add_argument("--runs-dir", default="runs")
     options = parser.parse_args(argv)
+    from studycore.execution import report_on
+    from studycore.report import print_report
+    from studycore.run_folder import list_runs
+
     name = options.run or options.results_dir
     if name is None:
         there = list_runs(Path(options.runs_dir), study.name)

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 
-from studycore.cli import Parser
 from studycore.errors import UserError
 from studycore.files import write_json
 from studycore.report import table_text
@@ -15,13 +14,9 @@ from ternary_vae.metrics.final import baselines, run_metrics
 from ternary_vae.report import metric_table
 
 
-def evaluate_command(argv: list[str]) -> None:
-    """`evaluate CHECKPOINT [--output FILE]`: prints the metrics, and writes them as JSON where asked."""
-    parser = Parser(prog="ternary-vae evaluate", description="every metric of a checkpoint, beside its baselines")
-    parser.add_argument("checkpoint", help="a run folder, or a checkpoint's own folder")
-    parser.add_argument("--output", help="a JSON file for the metrics as well")
-    options = parser.parse_args(argv)
-    checkpoint, config, model = load_model(options.checkpoint)
+def evaluate(name: str, output: str | None) -> None:
+    """Prints the metrics of the checkpoint of a name, and writes them as JSON into the file `output`, where asked."""
+    checkpoint, config, model = load_model(name)
     seen_N = torch.zeros(3**config.trits, dtype=torch.bool)
     seen_N[training_indices(config.trits, config.train_fraction, config.seed)] = True
     metrics = run_metrics(config, model, Operations.all(config.trits), seen_N, [])
@@ -31,10 +26,10 @@ def evaluate_command(argv: list[str]) -> None:
     table = metric_table(metrics, beside, config.orders_radii)
     width = max(len(row[-1]) for row in table.rows)  # meanings stand left
     print(table_text(dataclasses.replace(table, rows=[(*row[:-1], row[-1].ljust(width)) for row in table.rows])))
-    if options.output is not None:
+    if output is not None:
         try:
-            write_json(Path(options.output), {"checkpoint": str(checkpoint.path), **metrics, "baselines": beside})
+            write_json(Path(output), {"checkpoint": str(checkpoint.path), **metrics, "baselines": beside})
         except OSError as error:
-            reason = f"{options.output} cannot be written ({error.strerror})"
+            reason = f"{output} cannot be written ({error.strerror})"
             raise UserError(f"--output: {reason}; choose another file") from None
-        print(f"written: {options.output}")
+        print(f"written: {output}")

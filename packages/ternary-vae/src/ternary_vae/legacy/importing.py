@@ -348,34 +348,6 @@ def convert(
 
 
 # --------------------------------------------------------------------------------------------------------- the new run
-USAGE = """usage: ternary-vae import FILE FOLDER [--key-map MAP.yaml] [architecture flags]
-
-FILE: a .pt file. FOLDER: the run folder to make. What the tensors do not show and the file's
-configuration does not say must be given as flags; those given win over the file's.
-"""
-
-
-def import_command(argv: list[str]) -> None:
-    """`ternary-vae import FILE FOLDER [--key-map MAP.yaml] [architecture flags]`."""
-    from studycore.configuration import read_arguments
-
-    def read(arguments: list[str]) -> dict[str, Any]:
-        return read_arguments([ImportOptions, ArchitectureConfig], arguments, "ternary-vae import", "ternary_vae")[1]
-
-    if not argv or {"--help", "-h"} & set(argv):
-        print(USAGE)
-        read(["--help"])
-    if len(argv) < 2 or argv[0].startswith("-") or argv[1].startswith("-"):
-        raise UserError("import: needs a .pt file and the folder to make; give both first, then the flags")
-    given, file, folder = read(argv[2:]), Path(argv[0]), Path(argv[1])
-    options = build(ImportOptions, {name: given.pop(name) for name in ("key_map", "view") if name in given})
-    metrics = import_file(file, folder, given, options, ["ternary-vae", "import", *argv])
-    shown = [
-        f"{name} {metrics[name]:.6g}" for name in ("coverage", "hierarchy", "somers_d", "richness") if name in metrics
-    ]
-    print(f"{folder}: imported {file.name}: {', '.join(shown)}")
-
-
 def import_file(
     file: Path, folder: Path, flags: Mapping[str, Any], options: ImportOptions, argv: list[str]
 ) -> dict[str, Any]:

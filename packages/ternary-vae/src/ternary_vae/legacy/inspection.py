@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from studycore.checkpoints import FILES, Checkpoint, load_checkpoint, rebuild
-from studycore.cli import Parser
 from studycore.configuration import from_dict
 from studycore.errors import UserError
 from studycore.files import read_json, sha256
@@ -82,11 +81,8 @@ class Examination:
     findings: list[Finding]
 
 
-def inspect_command(argv: list[str]) -> None:
-    """`inspect CHECKPOINT`: prints what is there. UserError with every cause when it does not rebuild."""
-    parser = Parser(prog="ternary-vae inspect", description="what is in a checkpoint, does it rebuild, and if not, why")
-    parser.add_argument("checkpoint", help="a run folder, a checkpoint's own folder, or a .pt file")
-    name = parser.parse_args(argv).checkpoint
+def inspect(name: str) -> None:
+    """Prints what is in a checkpoint or an old file. UserError with every cause when it does not rebuild."""
     old = Path(name).suffix in PICKLED
     examination = examine_old(Path(name)) if old else examine(find_checkpoint(name))
     print("\n".join(examination.lines))
