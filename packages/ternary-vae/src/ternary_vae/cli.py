@@ -99,7 +99,7 @@ def import_command(argv: list[str]) -> None:
     options = build(ImportOptions, {name: given.pop(name) for name in ("key_map", "view") if name in given})
     from ternary_vae.legacy.importing import import_file
 
-    metrics = import_file(file, folder, given, options, ["ternary-vae", "import", *argv])
+    metrics = import_file(STUDY, file, folder, given, options, ["ternary-vae", "import", *argv])
     shown = [
         f"{name} {metrics[name]:.6g}" for name in ("coverage", "hierarchy", "somers_d", "richness") if name in metrics
     ]

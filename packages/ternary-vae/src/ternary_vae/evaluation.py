@@ -10,8 +10,8 @@ from studycore.files import write_json
 from studycore.report import table_text
 from ternary_vae.checkpoint import load_model
 from ternary_vae.data import Operations, training_indices
+from ternary_vae.metric_table import metric_table
 from ternary_vae.metrics.final import baselines, run_metrics
-from ternary_vae.report import metric_table
 
 
 def evaluate(name: str, output: str | None) -> None:

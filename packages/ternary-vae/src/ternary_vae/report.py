@@ -30,46 +30,12 @@ from ternary_vae.figures import (
     plot_radius_by_level,
     plot_run_curves,
 )
+from ternary_vae.metric_table import MEANINGS, Metrics, metric_table, shown
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-Metrics = Mapping[str, Any]
 QUESTION = "Does a hyperbolic VAE cover all ternary operations, and do its radii follow the 3-adic hierarchy?"
-MEANINGS = {
-    "coverage": ("share", "operations with every trit right, decoded from the mean code"),
-    "covered": ("operations", "how many these are"),
-    "operations": ("operations", "all there are"),
-    "coverage_sampled": ("share", "coverage from one sample of the code"),
-    "coverage_seen": ("share", "coverage of the operations that training saw"),
-    "coverage_unseen": ("share", "coverage of those it did not see"),
-    "unseen": ("operations", "how many these are"),
-    "hierarchy": ("Spearman", "valuation and radius; -1 to 1, negative is right"),
-    "hierarchy_ceiling": ("Spearman", "the most that radii without ties can reach, as a size"),
-    "hierarchy_of_ceiling": ("share", "hierarchy over its ceiling; above 1 only by ties"),
-    "somers_d": ("Somers' D", "radius given valuation; -1: every pair of levels in order"),
-    "min_level_gap": ("norm", "smallest distance between neighbouring levels; negative: they overlap"),
-    "positive_gaps": ("levels", "neighbouring levels that do not overlap"),
-    "gaps": ("levels", "neighbouring levels"),
-    "tied_radius_share": ("share", "operations that share their radius with another"),
-    "richness": ("norm^2", "a tenth of the levels' summed variances of the radius"),
-    "richness_hyperbolic": ("distance^2", "the same, of hyperbolic distances"),
-    "hierarchy_A": ("Spearman", "hierarchy of encoder A's points"),
-    "hierarchy_B": ("Spearman", "hierarchy of encoder B's points"),
-    "dist_corr_geodesic": ("Pearson", "geodesic distances and 3 exp(-v(i - j)/3), random pairs"),
-    "dist_corr_levels": ("Spearman", "Euclidean distances and |v_i - v_j|, random points"),
-    "q": ("1", "dist_corr_levels - 1.5 hierarchy"),
-    "q_original": ("1", "the original study's dist_corr_levels + 1.5 |hierarchy|"),
-    "q_seed": ("1", "q_original, as version 0.1.0 called it"),
-    "hierarchy_unseen": ("Spearman", "hierarchy of the operations that training did not see"),
-    "hierarchy_ceiling_unseen": ("Spearman", "their own ceiling"),
-    "somers_d_unseen": ("Somers' D", "of the operations that training did not see"),
-}
-"""Metric -> unit and meaning, in the order of the tables."""
-OF_COVERAGE = [name for name in MEANINGS if name.startswith(("cover", "operations"))] + ["unseen"]
-"""Metrics of which a run that trains no radii has learned something."""
-FINE = ("hierarchy", "hierarchy_", "somers_d", "coverage")
-"""Metrics whose last digits matter: six decimals."""
 ENUMERATION = "The hierarchy is a property of the enumeration: the valuation of an operation is the number of its leading trits that are -1. A rule gives the order without learning, and stands in every table."
 CEILING = "The hierarchy's ceiling belongs to radii without ties; a size beyond it shows ties. Somers' D has the ceiling 1 whatever the spread."
 INCOMPARABLE = "Richness of other curvatures or largest norms cannot be compared."
@@ -121,28 +87,6 @@ def answer(metrics: Metrics, trained: bool) -> str:
         f"{text}; hierarchy {metrics['hierarchy']:.6f}, {reached}, with "
         f"{metrics['positive_gaps']} of {metrics['gaps']} neighbouring levels apart."
     )
-
-
-def metric_table(metrics: Metrics, beside: Mapping[str, Metrics], trained: bool = True) -> Table:
-    """Every metric with its unit, beside the baselines; runs inside a sweep have none."""
-    heads = {"closed_form": "closed form (no learning)", "untrained": "untrained"}
-    others = {heads[name]: values for name, values in beside.items()}
-    rows = []
-    for name in MEANINGS:
-        if any(name in values for values in (metrics, *others.values())):
-            own = metrics.get(name, "none") if trained or name in OF_COVERAGE else "untrained"
-            cells = [shown(name, value) for value in (own, *(values.get(name, "none") for values in others.values()))]
-            rows.append((name, *cells, *MEANINGS[name]))
-    return Table(
-        "Metrics", ("metric", "trained", *others, "unit", "meaning"), rows,
-        "Closed form: the radius that the default loss asks for, read off the leading trits by a rule. Untrained: the "
-        "model as it is drawn. By the mean code of every operation; none: does not exist there.",
-    )  # fmt: skip
-
-
-def shown(name: str, value: Any) -> Any:
-    """A metric as its table shows it."""
-    return f"{value:.6f}" if isinstance(value, float) and name.startswith(FINE) else value
 
 
 def curves_table(rows: Sequence[Row]) -> Table:

@@ -24,6 +24,7 @@ from torch import Tensor
 from studycore.configuration import build, check_types, read_yaml, to_dict
 from studycore.errors import UserError
 from studycore.files import sha256
+from studycore.study import Study
 from ternary_vae.config import ArchitectureConfig, ImportOptions, TrainConfig
 from ternary_vae.model import TernaryVAE, architecture_of, count_parameters, probe_inputs, replay_probe
 
@@ -349,7 +350,7 @@ def convert(
 
 # --------------------------------------------------------------------------------------------------------- the new run
 def import_file(
-    file: Path, folder: Path, flags: Mapping[str, Any], options: ImportOptions, argv: list[str]
+    study: Study, file: Path, folder: Path, flags: Mapping[str, Any], options: ImportOptions, argv: list[str]
 ) -> dict[str, Any]:
     """Makes the finished run `folder` of an old file and returns its metrics."""
     from studycore.checkpoints import save_checkpoint
@@ -359,7 +360,6 @@ def import_file(
     from studycore.report import write_results
     from studycore.run_folder import create_run
     from ternary_vae.claims import claims
-    from ternary_vae.cli import STUDY
     from ternary_vae.data import Operations
     from ternary_vae.metrics.evaluate import all_metrics
     from ternary_vae.metrics.final import baselines
@@ -375,7 +375,7 @@ def import_file(
     metrics = all_metrics(model, Operations.all(config.trits), config.view, config.seed)
     inputs = probe_inputs(config.trits)
     run = create_run(
-        folder, study=STUDY, verb="import", config=to_dict(config), argv=argv, seeds=[config.seed], devices=describe("cpu"),
+        folder, study=study, verb="import", config=to_dict(config), argv=argv, seeds=[config.seed], devices=describe("cpu"),
         data={"file": sha256(file)}, claims=[as_stored(claim) for claim in claims("import", config)], parameters=count_parameters(model),
         imported={"file": file.name, "sha256": sha256(file), "epoch": old.epoch, "dropped": dropped},
     )  # fmt: skip
@@ -387,6 +387,6 @@ def import_file(
             probe={**inputs, **replay_probe(model, inputs)},
         )  # fmt: skip
         run.metrics.compact()
-        write_results(folder, STUDY.name, "import", {**metrics, "baselines": baselines(config)}, [])
+        write_results(folder, study.name, "import", {**metrics, "baselines": baselines(config)}, [])
         run.finish("done", f"imported {file.name}")
     return metrics
