@@ -35,6 +35,7 @@ class Lane:
     variances: list[float] = field(init=False)
     """Of the radius within each level when the stage began."""
     epochs: Iterator[int] = field(init=False)
+    """The stage's loop: every epoch's index, and the last for evaluating and saving alone."""
 
     def begin(self, stage: Stage, updates_per_epoch: int) -> None:
         """Begins the stage, or goes on with it, with the optimiser's state of the checkpoint."""
