@@ -208,6 +208,7 @@ def test_a_run_whose_loss_is_not_finite_fails_alone(lanes, tmp_path, lr, often):
     assert state == "failed"
     assert reason.startswith(f"lr: {lr} made ")
     assert "lower it" in reason
+    assert int(reason.split(" epoch ")[1].split(";")[0]) <= 2, "it is not trained on"
 
 
 # ----------------------------------------------------------------------------------------------- what may be stacked

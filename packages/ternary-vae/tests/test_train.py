@@ -137,7 +137,7 @@ def test_coverage_and_hierarchy_are_learned_from_scratch(small, tmp_path):
     assert rows[-1]["tied_radius_share"] == 0
 
 
-def test_a_frozen_random_decoder_is_the_seed_study_s_plateau(tmp_path):
+def test_a_frozen_random_decoder_is_the_original_study_s_plateau(tmp_path):
     """It trained the encoders from scratch against a random decoder and called the result a research problem."""
     final = {}
     for frozen in ([], ["decoder_A"]):

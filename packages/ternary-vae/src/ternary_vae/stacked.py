@@ -20,7 +20,7 @@ from ternary_vae.config import TrainConfig
 from ternary_vae.data import Operations
 from ternary_vae.forward import noise
 from ternary_vae.losses import RADIAL, Targets, Weights, total
-from ternary_vae.metrics.evaluate import reconstruct
+from ternary_vae.metrics.evaluate import encode, reconstruct
 from ternary_vae.metrics.radii import radius_metrics
 from ternary_vae.model import Code, TernaryVAE, architecture_of, radii_of_share
 from ternary_vae.stacked_adamw import adamw_update, per_run
@@ -97,10 +97,9 @@ class StackedRadii:
     def _code(self, lane: Lane) -> tuple[Code, float]:
         """The codes of all operations, and the coverage: encoders and decoder are frozen, so once for each start."""
         if lane.config.start not in self.codes:
-            model = lane.model.eval()
-            with torch.no_grad():
-                code = model.encode(self.operations.x_NM, self.view)
-            self.codes[lane.config.start] = code, float(reconstruct(model, self.operations).double().mean())
+            code = encode(lane.model.eval(), self.operations, self.view)
+            right_N = reconstruct(lane.model, self.operations)
+            self.codes[lane.config.start] = code, float(right_N.double().mean())
         return self.codes[lane.config.start]
 
     def keep(self, left: Sequence[int]) -> None:

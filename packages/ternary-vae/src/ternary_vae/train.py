@@ -21,6 +21,7 @@ from studycore.streams import derive_seed
 from ternary_vae.checkpoint import Loaded, find_checkpoint, load_model
 from ternary_vae.config import TrainConfig
 from ternary_vae.data import Batches, Operations, training_indices
+from ternary_vae.metrics.evaluate import Codes
 from ternary_vae.metrics.final import baselines, figure_arrays, run_metrics
 from ternary_vae.model import (
     TernaryVAE,
@@ -234,10 +235,11 @@ def finish(lane: Lane, operations: Operations, seen_N: Tensor) -> None:
     """The results of a run that has reached its end, and what its figures show."""
     run, config, model = lane.run, lane.config, lane.model.eval()
     if run.is_main:
-        metrics = run_metrics(config, model, operations, seen_N, run.rows)
+        codes: Codes = {}
+        metrics = run_metrics(config, model, operations, seen_N, run.rows, codes)
         # In a sweep they would be the same for every run, and take longer than some of them.
         beside = {} if run.quiet else {"baselines": baselines(config)}
-        run.results({**metrics, **beside}, figure_arrays(config, model, operations))
+        run.results({**metrics, **beside}, figure_arrays(config, model, operations, codes))
     run.finished()
 
 

@@ -17,7 +17,7 @@ from ternary_vae.config import TrainConfig
 from ternary_vae.data import Operations
 from ternary_vae.forward import StageForward, noise, set_mode, set_trained
 from ternary_vae.losses import StageLoss, first_variances, total
-from ternary_vae.metrics.evaluate import headline, order_metrics, radii, reconstruct
+from ternary_vae.metrics.evaluate import Codes, headline, order_metrics, radii, reconstruct
 from ternary_vae.model import TernaryVAE
 from ternary_vae.stages import Stage
 
@@ -35,6 +35,7 @@ class Lane:
     variances: list[float] = field(init=False)
     """Of the radius within each level when the stage began."""
     epochs: Iterator[int] = field(init=False)
+    """The stage's loop: every epoch's index, and the last for evaluating and saving alone."""
 
     def begin(self, stage: Stage, updates_per_epoch: int) -> None:
         """Begins the stage, or goes on with it, with the optimiser's state of the checkpoint."""
@@ -118,13 +119,14 @@ class WholeModel:
     def measure(self, s: int) -> dict[str, Any]:
         """Coverage; the order of the radii only where projections are trained."""
         model, stage = self.lane.model.eval(), self.lane.stage
-        right_N = reconstruct(model, self.operations)
+        codes: Codes = {}
+        right_N = reconstruct(model, self.operations, codes=codes)
         found: dict[str, Any] = {"coverage": float(right_N.double().mean())}
         if not bool(self.seen_N.all()):
             found["coverage_seen"] = float(right_N[self.seen_N].double().mean())
             found["coverage_unseen"] = float(right_N[~self.seen_N].double().mean())
         if stage.name != "coverage":
-            found |= order_metrics(model, self.operations, headline(self.lane.config.view))
+            found |= order_metrics(model, self.operations, headline(self.lane.config.view), codes)
         set_mode(model, stage)
         return found
 

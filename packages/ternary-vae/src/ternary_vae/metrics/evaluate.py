@@ -10,11 +10,13 @@ from ternary_vae.config import TrainConfig
 from ternary_vae.data import Operations
 from ternary_vae.hyperbolic import to_euclidean
 from ternary_vae.losses import Targets, target_radius
-from ternary_vae.metrics.radii import dist_corr_geodesic, dist_corr_levels, q, q_original, radius_metrics
-from ternary_vae.model import TernaryVAE, create_model
+from ternary_vae.metrics.radii import dist_corr_geodesic, dist_corr_levels, hierarchy, q, q_original, radius_metrics
+from ternary_vae.model import Code, TernaryVAE, create_model
 
 CHUNK = 65_536
 """Operations per forward pass: bounds the memory at 3^12 operations."""
+Codes = dict[str, Code]
+"""Codes of the same operations by the same model, by encoder: most of an evaluation's time goes into them."""
 
 
 def headline(view: str) -> str:
@@ -23,69 +25,80 @@ def headline(view: str) -> str:
 
 
 @torch.no_grad()
-def reconstruct(model: TernaryVAE, operations: Operations, sample_seed: int | None = None) -> Tensor:
+def encode(model: TernaryVAE, operations: Operations, view: str, codes: Codes | None = None) -> Code:
+    """The code of operations by one encoder; taken from `codes` where it is there, and put there."""
+    if codes is not None and view in codes:
+        return codes[view]
+    parts = [model.encode(x_NM, view) for x_NM in operations.x_NM.split(CHUNK)]
+    code = Code(*(torch.cat(both) for both in zip(*parts, strict=True)))
+    if codes is not None:
+        codes[view] = code
+    return code
+
+
+@torch.no_grad()
+def reconstruct(
+    model: TernaryVAE, operations: Operations, sample_seed: int | None = None, codes: Codes | None = None
+) -> Tensor:
     """Which operations [N] have every trit right, decoded from encoder A's mean code, or from one sample of it."""
-    right = []
+    code, right = encode(model, operations, "a", codes), []
     for part in torch.arange(len(operations)).split(CHUNK):
-        chunk = operations[part]
-        code = model.encode(chunk.x_NM, "a")
-        z_ND = code.mu_ND
+        z_ND = code.mu_ND[part]
         if sample_seed is not None:
             draw = generator(sample_seed, "evaluation sample", int(part[0]))
             noise_ND = torch.randn(z_ND.shape, generator=draw, dtype=torch.float64).to(z_ND)
-            z_ND = code.sample(noise_ND)
-        right.append((model.decoder_A(z_ND).argmax(-1) == chunk.target_NM).all(-1))
+            z_ND = Code(z_ND, code.logvar_ND[part]).sample(noise_ND)
+        right.append((model.decoder_A(z_ND).argmax(-1) == operations.target_NM[part]).all(-1))
     return torch.cat(right).cpu()
 
 
 @torch.no_grad()
-def radii(model: TernaryVAE, operations: Operations, view: str) -> tuple[Tensor, Tensor]:
+def radii(model: TernaryVAE, operations: Operations, view: str, codes: Codes | None = None) -> tuple[Tensor, Tensor]:
     """Hyperbolic distances from the origin and Euclidean norms [N] of the mean code, float64."""
-    projection = model.projection.of(view)
-    found = [
-        projection.radius(model.encode(operations[part].x_NM, view).mu_ND)
-        for part in torch.arange(len(operations)).split(CHUNK)
-    ]
+    projection, mu_ND = model.projection.of(view), encode(model, operations, view, codes).mu_ND
+    found = [projection.radius(part_ND) for part_ND in mu_ND.split(CHUNK)]
     return tuple(torch.cat(both).double().cpu() for both in zip(*found, strict=True))  # type: ignore[return-value]
 
 
 @torch.no_grad()
-def points(model: TernaryVAE, operations: Operations, view: str) -> Tensor:
+def points(model: TernaryVAE, operations: Operations, view: str, codes: Codes | None = None) -> Tensor:
     """Points of the ball [N, D] of the mean code, float64."""
-    projection = model.projection.of(view)
-    parts = [
-        projection(model.encode(operations[part].x_NM, view).mu_ND).z_hyp_ND
-        for part in torch.arange(len(operations)).split(CHUNK)
-    ]
-    return torch.cat(parts).double().cpu()
+    projection, mu_ND = model.projection.of(view), encode(model, operations, view, codes).mu_ND
+    return torch.cat([projection(part_ND).z_hyp_ND for part_ND in mu_ND.split(CHUNK)]).double().cpu()
 
 
-def order_metrics(model: TernaryVAE, operations: Operations, view: str) -> dict[str, Any]:
+def order_metrics(model: TernaryVAE, operations: Operations, view: str, codes: Codes | None = None) -> dict[str, Any]:
     """The radius metrics of a view."""
-    rho_N, norm_N = radii(model, operations, view)
+    rho_N, norm_N = radii(model, operations, view, codes)
     return radius_metrics(operations.v_N.cpu().numpy(), norm_N.numpy(), rho_N.numpy())
 
 
 def all_metrics(
-    model: TernaryVAE, operations: Operations, view: str, seed: int, seen_N: Tensor | None = None
+    model: TernaryVAE,
+    operations: Operations,
+    view: str,
+    seed: int,
+    seen_N: Tensor | None = None,
+    codes: Codes | None = None,
 ) -> dict[str, Any]:
     """Every metric of the README's table, by the mean code; `seen_N` are the operations that training saw, where not all.
 
     `hierarchy` and what belongs to it are of the headline view; hierarchy_A and hierarchy_B name theirs.
     """
-    c, view = model.config.curvature, headline(view)
-    right_N = reconstruct(model, operations)
+    codes, c, view = {} if codes is None else codes, model.config.curvature, headline(view)
+    right_N, v_N = reconstruct(model, operations, codes=codes), operations.v_N.cpu().numpy()
     found: dict[str, Any] = {
         "coverage": float(right_N.double().mean()),
         "covered": int(right_N.sum()),
         "operations": len(operations),
-        "coverage_sampled": float(reconstruct(model, operations, seed).double().mean()),
-        **order_metrics(model, operations, view),
+        "coverage_sampled": float(reconstruct(model, operations, seed, codes).double().mean()),
+        **order_metrics(model, operations, view, codes),
     }
     for other in ("a", "b"):
-        rank = order_metrics(model, operations, other).get("hierarchy")
+        rank = hierarchy(v_N, radii(model, operations, other, codes)[0].numpy())
         found |= {} if rank is None else {f"hierarchy_{other.upper()}": rank}
-    found |= distance_metrics(points(model, operations, view), operations, c, found.get("hierarchy"))
+    z_ND = points(model, operations, view, codes)
+    found |= distance_metrics(z_ND, operations, c, found.get("hierarchy"))
     if seen_N is not None and not bool(seen_N.all()):
         unseen = operations[(~seen_N).nonzero().squeeze(1)]
         found |= {
@@ -100,13 +113,13 @@ def all_metrics(
     return found
 
 
-def distance_metrics(z_ND: Tensor, operations: Operations, c: float, hierarchy: float | None) -> dict[str, Any]:
+def distance_metrics(z_ND: Tensor, operations: Operations, c: float, rank: float | None) -> dict[str, Any]:
     """Both distance correlations of points of the ball, and Q, which the sweeps make from the one over levels."""
     by_geodesic = dist_corr_geodesic(z_ND, operations.index_N.cpu(), operations.trits, c)
     by_levels = dist_corr_levels(z_ND, operations.v_N.cpu())
     found = {"dist_corr_geodesic": by_geodesic, "dist_corr_levels": by_levels}
-    if by_levels is not None and hierarchy is not None:
-        found |= {"q": q(by_levels, hierarchy), "q_original": q_original(by_levels, hierarchy)}
+    if by_levels is not None and rank is not None:
+        found |= {"q": q(by_levels, rank), "q_original": q_original(by_levels, rank)}
     return {name: value for name, value in found.items() if value is not None}
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ternary_vae.config import TrainConfig
 from ternary_vae.data import Operations
-from ternary_vae.metrics.evaluate import all_metrics, closed_form, headline, points, radii, untrained
+from ternary_vae.metrics.evaluate import Codes, all_metrics, closed_form, headline, points, radii, untrained
 from ternary_vae.model import TernaryVAE, count_parameters
 
 COVERAGE_METRICS = (
@@ -40,10 +40,15 @@ def history_metrics(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def run_metrics(
-    config: TrainConfig, model: TernaryVAE, operations: Operations, seen_N: Tensor, rows: Sequence[Row]
+    config: TrainConfig,
+    model: TernaryVAE,
+    operations: Operations,
+    seen_N: Tensor,
+    rows: Sequence[Row],
+    codes: Codes | None = None,
 ) -> dict[str, Any]:
     """Everything that results.json says of a run's last model, without the baselines; `seen_N`: what training saw."""
-    found = all_metrics(model, operations, config.view, config.seed, seen_N)
+    found = all_metrics(model, operations, config.view, config.seed, seen_N, codes)
     if not config.orders_radii:
         found = {name: value for name, value in found.items() if name in COVERAGE_METRICS}
     return {**found, **history_metrics(rows), "parameters": count_parameters(model)}
@@ -55,7 +60,9 @@ def baselines(config: TrainConfig) -> dict[str, dict[str, Any]]:
     return {"closed_form": closed_form(config, operations), "untrained": untrained(config, operations)}
 
 
-def figure_arrays(config: TrainConfig, model: TernaryVAE, operations: Operations) -> dict[str, Tensor]:
+def figure_arrays(
+    config: TrainConfig, model: TernaryVAE, operations: Operations, codes: Codes | None = None
+) -> dict[str, Tensor]:
     """norm_N, the Euclidean radius of every operation, and flat_N2, its point as the figure of the ball shows it; float32.
 
     Empty where radii were not trained.
@@ -63,7 +70,7 @@ def figure_arrays(config: TrainConfig, model: TernaryVAE, operations: Operations
     if not config.orders_radii:
         return {}
     view = headline(config.view)
-    norm_N, points_ND = radii(model, operations, view)[1], points(model, operations, view)
+    norm_N, points_ND = radii(model, operations, view, codes)[1], points(model, operations, view, codes)
     flat_N2 = torch.from_numpy(flat_view(points_ND.numpy(), norm_N.numpy()))
     return {"norm_N": norm_N.float(), "flat_N2": flat_N2.float()}
 
