@@ -14,7 +14,7 @@ import toy_jobs
 
 from studycore import ray_engine
 from studycore.errors import UserError
-from studycore.execution import engine, share_out
+from studycore.execution import engine, processes_and_threads
 from studycore.jobs import Ended, Schedule, run_in_processes
 from studycore.ray_engine import run_on_ray, slots
 from studycore.stopping import StopFlag
@@ -154,12 +154,12 @@ def test_what_a_cluster_has_room_for(cluster, tmp_path):
     """Its jobs get one core each and run on all machines, unless the flags say otherwise."""
     address = cluster.address
     assert slots(address) == 2
-    assert share_out(flags(address=address), "cpu", 8) == (2, 1)
-    assert share_out(flags(address=address, processes=5), "cpu", 8) == (5, 1)
+    assert processes_and_threads(flags(address=address), "cpu", 8) == (2, 1)
+    assert processes_and_threads(flags(address=address, processes=5), "cpu", 8) == (5, 1)
     with pytest.raises(UserError, match=f"no machine of the cluster at {address} has 2 cores"):
-        share_out(flags(address=address, threads=2), "cpu", 8)
+        processes_and_threads(flags(address=address, threads=2), "cpu", 8)
     with pytest.raises(UserError, match="has 1 cores and 1 GPU"):
-        share_out(flags(address=address), "cuda", 8)
+        processes_and_threads(flags(address=address), "cuda", 8)
     jobs = {"a": ("fine", str(tmp_path / "0"))}
     run = engine(flags(address=address, processes=1), "cpu", 1, 1)
     ends = run(toy_jobs.work, jobs, toy_jobs.alone(jobs), StopFlag())
@@ -217,8 +217,8 @@ def test_an_address_without_a_cluster_gets_one_sentence(address):
 
 def test_flags_that_cannot_be(monkeypatch):
     with pytest.raises(UserError, match="'h:1' is for --engine ray"):
-        share_out(flags(engine="local", address="h:1"), "cpu", 8)
+        processes_and_threads(flags(engine="local", address="h:1"), "cpu", 8)
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r"pip install 'studycore\[ray\]'"):
-        share_out(flags(), "cpu", 8)
+        processes_and_threads(flags(), "cpu", 8)
     assert list(on_ray({}, None)) == []

@@ -16,7 +16,6 @@ from least_action.losses import (
     routing_loss,
     sparsity_regularizer,
     spectral_smoothness_loss,
-    spectral_smoothness_loss_original,
     stablemax_cross_entropy,
 )
 from least_action.metrics import compute_jacobian_norm, grid_logits
@@ -82,12 +81,6 @@ def test_smoothness_loss_separates_smooth_from_rough_and_has_a_gradient():
     assert loss > 0.99
     noise = torch.randn(p * p, p, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
     assert torch.autograd.gradcheck(lambda z: spectral_smoothness_loss(grid_logits(z, pairs, p, "add")), noise)
-
-
-def test_seed_smoothness_loss_counts_the_constant():
-    same = torch.zeros(49, 7)
-    same[:, 3] = 50
-    assert spectral_smoothness_loss_original(same, 7) == pytest.approx(0, abs=1e-6)
 
 
 def test_jacobian_regulariser_is_unbiased_and_differentiable(small):

@@ -91,6 +91,8 @@ def judge_all(
         except NotRun as missing:
             judged.append(_verdict(facts, None, "not run", str(missing)))
         else:
+            if (now := as_stored(claim)["threshold"]) != facts["threshold"]:
+                how += f" Judged by the threshold that was registered; in this version it is {now:g}."
             judged.append(judge(facts, interval, how))
     gone = "This version no longer has the claim; the version that made the run judges it."
     return judged + [_verdict({**entry, "registered": True}, None, "not run", gone) for entry in stored.values()]

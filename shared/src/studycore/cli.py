@@ -180,8 +180,19 @@ def carry_out(request: Request) -> None:
         _relaunch(study, [verb, *kept, "--output-dir", str(folder)], options)
         if options.extends and not (folder / "manifest.json").exists():
             raise UserError(f"--resume: {folder} holds no run to extend; name the run's folder")
-    if not (options.resume and not options.extends and finished(study, folder, config)):
+    if not (options.resume and not options.extends and _covers(folder, request) and finished(study, folder, config)):
         make(request, folder, options.resume)
+
+
+def _covers(folder: Path, request: Request) -> bool:
+    """Whether the runs that a folder of many was to make are all that are asked for now."""
+    if isinstance(request.action, OneRun) or not (folder / "manifest.json").exists():
+        return True
+    from studycore.execution import choose_jobs
+    from studycore.run_folder import read_manifest
+
+    asked = choose_jobs(load(request.action.plan)(request.config), request.options)
+    return set(asked) <= set(read_manifest(folder).get("chosen", asked))
 
 
 def make(request: Request, folder: Path, resume: bool, **more: Any) -> None:
@@ -253,7 +264,7 @@ def time_a_step(request: Request) -> tuple[float | None, str]:
 def describe_plan(request: Request) -> str:
     """The jobs that would be made, and the time that all take if they are like the first that has steps."""
     from studycore.devices import choose_device
-    from studycore.execution import check_plan, choose_jobs, share_out
+    from studycore.execution import check_plan, choose_jobs, processes_and_threads
 
     jobs = load(request.action.plan)(request.config)
     check_plan(jobs)
@@ -267,7 +278,7 @@ def describe_plan(request: Request) -> str:
         first = Request(request.study, job.verb or request.action.of, job.config, request.options, request.argv)
         seconds, sentence = time_a_step(first)
         if seconds is not None:
-            processes, _ = share_out(request.options, choose_device(request.options.device)[0], len(chosen))
+            processes, _ = processes_and_threads(request.options, choose_device(request.options.device)[0], len(chosen))
             whole = duration(seconds * len(chosen) / processes)
             lines += [f"{job.name}: {sentence}"]
             lines += [

@@ -15,11 +15,11 @@ from studycore.claims import as_stored, judge_all
 from studycore.configuration import config_hash, differences, read_yaml, to_dict
 from studycore.devices import choose_device, cores, describe, set_threads
 from studycore.errors import Stopped, UserError
-from studycore.jobs import Ended, Engine, Job, Schedule, check_names, run_in_processes
+from studycore.jobs import Ended, Job, JobRunner, Schedule, check_names, run_in_processes
 from studycore.options import RunOptions, SweepOptions
 from studycore.record import Record, is_done, job_entries, read_record
 from studycore.report import write_report, write_results
-from studycore.run_folder import RunFolder, create_run, read_manifest
+from studycore.run_folder import RunFolder, create_run, is_writing, read_manifest
 from studycore.stopping import stop_on_signals
 from studycore.study import SCHEMA_VERSION, ManyRuns, OneRun, Study, load
 
@@ -105,6 +105,8 @@ def _complete(task: Task, run: Any) -> None:
 
 def report_on(study: Study, folder: Path) -> Record:
     """Writes results.json and the report of a run folder from what it holds. UserError when it holds nothing to report."""
+    if is_writing(folder):
+        raise UserError(f"{folder}: a process is writing this run; wait for its end, or stop it, then report")
     record = read_record(study, folder)
     if isinstance(study.verbs[record.verb], ManyRuns) and record.table.empty:
         first = next((f"; first {name}: {why}" for name, why in record.missing.items()), "")
@@ -183,10 +185,11 @@ def make_runs(
     stored = read_manifest(folder) if resume and (folder / "manifest.json").exists() else {}
     if stored and (changed := differences(read_yaml(folder / "config.yaml"), to_dict(config))):
         raise UserError(f"{folder}: its configuration is another: {'; '.join(changed)}; start a new one")
-    # What was cut off goes on with the runs it was to make.
-    chosen = stored.get("chosen") or choose_jobs(jobs, options)
+    # What was asked for before is still asked for.
+    wanted = {*choose_jobs(jobs, options), *stored.get("chosen", [])}
+    chosen = [job.name for job in jobs if job.name in wanted]
     places, identities = locate(study, action, jobs, folder)
-    processes, threads = share_out(options, device, len(chosen))
+    processes, threads = processes_and_threads(options, device, len(chosen))
     set_threads(threads)
     print(
         f"{study.name} {verb} on {device} ({reason}): {len(chosen)} of {len(jobs)} runs, {processes} at a time with "
@@ -214,7 +217,7 @@ def make_runs(
         by_name = {job.name: job for job in jobs}
         failed: dict[str, str] = {}
         progress = _Progress(len(tasks))
-        for name, ended in engine(options, device, processes, threads)(do_tasks, tasks, schedule, stop):
+        for name, ended in job_runner(options, device, processes, threads)(do_tasks, tasks, schedule, stop):
             state = "done" if is_done(places[name]) else ended.state
             if state == "failed":
                 failed[name] = ended.reason
@@ -283,7 +286,7 @@ def found_done(folder: Path, identity: str) -> bool:
     return True
 
 
-def share_out(options: SweepOptions, device: str, jobs: int) -> tuple[int, int | None]:
+def processes_and_threads(options: SweepOptions, device: str, jobs: int) -> tuple[int, int | None]:
     """(jobs at the same time, threads of each), where the flags leave them open: None is torch's own choice.
 
     On this machine one job per core, or one on a GPU; on a cluster one per core, or per GPU, of all its machines.
@@ -302,7 +305,7 @@ def share_out(options: SweepOptions, device: str, jobs: int) -> tuple[int, int |
     return processes, options.threads or (max(1, cores() // processes) if device == "cpu" else None)
 
 
-def engine(options: SweepOptions, device: str, processes: int, threads: int | None) -> Engine:
+def job_runner(options: SweepOptions, device: str, processes: int, threads: int | None) -> JobRunner:
     """What makes the runs: processes of this machine, or Ray."""
     if options.engine != "ray":
         return lambda work, values, schedule, stop: run_in_processes(work, values, schedule, stop, processes)
@@ -314,6 +317,10 @@ def engine(options: SweepOptions, device: str, processes: int, threads: int | No
     return lambda work, values, schedule, stop: run_on_ray(
         work, values, schedule, stop, options.address, at_once, cpus, gpus
     )
+
+
+RECORDED_OPTIONS = ("experiment", "start_from", "processes", "threads", "tracker", "engine", "address")
+"""Flags of many runs that `resume` gives again."""
 
 
 class closing:
@@ -349,7 +356,7 @@ def _open(
             claims=[as_stored(claim) for claim in load(study.claims)(verb, config)],
         )  # fmt: skip
     elsewhere = {job.name: str(places[job.name]) for job in jobs if job.shared}
-    kept = {name: getattr(options, name) for name in ("processes", "threads", "tracker", "engine", "address")}
+    kept = {name: getattr(options, name) for name in RECORDED_OPTIONS}
     whole.update(jobs=job_entries(jobs, elsewhere), chosen=list(chosen), options=kept)
     return whole
 

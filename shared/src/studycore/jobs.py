@@ -97,7 +97,7 @@ class Schedule:
 
 Work = Callable[[list[Any]], list[Ended]]
 """Does the jobs of these values, together, and says how each ended."""
-Engine = Callable[[Work, Mapping[str, Any], Schedule, StopFlag], Iterator[tuple[str, Ended]]]
+JobRunner = Callable[[Work, Mapping[str, Any], Schedule, StopFlag], Iterator[tuple[str, Ended]]]
 """Has the work done on each job's value in the schedule's order; yields (name, how it ended) as run_in_processes."""
 
 

@@ -44,7 +44,7 @@ def geometric_mean(metric: str, arm: Hashable = None, of: str = "arm", censored:
     def compute(table: "DataFrame") -> tuple[Interval, str]:
         chosen = rows(table, metric, arm, of)
         chosen = chosen[chosen[metric] > 0]
-        _enough(len(chosen), f"runs{_of(arm)} with a positive {metric}")
+        enough(len(chosen), f"runs{_of(arm)} with a positive {metric}")
         count = int(chosen[censored].sum()) if censored else 0
         found = ratio_interval([(float(value), 1.0) for value in chosen[metric]], at_least=count > 0)
         return found, f"Geometric mean over runs{_of(arm)}, Student's t on logarithms.{_censored(count, len(chosen))}"
@@ -78,7 +78,7 @@ def paired_ratio(
     def compute(table: "DataFrame") -> tuple[Interval, str]:
         both = pairs(table, metric, treated, control, of, by)
         positive = both[(both["treated"] > 0) & (both["control"] > 0)]
-        _enough(len(positive), f"pairs of {treated} and {control} with positive {metric}")
+        enough(len(positive), f"pairs of {treated} and {control} with positive {metric}")
         counts = [0, 0]
         if censored:
             ends = pairs(table, censored, treated, control, of, by).loc[positive.index]
@@ -141,18 +141,24 @@ def at_least(metric: str, value: float, arm: Hashable = None, of: str = "arm") -
 # --------------------------------------------------------------------------------------------------------- the table
 def rows(table: "DataFrame", metric: str, arm: Hashable = None, of: str = "arm") -> "DataFrame":
     """The runs of an arm (all of them for None) that have the metric. NotRun when there are none."""
-    if metric not in table.columns or of not in table.columns:
-        raise NotRun(f"No finished run has {metric}.")
+    _has_columns(table, metric, of)
     chosen = (table if arm is None else table[table[of] == arm]).dropna(subset=[metric])
     if chosen.empty:
-        raise NotRun(f"No finished run{_of(arm)} has {metric}.")
+        raise NotRun(f"The value of {metric} exists for no finished run{_of(arm)}.")
     return chosen
+
+
+def _has_columns(table: "DataFrame", metric: str, *others: str) -> None:
+    if table.empty:
+        raise NotRun("No run has finished yet.")
+    if not {metric, *others} <= set(table.columns):
+        raise NotRun(f"The value of {metric} exists for no finished run.")
 
 
 def by_seed(table: "DataFrame", metric: str, arm: Hashable = None, of: str = "arm") -> "Series[float]":
     """The metric by seed, averaged over a seed's runs. NotRun with fewer than two seeds."""
     found = rows(table, metric, arm, of).groupby("seed")[metric].mean()
-    _enough(len(found), f"seeds{_of(arm)}")
+    enough(len(found), f"seeds{_of(arm)}")
     return found
 
 
@@ -162,13 +168,12 @@ def pairs(
     """Columns treated and control of every value of `by` that both have, averaged within it. NotRun with fewer than two."""
     import pandas as pd
 
-    if of not in table.columns or by not in table.columns or metric not in table.columns:
-        raise NotRun(f"No finished run has {metric}.")
+    _has_columns(table, metric, of, by)
     sides = [
         table[table[of] == arm].dropna(subset=[metric, by]).groupby(by)[metric].mean() for arm in (treated, control)
     ]
     both = pd.concat(sides, axis=1, join="inner", keys=["treated", "control"]).astype(float)
-    _enough(len(both), f"pairs by {by} of {treated} and {control}")
+    enough(len(both), f"pairs by {by} of {treated} and {control}")
     return both
 
 
@@ -182,7 +187,8 @@ def _groups(
     return groups
 
 
-def _enough(there: int, what: str) -> None:
+def enough(there: int, what: str) -> None:
+    """NotRun for less than two of something."""
     if there < 2:
         raise NotRun(f"Needs 2 or more finished {what}; there are {there}.")
 

@@ -1,5 +1,6 @@
 """What run folders say, for reports and claims: no training code is imported, and a folder from elsewhere reads the same."""
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from studycore.configuration import from_dict, read_yaml
 from studycore.errors import UserError
-from studycore.files import read_json
+from studycore.files import read_json, sha256
 from studycore.metrics_log import read_rows
 from studycore.run_folder import read_manifest
 from studycore.study import ManyRuns, Study, load
@@ -93,11 +94,23 @@ def read_record(study: Study, folder: Path, just_ended: bool = False) -> Record:
         else:
             state = read_manifest(place)["state"] if (place / "manifest.json").exists() else "not begun"
             missing[name] = failed.get(name, state)
-    results, claims = folder / "results.json", folder / "claims.json"
+    results = folder / "results.json"
     return Record(
         folder, verb, config, manifest, read_json(results)["metrics"] if results.exists() else {}, _table(rows), missing,
-        read_json(claims) if claims.exists() else [], configs[0] if configs else None,
+        registered_claims(folder, manifest), configs[0] if configs else None,
     )  # fmt: skip
+
+
+def registered_claims(folder: Path, manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """claims.json, if it is as it was when the run started; else none is registered, and stderr says so."""
+    path = folder / "claims.json"
+    if not path.exists():
+        return []
+    if sha256(path) != manifest.get("claims_sha256"):
+        print(f"{path}: was changed after the run started, so that every claim counts as exploratory", file=sys.stderr)
+        return []
+    claims: list[dict[str, Any]] = read_json(path)
+    return claims
 
 
 def job_entries(jobs: Any, places: Mapping[str, str] | None = None) -> dict[str, dict[str, Any]]:

@@ -55,7 +55,7 @@ from studycore.run_folder import RunFolder, create_run, environment_changes, now
 from studycore.stopping import stop_on_signals
 from studycore.study import SCHEMA_VERSION, Study, load
 
-TOLD_EVERY = 30
+LINE_EVERY = 30
 """Seconds between lines of progress where there is no terminal."""
 
 
@@ -254,7 +254,7 @@ class Run:
         else:
             self._first = 0
         self._loop, self._unit, self._updates, self.last = loop, unit, updates, False
-        began = told = time.monotonic()
+        began = last_line = time.monotonic()
         hidden = self.quiet or self.dry or not self.is_main or not sys.stderr.isatty()
         with tqdm(total=total, initial=self._first, unit=unit, desc=loop or None, disable=hidden) as bar:
             for index in range(self._first, total + 1):
@@ -268,9 +268,9 @@ class Run:
                 yield index
                 self.step += updates
                 bar.update(1)
-                if hidden and self.is_main and not self.quiet and time.monotonic() - told > TOLD_EVERY:
-                    told = time.monotonic()
-                    left = (told - began) / (index + 1 - self._first) * (total - index - 1)
+                if hidden and self.is_main and not self.quiet and time.monotonic() - last_line > LINE_EVERY:
+                    last_line = time.monotonic()
+                    left = (last_line - began) / (index + 1 - self._first) * (total - index - 1)
                     print(f"{loop} {unit} {index + 1} of {total}, about {left:.0f} s left".strip(), flush=True)
 
     def any_process(self, flag: Any) -> bool:

@@ -15,7 +15,7 @@ from typing import Any, TextIO
 
 from studycore.configuration import config_hash, to_yaml
 from studycore.errors import UserError
-from studycore.files import read_json, write_atomic, write_json
+from studycore.files import read_json, sha256, write_atomic, write_json
 from studycore.metrics_log import MetricsLog
 from studycore.study import SCHEMA_VERSION, Study
 
@@ -111,6 +111,7 @@ def create_run(
         "versions": library_versions(study.libraries),
         "devices": dict(devices),
         "data_fingerprints": dict(data),
+        "claims_sha256": sha256(folder / "claims.json"),
         "times": {"started": now()},
         "state": "running",
         "reason": "",

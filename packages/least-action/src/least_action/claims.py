@@ -17,18 +17,23 @@ from studycore.measures import geometric_mean, paired_ratio, share
 from studycore.metrics_log import read_rows
 
 ORIGINAL, POWER = "the original study", "Power et al. 2022, arXiv:2201.02177"
-WITHOUT_OVER_WITH = paired_ratio("time", False, True, of="decays", by="matched_but_for_decay", censored="censored")
-ROUTED_OVER_DENSE = paired_ratio("time", True, False, of="routes", by="matched_but_for_routing", censored="censored")
+DENSE = "dense runs with weight decay"
+WITHOUT_OVER_WITH = paired_ratio(
+    "time", "runs without weight decay", "runs with it", of="decay", by="matched_but_for_decay", censored="censored"
+)
+ROUTED_OVER_DENSE = paired_ratio(
+    "time", "routed runs", "dense runs", of="routing", by="matched_but_for_routing", censored="censored"
+)
 
 CLAIMS = (
     Claim(
         "grokking", "Runs with weight decay reach 0.99 test accuracy", POWER, "every run", "share of runs",
-        share("grokked", True, of="decays_densely"), above=0.5,
+        share("grokked", DENSE, of="kind"), above=0.5,
     ),
     Claim(
         "delay", "Test accuracy reaches 0.99 ten times later than training accuracy does", POWER,
         "10 times or more (AdamW)", "times, time to generalise over time to memorise",
-        geometric_mean("delay_ratio", True, of="decays_densely", censored="censored"), above=10.0,
+        geometric_mean("delay_ratio", DENSE, of="kind", censored="censored"), above=10.0,
     ),
     Claim(
         "weight_decay", "Without weight decay grokking takes longer", f"{ORIGINAL}; {POWER}", "critical",
@@ -45,14 +50,14 @@ CLAIMS = (
     Claim(
         "curvature", "The weight Hessian's trace is lower after grokking than at memorisation", ORIGINAL, "falls",
         "times, trace after grokking over trace at memorisation",
-        geometric_mean("curvature_ratio", True, of="decays_densely"), below=1.0,
+        geometric_mean("curvature_ratio", DENSE, of="kind"), below=1.0,
     ),
     Claim(
         "curvature_per_loss",
         "The weight Hessian's trace per unit of training loss is lower after grokking than at memorisation",
         "this study: the trace falls with the loss alone", "falls",
         "times, trace over loss after grokking over the same at memorisation",
-        geometric_mean("curvature_per_loss_ratio", True, of="decays_densely"), below=1.0,
+        geometric_mean("curvature_per_loss_ratio", DENSE, of="kind"), below=1.0,
     ),
 )  # fmt: skip
 
@@ -75,9 +80,9 @@ def columns(folder: Path, config: TrainerConfig) -> dict[str, Any]:
         "time": max(1, time),
         "grokked": events.grokked_99 is not None,
         "censored": events.grokked_99 is None,
-        "decays": config.weight_decay > 0,
-        "decays_densely": config.weight_decay > 0 and config.model_type != "routed_transformer",
-        "routes": {"transformer": False, "routed_transformer": True}.get(config.model_type),
+        "decay": "runs with it" if config.weight_decay > 0 else "runs without weight decay",
+        "kind": DENSE if config.weight_decay > 0 and config.model_type != "routed_transformer" else None,
+        "routing": {"transformer": "dense runs", "routed_transformer": "routed runs"}.get(config.model_type),
         "matched_but_for_decay": _identity(config, "weight_decay"),
         "matched_but_for_routing": _identity(config, "model_type"),
         **{name: last[name] for name in ("train_acc", "test_acc", "train_loss", "test_loss")},

@@ -15,7 +15,6 @@ from studycore.bounds import (
     check_bounds,
 )
 
-OPERATIONS = ("add", "subtract", "multiply", "divide")
 TRANSFORMERS = ("transformer", "routed_transformer")
 
 

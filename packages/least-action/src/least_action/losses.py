@@ -90,16 +90,6 @@ def spectral_smoothness_loss(grid_IJK: Tensor) -> Tensor:
     return 1 - low_frequency_share(grid_IJK)
 
 
-def spectral_smoothness_loss_original(logits_NP: Tensor, p: int, radius: int | None = None) -> Tensor:
-    """1 - low-frequency share of the power of the expected class index on the p x p grid, constant included."""
-    index_P = torch.arange(p, dtype=logits_NP.dtype, device=logits_NP.device)
-    grid = (logits_NP.softmax(dim=-1) @ index_P).reshape(p, p)
-    power = torch.fft.fft2(grid).abs().pow(2)
-    frequency = torch.fft.fftfreq(p, device=logits_NP.device)
-    low = (frequency[:, None] ** 2 + frequency[None, :] ** 2).sqrt() <= (p // 4 if radius is None else radius) / p
-    return 1 - power[low].sum() / power.sum()
-
-
 def jacobian_regularizer(model: PairModel, x: Tensor, stream: torch.Generator) -> Tensor:
     """P E||J^T v||^2 = E||J||_F^2 for the Jacobian of the logits in the continuous input, v uniform on the unit sphere.
 

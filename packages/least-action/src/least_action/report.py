@@ -45,14 +45,14 @@ def report_run(record: Record) -> Report:
     return Report(
         f"least-action train: {config.operation} mod {config.p}, {config.model_type}",
         QUESTION,
-        answer(events.as_dict()),
+        answer(events.as_dict(), record.manifest["state"] == "done"),
         [event_table(event_rows), values],
         [Picture(path, caption) for path, caption in pictures],
         notes(config),
     )
 
 
-def answer(events: dict[str, Any]) -> str:
+def answer(events: dict[str, Any], has_ended: bool) -> str:
     """One sentence on one run."""
     if events["grokked_99"] is not None:
         late = (
@@ -60,6 +60,8 @@ def answer(events: dict[str, Any]) -> str:
         )
         return f"This run grokked at epoch {events['grokked_99']} (test accuracy 0.99 held), {late}."
     state = "memorised" if events["memorised"] is not None else "did not memorise"
+    if not has_ended:
+        return f"This run has not ended; up to epoch {events['last_epoch']} it {state} and has not grokked."
     return f"This run {state} and had not grokked when it ended at epoch {events['last_epoch']}: censored there."
 
 
@@ -135,7 +137,10 @@ def report_sweep(record: Record) -> Report:
         ),
     ]
     held = int((table["grokked"] & (table["test_acc"] >= 0.99)).sum())
-    text = f"{int(table['grokked'].sum())} of {len(table)} runs grokked, and {held} of these held 0.99 at their last evaluation."
+    grokked = int(table["grokked"].sum())
+    text = f"{grokked} of {len(table)} runs grokked" + (
+        f"; {held} of these held 0.99 at their last evaluation." if grokked else "."
+    )
     shared = notes(record.first_config)[1:3]
     counts = {"runs": len(table), "failed": len(record.missing), "arms": metrics}
     return Report("least-action sweep", QUESTION, text, tables, pictures, shared, counts)

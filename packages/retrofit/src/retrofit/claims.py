@@ -17,7 +17,7 @@ from retrofit.metrics.documents import Floats, read_documents
 from retrofit.metrics.matrix_rows import MatrixRow, read_csv
 from retrofit.metrics.summaries import gaussian_kappa, update_means
 from studycore.claims import Claim, Measure, NotRun
-from studycore.measures import mean, paired_ratio, pairs, rows
+from studycore.measures import enough, mean, paired_ratio, pairs, rows
 from studycore.metrics_log import read_rows
 from studycore.statistics import Interval, mean_interval, ratio_interval
 
@@ -38,7 +38,7 @@ def conditioning_from_start(metric: str, arm: str) -> Measure:
         ends = zip(chosen[metric], chosen[f"initial_{metric}"], strict=True)
         # A ratio of float32 eigenvalues may be negative.
         values = [(last, first) for last, first in ends if min(last, first) > 0]
-        _enough(len(values), arm)
+        enough(len(values), f"seeds of {arm}")
         left_out = len(chosen) - len(values)
         how = f" {left_out} of {len(chosen)} seeds have no positive value and are left out." if left_out else ""
         return ratio_interval(values).as_percent(), f"Geometric mean over seeds, Student's t.{how}"
@@ -51,7 +51,7 @@ def perplexity_from_start(arm: str) -> Measure:
 
     def compute(table: "DataFrame") -> tuple[Interval, str]:
         runs = _runs_of(table, arm)
-        _enough(len(runs), arm)
+        enough(len(runs), f"seeds of {arm}")
         return _perplexity_change(runs["documents"], runs["initial_documents"])
 
     return Measure(f"perplexity_from_start({arm!r}), percent, {RESAMPLES} resamples", compute)
@@ -63,7 +63,7 @@ def perplexity_beside(treated: str, control: str) -> Measure:
     def compute(table: "DataFrame") -> tuple[Interval, str]:
         one, other = (_runs_of(table, arm) for arm in (treated, control))
         seeds = sorted(set(one.index) & set(other.index))
-        _enough(len(seeds), f"both {treated} and {control}")
+        enough(len(seeds), f"seeds of both {treated} and {control}")
         return _perplexity_change(one.loc[seeds, "documents"], other.loc[seeds, "documents"])
 
     return Measure(f"perplexity_beside({treated!r}, {control!r}), percent, {RESAMPLES} resamples", compute)
@@ -147,12 +147,6 @@ def _perplexity_change(treated: "Series[Any]", control: "Series[Any]") -> tuple[
     paired = list(zip(treated, control, strict=True))
     over = f"{len(paired[0][0])} validation documents, plus the variance between seeds"
     return perplexity_change(paired), f"Paired bootstrap over {over}."
-
-
-def _enough(seeds: int, of: str) -> None:
-    # Of one seed the documents alone would give an interval, which says nothing of another order of batches.
-    if seeds < 2:
-        raise NotRun(f"Needs 2 or more finished seeds of {of}; there are {seeds}.")
 
 
 # ----------------------------------------------------------------------------------------------------------- claims
