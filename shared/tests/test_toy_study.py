@@ -18,7 +18,7 @@ from toy_study.cli import main
 import studycore.execution
 from studycore.checkpoints import load_checkpoint, read_index, steps
 from studycore.metrics_log import read_rows
-from studycore.run_folder import is_writing, read_manifest, state_of
+from studycore.run_folder import is_writing, open_run, read_manifest, state_of
 
 CPU = ("--device", "cpu", "--threads", "1")
 STAGES = ("--stages", "2", "--checkpoint-every", "10")
@@ -111,6 +111,33 @@ def test_a_run_leaves_what_the_contract_names(straight):
     assert (last.step, last.state["loop"], last.state["index"]) == (120, "stage 1", 60)
     assert torch.equal(load_file(straight / "arrays.safetensors")["weights"], last.model["linear.weight"])
     assert rows[-1]["loss"] < 0.01 < rows[0]["loss"]
+
+
+def test_claims_that_were_changed_after_the_start_are_exploratory(tmp_path, straight, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(straight, folder)
+    assert main(["report", str(folder)]) == 0
+    assert "exploratory" not in capsys.readouterr().out
+    stored = json.loads((folder / "claims.json").read_text())
+    (folder / "claims.json").write_text(json.dumps([stored[0], stored[1] | {"threshold": 5.0}]))
+    assert main(["report", str(folder)]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.count("exploratory: added after the run") == 2
+    assert "claims.json: was changed after the run started" in shown.err
+    judged = json.loads((folder / "results.json").read_text())["claims"]
+    assert [(claim["threshold"], claim["registered"]) for claim in judged] == [(1.0, False), (0.01, False)]
+
+
+def test_a_run_that_is_being_written_is_not_reported(tmp_path, straight, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(straight, folder)
+    report = (folder / "report.md").stat().st_mtime_ns
+    writer = open_run(folder)
+    assert main(["report", str(folder)]) == 2
+    assert "a process is writing this run" in capsys.readouterr().err
+    writer.close()
+    assert (folder / "report.md").stat().st_mtime_ns == report
+    assert main(["report", str(folder)]) == 0
 
 
 def plain_fit(config, steps):
@@ -299,7 +326,7 @@ def here(monkeypatch):
 
         return run
 
-    monkeypatch.setattr(studycore.execution, "engine", engine)
+    monkeypatch.setattr(studycore.execution, "job_runner", engine)
     return done
 
 

@@ -116,3 +116,8 @@ def test_one_experiment_of_a_sweep_and_the_rest_later(tmp_path, monkeypatch):
     report = (tmp_path / "out" / "report.md").read_text()
     assert "lr1e-3 | not begun" in report
     assert not (tmp_path / "out" / "lr1e-3").exists()
+    written = (tmp_path / "out" / "lr3e-3" / "results.json").stat().st_mtime_ns
+    assert main([*flags, "--resume"]) == 0
+    assert "lr1e-3 | not begun" not in (tmp_path / "out" / "report.md").read_text()
+    assert (tmp_path / "out" / "lr1e-3" / "results.json").exists()
+    assert (tmp_path / "out" / "lr3e-3" / "results.json").stat().st_mtime_ns == written
