@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -63,15 +64,25 @@ def exit_code(name: str, act: Callable[[], None]) -> int:
         _say(f"{name}: error: {error.filename}: {error.strerror}; {mend}")
         return 2
     except Stopped as stopped:
-        _say(f"{name}: {stopped}")
+        if _is_first_process():  # a signal has told all
+            _say(f"{name}: {stopped}")
         return 3
     return 0
 
 
 def _say(sentence: str) -> None:
-    """On stderr, by the first of several processes of one run: all of them say the same."""
-    if _is_first_process():
-        print(sentence, file=sys.stderr)
+    """On stderr, by the first of several processes of one run, which as a rule have the same to say.
+
+    The first process that ends makes the launcher end the others, so those wait for it; what only they know they then
+    say themselves.
+    """
+    if not _is_first_process():
+        time.sleep(PATIENCE)
+    print(sentence, file=sys.stderr)
+
+
+PATIENCE = 5
+"""Seconds that the other processes of a run wait for the first one's last word."""
 
 
 def _is_first_process() -> bool:
