@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from studycore.configuration import to_dict, to_yaml
+from studycore.files import sha256
 from ternary_vae.claims import columns_of
 from ternary_vae.config import SweepConfig, TrainConfig
 from ternary_vae.metrics.final import history_metrics
@@ -87,9 +88,10 @@ def write_sweep(folder, runs, unfinished=()):
 def _write(folder, verb, config, more, seconds):
     folder.mkdir(parents=True)
     times = {"started": "2026-01-01T00:00:00+00:00", "seconds": seconds}
-    (folder / "manifest.json").write_text(json.dumps(MANIFEST | {"verb": verb, "times": times} | more))
-    (folder / "config.yaml").write_text(to_yaml(to_dict(config)))
     (folder / "claims.json").write_text("[]")
+    more |= {"verb": verb, "times": times, "claims_sha256": sha256(folder / "claims.json")}
+    (folder / "manifest.json").write_text(json.dumps(MANIFEST | more))
+    (folder / "config.yaml").write_text(to_yaml(to_dict(config)))
 
 
 def row(epoch, hierarchy, stage="hierarchy", coverage=0.999, **metrics):
