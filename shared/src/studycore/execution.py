@@ -229,6 +229,7 @@ def make_runs(
             whole.finish("stopped", f"stopped by {stop.name}")
             raise Stopped(f"stopped by {stop.name} and saved; `{study.name} resume {folder}` continues")
         whole.metrics.compact()
+        failed = {name: failed[name] for name in chosen if name in failed}  # in the plan's order
         whole.update(failed=failed)
         finished = f"{len(chosen)} of {len(jobs)} runs asked for"
         if not failed:
