@@ -14,7 +14,7 @@ import toy_jobs
 
 from studycore import ray_engine
 from studycore.errors import UserError
-from studycore.execution import engine, processes_and_threads
+from studycore.execution import job_runner, processes_and_threads
 from studycore.jobs import Ended, Schedule, run_in_processes
 from studycore.ray_engine import run_on_ray, slots
 from studycore.stopping import StopFlag
@@ -161,7 +161,7 @@ def test_what_a_cluster_has_room_for(cluster, tmp_path):
     with pytest.raises(UserError, match="has 1 cores and 1 GPU"):
         processes_and_threads(flags(address=address), "cuda", 8)
     jobs = {"a": ("fine", str(tmp_path / "0"))}
-    run = engine(flags(address=address, processes=1), "cpu", 1, 1)
+    run = job_runner(flags(address=address, processes=1), "cpu", 1, 1)
     ends = run(toy_jobs.work, jobs, toy_jobs.alone(jobs), StopFlag())
     assert list(ends) == [("a", Ended("done", ""))]
 
