@@ -62,9 +62,10 @@ class StackedRadii:
                 )
         self.net = TernaryVAE(**architecture_of(first.config)).projection.of(self.view).radius_net.to("meta")
         self._index(lanes)
-        targets = [
-            Targets.of(lane.config, lane.take_variances(*self.radii(s), self.v_N)) for s, lane in enumerate(lanes)
-        ]
+        targets = []
+        for s, lane in enumerate(lanes):
+            rho_N, norm_N = self.radii(s)
+            targets.append(Targets.of(lane.config, lane.take_variances(rho_N, norm_N, self.v_N)))
         stacked_targets = zip(*self._filled(targets), strict=True)
         self.targets_S = Targets(*(torch.stack(list(values)).to(self.device) for values in stacked_targets))
 

@@ -82,7 +82,8 @@ class WholeModel:
         self.updates_per_epoch = updates_per_epoch
         self.training = operations[seen_N.nonzero().squeeze(1).to(operations.v_N.device)]
         model, config, stage, accelerator = lane.model.eval(), lane.config, lane.stage, lane.run.accelerator
-        variance_L = lane.take_variances(*radii(model, self.training, headline(config.view)), self.training.v_N)
+        rho_N, norm_N = radii(model, self.training, headline(config.view))
+        variance_L = lane.take_variances(rho_N, norm_N, self.training.v_N)
         set_mode(model, stage)
         self.loss = StageLoss(config, stage, variance_L, lane.run.device, model.controller)
         forward = StageForward(model, config, stage, self.training)
