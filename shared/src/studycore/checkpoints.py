@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from studycore.configuration import differences
 from studycore.errors import UserError
-from studycore.files import read_json, sha256, sync_folder, write_json
+from studycore.files import read_json, sha256, sync_folder, write_json, write_tensors
 
 FILES = ("config.json", "model.safetensors", "optimizer.safetensors", "state.json", "probe.safetensors")
 Tensors = Mapping[str, Tensor]
@@ -96,16 +96,13 @@ def _write(
     state: Mapping[str, Any],
     probe: Tensors,
 ) -> None:
-    from safetensors.torch import save_file
-
     if temporary.exists():
         shutil.rmtree(temporary)
     temporary.mkdir()
     (temporary / "config.json").write_text(json.dumps(config, indent=2, allow_nan=False))
     (temporary / "state.json").write_text(json.dumps(state, indent=2, allow_nan=False))
     for name, tensors in (("model", model), ("optimizer", optimizer), ("probe", probe)):
-        detached = {key: tensor.detach().to("cpu", copy=True).contiguous() for key, tensor in tensors.items()}
-        save_file(detached, temporary / f"{name}.safetensors")
+        write_tensors(temporary / f"{name}.safetensors", tensors)
     for name in FILES:
         with open(temporary / name, "rb") as file:
             os.fsync(file.fileno())

@@ -13,8 +13,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from studycore.errors import Stopped, UserError
+from studycore.errors import Stopped, UserError, refused_by_system
 from studycore.study import ManyRuns, OneRun, Study, Verb, load
+from studycore.terminal import steady_output
 
 COMMON = {
     "report": "write a run's report again and print what it says",
@@ -54,19 +55,25 @@ def main(study: Study, argv: Sequence[str] | None = None) -> int:
 
 def exit_code(name: str, act: Callable[[], None]) -> int:
     """The exit code of `act()`, with the command `name` saying on stderr why it is not 0."""
-    try:
-        act()
-    except UserError as error:
-        _say(f"{name}: error: {error}")
-        return 2
-    except (PermissionError, NotADirectoryError, FileExistsError) as error:
-        mend = "choose another place, or change its owner or rights"
-        _say(f"{name}: error: {error.filename}: {error.strerror}; {mend}")
-        return 2
-    except Stopped as stopped:
-        if _is_first_process():  # a signal has told all
-            _say(f"{name}: {stopped}")
-        return 3
+    with steady_output() as lost:
+        try:
+            act()
+        except UserError as error:
+            _say(f"{name}: error: {error}")
+            return 2
+        except OSError as error:
+            if not (sentence := refused_by_system(error)):
+                raise
+            _say(f"{name}: error: {sentence}")
+            return 2
+        except Stopped as stopped:
+            if _is_first_process():  # a signal has told all
+                _say(f"{name}: {stopped}")
+            return 3
+        sys.stdout.flush()
+        if why := lost():
+            _say(f"{name}: error: standard output: {why}; free some space, or send it elsewhere")
+            return 2
     return 0
 
 

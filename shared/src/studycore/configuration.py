@@ -1,6 +1,7 @@
 """Configuration: frozen dataclasses, filled from defaults < YAML file < command-line flags, by jsonargparse."""
 
 import argparse
+import copy
 import dataclasses
 import difflib
 import hashlib
@@ -45,7 +46,13 @@ def read_arguments(
         raise SystemExit(0)
     path, rest = take_config(argv, package, default_config)
     file = {name: check(classes, name, value, f"{path}: ") for name, value in (read_yaml(path) if path else {}).items()}
-    return file, {name: check(classes, name, text, flag=True) for name, text in _flags(rest, classes)}
+    flags: dict[str, Any] = {}
+    for name, text in _flags(rest, classes):
+        value = check(classes, name, text)
+        if name in flags and flags[name] != value:
+            raise UserError(f"--{name.replace('_', '-')}: {flags[name]} and {value} are given; give it once")
+        flags[name] = value
+    return file, flags
 
 
 def check_types(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -53,8 +60,11 @@ def check_types(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: check([cls], name, value) for name, value in values.items()}
 
 
-def check(classes: Sequence[type], name: str, value: Any, source: str = "", flag: bool = False) -> Any:
-    """The value of one field, of the field's type; with `flag`, `value` is a flag's text. UserError if it does not fit."""
+def check(classes: Sequence[type], name: str, value: Any, source: str = "") -> Any:
+    """The value of one field, of the field's type. UserError if it does not fit.
+
+    Text, such as a flag's, is read as in a file wherever the field takes something else: one number means one thing.
+    """
     owner = next((cls for cls in classes if name in _hints(cls)), None)
     if owner is None:
         names = [known for cls in classes for known in _hints(cls)]
@@ -62,23 +72,53 @@ def check(classes: Sequence[type], name: str, value: Any, source: str = "", flag
         mend = f"did you mean '{near[0]}'?" if near else "see --help for those there are"
         raise UserError(f"{source}'{name}' is no field here; {mend}")
     hint, parser = _hints(owner)[name], _parser((owner,), "")
-    wrong = UserError(f"{source}{name}: {value if value != '' else repr(value)} does not fit; give {_words(hint)}")
+    shown = "null" if value is None else value if value != "" else "''"
+    wrong = UserError(f"{source}{name}: {shown} does not fit; give {_words(hint)}")
+    if isinstance(value, str):
+        value = _value_of(value, hint)
     # What jsonargparse lets pass: null where there must be a value.
     if value is None and type(None) not in (*get_args(hint), hint) and hint is not Any:
-        raise UserError(f"{source}{name}: null does not fit; give {_words(hint)}")
+        raise wrong
+    if isinstance(value, str) and not _takes_text(hint):
+        raise wrong
     try:
-        if flag:
-            values = parser.parse_args([f"--{name}={value}"], defaults=False)
-        else:
-            values = parser.parse_object({name: value}, defaults=False)
+        values = parser.parse_object({name: copy.deepcopy(value)}, defaults=False)
     except (argparse.ArgumentError, TypeError, ValueError, KeyError):
         raise wrong from None
     checked = values.as_dict()[name]
+    if not _same_texts(value, checked):
+        raise wrong
     if isinstance(checked, float) and not math.isfinite(checked):
         raise UserError(f"{source}{name}: {checked} does not fit; give a finite number")
     # The restricted types are subclasses; a configuration holds plain numbers.
     plain = next((kind for kind in (bool, int, float) if isinstance(checked, kind)), None)
     return plain(checked) if plain else checked
+
+
+def _takes_text(hint: Any) -> bool:
+    return hint in (str, Any) or any(isinstance(part, str) or _takes_text(part) for part in get_args(hint))
+
+
+def _same_texts(given: Any, checked: Any) -> bool:
+    """Whether all text within a value is still text: jsonargparse reads numbers from it, by rules of its own."""
+    if isinstance(given, list) and isinstance(checked, list):
+        return all(map(_same_texts, given, checked))
+    if isinstance(given, dict) and isinstance(checked, dict):
+        return all(_same_texts(part, checked[key]) for key, part in given.items() if key in checked)
+    return isinstance(given, str) == isinstance(checked, str)
+
+
+def _value_of(text: str, hint: Any) -> Any:
+    """What the text means where this type is wanted; text that is no valid YAML stays as it is."""
+    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    if text == "null" and type(None) in kinds:
+        return None
+    if all(k in (str, type(None)) or any(isinstance(choice, str) for choice in get_args(k)) for k in kinds):
+        return text
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError:
+        return text
 
 
 def build(cls: type, values: Mapping[str, Any]) -> Any:
@@ -157,6 +197,8 @@ def _words(hint: Any) -> str:
         return " or ".join(_words(part) for part in get_args(hint))
     if get_origin(hint) is Literal:
         return f"one of {', '.join(map(repr, get_args(hint)))}"
+    if get_origin(hint) is list and (each := get_args(hint)[0]) is not Any:
+        return f"a list, each {_words(each)}"
     if get_origin(hint) is dict and (each := get_args(hint)[1]) is not Any:
         return f"a mapping, each value {_words(each)}"
     plain = {
@@ -236,11 +278,18 @@ def _is_plain(value: Any) -> bool:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 with the floats of YAML 1.2, and dates left as text."""
+    """YAML 1.1 where 010, 0x10, 1_000, 1:30, yes, no and dates are text, and each key stands once."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := [key for i, key in enumerate(keys) if key in keys[:i]]:
+            raise yaml.constructor.ConstructorError(None, None, f"'{twice[0][1]}' stands there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
+_OTHERS = {f"tag:yaml.org,2002:{kind}" for kind in ("timestamp", "bool", "int", "float")}
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _OTHERS]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 
@@ -249,7 +298,11 @@ class _Dumper(yaml.SafeDumper):
     """Quotes text that _Loader would take for a number."""
 
 
+_PLAIN = {
+    "bool": r"^(?:true|True|TRUE|false|False|FALSE)$",
+    "int": r"^[-+]?(?:0|[1-9]\d*)$",
+    "float": r"^(?:[-+]?(?:\d+\.\d*|\.\d+|\d+(?=[eE]))(?:[eE][-+]?\d+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$",
+}
 for _class in (_Loader, _Dumper):
-    _class.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
-    )
+    for _kind, _pattern in _PLAIN.items():
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(_pattern), list("-+0123456789.tTfF"))

@@ -14,7 +14,7 @@ from typing import Any
 from studycore.claims import as_stored, judge_all
 from studycore.configuration import config_hash, differences, read_yaml, to_dict
 from studycore.devices import choose_device, cores, describe, set_threads
-from studycore.errors import Stopped, UserError
+from studycore.errors import Stopped, UserError, refused_by_system
 from studycore.jobs import Ended, Job, JobRunner, Schedule, check_names, run_in_processes
 from studycore.options import RunOptions, SweepOptions
 from studycore.record import Record, is_done, job_entries, read_record
@@ -143,8 +143,10 @@ def do_tasks(tasks: list[Task]) -> list[Ended]:
         except UserError as error:
             reason = Ended("failed", str(error))
         except Exception as error:  # a fault in one run is recorded, and the others go on
-            traceback.print_exc()
-            reason = Ended("failed", f"{type(error).__name__}: {error}")
+            sentence = refused_by_system(error) if isinstance(error, OSError) else ""
+            if not sentence:
+                traceback.print_exc()
+            reason = Ended("failed", sentence or f"{type(error).__name__}: {error}")
     return [_how_ended(task.folder, reason) for task in tasks]
 
 

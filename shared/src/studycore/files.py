@@ -1,12 +1,18 @@
 """Writing so that a crash leaves either the old file or the new one, and JSON without NaN."""
 
+import errno
 import hashlib
 import json
 import os
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from studycore.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def sync_folder(folder: Path) -> None:
@@ -29,6 +35,21 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     sync_folder(path.parent)
 
 
+def write_tensors(path: Path, tensors: Mapping[str, "Tensor"]) -> None:
+    """A safetensors file of copies on the CPU. OSError when it cannot be written."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+    size = sum(tensor.nbytes for tensor in copies.values())
+    try:
+        save_file(copies, path)
+    except SafetensorError as error:  # which is the library's for whatever the system says
+        full = shutil.disk_usage(path.parent).free < size
+        number = errno.ENOSPC if full else errno.EIO
+        raise OSError(number, f"cannot be written ({os.strerror(number) if full else error})", str(path)) from None
+
+
 def write_json(path: Path, value: Any) -> None:
     """Atomic; ValueError for NaN or infinity."""
     write_atomic(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
@@ -44,10 +65,23 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: not valid JSON ({error}); restore it or start the run again") from None
 
 
-def read_text(path: Path) -> str:
-    """UserError when it is missing, can't be read or is not UTF-8."""
+def check_output_file(path: str | Path, flag: str = "--output") -> None:
+    """Makes the folder of the file that the work will end with. UserError when the file could not be written there."""
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{flag}: '{path}' is a folder; name a file in it")
     try:
-        return path.read_text(encoding="utf-8")
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{flag}: '{path}' cannot be written ({error.strerror}); choose another place") from None
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise UserError(f"{flag}: '{path}' cannot be written; choose another place, or change its rights")
+
+
+def read_text(path: Path) -> str:
+    """A file in UTF-8, without its byte order mark. UserError when it is missing, can't be read or is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file; check the name") from None
     except OSError as error:

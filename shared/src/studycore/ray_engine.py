@@ -20,7 +20,7 @@ from typing import Any
 from studycore.devices import cores
 from studycore.errors import Stopped, UserError
 from studycore.jobs import Ended, Schedule, Work
-from studycore.stopping import StopFlag, stop_on_signals
+from studycore.stopping import SIGNALS, StopFlag, stop_on_signals
 
 STORE = 100 * 2**20
 """Bytes of a local instance's object store: jobs and their ends are small."""
@@ -173,7 +173,7 @@ def _connected(address: str | None, local_cpus: int) -> Iterator[Any]:
         os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "1")  # attempts of half a minute, really
     # Ray sets a handler of its own for SIGTERM, which would end the process; the former ones come back once it has started.
     main = threading.current_thread() is threading.main_thread()
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)} if main else {}
+    handlers = {number: signal.getsignal(number) for number in SIGNALS} if main else {}
     try:
         try:
             ray.init(address=address or "local", **quiet)

@@ -50,8 +50,9 @@ from studycore.claims import as_stored
 from studycore.configuration import differences, read_yaml, to_dict
 from studycore.devices import choose_device, describe, set_threads
 from studycore.errors import Stopped, UserError
+from studycore.files import write_tensors
 from studycore.options import RunOptions
-from studycore.run_folder import RunFolder, create_run, environment_changes, now, open_run, read_manifest
+from studycore.run_folder import RunFolder, check_new, create_run, environment_changes, now, open_run, read_manifest
 from studycore.stopping import stop_on_signals
 from studycore.study import SCHEMA_VERSION, Study, load
 
@@ -89,8 +90,8 @@ class Run:
         """Whether the run had finished and is now extended."""
         self.manifest: dict[str, Any] = read_manifest(folder) if self.resume else {}
         """As it was when the run was opened; empty for a new run."""
-        if not resume and not dry and (folder / "manifest.json").exists():
-            raise UserError(f"--output-dir: {folder} holds a run already; resume it or choose another folder")
+        if not self.resume and not dry:
+            check_new(folder)
         if options.tracker != "none" and find_spec(options.tracker) is None:
             raise UserError(
                 f"--tracker: {options.tracker} is not installed; `pip install {options.tracker}`, or leave it out"
@@ -389,9 +390,7 @@ class Run:
         self.final = {name: value for name, value in metrics.items() if value is not None}
         assert all(math.isfinite(v) for v in self.final.values() if isinstance(v, float)), self.final
         if self.open is not None and arrays:
-            from safetensors.torch import save_file
-
-            save_file(copied(arrays), self.folder / "arrays.safetensors")
+            write_tensors(self.folder / "arrays.safetensors", arrays)
 
     def finished(self) -> None:
         """The run has reached its end; a training of one run need not say so."""

@@ -26,6 +26,12 @@ FORM: dict[str, type] = {
     **dict.fromkeys(("argv", "seeds", "resumed"), list),
 }
 """What a manifest must hold to be used."""
+LOCK_TEXT = "A study's run: who writes it holds a lock on this file.\n"
+RESERVE = 16 * 2**10
+"""Bytes of the lock file that are given back on a full disk, so that the manifest can still say how the run ended."""
+BEING_WRITTEN = "{}: another process is writing this run; wait for it or stop it first"
+LOGS = (".txt", ".log", ".out", ".err")
+"""Kinds of files that no run writes, such as a log that somebody keeps beside it."""
 
 
 class RunFolder:
@@ -45,9 +51,17 @@ class RunFolder:
         write_json(self.folder / "manifest.json", self.manifest)
 
     def finish(self, state: str, reason: str) -> None:
-        """The last word: state done, stopped or failed, and why."""
-        self.update(state=state, reason=reason, pid=None)
-        self.close()
+        """The last word: state done, stopped or failed, and why; on a full disk too."""
+        try:
+            self.update(state=state, reason=reason, pid=None)
+        except OSError:
+            self._lock.truncate(0)  # the reserve
+            try:
+                self.update(state=state, reason=reason, pid=None)
+            except OSError as error:
+                print(f"{self.folder}/manifest.json: cannot be written ({error.strerror}): {reason}", file=sys.stderr)
+        finally:
+            self.close()
 
     def close(self) -> None:
         """Lets others write the run."""
@@ -89,12 +103,13 @@ def create_run(
 
     `data` maps names to fingerprints; `claims` are those that the run will be judged by; `more` goes into the manifest.
     """
+    check_new(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = _lock(folder)
     except OSError as error:
         raise UserError(f"--output-dir: {folder} cannot be written ({error.strerror}); choose another folder") from None
-    if (folder / "manifest.json").exists():
+    if (folder / "manifest.json").exists():  # made meanwhile
         lock.close()
         raise UserError(f"--output-dir: {folder} holds a run already; resume it or choose another folder")
     write_atomic(folder / "config.yaml", to_yaml(config))
@@ -123,6 +138,29 @@ def create_run(
     run = RunFolder(folder, manifest, lock)
     run.update()
     return run
+
+
+def check_new(folder: Path) -> None:
+    """UserError when the folder holds a run already, or files and folders of somebody else's that a run might replace."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--output-dir: {folder} is a file; choose another folder")
+    if (folder / "manifest.json").exists():
+        if is_writing(folder):
+            raise UserError(BEING_WRITTEN.format(folder))
+        raise UserError(f"--output-dir: {folder} holds a run already; resume it or choose another folder")
+    if not folder.is_dir() or _is_ours(folder):  # what a process left that died before it wrote the manifest is ours
+        return
+    others = sorted(p.name for p in folder.iterdir() if p.name[0] != "." and p.suffix not in LOGS)
+    if others:
+        what = ", ".join(others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
+        raise UserError(
+            f"--output-dir: {folder} holds {what} and no run, and a run might replace it; give a new folder"
+        )
+
+
+def _is_ours(folder: Path) -> bool:
+    lock = folder / ".lock"
+    return lock.is_file() and lock.read_bytes()[: len(LOCK_TEXT)] == LOCK_TEXT.encode()
 
 
 def open_run(folder: Path) -> RunFolder:
@@ -226,12 +264,17 @@ def _git_state_once(source: Path) -> dict[str, Any]:
 
 def _lock(folder: Path) -> TextIO:
     """An exclusive lock that the system drops when the process ends, however it ends."""
-    file = open(folder / ".lock", "w")  # noqa: SIM115 - open as long as the lock is held
+    file = open(folder / ".lock", "a")  # noqa: SIM115 - open as long as the lock is held
     for _ in range(5):  # somebody who only looks holds it for a moment
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return file
+            break
         except BlockingIOError:
             time.sleep(0.05)
-    file.close()
-    raise UserError(f"{folder}: another process is writing this run; wait for it or stop it first")
+    else:
+        file.close()
+        raise UserError(BEING_WRITTEN.format(folder))
+    if file.tell() < RESERVE:
+        file.write(LOCK_TEXT + " " * RESERVE)
+        file.flush()
+    return file

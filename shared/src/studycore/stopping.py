@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: the first asks the loop to save and stop, the second ends the process at once."""
+"""SIGTERM, SIGINT and SIGHUP: the first asks the loop to save and stop, a second ends the process at once."""
 
 import os
 import signal
@@ -18,6 +18,9 @@ class StopFlag:
         return self.name is not None
 
 
+HANG_UP = signal.SIGHUP
+"""Comes when the terminal is closed; `nohup` has it ignored, and then it stays so."""
+SIGNALS = (signal.SIGTERM, signal.SIGINT, HANG_UP)
 _flags: list[StopFlag] = []
 
 
@@ -32,12 +35,17 @@ def stop_on_signals(patient: bool = False) -> Iterator[StopFlag]:
         return
     flag = StopFlag()
 
+    strikes = 0
+
     def handle(number: int, frame: FrameType | None) -> None:
-        if flag and not patient:
+        nonlocal strikes
+        strikes += number != HANG_UP  # which comes twice, from the shell and from the system
+        if strikes > 1 and not patient:
             os._exit(128 + number)
         flag.name = flag.name or signal.Signals(number).name
 
-    former = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    heard = [n for n in SIGNALS if n != HANG_UP or signal.getsignal(n) is not signal.SIG_IGN]
+    former = {number: signal.signal(number, handle) for number in heard}
     _flags.append(flag)
     try:
         yield flag

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import studycore.options
 from studycore.bounds import BelowOne, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, check_bounds
 from studycore.errors import UserError
+from studycore.files import check_output_file
 
 EMBEDDED_MODEL = "studycore/wordnet-lm"
 EMBEDDED_DATASET = "studycore/wordnet"
@@ -212,8 +213,8 @@ class TrainOptions(studycore.options.TrainOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.output is not None and Path(self.output).is_dir():
-            raise ValueError(f"output: '{self.output}' is a folder; name a file in it")
+        if self.output is not None:
+            check_output_file(self.output, "output")
         if self.output is not None and self.seeds > 1:
             raise ValueError(f"output: '{self.output}' is one run's file; leave it or --seeds out")
 

@@ -144,7 +144,6 @@ def train(config: RunConfig, run: Run) -> None:
         saved = str(run.folder / "model") if config.save_model else None
         file = write_original(run.folder, config.method, evaluations, checkpoint_path=saved, about=about)
         if output := getattr(run.options, "output", None):
-            Path(output).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, output)
 
 

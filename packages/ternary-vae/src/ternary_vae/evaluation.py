@@ -5,8 +5,7 @@ from pathlib import Path
 
 import torch
 
-from studycore.errors import UserError
-from studycore.files import write_json
+from studycore.files import check_output_file, write_json
 from studycore.report import table_text
 from ternary_vae.checkpoint import load_model
 from ternary_vae.data import Operations, training_indices
@@ -16,6 +15,8 @@ from ternary_vae.metrics.final import baselines, run_metrics
 
 def evaluate(name: str, output: str | None) -> None:
     """Prints the metrics of the checkpoint of a name, and writes them as JSON into the file `output`, where asked."""
+    if output is not None:
+        check_output_file(output)
     checkpoint, config, model = load_model(name)
     seen_N = torch.zeros(3**config.trits, dtype=torch.bool)
     seen_N[training_indices(config.trits, config.train_fraction, config.seed)] = True
@@ -27,9 +28,5 @@ def evaluate(name: str, output: str | None) -> None:
     width = max(len(row[-1]) for row in table.rows)  # meanings stand left
     print(table_text(dataclasses.replace(table, rows=[(*row[:-1], row[-1].ljust(width)) for row in table.rows])))
     if output is not None:
-        try:
-            write_json(Path(output), {"checkpoint": str(checkpoint.path), **metrics, "baselines": beside})
-        except OSError as error:
-            reason = f"{output} cannot be written ({error.strerror})"
-            raise UserError(f"--output: {reason}; choose another file") from None
+        write_json(Path(output), {"checkpoint": str(checkpoint.path), **metrics, "baselines": beside})
         print(f"written: {output}")
