@@ -2,6 +2,7 @@
 
 import contextlib
 import random
+import re
 import string
 from dataclasses import dataclass, field
 from typing import Any, Literal, Optional
@@ -356,3 +357,69 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
         read_yaml(tmp_path / "none.yaml")
     with pytest.raises(UserError, match="cannot be read"):
         read_yaml(tmp_path)
+
+
+# Numbers of YAML 1.1 that other readers take for something else.
+ODD_NUMBERS = ["010", "0x10", "0b11", "1_000", "1:30", "0o17", "+08"]
+
+
+@pytest.mark.parametrize("text", ODD_NUMBERS)
+def test_a_number_means_one_thing_in_a_file_and_as_a_flag(text, tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text(f"epochs: {text}\n")
+    for argv in (["--epochs", text], ["--config", str(file)]):
+        with pytest.raises(UserError, match=rf"epochs: {re.escape(text)} does not fit; give an int"):
+            read_arguments([Training], argv, "toy train", "toy_study")
+    file.write_text(f"name: {text}\ngrid:\n  a: [{text}]\n")
+    assert read_arguments([Training], ["--config", str(file)], "", "toy_study")[0] == {
+        "name": text,
+        "grid": {"a": [text]},
+    }
+    file.write_text(to_yaml({"name": text}))
+    assert read_yaml(file) == {"name": text}
+
+
+@pytest.mark.parametrize("text", ["yes", "off", "on", "no"])
+def test_truth_is_true_or_false_alone(text, tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text(f"fast: {text}\n")
+    with pytest.raises(UserError, match=f"fast: {text} does not fit; give true or false"):
+        read_arguments([Training], ["--config", str(file)], "toy train", "toy_study")
+
+
+@pytest.mark.parametrize(
+    "text", ["epochs: 1\nname: a\nepochs: 2\n", "grid:\n  a: [1]\n  a: [2]\n", "base: {x: {b: 1, b: 1}}\n"]
+)
+def test_a_key_that_stands_twice_is_refused(text, tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError, match="stands there twice"):
+        read_yaml(file)
+    file.write_text("epochs: 1\nbase: {epochs: 2, other: {epochs: 3}}\n")
+    assert read_yaml(file)["base"]["other"] == {"epochs": 3}
+
+
+def test_a_flag_that_stands_twice_is_refused_unless_it_says_the_same():
+    with pytest.raises(UserError, match=r"--learning-rate: 0\.1 and 0\.2 are given; give it once"):
+        read_arguments([Training], ["--learning-rate", "0.1", "--learning_rate=0.2"], "", "toy_study")
+    assert read_arguments([Training], ["--epochs", "3", "--epochs=3"], "", "toy_study")[1] == {"epochs": 3}
+
+
+def test_a_byte_order_mark_is_no_part_of_a_key(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_bytes(b"\xef\xbb\xbfepochs: 4\n")
+    assert read_yaml(file) == {"epochs": 4}
+
+
+def test_text_within_a_list_of_numbers_is_refused():
+    with pytest.raises(UserError, match=r"sizes: .* does not fit; give a list, each an int"):
+        read_arguments([Sizes], ["--sizes", "[1, 010]"], "", "toy_study")
+    assert read_arguments([Sizes], ["--sizes", "[1, 10]"], "", "toy_study")[1] == {"sizes": [1, 10]}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Widths."""
+
+    sizes: list[int] = field(default_factory=list)
+    """Of layers."""

@@ -129,3 +129,9 @@ def test_what_the_bitwise_promise_depends_on(monkeypatch):
     assert devices.versions("torch", "no-such-library") == {
         "python": platform.python_version(), "torch": torch.__version__, "no-such-library": "not installed",
     }  # fmt: skip
+
+
+def test_what_cannot_fit_is_refused_with_its_size():
+    devices.check_memory(2**20, "numbers", "take fewer")
+    with pytest.raises(UserError, match=r"^numbers take 8,192 GiB of memory and \d+ GiB are free; take fewer$"):
+        devices.check_memory(2**43, "numbers", "take fewer")

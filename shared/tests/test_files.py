@@ -1,13 +1,26 @@
 """Files: replaced as a whole, synchronised, JSON without NaN."""
 
+import errno
 import hashlib
 import json
 import os
+from types import SimpleNamespace
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from studycore.errors import UserError
-from studycore.files import read_json, read_text, sha256, sync_folder, write_atomic, write_json
+from studycore.files import (
+    check_output_file,
+    read_json,
+    read_text,
+    sha256,
+    sync_folder,
+    write_atomic,
+    write_json,
+    write_tensors,
+)
 
 
 def test_a_failed_replacement_leaves_the_old_file(tmp_path, monkeypatch):
@@ -70,3 +83,26 @@ def test_what_cannot_be_read_is_named(tmp_path):
 def test_sha256(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")
     assert sha256(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
+
+
+def test_the_file_of_the_end_is_checked_at_the_start(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path, words in ((tmp_path, "is a folder"), (tmp_path / "file" / "x.json", "cannot be written")):
+        with pytest.raises(UserError, match=f"--output: .*{words}"):
+            check_output_file(path)
+    check_output_file(tmp_path / "new" / "x.json")
+    assert (tmp_path / "new").is_dir()
+    assert not (tmp_path / "new" / "x.json").exists()
+
+
+def test_tensors_are_copies_and_a_full_disk_is_the_systems_error(tmp_path, monkeypatch):
+    whole = torch.arange(6.0).reshape(2, 3)
+    write_tensors(tmp_path / "t.safetensors", {"part": whole[:, 1]})
+    assert torch.equal(load_file(tmp_path / "t.safetensors")["part"], whole[:, 1])
+    with pytest.raises(OSError, match="cannot be written") as caught:
+        write_tensors(tmp_path, {"whole": whole})
+    assert caught.value.errno == errno.EIO
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=0))
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        write_tensors(tmp_path, {"whole": whole})
+    assert caught.value.errno == errno.ENOSPC

@@ -278,3 +278,57 @@ def test_the_claims_and_more_are_stored_before_the_run(new_run):
     assert stored(run.folder)["needs"] == {"before": "/somewhere"}
     assert stored(run.folder)["version"] == metadata.version("studycore")
     assert set(stored(run.folder)["versions"]) >= {"accelerate"}  # a library that the study names
+
+
+@pytest.mark.parametrize(
+    "name", ["config.yaml", "results.json", "metrics.jsonl", "report.html", "weights.csv", "figures/"]
+)
+def test_somebody_elses_files_are_refused_before_anything_is_written(new_run, tmp_path, name):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / name).mkdir() if name.endswith("/") else (folder / name).write_text("mine")
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(UserError, match=rf"--output-dir: .*mine holds {name.rstrip('/')} and no run"):
+        new_run("mine")
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_a_log_beside_the_run_is_no_obstacle(new_run, tmp_path):
+    (tmp_path / "mine").mkdir()
+    for name in ("out.log", "notes.txt", ".hidden"):
+        (tmp_path / "mine" / name).write_text("mine")
+    new_run("mine").finish("done", "")
+    assert (tmp_path / "mine" / "notes.txt").read_text() == "mine"
+
+
+def test_what_a_process_left_that_died_before_its_manifest_is_taken_over(new_run):
+    run = new_run()
+    (run.folder / "manifest.json").unlink()
+    run.close()
+    new_run().finish("done", "")
+    (run.folder / "manifest.json").unlink()
+    (run.folder / ".lock").write_text("another program's")
+    with pytest.raises(UserError, match=r"holds claims.json, config.yaml and no run"):
+        new_run()
+
+
+def test_a_full_disk_still_takes_the_last_word(new_run, monkeypatch, capsys):
+    run = new_run()
+    assert (run.folder / ".lock").stat().st_size > 16 * 2**10
+    room = []
+
+    def write_json(path, value):  # there is room as soon as the reserve is given back
+        if (run.folder / ".lock").stat().st_size and not room:
+            raise OSError(28, "No space left on device")
+        path.write_text(json.dumps(value))
+
+    monkeypatch.setattr("studycore.run_folder.write_json", write_json)
+    run.finish("failed", "no space")
+    assert (stored(run.folder)["state"], stored(run.folder)["reason"]) == ("failed", "no space")
+    monkeypatch.undo()
+    again = open_run(run.folder)
+    assert (run.folder / ".lock").stat().st_size > 16 * 2**10
+    monkeypatch.setattr("studycore.run_folder.write_json", lambda *_: (_ for _ in ()).throw(OSError(30, "Read-only")))
+    again.finish("failed", "no space")
+    assert "manifest.json: cannot be written (Read-only): no space" in capsys.readouterr().err
+    assert again.closed

@@ -10,7 +10,7 @@ import pytest
 from studycore.stopping import StopFlag, stop_on_signals
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_raises_the_flag_and_the_handlers_come_back(number):
     former = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
 
@@ -42,6 +42,22 @@ with stop_on_signals(patient=PATIENT):
             [sys.executable, "-c", code.replace("PATIENT", str(patient))], capture_output=True, text=True
         )
         assert (done.returncode, done.stdout) == expected
+
+
+def test_a_terminal_that_is_closed_is_heard_twice_and_ends_nothing_at_once():
+    """Its hang-up comes from the shell and from the system, and `nohup` keeps it away."""
+    code = """
+import os, signal
+from studycore.stopping import stop_on_signals
+IGNORE
+with stop_on_signals() as stop:
+    os.kill(os.getpid(), signal.SIGHUP)
+    os.kill(os.getpid(), signal.SIGHUP)
+    print(stop.name)
+"""
+    for ignore, expected in (("", "SIGHUP\n"), ("signal.signal(signal.SIGHUP, signal.SIG_IGN)", "None\n")):
+        done = subprocess.run([sys.executable, "-c", code.replace("IGNORE", ignore)], capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (0, expected)
 
 
 def test_a_block_within_another_shares_its_flag():

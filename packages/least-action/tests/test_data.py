@@ -1,9 +1,13 @@
 """The data set by exhaustive enumeration."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from least_action.data import ModularArithmeticDataset, SequenceArithmeticDataset, all_pairs
+from least_action.cli import main
+from least_action.config import TrainerConfig
+from least_action.data import ModularArithmeticDataset, SequenceArithmeticDataset, all_pairs, memory_of
 
 
 @pytest.mark.parametrize("p", [3, 7, 13])
@@ -47,3 +51,19 @@ def test_inputs_of_both_kinds_say_the_same():
 def test_a_fraction_that_leaves_nothing_is_refused(train_frac):
     with pytest.raises(ValueError, match="train_frac"):
         ModularArithmeticDataset(5, train_frac=train_frac)
+
+
+def test_a_run_that_cannot_fit_is_refused_with_its_size_before_it_is_allocated(tmp_path, capsys):
+    for p, size in ((100_003, r"take 4,471,198 GiB"), (10**18 + 9, "TiB; give at most")):
+        flags = ["--p", str(p), "--dry-run", "--device", "cpu", "--output-dir", str(tmp_path / "run")]
+        assert main(["train", *flags]) == 2
+        assert size in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_memory_counts_pairs_and_the_logits_of_a_batch():
+    config = TrainerConfig(p=97, train_frac=0.5, loss_dtype="float32")
+    n = 97**2
+    assert memory_of(config) == 2 * n * 24 + 2 * round(n / 2) * 97 * 4
+    assert memory_of(replace(config, batch_size=100)) == 2 * n * 24 + 2 * 100 * 97 * 4
+    assert memory_of(replace(config, loss_dtype="float64")) == 2 * n * 24 + 2 * round(n / 2) * 97 * 8

@@ -61,7 +61,7 @@ def exit_code(name: str, act: Callable[[], None]) -> int:
         except UserError as error:
             _say(f"{name}: error: {error}")
             return 2
-        except OSError as error:
+        except (OSError, MemoryError, RuntimeError) as error:
             if not (sentence := refused_by_system(error)):
                 raise
             _say(f"{name}: error: {sentence}")

@@ -87,7 +87,9 @@ def check(classes: Sequence[type], name: str, value: Any, source: str = "") -> A
         raise wrong from None
     checked = values.as_dict()[name]
     if not _same_texts(value, checked):
-        raise wrong
+        if not _takes_text(hint):
+            raise wrong
+        checked = value
     if isinstance(checked, float) and not math.isfinite(checked):
         raise UserError(f"{source}{name}: {checked} does not fit; give a finite number")
     # The restricted types are subclasses; a configuration holds plain numbers.

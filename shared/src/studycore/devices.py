@@ -35,6 +35,20 @@ def set_threads(threads: int | None) -> int:
     return torch.get_num_threads()
 
 
+def check_memory(size: int, what: str, mend: str, device: str = "cpu") -> None:
+    """UserError when `size` bytes are more than the device has free: ask before they are allocated."""
+    import psutil
+
+    if device.startswith("cuda"):
+        import torch
+
+        free = torch.cuda.mem_get_info(device)[0]
+    else:
+        free = psutil.virtual_memory().available
+    if size > free:
+        raise UserError(f"{what} take {size / 2**30:,.0f} GiB of memory and {free / 2**30:,.0f} GiB are free; {mend}")
+
+
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -21,7 +21,13 @@ MENDS = {
 """What to do about an error of the system, by its number. Others are faults of the program's."""
 
 
-def refused_by_system(error: OSError) -> str:
-    """The sentence on a place that cannot be written or a disk that is full; "" for any other error."""
-    mend = MENDS.get(error.errno or 0)
-    return f"{error.filename or 'a file'}: {error.strerror}; {mend}" if mend else ""
+def refused_by_system(error: Exception) -> str:
+    """The sentence on a place that cannot be written, a full disk or too little memory; "" for any other error."""
+    if isinstance(error, OSError) and (mend := MENDS.get(error.errno or 0)):
+        return f"{error.filename or 'writing'}: {error.strerror}; {mend}"
+    # torch has a class of its own for the memory of a GPU; on a CPU its error is a RuntimeError like any other.
+    is_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if is_memory or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)):
+        wanted = str(error).rpartition("tried to allocate ")[2].partition(". ")[0] if str(error) else "what it needs"
+        return f"memory: there is not enough for {wanted}; make the model or the batch smaller"
+    return ""

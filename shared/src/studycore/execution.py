@@ -143,7 +143,7 @@ def do_tasks(tasks: list[Task]) -> list[Ended]:
         except UserError as error:
             reason = Ended("failed", str(error))
         except Exception as error:  # a fault in one run is recorded, and the others go on
-            sentence = refused_by_system(error) if isinstance(error, OSError) else ""
+            sentence = refused_by_system(error)
             if not sentence:
                 traceback.print_exc()
             reason = Ended("failed", sentence or f"{type(error).__name__}: {error}")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from studycore.errors import UserError
-from studycore.files import read_json, write_atomic, write_json
+from studycore.files import read_json, read_text, write_atomic, write_json
 from studycore.run_folder import list_runs, state_of
 
 EXPLORATORY = "exploratory: added after the run"
@@ -87,6 +87,10 @@ def write_report(folder: Path, report: Report) -> Path:
     return folder / "report.html"
 
 
+GENERATOR = 'name="generator" content="studycore"'
+"""What the pages made here carry, so that no other page is replaced."""
+
+
 def write_index(root: Path) -> Path:
     """runs/index.html: the newest finished run of each study and verb with every claim, and a list of all runs."""
     studies = []
@@ -107,6 +111,8 @@ def write_index(root: Path) -> Path:
         if runs:
             studies.append((folder.name, newest, listed[::-1]))
     root.mkdir(parents=True, exist_ok=True)
+    if (root / "index.html").exists() and GENERATOR not in read_text(root / "index.html"):
+        raise UserError(f"--runs: {root} holds an index.html of somebody else's; move it, or name another folder")
     write_atomic(
         root / "index.html",
         _environment().get_template("index.html.j2").render({"studies": studies, "exploratory": EXPLORATORY}),

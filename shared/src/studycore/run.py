@@ -49,7 +49,7 @@ from studycore.checkpoints import (
 from studycore.claims import as_stored
 from studycore.configuration import differences, read_yaml, to_dict
 from studycore.devices import choose_device, describe, set_threads
-from studycore.errors import Stopped, UserError
+from studycore.errors import Stopped, UserError, refused_by_system
 from studycore.files import write_tensors
 from studycore.options import RunOptions
 from studycore.run_folder import RunFolder, check_new, create_run, environment_changes, now, open_run, read_manifest
@@ -445,9 +445,9 @@ def opened(study: Study, verb: str, config: Any, folder: Path, options: RunOptio
             yield run
         except Exception as error:
             if run.open is not None and not run.open.closed:
-                stopped, own = isinstance(error, Stopped), isinstance(error, Stopped | UserError)
-                reason = str(error) if own else f"{type(error).__name__}: {error}"
-                run.open.finish("stopped" if stopped else "failed", reason)
+                own = str(error) if isinstance(error, Stopped | UserError) else refused_by_system(error)
+                reason = own or f"{type(error).__name__}: {error}"
+                run.open.finish("stopped" if isinstance(error, Stopped) else "failed", reason)
             if isinstance(error, Stopped):
                 _leave(run)
             raise

@@ -132,6 +132,11 @@ class TrainerConfig:
 
     def __post_init__(self) -> None:
         check_bounds(self)
+        if self.p > LARGEST_P:
+            size = 48 * self.p**2 / 2**40  # pairs and their split, as int64
+            raise ValueError(
+                f"p: {self.p} has {float(self.p) ** 2:.3g} pairs, {size:,.0f} TiB; give at most {LARGEST_P}"
+            )
         if self.operation in ("multiply", "divide") and not is_prime(self.p):
             raise ValueError(
                 f"p: {self.p} is not prime, which {self.operation} needs; {next_prime(self.p)} is the next prime"
@@ -204,6 +209,9 @@ class TrainOptions(studycore.options.TrainOptions):
     @property
     def extends(self) -> bool:
         return self.extra_epochs > 0
+
+
+LARGEST_P = 2**20
 
 
 def is_prime(n: int) -> bool:

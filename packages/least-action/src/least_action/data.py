@@ -113,6 +113,13 @@ def create_dataset(config: TrainerConfig) -> ModularArithmeticDataset:
     return kind(config.p, config.operation, config.train_frac, config.split_seed)
 
 
+def memory_of(config: TrainerConfig) -> int:
+    """Bytes that a run holds at least: the pairs, twice, and the logits of one batch with their gradient."""
+    n_pairs, number = config.p**2, 8 if "float64" in (config.dtype, config.loss_dtype) else 4
+    batch = config.batch_size or round(config.train_frac * n_pairs)
+    return 2 * n_pairs * 3 * 8 + 2 * batch * config.p * number
+
+
 def fingerprint(data: ModularArithmeticDataset) -> str:
     """SHA-256 of the training pairs and their labels, in order."""
     rows_N3 = torch.stack([data.train.a_N, data.train.b_N, data.train.y_N], dim=-1)

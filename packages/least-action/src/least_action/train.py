@@ -8,7 +8,7 @@ import torch
 from accelerate.utils import DistributedDataParallelKwargs
 
 from least_action.config import TrainerConfig
-from least_action.data import batches, batches_per_epoch, create_dataset, fingerprint
+from least_action.data import batches, batches_per_epoch, create_dataset, fingerprint, memory_of
 from least_action.events import grokked_epoch
 from least_action.losses import LeastActionLoss
 from least_action.metrics.final import figure_arrays, results
@@ -16,6 +16,7 @@ from least_action.metrics.training import Probe, measure
 from least_action.model import PairForward, build_model, count_parameters, probe_inputs, replay_probe
 from least_action.recipes import create_optimizers, learning_rate, total_norm, transform_gradients
 from studycore.checkpoints import optimizer_tensors
+from studycore.devices import check_memory
 from studycore.errors import UserError
 from studycore.run import Run
 
@@ -28,6 +29,8 @@ def train(config: TrainerConfig, run: Run) -> None:
     run.accelerate(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)])
     if run.device.startswith("mps") and "float64" in (config.dtype, config.loss_dtype):
         raise UserError("loss_dtype, dtype: float64 does not exist on mps; give --loss-dtype float32 --dtype float32")
+    mend = "lower p" if config.batch_size else "lower p, or give a batch_size"
+    check_memory(memory_of(config), f"p: the pairs and logits of p = {config.p}", mend, run.device)
     data = create_dataset(config)
     run.begin(data={"training pairs": fingerprint(data)})
     training, probe = data.train.to(run.device), Probe.draw(data, config, run.device)

@@ -1,0 +1,120 @@
+"""What is printed never ends a run, and shows what the terminal cannot."""
+
+import errno
+import io
+import os
+import subprocess
+import sys
+
+import pytest
+
+from studycore.cli import exit_code
+from studycore.errors import UserError
+from studycore.terminal import Output, steady_output
+
+
+def run(code, **more):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, **more)
+
+
+def test_a_reader_that_has_gone_away_ends_nothing(tmp_path):
+    """As `| head -1` does: the work is done to its end, and the exit code is that of the work."""
+    code = f"""
+import sys
+from pathlib import Path
+from studycore.cli import exit_code
+def act():
+    for i in range(20_000):
+        print("line", i, flush=i % 100 == 0)
+    Path({str(tmp_path / "done")!r}).touch()
+sys.exit(exit_code("toy", act))
+"""
+    read, write = os.pipe()
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+    os.read(read, 10)
+    os.close(read)
+    assert process.communicate()[1] == b""
+    assert process.returncode == 0
+    assert (tmp_path / "done").exists()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+def test_output_that_a_full_disk_refused_is_told(tmp_path):
+    code = """
+import sys
+from studycore.cli import exit_code
+sys.exit(exit_code("toy", lambda: print("the result")))
+"""
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("toy: error: standard output: No space left on device; ")
+
+
+def test_letters_that_a_terminal_lacks_are_escapes():
+    code = """
+import sys
+from studycore.cli import exit_code
+from studycore.errors import UserError
+def act():
+    print("kappa \u03ba")
+    raise UserError("na\u00efve: give another")
+sys.exit(exit_code("toy", act))
+"""
+    done = run(code, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert (done.returncode, done.stdout) == (2, b"kappa \\u03ba\n")
+    assert done.stderr == b"toy: error: na\\xefve: give another\n"
+
+
+def test_the_streams_come_back_and_may_be_missing(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    former = sys.stdout
+    with steady_output() as lost:
+        assert sys.stdout is not former
+        assert sys.stderr is None
+        assert lost() == ""
+    assert sys.stdout is former
+
+
+def test_only_a_lost_reader_is_no_failure(tmp_path):
+    class Broken(io.StringIO):
+        def __init__(self, number):
+            super().__init__()
+            self.number, self.file = number, open(tmp_path / "file", "w")  # noqa: SIM115
+
+        def write(self, text):
+            raise OSError(self.number, os.strerror(self.number))
+
+        def fileno(self):
+            return self.file.fileno()
+
+    stream = Output(Broken(errno.EPIPE))
+    assert stream.write("abc") == 3
+    assert stream.failure.errno == errno.EPIPE
+
+
+def test_what_the_system_refuses_is_one_sentence(capsys):
+    def fails(error):
+        def act():
+            raise error
+
+        return exit_code("toy", act), capsys.readouterr().err
+
+    place = OSError(errno.EACCES, "Permission denied", "/there")
+    assert fails(place) == (
+        2,
+        "toy: error: /there: Permission denied; choose another place, or change its owner or rights\n",
+    )
+    code, said = fails(OSError(errno.ENOSPC, "No space left on device"))
+    assert code == 2
+    assert said.startswith("toy: error: writing: No space left on device; free some space")
+    code, said = fails(MemoryError())
+    assert (code, said) == (
+        2,
+        "toy: error: memory: there is not enough for what it needs; make the model or the batch smaller\n",
+    )
+    assert fails(UserError("x: 1 is wrong; give 2")) == (2, "toy: error: x: 1 is wrong; give 2\n")
+    for fault in (OSError(errno.ENOENT, "No such file"), RuntimeError("shapes differ"), KeyError("x")):
+        with pytest.raises(type(fault)):
+            fails(fault)
