@@ -398,3 +398,32 @@ def test_the_state_of_an_unknown_parameter_is_refused():
             restore_optimizer(model, optimizer, {name: torch.zeros(1, 3)})
     restore_optimizer(model, optimizer, {"loop:average": torch.zeros(2)})  # the loop's own
     assert len(optimizer.state) == 0
+
+
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
+def test_the_probe_is_compared_relative_to_its_size(tmp_path, size):
+    """Neither are small outputs let through that differ, nor large ones refused for their rounding."""
+
+    def build(values):
+        return torch.nn.Linear(3, 1, bias=False)
+
+    def replay(model, inputs):
+        return {"output_y": model(inputs["input_x"])}
+
+    model, inputs = build({}), {"input_x": torch.ones(2, 3)}
+    with torch.no_grad():
+        model.weight.fill_(size)
+        probe = inputs | replay(model, inputs)
+    checkpoint = load_checkpoint(
+        save_checkpoint(tmp_path, 1, config={}, model=model.state_dict(), optimizer={}, state={}, probe=probe)
+    )
+    for change, is_other in ((1e-4, True), (1e-6, False)):
+
+        def other(model, inputs, change=change):
+            return {"output_y": replay(model, inputs)["output_y"] * (1 + change)}
+
+        if is_other:
+            with pytest.raises(UserError, match="replaying its probe changes output_y"):
+                rebuild(checkpoint, build, other)
+        else:
+            rebuild(checkpoint, build, other)

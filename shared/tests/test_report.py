@@ -1,8 +1,10 @@
 """Results and reports: self-contained, escaped, never a number where there is none."""
 
+import dataclasses
 import json
 import re
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,6 +19,8 @@ from studycore.report import (
     Table,
     claims_text,
     number,
+    placed,
+    verdict_counts,
     write_index,
     write_report,
     write_results,
@@ -129,7 +133,20 @@ def test_a_report_says_everything_once(finished):
         assert words in page.text, words
         assert words in text or words == "seven seeds", words
     assert "lr: 0.1" in page.text  # the configuration
-    assert page.text.index("Numbers") < page.text.index("what it shows") < page.text.index("Details")
+    # The answer first, then the main figure, the claims, the tables, and what is folded away.
+    order = [
+        "Question?",
+        "Answer.",
+        "Of 2 claims: 1 supported and 1 not run.",
+        "what it shows",
+        "it is larger",
+        "Numbers",
+    ]
+    places = [page.text.index(words) for words in [*order, "More figures", "Details", "To repeat this run"]]
+    assert places == sorted(places)
+    assert read_json(folder / "report.json") == {
+        "question": "Question?", "answer": "Answer.", "figure": ["figures/p.svg", "what it shows"]
+    }  # fmt: skip
 
 
 def test_what_was_not_measured_is_not_run_and_never_a_number(finished):
@@ -211,6 +228,54 @@ def test_markdown_tables_are_well_formed(finished):
         assert all(cell == "---" for cell in rows[1][1:-1])
         widths.append((len(rows) - 2, len(rows[0]) - 2))
     assert widths == [(2, 6), (3, 2), (2, 1)]
+
+
+@pytest.mark.parametrize(
+    ("interval", "direction", "places"),
+    [
+        (Interval(1.5, 1.2, 1.8, 7), "above", (122.5, 156.2, 190.0)),
+        (Interval(0.5, 0.2, 0.8, 7), "below", (10.0, 43.8, 77.5)),
+        (Interval(1.0, 0.9, 1.2, 7), "above", (55.0, 100.0, 190.0)),
+        (Interval(1.0, 1.0, 1.0, 7), "above", (100.0, 100.0, 100.0)),
+    ],
+)
+def test_a_claims_line_has_its_threshold_in_the_middle(interval, direction, places):
+    claim = judge(STATEMENT | {"direction": direction}, interval, "")
+    found = placed(claim)
+    assert (found["low"], found["point"], found["high"]) == places
+    assert not found["open_low"]
+    assert not found["open_high"]
+    for bound in ("at_least", "at_most"):
+        found = placed(judge(STATEMENT, dataclasses.replace(interval, **{bound: True}), ""))
+        assert (found["open_high"], found["open_low"]) == (bound == "at_least", bound == "at_most")
+
+
+def test_verdicts_are_counted_in_a_sentence():
+    two = judge(STATEMENT, Interval(0.5, 0.2, 0.8, 7), "")
+    assert verdict_counts([]) == ""
+    assert verdict_counts(CLAIMS[:1]) == "Its one claim: supported."
+    assert verdict_counts([*CLAIMS, two, two]) == "Of 4 claims: 1 supported, 2 refuted and 1 not run."
+
+
+def test_the_index_answers_first_and_names_the_studies_without_a_run(finished, tmp_path, monkeypatch):
+    folder = finished("studycore/a")
+    write_report(folder, Report("T", "What is it?", "It is so.", pictures=[picture(folder / "figures" / "p.svg")]))
+    others = [SimpleNamespace(name="studycore", question="?"), SimpleNamespace(name="other", question="And that?")]
+    monkeypatch.setattr("studycore.report.installed_studies", lambda: others)
+    page = Page(write_index(tmp_path).read_text())
+    order = ["What is it?", "It is so.", "Of 2 claims", "what it shows", "it is larger", "All 1 runs", "Not run yet"]
+    places = [page.text.index(words) for words in [*order, "And that? make other"]]
+    assert places == sorted(places)
+    assert "make studycore" not in page.text
+
+
+def test_somebody_elses_index_is_not_replaced(tmp_path):
+    (tmp_path / "index.html").write_text("<html>mine</html>")
+    with pytest.raises(UserError, match=r"holds an index\.html of somebody else's"):
+        write_index(tmp_path)
+    assert (tmp_path / "index.html").read_text() == "<html>mine</html>"
+    write_index(tmp_path / "runs")
+    write_index(tmp_path / "runs")
 
 
 def test_the_same_run_gives_the_same_bytes(finished):

@@ -5,13 +5,14 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
+from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
 from studycore.errors import UserError
 from studycore.files import read_json, read_text, write_atomic, write_json
 from studycore.run_folder import list_runs, state_of
+from studycore.study import Study
 
 EXPLORATORY = "exploratory: added after the run"
 """Of claims that were not registered in the run's folder when it started."""
@@ -65,26 +66,62 @@ def write_results(
 
 
 def write_report(folder: Path, report: Report) -> Path:
-    """report.html and report.md in the run folder, from `report`, results.json and manifest.json. Returns the former."""
+    """report.html and report.md in the run folder, from `report`, results.json and manifest.json. Returns the former.
+
+    report.json holds what the index shows of it: question, answer, main figure.
+    """
     results, manifest = read_json(folder / "results.json"), read_json(folder / "manifest.json")
-    config = (folder / "config.yaml").read_text()
+    claims = _claims_of(results)
     context = {
         "report": report,
-        "claims": [{"bound": None, "registered": False, **claim} for claim in results["claims"]],
+        "claims": claims,
+        "verdicts": verdict_counts(claims),
         "exploratory": EXPLORATORY,
         "manifest": manifest,
-        "config": config,
+        "config": (folder / "config.yaml").read_text(),
+        "jobs": [(name, entry["folder"]) for name, entry in manifest.get("jobs", {}).items()],
         "pictures": [
             (_inline(picture.path, f"picture{i}"), picture.caption) for i, picture in enumerate(report.pictures)
         ],
     }
     page = _environment().get_template("report.html.j2").render(context)
     write_atomic(folder / "report.html", page)
-    context["pictures"] = [
-        (picture.path.relative_to(folder).as_posix(), picture.caption) for picture in report.pictures
-    ]
+    places = [(picture.path.relative_to(folder).as_posix(), picture.caption) for picture in report.pictures]
+    context["pictures"] = places
     write_atomic(folder / "report.md", _environment(escape=False).get_template("report.md.j2").render(context))
+    about = {"question": report.question, "answer": report.answer, "figure": list(places[0]) if places else None}
+    write_json(folder / "report.json", about)
     return folder / "report.html"
+
+
+def _claims_of(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The claims of a results.json, which earlier versions wrote with fewer fields."""
+    return [{"bound": None, "registered": False, **claim} for claim in results["claims"]]
+
+
+def verdict_counts(claims: Sequence[Mapping[str, Any]]) -> str:
+    """One sentence: how many claims got which verdict; "" without claims."""
+    if not claims:
+        return ""
+    verdicts = ("supported", "refuted", "inconclusive", "not run")
+    counts = {verdict: sum(claim["verdict"] == verdict for claim in claims) for verdict in verdicts}
+    parts = [f"{count} {verdict}" for verdict, count in counts.items() if count]
+    listed = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+    return (
+        f"Of {len(claims)} claims: {listed}." if len(claims) > 1 else f"Its one claim: {parts[0].removeprefix('1 ')}."
+    )
+
+
+def placed(claim: Mapping[str, Any]) -> dict[str, Any]:
+    """Where a claim's figures lie on a line of 200 with the threshold in its middle; the farthest one lies at 10 or 190."""
+    low, high = claim["interval95"]
+    threshold, point = claim["threshold"], claim["measured"]
+    span = max(abs(value - threshold) for value in (low, high, point)) or 1.0
+    places = {
+        k: round(100 + 90 * (v - threshold) / span, 1) for k, v in (("low", low), ("point", point), ("high", high))
+    }
+    bound = claim["bound"]
+    return places | {"open_high": bound in ("at least", "unknown"), "open_low": bound in ("at most", "unknown")}
 
 
 GENERATOR = 'name="generator" content="studycore"'
@@ -92,32 +129,52 @@ GENERATOR = 'name="generator" content="studycore"'
 
 
 def write_index(root: Path) -> Path:
-    """runs/index.html: the newest finished run of each study and verb with every claim, and a list of all runs."""
+    """runs/index.html: question, answer, main figure and claims of the newest finished run of each study and verb, all
+    runs, and the installed studies that have none. UserError when an index.html of somebody else's is there."""
     studies = []
     for folder in sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []:
         runs = list_runs(root, folder.name)
         newest: dict[str, Any] = {}
         listed = []
         for path, manifest in runs:
-            state = state_of(path, manifest)
-            listed.append((path.relative_to(root).as_posix(), manifest, state, (path / "report.html").exists()))
+            state, place = state_of(path, manifest), path.relative_to(root).as_posix()
+            listed.append((place, manifest, state, (path / "report.html").exists()))
             if state == "done" and (path / "results.json").exists():
                 try:
-                    results = read_json(path / "results.json")
-                    claims = [{"bound": None, "registered": False, **claim} for claim in results["claims"]]
-                    newest[manifest["verb"]] = (path.relative_to(root).as_posix(), results | {"claims": claims})
+                    newest[manifest["verb"]] = _index_entry(
+                        path, place, manifest["verb"], f"{folder.name}{len(listed)}"
+                    )
                 except UserError as error:
                     print(f"passed over: {error}", file=sys.stderr)
         if runs:
-            studies.append((folder.name, newest, listed[::-1]))
+            studies.append((folder.name, list(newest.values()), listed[::-1]))
     root.mkdir(parents=True, exist_ok=True)
     if (root / "index.html").exists() and GENERATOR not in read_text(root / "index.html"):
         raise UserError(f"--runs: {root} holds an index.html of somebody else's; move it, or name another folder")
-    write_atomic(
-        root / "index.html",
-        _environment().get_template("index.html.j2").render({"studies": studies, "exploratory": EXPLORATORY}),
-    )
+    there = {name for name, *_ in studies}
+    missing = [(study.name, study.question) for study in installed_studies() if study.name not in there]
+    context = {"studies": studies, "missing": missing, "exploratory": EXPLORATORY}
+    write_atomic(root / "index.html", _environment().get_template("index.html.j2").render(context))
     return root / "index.html"
+
+
+def _index_entry(folder: Path, place: str, verb: str, prefix: str) -> dict[str, Any]:
+    """What the index shows of one run. Pages of earlier versions have no report.json: then the claims stand alone."""
+    claims = _claims_of(read_json(folder / "results.json"))
+    about = read_json(folder / "report.json") if (folder / "report.json").exists() else {}
+    figure = about.get("figure")
+    shown = figure and (folder / figure[0]).is_file()
+    return {
+        "path": place, "verb": verb, "claims": claims, "verdicts": verdict_counts(claims),
+        "question": about.get("question", ""), "answer": about.get("answer", ""),
+        "has_report": (folder / "report.html").exists(),
+        "figure": (_inline(folder / figure[0], re.sub(r"\W", "", prefix)), figure[1]) if shown else None,
+    }  # fmt: skip
+
+
+def installed_studies() -> list[Study]:
+    """The studies that name themselves in the entry points `studycore.studies`."""
+    return [entry.load() for entry in sorted(metadata.entry_points(group="studycore.studies"), key=lambda e: e.name)]
 
 
 def number(value: Any) -> str:
@@ -147,7 +204,7 @@ def table_text(table: Table) -> str:
 def print_report(folder: Path) -> None:
     """What was found and the claims, on the terminal, and where the report is."""
     text = (folder / "report.md").read_text(encoding="utf-8").splitlines()
-    print("\n".join(line.strip("*") for line in text[:5] if line))
+    print("\n".join(line.replace("**", "") for line in text[:5] if line))
     print(claims_text(read_json(folder / "results.json")["claims"]))
     print(f"report: {folder / 'report.html'}")
 
@@ -183,6 +240,7 @@ def _environment(escape: bool = True) -> Any:
         lstrip_blocks=True,
     )
     environment.filters["number"] = number
+    environment.filters["placed"] = placed
     environment.filters["cell"] = lambda value: " ".join(number(value).replace("|", "\\|").split())
     return environment
 
