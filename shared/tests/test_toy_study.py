@@ -49,19 +49,6 @@ def same(one, other):
         assert contents[0] == contents[1], name
 
 
-def at_batch(monkeypatch, step, act):
-    """Has `act` done when the batch of `step` is drawn, once."""
-    real, done = toy_train.points, []
-
-    def points(config, number, *purpose):
-        if purpose == ("batch", step) and not done:
-            done.append(step)
-            act()
-        return real(config, number, *purpose)
-
-    monkeypatch.setattr(toy_train, "points", points)
-
-
 def tell():
     os.kill(os.getpid(), signal.SIGTERM)
 
@@ -184,9 +171,9 @@ def test_the_frame_changes_nothing_of_what_is_computed(tmp_path):
 
 
 @pytest.mark.parametrize("step", [0, 39, 60, 93], ids=["at once", "stage 0", "first of stage 1", "stage 1"])
-def test_a_run_that_is_told_to_stop_goes_on_to_the_bit(tmp_path, staged, monkeypatch, capsys, step):
+def test_a_run_that_is_told_to_stop_goes_on_to_the_bit(tmp_path, staged, at_batch, capsys, step):
     folder = tmp_path / "run"
-    at_batch(monkeypatch, step, tell)
+    at_batch(step, tell)
     assert train(folder, *STAGES, study=variants) == 3
     stage, index = divmod(step + 1, 60)
     output = capsys.readouterr()
@@ -204,10 +191,10 @@ def test_a_run_that_is_told_to_stop_goes_on_to_the_bit(tmp_path, staged, monkeyp
     assert "bitwise" not in capsys.readouterr().out
 
 
-def test_a_stop_between_two_stages(tmp_path, staged, monkeypatch):
+def test_a_stop_between_two_stages(tmp_path, staged, at_batch):
     """The signal comes in the last update of the first stage, whose last index only evaluates and saves."""
     folder = tmp_path / "run"
-    at_batch(monkeypatch, 59, tell)
+    at_batch(59, tell)
     assert train(folder, *STAGES, study=variants) == 3
     assert variants.main(["resume", str(folder)]) == 0
     same(staged, folder)
@@ -256,9 +243,9 @@ def test_without_a_checkpoint_it_starts_at_step_0(tmp_path, straight):
     same(straight, folder)
 
 
-def test_a_fault_marks_the_run_as_failed_and_it_can_go_on(tmp_path, straight, monkeypatch):
+def test_a_fault_marks_the_run_as_failed_and_it_can_go_on(tmp_path, straight, at_batch):
     folder = tmp_path / "run"
-    at_batch(monkeypatch, 47, raises(OSError("disk full")))
+    at_batch(47, raises(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         train(folder, *OFTEN)
     manifest = read_manifest(folder)
@@ -274,10 +261,10 @@ def test_a_loss_that_is_not_finite_is_the_users_mistake(tmp_path, capsys):
     assert read_manifest(tmp_path / "run")["state"] == "failed"
 
 
-def test_resume_finds_the_newest_unfinished_run_of_the_configuration(tmp_path, monkeypatch, capsys):
+def test_resume_finds_the_newest_unfinished_run_of_the_configuration(tmp_path, at_batch, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     short = ("--steps", "6", *CPU)
-    at_batch(monkeypatch, 3, tell)
+    at_batch(3, tell)
     assert toy.main(["train", *short]) == 3
     assert toy.main(["train", *short, "--lr", "0.01"]) == 0
     (stopped,) = (f for f in (tmp_path / "runs" / "toy").iterdir() if read_manifest(f)["state"] == "stopped")
@@ -294,9 +281,9 @@ def test_resume_finds_the_newest_unfinished_run_of_the_configuration(tmp_path, m
     assert "holds a run already; resume it or choose another folder" in capsys.readouterr().err
 
 
-def test_other_data_are_refused(tmp_path, monkeypatch, capsys):
+def test_other_data_are_refused(tmp_path, at_batch, capsys):
     folder = tmp_path / "run"
-    at_batch(monkeypatch, 3, tell)
+    at_batch(3, tell)
     assert train(folder, "--steps", 6) == 3
     manifest = read_manifest(folder)
     (folder / "manifest.json").write_text(json.dumps(manifest | {"data_fingerprints": {"points": "seed 2"}}))
@@ -343,24 +330,6 @@ def test_two_processes_give_the_rows_of_one_and_stop_together(tmp_path, start, c
 
 
 # ------------------------------------------------------------------------------------------------------------- many runs
-@pytest.fixture
-def here(monkeypatch):
-    """Jobs are done in this process, so that tests are quick and may interfere; what was done in which order."""
-    done = []
-
-    def engine(options, device, processes, threads):
-        def run(work, values, schedule, stop):
-            while not stop and (names := schedule.take()):
-                done.append(names)
-                for name, ended in zip(names, work([values[name] for name in names]), strict=True):
-                    yield from schedule.end(name, ended)
-
-        return run
-
-    monkeypatch.setattr(studycore.execution, "job_runner", engine)
-    return done
-
-
 def sweep_file(path, base=None, **fields):
     path.parent.mkdir(parents=True, exist_ok=True)
     base = {"steps": 40, "checkpoint_every": 10} | (base or {})
@@ -455,9 +424,9 @@ def test_a_failing_job_takes_along_only_what_needs_it(tmp_path, here, capsys):
     assert here == [["bad"]]
 
 
-def test_finished_jobs_are_not_made_again_and_others_are_refused(tmp_path, here, monkeypatch, capsys):
+def test_finished_jobs_are_not_made_again_and_others_are_refused(tmp_path, here, at_batch, capsys):
     folder = tmp_path / "s"
-    at_batch(monkeypatch, 25, tell)
+    at_batch(25, tell)
     assert sweep(folder, seeds=2) == 3
     assert "stopped by SIGTERM and saved; `toy resume" in capsys.readouterr().err
     assert (read_manifest(folder)["state"], here) == ("stopped", [["a_s1"]])
@@ -532,8 +501,8 @@ def test_runs_that_are_trained_together_equal_runs_alone(tmp_path, here):
         same(tmp_path / name, tmp_path / "s" / name)
 
 
-def test_a_signal_stops_all_that_are_trained_together(tmp_path, here, monkeypatch):
-    at_batch(monkeypatch, 30, tell)
+def test_a_signal_stops_all_that_are_trained_together(tmp_path, here, at_batch):
+    at_batch(30, tell)
     assert sweep(tmp_path / "s", "--processes", 1, **TOGETHER) == 3
     states = {n: read_manifest(tmp_path / "s" / n) for n in TOGETHER["arms"]}
     assert {n: manifest["state"] for n, manifest in states.items()} == {
@@ -547,8 +516,8 @@ def test_a_signal_stops_all_that_are_trained_together(tmp_path, here, monkeypatc
         same(tmp_path / name, tmp_path / "s" / name)
 
 
-def test_runs_that_stand_at_several_steps_go_on_in_parts(tmp_path, here, monkeypatch):
-    at_batch(monkeypatch, 30, tell)
+def test_runs_that_stand_at_several_steps_go_on_in_parts(tmp_path, here, at_batch, monkeypatch):
+    at_batch(30, tell)
     assert sweep(tmp_path / "s", "--processes", 1, **TOGETHER) == 3
     shutil.rmtree(tmp_path / "s" / "a" / "checkpoints")  # as if killed before its first
     parts = []
