@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from toy_study import train as toy_train
 from toy_study.cli import STUDY
 
+import studycore.execution
 from studycore.run_folder import create_run
 
 torch.set_num_threads(1)
@@ -52,3 +54,39 @@ def start():
         if process.poll() is None:
             process.kill()
         process.communicate()
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """Jobs are done in this process, so that tests are quick and may interfere; what was done in which order."""
+    done = []
+
+    def engine(options, device, processes, threads):
+        def run(work, values, schedule, stop):
+            while not stop and (names := schedule.take()):
+                done.append(names)
+                for name, ended in zip(names, work([values[name] for name in names]), strict=True):
+                    yield from schedule.end(name, ended)
+
+        return run
+
+    monkeypatch.setattr(studycore.execution, "job_runner", engine)
+    return done
+
+
+@pytest.fixture
+def at_batch(monkeypatch):
+    """Has `act` done when the toy study draws the batch of `step`, once."""
+
+    def arrange(step, act):
+        real, done = toy_train.points, []
+
+        def points(config, number, *purpose):
+            if purpose == ("batch", step) and not done:
+                done.append(step)
+                act()
+            return real(config, number, *purpose)
+
+        monkeypatch.setattr(toy_train, "points", points)
+
+    return arrange

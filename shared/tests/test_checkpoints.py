@@ -29,12 +29,19 @@ from studycore.checkpoints import (
 from studycore.errors import UserError
 from studycore.files import sha256
 
-CONFIG = {"width": 3, "scale": 2.0, "seed": 1}
+CONFIG = {"lr": 0.1, "scale": 2.0, "seed": 1}
+
+
+def build(values):
+    """The toy's model times a factor that no tensor shows."""
+    model = toy.build(values)
+    model.register_forward_hook(lambda module, inputs, output: values["scale"] * output)
+    return model
 
 
 def state_at(step):
     """Model and momenta that are functions of the step."""
-    model = toy.build(CONFIG | {"seed": step})
+    model = build(CONFIG | {"seed": step})
     return model, {"m": torch.full((2,), float(step))}
 
 
@@ -233,35 +240,36 @@ def test_a_manifest_moved_from_another_step_is_refused(tmp_path):
 
 def test_the_model_is_built_from_the_checkpoints_own_configuration(tmp_path):
     checkpoint = load_checkpoint(save(tmp_path, 10))
-    model = rebuild(checkpoint, toy.build, toy.replay, CONFIG)
-    assert model.scale == 2.0
-    assert torch.equal(model.linear.weight, state_at(10)[0].linear.weight)
+    given = []
+    model = rebuild(checkpoint, lambda stored: given.append(stored) or build(stored), toy.replay, CONFIG)
+    assert given == [CONFIG]
+    assert torch.equal(model.weight, state_at(10)[0].weight)
 
 
 def test_another_architecture_gives_the_differences_field_by_field(tmp_path):
     checkpoint = load_checkpoint(save(tmp_path, 10))
-    expected = {"width": 4, "scale": 2.0, "seed": 1, "depth": 2}
+    expected = {"lr": 0.2, "scale": 2.0, "seed": 1, "depth": 2}
     with pytest.raises(UserError) as caught:
-        rebuild(checkpoint, toy.build, toy.replay, expected)
-    assert "depth: stored 'nothing', given 2; width: stored 3, given 4" in str(caught.value)
+        rebuild(checkpoint, build, toy.replay, expected)
+    assert "depth: stored 'nothing', given 2; lr: stored 0.1, given 0.2" in str(caught.value)
     assert "scale" not in str(caught.value)
 
 
 def test_a_setting_that_no_tensor_shows_is_caught_by_the_probe(tmp_path):
     checkpoint = load_checkpoint(save(tmp_path, 10))
     with pytest.raises(UserError, match="changes output_y by"):
-        rebuild(checkpoint, lambda stored: toy.build({**stored, "scale": 2.0001}), toy.replay)
-    rebuild(checkpoint, lambda stored: toy.build({**stored, "scale": 2.0000001}), toy.replay)  # rounding
+        rebuild(checkpoint, lambda stored: build({**stored, "scale": 2.0001}), toy.replay)
+    rebuild(checkpoint, lambda stored: build({**stored, "scale": 2.0000001}), toy.replay)  # rounding
     with pytest.raises(UserError, match="output_y by nan"):
-        rebuild(checkpoint, lambda stored: toy.build({**stored, "scale": float("nan")}), toy.replay)
+        rebuild(checkpoint, lambda stored: build({**stored, "scale": float("nan")}), toy.replay)
     with pytest.raises(UserError, match="output_y by inf"):
-        rebuild(checkpoint, toy.build, lambda model, inputs: {"output_y": model(inputs["input_x"])[:2]})
+        rebuild(checkpoint, build, lambda model, inputs: {"output_y": model(inputs["input_x"])[:2]})
 
 
 def test_the_probe_is_replayed_from_inputs_alone(tmp_path):
     seen = []
     checkpoint = load_checkpoint(save(tmp_path, 10))
-    rebuild(checkpoint, toy.build, lambda model, inputs: seen.append(set(inputs)) or toy.replay(model, inputs))
+    rebuild(checkpoint, build, lambda model, inputs: seen.append(set(inputs)) or toy.replay(model, inputs))
     assert seen == [{"input_x"}]
     with pytest.raises(AssertionError):
         save_checkpoint(tmp_path, 11, config={}, model={}, optimizer={}, state={}, probe={"input_x": torch.ones(1)})
@@ -271,13 +279,13 @@ def test_the_probe_is_replayed_from_inputs_alone(tmp_path):
 def test_loading_is_strict(tmp_path, change):
     checkpoint = load_checkpoint(save(tmp_path, 10))
     if change == "missing":
-        del checkpoint.model["linear.bias"]
+        del checkpoint.model["bias"]
     if change == "extra":
-        checkpoint.model["linear.scale"] = torch.ones(1)
+        checkpoint.model["scale"] = torch.ones(1)
     if change == "shape":
-        checkpoint.model["linear.bias"] = torch.ones(2)
-    with pytest.raises(UserError, match=r"does not fit its configuration.*linear\.(bias|scale)"):
-        rebuild(checkpoint, toy.build, toy.replay)
+        checkpoint.model["bias"] = torch.ones(2)
+    with pytest.raises(UserError, match=r"does not fit its configuration.*(bias|scale)"):
+        rebuild(checkpoint, build, toy.replay)
 
 
 def test_the_index_names_the_last_and_the_best_which_pruning_spares(tmp_path):
@@ -351,8 +359,8 @@ def test_nan_in_the_loops_numbers_is_an_error(tmp_path):
 def two_optimizers(model):
     """AdamW for the weight, momentum for the bias, of the model's own parameters."""
     return [
-        torch.optim.AdamW([model.linear.weight], lr=0.1),
-        torch.optim.SGD([model.linear.bias], lr=0.1, momentum=0.9),
+        torch.optim.AdamW([model.weight], lr=0.1),
+        torch.optim.SGD([model.bias], lr=0.1, momentum=0.9),
     ]
 
 
@@ -368,17 +376,17 @@ def updated(model, optimizers, first, count):
 
 def test_optimizers_go_on_by_the_names_of_their_parameters(tmp_path):
     """Several of them, in another order: five updates and five more equal ten, to the bit."""
-    straight = toy.build(CONFIG)
+    straight = build(CONFIG)
     expected = updated(straight, two_optimizers(straight), 0, 10)
-    model = toy.build(CONFIG)
+    model = build(CONFIG)
     optimizers = two_optimizers(model)
     updated(model, optimizers, 0, 5)
     tensors = optimizer_tensors(model, optimizers)
     assert set(tensors) == {
-        "linear.weight/exp_avg", "linear.weight/exp_avg_sq", "linear.weight/step", "linear.bias/momentum_buffer",
+        "weight/exp_avg", "weight/exp_avg_sq", "weight/step", "bias/momentum_buffer",
     }  # fmt: skip
     stored = load_checkpoint(write(tmp_path, 5, model, tensors, {})).optimizer
-    again = toy.build(CONFIG)
+    again = build(CONFIG)
     again.load_state_dict(model.state_dict())
     optimizers = two_optimizers(again)[::-1]
     for optimizer in optimizers:
@@ -391,7 +399,7 @@ def test_optimizers_go_on_by_the_names_of_their_parameters(tmp_path):
 
 
 def test_the_state_of_an_unknown_parameter_is_refused():
-    model = toy.build(CONFIG)
+    model = build(CONFIG)
     optimizer = two_optimizers(model)[0]
     for name in ("lost.weight/exp_avg", "exp_avg"):
         with pytest.raises(UserError, match=rf"optimizer.safetensors: {name} belongs to no parameter of the model"):

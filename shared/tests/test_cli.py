@@ -69,7 +69,7 @@ def test_help_names_every_verb_and_answers_in_a_second(capsys):
     assert run("--help") == 0
     text = capsys.readouterr().out
     for words in (
-        "Does momentum fit a line sooner?",
+        "Does momentum fit a sum sooner?",
         "train",
         "sweep",
         "report",
@@ -177,7 +177,7 @@ def test_report_takes_the_newest_run_when_none_is_named(tmp_path, capsys, monkey
         capsys.readouterr()
         assert run("report", *flags) == 0
         out = capsys.readouterr().out
-        assert out.startswith("# A line\n")
+        assert out.startswith("# A sum\n")
         assert out.endswith(f"report: runs/toy/{name}/report.html\n")
         if name == "a":
             assert (tmp_path / "runs/toy/a/report.html").read_bytes() == reports["a"]

@@ -5,28 +5,33 @@ import os
 import shutil
 import signal
 import time
+from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+import toy_variants as variants
 import yaml
 from pyarrow import parquet
 from safetensors.torch import load_file
-from toy_study import train as toy_train
-from toy_study.cli import main
+from toy_study import cli as toy, train as toy_train
+from toy_study.config import Config
 
 import studycore.execution
 from studycore.checkpoints import load_checkpoint, read_index, steps
 from studycore.metrics_log import read_rows
+from studycore.record import is_done
 from studycore.run_folder import is_writing, open_run, read_manifest, state_of
 
 CPU = ("--device", "cpu", "--threads", "1")
-STAGES = ("--stages", "2", "--checkpoint-every", "10")
+OFTEN = ("--checkpoint-every", "10")
+STAGES = ("--stages", "2", *OFTEN)
 FAILS = {"lr": 1e20}
+TOY = Path(toy.__file__).parent
 
 
-def train(folder, *flags):
-    return main(["train", *CPU, "--output-dir", str(folder), *map(str, flags)])
+def train(folder, *flags, study=toy):
+    return study.main(["train", *CPU, "--output-dir", str(folder), *map(str, flags)])
 
 
 def rows_of(folder):
@@ -42,19 +47,6 @@ def same(one, other):
     for name in ("model.safetensors", "optimizer.safetensors", "probe.safetensors", "state.json"):
         contents = [(folder / "checkpoints" / last / name).read_bytes() for folder in (one, other)]
         assert contents[0] == contents[1], name
-
-
-def at_batch(monkeypatch, step, act):
-    """Has `act` done when the batch of `step` is drawn, once."""
-    real, done = toy_train.points, []
-
-    def points(config, number, *purpose):
-        if purpose == ("batch", step) and not done:
-            done.append(step)
-            act()
-        return real(config, number, *purpose)
-
-    monkeypatch.setattr(toy_train, "points", points)
 
 
 def tell():
@@ -81,10 +73,27 @@ def wait_for_rows(folder, count):
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
-    """A run of two stages that nothing interrupts."""
+    """A run that nothing interrupts."""
     folder = tmp_path_factory.mktemp("straight") / "run"
-    assert train(folder, *STAGES) == 0
+    assert train(folder, *OFTEN) == 0
     return folder
+
+
+@pytest.fixture(scope="module")
+def staged(tmp_path_factory):
+    """One of two stages."""
+    folder = tmp_path_factory.mktemp("staged") / "run"
+    assert train(folder, *STAGES, study=variants) == 0
+    return folder
+
+
+def test_the_toy_study_is_small():
+    """What CONTRIBUTING says of it, and what it is to show: a study is its science and little else."""
+    files = [path for path in TOY.rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    assert {path.name for path in files} == {
+        "__init__.py", "__main__.py", "arms.yaml", "cli.py", "config.py", "train.py",
+    }  # fmt: skip
+    assert sum(len(path.read_text().splitlines()) for path in files) < 150
 
 
 # --------------------------------------------------------------------------------------------------------------- one run
@@ -93,7 +102,7 @@ def test_a_run_leaves_what_the_contract_names(straight):
         rows_of(straight),
         *(json.loads((straight / f"{name}.json").read_text()) for name in ("results", "manifest")),
     )
-    assert [row["step"] for row in rows] == [*range(0, 61, 5), *range(60, 121, 5)]
+    assert [row["step"] for row in rows] == [*range(0, 61, 5)]
     assert results["metrics"] == {"final_loss": rows[-1]["loss"]}
     assert [claim["verdict"] for claim in results["claims"]] == ["not run", "not run"]  # of two seeds at least
     registered = json.loads((straight / "claims.json").read_text())
@@ -101,26 +110,26 @@ def test_a_run_leaves_what_the_contract_names(straight):
         ("sooner", 1.0, "below"),
         ("fits", 0.01, "below"),
     ]
-    assert (manifest["state"], manifest["pid"], manifest["reason"]) == ("done", None, "120 updates")
+    assert (manifest["state"], manifest["pid"], manifest["reason"]) == ("done", None, "60 updates")
     assert (manifest["study"], manifest["verb"], manifest["seeds"]) == ("toy", "train", [1])
     assert manifest["argv"][:2] == ["toy", "train"]
     assert parquet.read_table(straight / "history.parquet").to_pylist() == rows
-    assert "A line" in (straight / "report.html").read_text() and "# A line" in (straight / "report.md").read_text()
+    assert "A sum" in (straight / "report.html").read_text() and "# A sum" in (straight / "report.md").read_text()
     assert not (straight / "history").exists()
     last = load_checkpoint(steps(straight / "checkpoints")[-1])
-    assert (last.step, last.state["loop"], last.state["index"]) == (120, "stage 1", 60)
-    assert torch.equal(load_file(straight / "arrays.safetensors")["weights"], last.model["linear.weight"])
+    assert (last.step, last.state["loop"], last.state["index"]) == (60, "", 60)
+    assert torch.equal(load_file(straight / "arrays.safetensors")["weights"], last.model["weight"])
     assert rows[-1]["loss"] < 0.01 < rows[0]["loss"]
 
 
 def test_claims_that_were_changed_after_the_start_are_exploratory(tmp_path, straight, capsys):
     folder = tmp_path / "run"
     shutil.copytree(straight, folder)
-    assert main(["report", str(folder)]) == 0
+    assert toy.main(["report", str(folder)]) == 0
     assert "exploratory" not in capsys.readouterr().out
     stored = json.loads((folder / "claims.json").read_text())
     (folder / "claims.json").write_text(json.dumps([stored[0], stored[1] | {"threshold": 5.0}]))
-    assert main(["report", str(folder)]) == 0
+    assert toy.main(["report", str(folder)]) == 0
     shown = capsys.readouterr()
     assert shown.out.count("exploratory: added after the run") == 2
     assert "claims.json: was changed after the run started" in shown.err
@@ -133,11 +142,11 @@ def test_a_run_that_is_being_written_is_not_reported(tmp_path, straight, capsys)
     shutil.copytree(straight, folder)
     report = (folder / "report.md").stat().st_mtime_ns
     writer = open_run(folder)
-    assert main(["report", str(folder)]) == 2
+    assert toy.main(["report", str(folder)]) == 2
     assert "a process is writing this run" in capsys.readouterr().err
     writer.close()
     assert (folder / "report.md").stat().st_mtime_ns == report
-    assert main(["report", str(folder)]) == 0
+    assert toy.main(["report", str(folder)]) == 0
 
 
 def plain_fit(config, steps):
@@ -155,8 +164,6 @@ def plain_fit(config, steps):
 
 
 def test_the_frame_changes_nothing_of_what_is_computed(tmp_path):
-    from toy_study.config import Config
-
     assert train(tmp_path / "run", "--steps", 30) == 0
     found = load_checkpoint(steps(tmp_path / "run" / "checkpoints")[-1])
     expected = plain_fit(Config(), 30).state_dict()
@@ -164,10 +171,10 @@ def test_the_frame_changes_nothing_of_what_is_computed(tmp_path):
 
 
 @pytest.mark.parametrize("step", [0, 39, 60, 93], ids=["at once", "stage 0", "first of stage 1", "stage 1"])
-def test_a_run_that_is_told_to_stop_goes_on_to_the_bit(tmp_path, straight, monkeypatch, capsys, step):
+def test_a_run_that_is_told_to_stop_goes_on_to_the_bit(tmp_path, staged, at_batch, capsys, step):
     folder = tmp_path / "run"
-    at_batch(monkeypatch, step, tell)
-    assert train(folder, *STAGES) == 3
+    at_batch(step, tell)
+    assert train(folder, *STAGES, study=variants) == 3
     stage, index = divmod(step + 1, 60)
     output = capsys.readouterr()
     assert output.err == (
@@ -178,39 +185,50 @@ def test_a_run_that_is_told_to_stop_goes_on_to_the_bit(tmp_path, straight, monke
     assert manifest["reason"] == f"stopped by SIGTERM at stage {stage} step {index}"
     assert steps(folder / "checkpoints")[-1].name == f"step-{step + 1}"
     assert not (folder / "results.json").exists()
-    assert main(["resume", str(folder)]) == 0
-    same(straight, folder)
+    assert variants.main(["resume", str(folder)]) == 0
+    same(staged, folder)
     assert len(read_manifest(folder)["resumed"]) == 1
     assert "bitwise" not in capsys.readouterr().out
 
 
-def test_a_stop_between_two_stages(tmp_path, straight, monkeypatch):
+def test_a_stop_between_two_stages(tmp_path, staged, at_batch):
     """The signal comes in the last update of the first stage, whose last index only evaluates and saves."""
     folder = tmp_path / "run"
-    at_batch(monkeypatch, 59, tell)
-    assert train(folder, *STAGES) == 3
-    assert main(["resume", str(folder)]) == 0
-    same(straight, folder)
+    at_batch(59, tell)
+    assert train(folder, *STAGES, study=variants) == 3
+    assert variants.main(["resume", str(folder)]) == 0
+    same(staged, folder)
+
+
+KILLED = """
+import os, signal, sys
+from toy_study import cli, train
+points = train.points
+def killed(config, number, *purpose):
+    if purpose == ("batch", {step}):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return points(config, number, *purpose)
+train.points = killed
+sys.exit(cli.main())
+"""
 
 
 def test_a_killed_run_goes_on_to_the_bit_and_a_damaged_checkpoint_is_passed_over(tmp_path, straight, start, capsys):
-    folder, paused = tmp_path / "run", ("--pause", "0.02")
-    process = start("-m", "toy_study", "train", *CPU, "--output-dir", folder, *STAGES, *paused)
-    wait_for_rows(folder, 9)
-    process.kill()
-    process.wait()
+    folder = tmp_path / "run"
+    process = start("-c", KILLED.format(step=47), "train", *CPU, "--output-dir", folder, *OFTEN)
+    assert process.wait(timeout=200) == -signal.SIGKILL
     manifest = read_manifest(folder)
     assert (manifest["state"], state_of(folder, manifest)) == ("running", "interrupted")
     newest = steps(folder / "checkpoints")[-1]
-    assert 30 <= int(newest.name[5:]) < 120
+    assert (newest.name, rows_of(folder)[-1]["step"]) == ("step-40", 45)
     with open(folder / "metrics.jsonl", "a") as file:
         file.write('{"step": 999, "lo')  # torn
     (newest / "model.safetensors").write_bytes(b"damaged")
-    assert main(["resume", str(folder)]) == 0
+    assert toy.main(["resume", str(folder)]) == 0
     assert f"passed over: {newest}/model.safetensors: its checksum differs" in capsys.readouterr().err
     same(straight, folder)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    assert main(["resume", str(folder)]) == 0
+    assert toy.main(["resume", str(folder)]) == 0
     assert capsys.readouterr().out == f"{folder}: is finished; `toy report {folder}` shows it\n"
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
@@ -221,69 +239,69 @@ def test_without_a_checkpoint_it_starts_at_step_0(tmp_path, straight):
     shutil.rmtree(folder / "checkpoints")
     manifest = read_manifest(folder)
     (folder / "manifest.json").write_text(json.dumps(manifest | {"state": "failed"}))
-    assert main(["resume", str(folder)]) == 0
+    assert toy.main(["resume", str(folder)]) == 0
     same(straight, folder)
 
 
-def test_a_fault_marks_the_run_as_failed_and_it_can_go_on(tmp_path, straight, monkeypatch):
+def test_a_fault_marks_the_run_as_failed_and_it_can_go_on(tmp_path, straight, at_batch):
     folder = tmp_path / "run"
-    at_batch(monkeypatch, 47, raises(OSError("disk full")))
+    at_batch(47, raises(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
-        train(folder, *STAGES)
+        train(folder, *OFTEN)
     manifest = read_manifest(folder)
     assert (manifest["state"], manifest["reason"], manifest["pid"]) == ("failed", "OSError: disk full", None)
-    assert main(["resume", str(folder)]) == 0
+    assert toy.main(["resume", str(folder)]) == 0
     same(straight, folder)
 
 
 def test_a_loss_that_is_not_finite_is_the_users_mistake(tmp_path, capsys):
     assert train(tmp_path / "run", "--lr", "1e20") == 2
     message = capsys.readouterr().err
-    assert message == "toy: error: lr: 1e+20 made the loss inf at stage 0 step 1; lower it\n"
+    assert message == "toy: error: lr: 1e+20 made the loss inf at step 1; lower it\n"
     assert read_manifest(tmp_path / "run")["state"] == "failed"
 
 
-def test_resume_finds_the_newest_unfinished_run_of_the_configuration(tmp_path, monkeypatch, capsys):
+def test_resume_finds_the_newest_unfinished_run_of_the_configuration(tmp_path, at_batch, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     short = ("--steps", "6", *CPU)
-    at_batch(monkeypatch, 3, tell)
-    assert main(["train", *short]) == 3
-    assert main(["train", *short, "--lr", "0.01"]) == 0
+    at_batch(3, tell)
+    assert toy.main(["train", *short]) == 3
+    assert toy.main(["train", *short, "--lr", "0.01"]) == 0
     (stopped,) = (f for f in (tmp_path / "runs" / "toy").iterdir() if read_manifest(f)["state"] == "stopped")
-    assert main(["train", *short, "--resume"]) == 0
+    assert toy.main(["train", *short, "--resume"]) == 0
     assert read_manifest(stopped)["state"] == "done"
     capsys.readouterr()
-    assert main(["train", *short, "--resume"]) == 0
+    assert toy.main(["train", *short, "--resume"]) == 0
     assert f"{stopped.name}: is finished" in capsys.readouterr().out
-    assert main(["train", *short, "--resume", "--lr", "0.03"]) == 2
+    assert toy.main(["train", *short, "--resume", "--lr", "0.03"]) == 2
     assert "--resume: no earlier train run of this configuration" in capsys.readouterr().err
-    assert main(["train", *short, "--lr", "0.03", "--resume", "--output-dir", str(stopped)]) == 2
-    assert "its configuration is another: lr: stored 0.02, given 0.03" in capsys.readouterr().err
-    assert main(["train", *short, "--output-dir", str(stopped)]) == 2
+    assert toy.main(["train", *short, "--lr", "0.03", "--resume", "--output-dir", str(stopped)]) == 2
+    assert "its configuration is another: lr: stored 0.05, given 0.03" in capsys.readouterr().err
+    assert toy.main(["train", *short, "--output-dir", str(stopped)]) == 2
     assert "holds a run already; resume it or choose another folder" in capsys.readouterr().err
 
 
-def test_other_data_are_refused(tmp_path, monkeypatch, capsys):
+def test_other_data_are_refused(tmp_path, at_batch, capsys):
     folder = tmp_path / "run"
-    at_batch(monkeypatch, 3, tell)
+    at_batch(3, tell)
     assert train(folder, "--steps", 6) == 3
     manifest = read_manifest(folder)
     (folder / "manifest.json").write_text(json.dumps(manifest | {"data_fingerprints": {"points": "seed 2"}}))
     capsys.readouterr()
-    assert main(["resume", str(folder)]) == 2
+    assert toy.main(["resume", str(folder)]) == 2
     assert "its data are not those it began with: points: stored 'seed 2', given 'seed 1'" in capsys.readouterr().err
 
 
 def test_a_dry_run_times_a_step_and_writes_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main(["train", *CPU, "--steps", "1000", "--dry-run"]) == 0
+    assert toy.main(["train", *CPU, "--steps", "1000", "--dry-run"]) == 0
     out = capsys.readouterr().out
     assert yaml.safe_load(out[: out.index("\n\n")])["steps"] == 1000
     assert "1,000 steps of " in out and "MiB of memory" in out
-    assert main(["sweep", *CPU, "--config", "arms", "--steps", "1000", "--dry-run"]) == 0
+    assert toy.main(["sweep", *CPU, "--config", "arms", "--steps", "1000", "--dry-run"]) == 0
     out = capsys.readouterr().out
     assert "0: plain_s1\n1: plain_s2" in out and "6 runs, " in out
-    assert main(["train", "--print-config", "--lr", "0.5"]) == 0
+    assert toy.main(["train", "--print-config", "--lr", "0.5"]) == 0
     assert yaml.safe_load(capsys.readouterr().out)["lr"] == 0.5
     assert list(tmp_path.iterdir()) == []
 
@@ -312,72 +330,78 @@ def test_two_processes_give_the_rows_of_one_and_stop_together(tmp_path, start, c
 
 
 # ------------------------------------------------------------------------------------------------------------- many runs
-@pytest.fixture
-def here(monkeypatch):
-    """Jobs are done in this process, so that tests are quick and may interfere; what was done in which order."""
-    done = []
-
-    def engine(options, device, processes, threads):
-        def run(work, values, schedule, stop):
-            while not stop and (names := schedule.take()):
-                done.append(names)
-                for name, ended in zip(names, work([values[name] for name in names]), strict=True):
-                    yield from schedule.end(name, ended)
-
-        return run
-
-    monkeypatch.setattr(studycore.execution, "job_runner", engine)
-    return done
-
-
 def sweep_file(path, base=None, **fields):
     path.parent.mkdir(parents=True, exist_ok=True)
     base = {"steps": 40, "checkpoint_every": 10} | (base or {})
     path.write_text(
-        yaml.safe_dump({"base": base, "arms": {"a": {}, "b": {"momentum": 0.5}}, **fields}, sort_keys=False)
+        yaml.safe_dump({"base": base, "arms": {"a": {}, "b": {"momentum": 0.0}}, **fields}, sort_keys=False)
     )
     return str(path)
 
 
 def sweep(folder, *flags, **fields):
+    """Of the toy study; of its variants when the fields are theirs."""
+    study = variants if {"goes_on_from", "together"} & set(fields) else toy
     file = sweep_file(folder.parent / f"{folder.name}.yaml", **fields)
-    return main(["sweep", *CPU, "--config", file, "--output-dir", str(folder), *map(str, flags)])
+    return study.main(["sweep", *CPU, "--config", file, "--output-dir", str(folder), *map(str, flags)])
 
 
 def test_a_sweep_that_is_killed_goes_on_where_its_runs_were(tmp_path, start, here):
-    """Its two workers save and end when their parent is gone. Arm b needs arm a, and arm c fails."""
+    """Its two workers save and end when their parent is gone. Arm c fails."""
     folder = tmp_path / "sweep"
-    file = sweep_file(
-        tmp_path / "c.yaml", {"pause": 0.03}, seeds=2, goes_on_from={"b": "a"}, arms={"a": {}, "b": {}, "c": FAILS}
-    )
+    file = sweep_file(tmp_path / "c.yaml", {"pause": 0.03}, seeds=2, arms={"a": {}, "b": {}, "c": FAILS})
     flags = ("--config", file, "--output-dir", folder, "--processes", 2, *CPU)
     process = start("-m", "toy_study", "sweep", *flags)
     wait_for_rows(folder / "a_s1", 2)
-    wait_for_rows(folder / "a_s2", 2)
     process.kill()
     process.wait()
-    for name in ("a_s1", "a_s2"):
-        wait_until(lambda name=name: not is_writing(folder / name))
-        assert read_manifest(folder / name)["state"] == "stopped"
-        assert 0 < int(steps(folder / name / "checkpoints")[-1].name[5:]) < 40
+    wait_until(lambda: not any(is_writing(place) for place in folder.glob("*_s?")))
+    assert read_manifest(folder / "a_s1")["state"] == "stopped"
+    assert 0 < int(steps(folder / "a_s1" / "checkpoints")[-1].name[5:]) < 40
     assert state_of(folder, read_manifest(folder)) == "interrupted"
-    assert main(["resume", str(folder)]) == 2
     names = ["a_s1", "a_s2", "b_s1", "b_s2", "c_s1", "c_s2"]
-    assert here == [[name] for name in names]
+    left = [name for name in names if not is_done(folder / name)]
+    assert toy.main(["resume", str(folder)]) == 2
+    assert here == [[name] for name in left]
     manifest = read_manifest(folder)
     assert (manifest["state"], list(manifest["jobs"]), sorted(manifest["failed"])) == ("failed", names, names[4:])
     rows = rows_of(folder)
-    assert [(row["step"], row["run"]) for row in rows] == list(enumerate(names, start=1))
+    assert [(row["step"], row["run"]) for row in rows] == list(enumerate(sorted(names, key=left.__contains__), start=1))
     assert [row["state"] for row in rows] == ["done"] * 4 + ["failed"] * 2
     assert json.loads((folder / "results.json").read_text())["metrics"] == {"runs": 4}
     report = (folder / "report.md").read_text()
     assert [report.index(name) for name in names] == sorted(report.index(name) for name in names)
     for seed in (1, 2):
-        assert train(tmp_path / f"{seed}", "--steps", 40, "--checkpoint-every", 10, "--seed", seed) == 0
+        assert train(tmp_path / f"{seed}", "--steps", 40, *OFTEN, "--seed", seed) == 0
         same(tmp_path / f"{seed}", folder / f"a_s{seed}")
-        first = rows_of(folder / f"b_s{seed}")[0]
-        assert (first["step"], first["loss"]) == (0, rows_of(folder / f"a_s{seed}")[-1]["loss"])
-    assert read_manifest(folder / "b_s1")["needs"] == {"a_s1": "../a_s1"}
+
+
+def test_a_run_begins_with_the_weights_of_the_run_that_it_needs(tmp_path, here):
+    assert sweep(tmp_path / "s", seeds=2, goes_on_from={"b": "a"}) == 0
+    for seed in (1, 2):
+        first, last = rows_of(tmp_path / "s" / f"b_s{seed}")[0], rows_of(tmp_path / "s" / f"a_s{seed}")[-1]
+        assert (first["step"], first["loss"]) == (0, last["loss"])
+        assert read_manifest(tmp_path / "s" / f"b_s{seed}")["needs"] == {f"a_s{seed}": f"../a_s{seed}"}
+
+
+def test_a_sweep_and_its_report_judge_the_claims(tmp_path, here, capsys):
+    assert toy.main(["sweep", *CPU, "--config", "arms", "--output-dir", str(tmp_path / "s")]) == 0
+    said = capsys.readouterr().out
+    assert "SUPPORTED    Momentum brings the loss below 0.01 sooner" in said
+    assert "SUPPORTED    The sum is fitted" in said
+    for written in ("results.json", "report.md", "report.html"):
+        (tmp_path / "s" / written).unlink()
+    assert toy.main(["report", str(tmp_path / "s")]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("# A sum\nDoes momentum fit a sum sooner?\n6 fits.\n  SUPPORTED")
+    judged = {claim["id"]: claim for claim in json.loads((tmp_path / "s" / "results.json").read_text())["claims"]}
+    assert {name: (claim["verdict"], claim["n"]) for name, claim in judged.items()} == {
+        "sooner": ("supported", 3), "fits": ("supported", 3),
+    }  # fmt: skip
+    # What has learnt nothing is refuted.
+    assert train(tmp_path / "t", "--steps", 1, "--seeds", 5) == 0
+    fits = json.loads((tmp_path / "t" / "results.json").read_text())["claims"][1]
+    assert (fits["id"], fits["verdict"], fits["n"]) == ("fits", "refuted", 5)
 
 
 def test_a_failing_job_takes_along_only_what_needs_it(tmp_path, here, capsys):
@@ -396,17 +420,17 @@ def test_a_failing_job_takes_along_only_what_needs_it(tmp_path, here, capsys):
     assert "3 of 5 runs failed" in capsys.readouterr().err
     # Resuming tries those again, and only those.
     here.clear()
-    assert main(["resume", str(tmp_path / "s")]) == 2
+    assert variants.main(["resume", str(tmp_path / "s")]) == 2
     assert here == [["bad"]]
 
 
-def test_finished_jobs_are_not_made_again_and_others_are_refused(tmp_path, here, monkeypatch, capsys):
+def test_finished_jobs_are_not_made_again_and_others_are_refused(tmp_path, here, at_batch, capsys):
     folder = tmp_path / "s"
-    at_batch(monkeypatch, 25, tell)
+    at_batch(25, tell)
     assert sweep(folder, seeds=2) == 3
     assert "stopped by SIGTERM and saved; `toy resume" in capsys.readouterr().err
     assert (read_manifest(folder)["state"], here) == ("stopped", [["a_s1"]])
-    assert main(["resume", str(folder)]) == 0
+    assert toy.main(["resume", str(folder)]) == 0
     assert here == [["a_s1"], *([name] for name in ("a_s1", "a_s2", "b_s1", "b_s2"))]
     assert [(row["run"], row["state"]) for row in rows_of(folder)] == [
         (name, "done") for name in ("a_s1", "a_s2", "b_s1", "b_s2")
@@ -420,7 +444,7 @@ def test_finished_jobs_are_not_made_again_and_others_are_refused(tmp_path, here,
     manifest = read_manifest(folder)
     (folder / "manifest.json").write_text(json.dumps(manifest | {"state": "stopped"}))
     before = (folder / "a_s1" / "manifest.json").read_bytes()
-    assert main(["resume", str(folder)]) == 0
+    assert toy.main(["resume", str(folder)]) == 0
     assert here == [["b_s1"]]
     assert (folder / "a_s1" / "manifest.json").read_bytes() == before
     assert [row["run"] for row in rows_of(folder)] == ["a_s1", "a_s2", "b_s2", "b_s1"]  # as they ended
@@ -430,7 +454,7 @@ def test_finished_jobs_are_not_made_again_and_others_are_refused(tmp_path, here,
     (folder / "a_s2" / "manifest.json").write_text(json.dumps(other))
     (folder / "manifest.json").write_text(json.dumps(manifest | {"state": "stopped"}))
     capsys.readouterr()
-    assert main(["resume", str(folder)]) == 2
+    assert toy.main(["resume", str(folder)]) == 2
     assert f"{folder / 'a_s2'}: holds a run of another version, or of other needs" in capsys.readouterr().err
 
 
@@ -473,27 +497,27 @@ def test_runs_that_are_trained_together_equal_runs_alone(tmp_path, here):
         "a": "done", "b": "done", "bad": "failed", "c": "done",
     }  # fmt: skip
     for name, count in (("a", 40), ("b", 25), ("c", 55)):
-        assert train(tmp_path / name, "--steps", count, "--checkpoint-every", 10) == 0
+        assert train(tmp_path / name, "--steps", count, *OFTEN, study=variants) == 0
         same(tmp_path / name, tmp_path / "s" / name)
 
 
-def test_a_signal_stops_all_that_are_trained_together(tmp_path, here, monkeypatch):
-    at_batch(monkeypatch, 30, tell)
+def test_a_signal_stops_all_that_are_trained_together(tmp_path, here, at_batch):
+    at_batch(30, tell)
     assert sweep(tmp_path / "s", "--processes", 1, **TOGETHER) == 3
     states = {n: read_manifest(tmp_path / "s" / n) for n in TOGETHER["arms"]}
     assert {n: manifest["state"] for n, manifest in states.items()} == {
         "a": "stopped", "b": "done", "bad": "failed", "c": "stopped",
     }  # fmt: skip
     assert [steps(tmp_path / "s" / n / "checkpoints")[-1].name for n in "ac"] == ["step-31"] * 2
-    assert main(["resume", str(tmp_path / "s")]) == 2
+    assert variants.main(["resume", str(tmp_path / "s")]) == 2
     assert here == [["a", "b", "bad", "c"], ["a", "bad", "c"]]
     for name, count in (("a", 40), ("c", 55)):
-        assert train(tmp_path / name, "--steps", count, "--checkpoint-every", 10) == 0
+        assert train(tmp_path / name, "--steps", count, *OFTEN, study=variants) == 0
         same(tmp_path / name, tmp_path / "s" / name)
 
 
-def test_runs_that_stand_at_several_steps_go_on_in_parts(tmp_path, here, monkeypatch):
-    at_batch(monkeypatch, 30, tell)
+def test_runs_that_stand_at_several_steps_go_on_in_parts(tmp_path, here, at_batch, monkeypatch):
+    at_batch(30, tell)
     assert sweep(tmp_path / "s", "--processes", 1, **TOGETHER) == 3
     shutil.rmtree(tmp_path / "s" / "a" / "checkpoints")  # as if killed before its first
     parts = []
@@ -502,7 +526,7 @@ def test_runs_that_stand_at_several_steps_go_on_in_parts(tmp_path, here, monkeyp
         lambda tasks, real=studycore.execution._train, **more: parts.append([t.folder.name for t in tasks])
         or real(tasks, **more),
     )  # fmt: skip
-    assert main(["resume", str(tmp_path / "s")]) == 2
+    assert variants.main(["resume", str(tmp_path / "s")]) == 2
     assert sorted(map(sorted, parts)) == [["a", "bad"], ["c"]]
-    assert train(tmp_path / "a", "--steps", 40, "--checkpoint-every", 10) == 0
+    assert train(tmp_path / "a", "--steps", 40, *OFTEN, study=variants) == 0
     same(tmp_path / "a", tmp_path / "s" / "a")

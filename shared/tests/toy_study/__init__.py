@@ -1,1 +1,1 @@
-"""A toy study on the frame: how fast does gradient descent with momentum fit a line, y = scale * w x?"""
+"""A whole study on the frame, small enough to copy: how fast does gradient descent with momentum fit a sum?"""

@@ -1,5 +1,3 @@
-import sys
-
 from toy_study.cli import main
 
-sys.exit(main())
+raise SystemExit(main())

@@ -1,19 +1,57 @@
-"""The study's declaration."""
+"""What is made, what is claimed, what is reported, and the study's declaration: a module each in the real studies."""
 
-from studycore.cli import main as run_command
+from studycore import cli
+from studycore.claims import Claim
+from studycore.configuration import build, to_dict
+from studycore.jobs import Job, grid_points
+from studycore.measures import mean, paired_ratio
+from studycore.metrics_log import read_rows
+from studycore.report import Report, Table
 from studycore.study import ManyRuns, OneRun, Study
+from toy_study.config import Config, Sweep
 
-TRAIN = OneRun(
-    "fit one line", config="toy_study.config:Config", train="toy_study.train:train",
-    seeds="toy_study.plan:sweep_of_seeds", train_together="toy_study.train:train_together",
-)  # fmt: skip
-SWEEP = ManyRuns("fit with each arm", config="toy_study.config:Sweep", plan="toy_study.plan:plan", of="train")
+
+def plan(sweep, kind=Config):
+    first = sweep.base.get("seed", kind.seed)
+    points = grid_points(sweep.base, {}, sweep.arms, range(first, first + sweep.seeds))
+    return [Job(point.name, build(kind, point.values), arm=point.arm) for point in points]
+
+
+def sweep_of_seeds(config, seeds):
+    return "sweep", Sweep(base=to_dict(config), seeds=seeds)
+
+
+def claims(verb, config):
+    sooner = paired_ratio("time", "momentum", "plain", censored="censored")
+    return (
+        Claim(
+            "sooner", "Momentum brings the loss below 0.01 sooner", "Polyak 1964", "sooner", "times", sooner, below=1.0
+        ),
+        Claim("fits", "The sum is fitted", "calculus", "0", "mean squared error", mean("loss"), below=0.01),
+    )
+
+
+def columns(folder, config):
+    rows = read_rows(folder / "metrics.jsonl")
+    times = [row["step"] for row in rows if row["loss"] < 0.01]
+    return {"loss": rows[-1]["loss"], "time": max(1, (times or [rows[-1]["step"]])[0]), "censored": not times}
+
+
+def report(record):
+    fits = Table("Fits", ("run", "loss", "time"), record.table[["run", "loss", "time"]].values.tolist())
+    missing = Table("Not done", ("run", "why"), list(record.missing.items()))
+    metrics = {"runs": len(record.table)} if record.verb == "sweep" else {}
+    return Report("A sum", STUDY.question, f"{len(record.table)} fits.", [fits, missing], metrics=metrics)
+
+
+TRAIN = OneRun("fit once", "toy_study.config:Config", "toy_study.train:train", seeds="toy_study.cli:sweep_of_seeds")
+SWEEP = ManyRuns("fit with each arm", "toy_study.config:Sweep", "toy_study.cli:plan", of="train")
 STUDY = Study(
-    name="toy", distribution="studycore", package="toy_study", question="Does momentum fit a line sooner?",
-    verbs={"train": TRAIN, "sweep": SWEEP}, claims="toy_study.claims:claims", columns="toy_study.claims:columns",
-    report="toy_study.report:report",
+    name="toy", distribution="studycore", package="toy_study", question="Does momentum fit a sum sooner?",
+    verbs={"train": TRAIN, "sweep": SWEEP}, claims="toy_study.cli:claims", columns="toy_study.cli:columns",
+    report="toy_study.cli:report",
 )  # fmt: skip
 
 
 def main(argv=None):
-    return run_command(STUDY, argv)
+    return cli.main(STUDY, argv)

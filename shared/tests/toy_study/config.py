@@ -1,4 +1,4 @@
-"""Settings of one fit, and of many."""
+"""Settings of one fit, and of many: each field is a flag that says its bounds."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,18 +8,11 @@ from studycore.bounds import BelowOne, NonNegativeFloat, NonNegativeInt, Positiv
 
 @dataclass(frozen=True)
 class Config:
+    lr: PositiveFloat = 0.05
+    momentum: BelowOne = 0.5
     steps: PositiveInt = 60
-    stages: PositiveInt = 1
-    """Loops over the steps, each with an optimizer of its own."""
-    lr: PositiveFloat = 0.02
-    momentum: BelowOne = 0.9
-    scale: PositiveFloat = 2.0
-    """A factor that no tensor shows."""
-    width: PositiveInt = 3
-    eval_every: PositiveInt = 5
     checkpoint_every: PositiveInt = 20
-    pause: NonNegativeFloat = 0.0
-    """Seconds between steps."""
+    pause: NonNegativeFloat = 0.0  # seconds after each update, for tests that kill
     seed: NonNegativeInt = 1
     __post_init__ = check_bounds
 
@@ -28,8 +21,5 @@ class Config:
 class Sweep:
     base: dict[str, Any] = field(default_factory=dict)
     arms: dict[str, dict[str, Any]] = field(default_factory=dict)
-    goes_on_from: dict[str, str] = field(default_factory=dict)
-    """Arms that begin with the weights of another arm's run of the same seed."""
-    together: bool = False
     seeds: PositiveInt = 1
     __post_init__ = check_bounds

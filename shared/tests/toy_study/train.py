@@ -1,28 +1,20 @@
-"""The fit: batches are functions of (seed, step), so that a checkpoint needs no random state."""
+"""The fit of y = x1 + x2 + x3."""
 
 import time
 
 import torch
-from torch import nn
 
-from studycore.checkpoints import load_latest
 from studycore.streams import generator
 
 
-class Line(nn.Module):
-    def __init__(self, width, scale):
-        super().__init__()
-        self.linear, self.scale = nn.Linear(width, 1), scale
-
-    def forward(self, x):
-        return self.scale * self.linear(x)[:, 0]
+def points(config, number, *purpose):
+    return torch.randn(number, 3, generator=generator(config.seed, *purpose))
 
 
 def build(values):
-    model = Line(values["width"], values["scale"])
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator(values["seed"], "init", name)))
+    model = torch.nn.Linear(3, 1)
+    for name, parameter in model.named_parameters():
+        torch.nn.init.normal_(parameter, generator=generator(values["seed"], "init", name))
     return model
 
 
@@ -30,76 +22,36 @@ def replay(model, inputs):
     return {"output_y": model(inputs["input_x"])}
 
 
-def points(config, number, *purpose):
-    return torch.randn(number, config.width, generator=generator(config.seed, *purpose))
-
-
 def loss_of(model, x):
-    return (model(x) - x.sum(dim=1)).square().mean()
+    return (model(x)[:, 0] - x.sum(dim=1)).square().mean()
 
 
-class Lane:
-    """One fit, index by index, so that several can be made together."""
+def evaluate(config, run, model):
+    loss = loss_of(model, points(config, 64, "test")).item()
+    run.log({"loss": loss})
+    run.keep_best(-loss)
+    return loss
 
-    def __init__(self, config, run):
-        self.config, self.run, self.test = config, run, points(config, 64, "test")
-        run.begin(data={"points": f"seed {config.seed}"})
-        inputs = {"input_x": torch.linspace(-1, 1, 4 * config.width).reshape(4, -1)}
-        self.model = run.model(build, replay, inputs, start=self.weights_of_needed if run.needs else None)
 
-    def weights_of_needed(self):
-        (folder,), model = self.run.needs.values(), build(vars(self.config))
-        model.load_state_dict(load_latest(folder / "checkpoints").model)
-        return model
-
-    def steps(self, stage):
-        sgd = torch.optim.SGD(self.model.parameters(), self.config.lr, self.config.momentum)
-        self.forward, self.optimizer = self.run.accelerator.prepare(self.model, self.run.optimizer(sgd))
-        return self.run.steps(self.config.steps, f"stage {stage}")
-
-    def evaluate_and_save(self):
-        if self.run.every(self.config.eval_every):
-            with torch.no_grad():
-                self.loss = float(loss_of(self.model, self.test))
-            self.run.log({"loss": self.loss})
-            self.run.keep_best(-self.loss)
-        if self.run.saving(self.config.checkpoint_every):
-            self.run.save()
-
-    def update(self):
-        x = points(self.config, 8, "batch", self.run.step)[self.run.rank :: self.run.world]
-        self.run.backward(loss_of(self.forward, x), "lr")
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        time.sleep(self.config.pause)
+def update(config, run, model, optimizer):
+    x = points(config, 8, "batch", run.step)[run.rank :: run.world]
+    run.backward(loss_of(model, x), "lr")
+    optimizer.step()
+    optimizer.zero_grad()
+    time.sleep(config.pause)
 
 
 def train(config, run):
-    lane = Lane(config, run)
-    for stage in range(config.stages):
-        if run.has_passed(f"stage {stage}"):
-            continue
-        for _ in lane.steps(stage):
-            lane.evaluate_and_save()
-            if run.ended():
-                break
-            lane.update()
-    run.results({"final_loss": lane.loss}, {"weights": lane.model.linear.weight})
-
-
-def train_together(configs, runs):
-    loops = {lane: lane.steps(0) for lane in map(Lane, configs, runs)}
-    while loops:
-        for lane, steps in loops.items():  # all save before one says that they stop
-            next(steps)
-            lane.evaluate_and_save()
-        for lane in [lane for lane in loops if lane.run.ended()]:
-            lane.run.results({"final_loss": lane.loss}, {"weights": lane.model.linear.weight})
-            lane.run.finished()
-            del loops[lane]
-        for lane in list(loops):
-            try:
-                lane.update()
-            except ValueError as error:
-                lane.run.failed(str(error))
-                del loops[lane]
+    run.begin(data={"points": f"seed {config.seed}"})
+    model = run.model(build, replay, {"input_x": torch.eye(3)})
+    sgd = torch.optim.SGD(model.parameters(), config.lr, config.momentum)
+    forward, optimizer = run.accelerator.prepare(model, run.optimizer(sgd))
+    for _ in run.steps(config.steps):
+        if run.every(5):
+            loss = evaluate(config, run, model)
+        if run.saving(config.checkpoint_every):
+            run.save()
+        if run.ended():
+            break
+        update(config, run, forward, optimizer)
+    run.results({"final_loss": loss}, {"weights": model.weight})
