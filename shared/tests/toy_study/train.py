@@ -55,7 +55,7 @@ class Lane:
     def steps(self, stage):
         sgd = torch.optim.SGD(self.model.parameters(), self.config.lr, self.config.momentum)
         self.forward, self.optimizer = self.run.accelerator.prepare(self.model, self.run.optimizer(sgd))
-        return self.run.steps(self.config.steps, f"stage {stage}")
+        return self.run.steps(self.config.steps, f"stage {stage}", more=stage + 1 < self.config.stages)
 
     def evaluate_and_save(self):
         if self.run.every(self.config.eval_every):
