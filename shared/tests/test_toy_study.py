@@ -306,6 +306,17 @@ def test_a_dry_run_times_a_step_and_writes_nothing(tmp_path, monkeypatch, capsys
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_dry_run_times_every_loop_and_adds_them_up(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    # One clock for the three steps of each loop: the fastest of the first take 2 s and of the second 3 s.
+    clock = iter([0, 9, 11, 14, 20, 29, 33, 36])
+    monkeypatch.setattr("studycore.run.time.perf_counter", lambda: float(next(clock)))
+    assert variants.main(["train", *CPU, "--steps", "10", "--stages", "2", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "stage 0: 10 steps of 2 s each, then stage 1: 10 steps of 3 s each on cpu, so about 50 s without" in out
+    assert next(clock, None) is None and list(tmp_path.iterdir()) == []
+
+
 def test_two_processes_give_the_rows_of_one_and_stop_together(tmp_path, start, capsys):
     folder, flags = tmp_path / "two", (*CPU, "--steps", "40", "--pause", "0.02")
     process = start("-m", "toy_study", "train", *flags, "--num-processes", 2, "--output-dir", folder)

@@ -57,7 +57,7 @@ def fit(config, run):
         if run.has_passed(f"stage {stage}"):
             continue
         optimizer = run.optimizer(torch.optim.SGD(model.parameters(), config.lr, config.momentum))
-        for _ in run.steps(config.steps, f"stage {stage}"):
+        for _ in run.steps(config.steps, f"stage {stage}", more=stage + 1 < config.stages):
             if run.every(5):
                 loss = toy.evaluate(config, run, model)
             if run.saving(config.checkpoint_every):

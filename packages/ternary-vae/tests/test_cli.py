@@ -165,7 +165,8 @@ def test_max_epochs_is_epochs_and_flags_win_over_the_file(capsys, tmp_path, monk
         assert main(["train", flag, "--config", "c.yaml", "--lr", "0.5", "--dry-run"]) == 0
         values, rest = shown(capsys)
         assert (values["epochs"], values["lr"], values["trits"]) == (9, 0.5, 3)
-        assert "100 epochs of" in rest
+        assert "coverage: 100 epochs of" in rest
+        assert ", then hierarchy: 9 epochs of" in rest
         assert "MiB" in rest
     assert main(["train", "--max-epochs", "9", "--config", "c.yaml", "--dry-run"]) == 0
     assert shown(capsys)[0]["epochs"] == 9

@@ -12,18 +12,16 @@ import torch
 from conftest import BARE, CPU, train_run, train_runs
 from safetensors.torch import load_file
 
-import ternary_vae.stacked as module
 from studycore.checkpoints import read_index, steps
 from studycore.errors import Stopped
 from studycore.execution import Task, do_tasks
 from studycore.jobs import Ended
 from studycore.metrics_log import read_rows
 from studycore.run import Run
-from ternary_vae.checkpoint import find_checkpoint, load_model, stored_metrics
+from ternary_vae.checkpoint import find_checkpoint, load_model, start_model, stored_metrics
 from ternary_vae.config import TrainConfig
-from ternary_vae.stacked import StackedRadii
+from ternary_vae.stacked import StackedAdamW, StackedRadii
 from ternary_vae.stages import PER_RUN, not_stackable, shape_of
-from ternary_vae.train import start_model
 
 FROZEN = ["encoder_A", "encoder_B", "decoder_A", "controller"]
 TINY = {
@@ -259,7 +257,7 @@ def test_shapes_separate_what_may_not_be_stacked(lanes):
 
 
 # -------------------------------------------------------------------------------------------------- killed and stopped
-def interrupt(count: int, number: int, owner=module, name: str = "adamw_update") -> None:
+def interrupt(count: int, number: int, owner=StackedAdamW, name: str = "step") -> None:
     """Makes the count-th call of a function send this process a signal."""
     original, calls = getattr(owner, name), []
 
@@ -273,7 +271,7 @@ def interrupt(count: int, number: int, owner=module, name: str = "adamw_update")
     setattr(owner, name, calling)
 
 
-def killed(configs, where, count, owner=module, name="adamw_update"):
+def killed(configs, where, count, owner=StackedAdamW, name="step"):
     """Trains runs in a forked child until it gets SIGKILL; its exit code."""
     with warnings.catch_warnings():
         # Python 3.12 warns of threads, of which this process has none at work.
@@ -338,8 +336,8 @@ def test_runs_saved_alone_and_together_go_on_together(lanes, tmp_path):
 
 STOPS = {
     "before any step": (StackedRadii, "radii", 1),
-    "in the first epoch": (module, "adamw_update", 1),
-    "between two checkpoints": (module, "adamw_update", 3 * 4 + 2),
+    "in the first epoch": (StackedAdamW, "step", 1),
+    "between two checkpoints": (StackedAdamW, "step", 3 * 4 + 2),
     "while the runs are judged": (StackedRadii, "measure", 3 * 2 + 2),
     "while they are brought to the next epoch": (Run, "any_process", 3 * 3 + 2),
 }

@@ -5,12 +5,11 @@ import torch
 
 from ternary_vae.config import TrainConfig
 from ternary_vae.data import Operations
-from ternary_vae.forward import StageForward, noise, set_mode, set_trained
+from ternary_vae.forward import StageForward, create_optimizer, noise, set_mode, set_trained
 from ternary_vae.losses import StageLoss, first_variances, total
 from ternary_vae.model import create_model
 from ternary_vae.schedules import coverage_rate, learning_rate, schedule_factor
 from ternary_vae.stages import stages_of
-from ternary_vae.updates import create_optimizer
 
 OPERATIONS = Operations.all(3)
 POSITIONS = torch.tensor([3, 0, 26, 9, 1, 18, 5, 12, 6, 2])

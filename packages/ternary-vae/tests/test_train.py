@@ -20,16 +20,15 @@ from studycore.checkpoints import load_checkpoint, read_index
 from studycore.configuration import to_dict
 from studycore.errors import Stopped, UserError
 from studycore.metrics_log import read_rows
-from ternary_vae import updates
-from ternary_vae.checkpoint import find_checkpoint, load_model
+from ternary_vae.checkpoint import find_checkpoint, load_model, start_model
 from ternary_vae.config import TrainConfig
 from ternary_vae.data import Operations, training_indices
 from ternary_vae.forward import StageForward
+from ternary_vae.lanes import WholeModel
 from ternary_vae.metrics import hierarchy_ceiling
 from ternary_vae.model import create_model
 from ternary_vae.stages import stages_of
 from ternary_vae.train import has_ended, score
-from ternary_vae.updates import WholeModel
 
 
 @pytest.fixture(autouse=True)
@@ -221,9 +220,9 @@ INTERRUPTED = {
 
 
 PLACES = {
-    "step": (WholeModel, "step"),
+    "step": (WholeModel, "backward"),
     "measure": (WholeModel, "measure"),
-    "optimizer": (updates, "create_optimizer"),
+    "optimizer": (module, "create_optimizer"),
     "checkpoint": (studycore.run, "save_checkpoint"),
 }
 
@@ -386,7 +385,7 @@ def test_projections_may_be_drawn_anew(small, tmp_path):
         stages="hierarchy", start=str(source), start_projections="drawn", hidden_dim=16, curvature=0.5,
         projection_seed=8, epochs=1,
     )  # fmt: skip
-    found = module.start_model(config, find_checkpoint(source), {})
+    found = start_model(config, find_checkpoint(source), {})
     stored = load_model(str(source))[2].state_dict()
     drawn = create_model(config, 0, projection_seed=8).state_dict()
     for name, weight in found.state_dict().items():

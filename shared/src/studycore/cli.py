@@ -260,7 +260,8 @@ NO_STEPS = "It has no steps to time."
 
 
 def time_a_step(request: Request) -> tuple[float | None, str]:
-    """(seconds that the loop would take, a sentence), from the real training's own first steps; nothing is written."""
+    """(seconds that the loops would take, a sentence), from the first steps of each in the real training; nothing is
+    written."""
     if not request.action.has_steps:
         return None, NO_STEPS
     from studycore.run import Timed, opened, peak_memory
@@ -270,11 +271,16 @@ def time_a_step(request: Request) -> tuple[float | None, str]:
         try:
             load(request.action.train)(request.config, run)
         except Timed as timed:
-            seconds, total, unit = timed.args
-            if total:
-                return seconds * total, (
-                    f"{total:,} {unit}s of {seconds:.3g} s each on {run.device}, so about {duration(seconds * total)} "
-                    f"without evaluations; so far {peak_memory():.0f} MiB of memory"
+            loops = [loop for loop in timed.args if loop[2]]
+            if loops:
+                whole = sum(seconds * total for _, seconds, total, _ in loops)
+                each = [
+                    f"{name}{': ' if name else ''}{total:,} {unit}s of {seconds:.3g} s each"
+                    for name, seconds, total, unit in loops
+                ]
+                return whole, (
+                    f"{', then '.join(each)} on {run.device}, so about {duration(whole)} without evaluations; so far "
+                    f"{peak_memory():.0f} MiB of memory"
                 )
     return None, NO_STEPS
 

@@ -61,7 +61,7 @@ LINE_EVERY = 30
 
 
 class Timed(Exception):
-    """A dry run has timed a step: seconds a step, steps in the loop, their unit."""
+    """A dry run has timed a step of each loop: for each its name, seconds a step, steps, their unit."""
 
 
 class Run:
@@ -114,7 +114,7 @@ class Run:
         self._best: float | None = None
         self._snapshot: dict[str, Any] | None = None
         self._loop, self._first, self._rows, self._loop_over = "", 0, 0, False
-        self._times: list[float] = []
+        self._timed: list[tuple[str, float, int, str]] = []
         self._resume_at: dict[str, Any] | None = None
 
     # ------------------------------------------------------------------------------------------------------ set-up
@@ -244,10 +244,13 @@ class Run:
         """Whether the checkpoint was made in a later loop than this one."""
         return self._resume_at is not None and self._resume_at["loop"] != loop
 
-    def steps(self, total: int, loop: str = "", unit: str = "step", updates: int = 1) -> Iterator[int]:
+    def steps(
+        self, total: int, loop: str = "", unit: str = "step", updates: int = 1, more: bool = False
+    ) -> Iterator[int]:
         """0, 1, .. `total`, from where the checkpoint stood: at index i, i * `updates` updates of this loop are made.
 
-        The last index is for evaluating and saving alone. Several loops of one run need names.
+        The last index is for evaluating and saving alone. Several loops of one run need names, and `more` of those that
+        another one follows: a dry run makes a few steps of each.
         """
         if self._resume_at is not None:
             assert self._resume_at["loop"] == loop, (self._resume_at["loop"], loop)
@@ -256,14 +259,18 @@ class Run:
             self._first = 0
         self._loop, self._unit, self._updates, self.last = loop, unit, updates, False
         began = last_line = time.monotonic()
+        times: list[float] = []
         hidden = self.quiet or self.dry or not self.is_main or not sys.stderr.isatty()
         with tqdm(total=total, initial=self._first, unit=unit, desc=loop or None, disable=hidden) as bar:
             for index in range(self._first, total + 1):
-                if self.dry:
-                    self._times.append(time.perf_counter())
-                    if index == min(3, total):  # the first step also warms up
-                        raise Timed(min(_differences(self._times)), total, unit)
                 self.index, self.last = index, index == total
+                if self.dry:
+                    times.append(time.perf_counter())
+                    self.last = index == min(3, total)  # the first step also warms up
+                    if self.last:
+                        self._timed.append((loop, min(_differences(times)), total, unit))
+                        if not more:
+                            raise Timed(*self._timed)
                 self._rows = 0 if self.open is None else len(self.open.metrics.rows)
                 self.stopping = self.any_process(stop_flag())
                 yield index

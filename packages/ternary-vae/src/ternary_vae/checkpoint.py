@@ -10,12 +10,17 @@ from studycore.errors import UserError
 from ternary_vae.config import TrainConfig
 from ternary_vae.data import Operations
 from ternary_vae.metrics.evaluate import headline, order_metrics, reconstruct
-from ternary_vae.model import TernaryVAE, build_model, replay_probe
+from ternary_vae.model import TernaryVAE, architecture_of, build_model, create_model, draw_weights, replay_probe
 
 CHECKED = ("coverage", "hierarchy", "somers_d", "richness")
 """Metrics that a checkpoint stores and that loading computes again."""
 METRIC_TOLERANCE = 1e-4
 """Of the recomputed metrics: other threads and libraries may move a few operations of 19,683, another function more."""
+PROJECTION_FIELDS = {
+    "curvature", "max_radius", "radius", "hidden_dim", "n_projection_layers", "projection_dropout",
+    "use_dual_projection", "projection_dtype",
+}  # fmt: skip
+"""What may differ from the start's architecture where projections are drawn anew."""
 Loaded = tuple[Checkpoint, TrainConfig, TernaryVAE]
 """A checkpoint, its configuration and its model."""
 
@@ -71,3 +76,32 @@ def check_metrics(path: Path, stored: Mapping[str, Any], config: TrainConfig, mo
                 f"{path}: {key} is {found.get(key)} when computed again and was stored as {stored[key]}: the model does "
                 "something else than when it was saved; use the version that wrote it"
             )
+
+
+def start_model(config: TrainConfig, start: Path | None, loaded: dict[Path, Loaded]) -> TernaryVAE:
+    """The model that a new run begins with: drawn from its seed, or that of the checkpoint `start`, verified.
+
+    UserError lists where the start's architecture differs from the configuration's.
+    """
+    if start is None:
+        return create_model(config, config.seed, config.projection_seed)
+    if start not in loaded:
+        loaded[start] = load_model(start)
+    _, stored, model = loaded[start]
+    wanted, held = architecture_of(config), architecture_of(stored)
+    drawn = config.start_projections == "drawn"
+    free = PROJECTION_FIELDS if drawn else set()
+    if differing := [
+        f"{k} {held[k]} there, {wanted[k]} asked for" for k in wanted if k not in free and wanted[k] != held[k]
+    ]:
+        raise UserError(
+            f"start: {start} is of another architecture: {'; '.join(differing)}; give the stored values "
+            "(`ternary-vae inspect` shows them)"
+        )
+    fresh = TernaryVAE(**wanted)
+    taken = {name: w for name, w in model.state_dict().items() if not (drawn and name.startswith("projection."))}
+    fresh.load_state_dict({**fresh.state_dict(), **taken}, strict=True)
+    if drawn:
+        seed = config.seed if config.projection_seed is None else config.projection_seed
+        draw_weights(fresh.projection, seed, "projection")
+    return fresh

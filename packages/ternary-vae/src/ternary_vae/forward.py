@@ -1,4 +1,4 @@
-"""A stage's forward pass, from operations to the rows of which its loss is made.
+"""What a stage trains, and its forward pass from operations to the rows of which its loss is made.
 
 What a stage leaves alone gives the same output for an operation in every step: restructured, it is computed once for all
 training operations and looked up, which changes nothing but rounding.
@@ -7,6 +7,7 @@ Shapes: N operations of a batch (of this process), D latent dimensions.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +40,15 @@ def set_mode(model: TernaryVAE, stage: Stage) -> None:
     """Training mode for what the stage trains; the rest is left as it is in evaluation, without dropout."""
     for name, part in model.named_children():
         part.train(name in stage.trained)
+
+
+def create_optimizer(trained: Mapping[str, nn.Parameter], config: TrainConfig, stage: Stage) -> torch.optim.AdamW:
+    """AdamW with a group for each part of the model; `factor` is the part's own on the learning rate."""
+    groups: dict[str, list[nn.Parameter]] = {}
+    for name, parameter in trained.items():
+        groups.setdefault(name.partition(".")[0], []).append(parameter)
+    listed = [{"params": group, "factor": stage.rate_factors.get(part, 1.0)} for part, group in groups.items()]
+    return torch.optim.AdamW(listed, lr=config.lr, weight_decay=config.weight_decay)
 
 
 def noise(config: TrainConfig, stage: str, view: str, update: int, rows: int) -> Tensor:
@@ -95,3 +105,17 @@ class StageForward(nn.Module):
                 else:
                     rows[f"rho_{view}"], rows[f"norm_{view}"] = projection.radius(z_ND)
         return rows
+
+
+def gather_rows(row_N: Tensor, rows: int, accelerator: Any) -> Tensor:
+    """The whole batch's rows from each process's part, in the batch's order; gradients flow into the own part only."""
+    world, rank = accelerator.num_processes, accelerator.process_index
+    if world == 1:
+        return row_N
+    most = -(-rows // world)
+    padded = row_N.new_zeros(most, *row_N.shape[1:])
+    padded[: len(row_N)] = row_N.detach()
+    parts: Tensor = accelerator.gather(padded)
+    whole = parts.unflatten(0, (world, most)).transpose(0, 1).flatten(0, 1)[:rows].clone()
+    whole[rank::world] = row_N
+    return whole

@@ -18,30 +18,18 @@ from studycore.errors import UserError
 from studycore.files import sha256
 from studycore.run import Run
 from studycore.streams import derive_seed
-from ternary_vae.checkpoint import Loaded, find_checkpoint, load_model
+from ternary_vae.checkpoint import Loaded, find_checkpoint, start_model
 from ternary_vae.config import TrainConfig
 from ternary_vae.data import Batches, Operations, training_indices
+from ternary_vae.forward import create_optimizer, set_trained
+from ternary_vae.lanes import Lane, WholeModel
+from ternary_vae.losses import total
 from ternary_vae.metrics.evaluate import Codes
 from ternary_vae.metrics.final import baselines, figure_arrays, run_metrics
-from ternary_vae.model import (
-    TernaryVAE,
-    architecture_of,
-    build_model,
-    count_parameters,
-    create_model,
-    draw_weights,
-    probe_inputs,
-    replay_probe,
-)
+from ternary_vae.model import build_model, count_parameters, probe_inputs, replay_probe
 from ternary_vae.stacked import StackedRadii
 from ternary_vae.stages import Stage, not_stackable, stages_of
-from ternary_vae.updates import Lane, Update, WholeModel
 
-PROJECTION_FIELDS = {
-    "curvature", "max_radius", "radius", "hidden_dim", "n_projection_layers", "projection_dropout",
-    "use_dual_projection", "projection_dtype",
-}  # fmt: skip
-"""What may differ from the start's architecture where projections are drawn anew."""
 TIE_BREAK = 1e-6
 """Weight of the smallest gap beside the hierarchy."""
 
@@ -74,56 +62,89 @@ def train_together(configs: Sequence[TrainConfig], runs: Sequence[Run]) -> None:
     stacked = not_stackable(first) is None and runs[0].world == 1
     assert stacked or len(runs) == 1, not_stackable(first)
 
-    for number, stage in enumerate(stages_of(first)):
-        if runs[0].has_passed(stage.name):
+    for number, name in enumerate(first.stage_names):
+        if runs[0].has_passed(name):
             continue
-        batches = {config.seed: batches_of(config, stage, operations.v_N.cpu()[seen]) for config in configs}
+        # ------------------------------------------------------------- a stage's batches, optimizers and models
+        v_N = operations.v_N.cpu()[seen]
+        batches = {
+            seed: Batches(v_N, first.trits, first.batch_size, first.deep_share, derive_seed(seed, name))
+            for seed in {config.seed for config in configs}
+        }
         per_epoch = batches[first.seed].steps_per_epoch
         for lane in lanes:
-            lane.begin(stages_of(lane.config)[number], per_epoch)
-        if stacked:
-            update: Update = StackedRadii(lanes, operations, per_epoch)
-        else:
-            update = WholeModel(lanes[0], operations, seen_N, per_epoch)
-        # Terms of the loss [S], added up since the last evaluation.
+            lane.stage = stages_of(lane.config)[number]
+            trained = set_trained(lane.model, lane.config, lane.stage)
+            lane.optimizer = lane.run.optimizer(create_optimizer(trained, lane.config, lane.stage))
+            lane.epochs = lane.run.steps(
+                lane.stage.epochs, loop=name, unit="epoch", updates=per_epoch, more=not lane.stage.is_last
+            )
+        models = StackedRadii(lanes, operations) if stacked else WholeModel(lanes[0], operations, seen_N)
+        # The losses' terms [lanes], added up since the last evaluation.
         stored = [lane.run.state.get("sums", {}) for lane in lanes]
         sums = {
-            name: torch.tensor([own[name] for own in stored], dtype=torch.float64, device=device) for name in stored[0]
+            term: torch.tensor([own[term] for own in stored], dtype=torch.float64, device=device) for term in stored[0]
         }
 
         # ---------------------------------------------------------------------------------------------- loop
         while True:
-            # evaluate, save
+            # All runs are at one epoch; the last one of each is for evaluating and saving alone.
             epoch, *_ = [next(lane.epochs) for lane in lanes]
             if any(lane.run.stopping for lane in lanes):  # a signal may have come between two of them
                 for lane in lanes:
                     lane.run.stopping = True
-            finite = [
-                evaluate_and_save(update, s, epoch, {name: float(sum_S[s]) for name, sum_S in sums.items()}, per_epoch)
-                for s in range(len(lanes))
-            ]
+            going = []
+            for s, lane in enumerate(lanes):
+                run, config, stage = lane.run, lane.config, lane.stage
+                # evaluate
+                evaluating = run.every(config.eval_every)
+                metrics = models.measure(s) if evaluating or run.saving(config.checkpoint_every) else {}
+                own = {term: float(sum_S[s]) for term, sum_S in sums.items()}
+                if bad := not_finite(own, metrics):
+                    run.failed(sentence := run.not_finite(stage.rate_field, *bad))
+                    if len(lanes) == 1:
+                        raise UserError(sentence)
+                    continue
+                state = {"variances": lane.variances, "sums": own, "metrics": metrics}
+                if evaluating:
+                    updates = per_epoch * (epoch - (epoch - 1) // config.eval_every * config.eval_every)
+                    losses = {f"loss_{term}": value / updates for term, value in own.items()}
+                    run.log({"stage": name, "epoch": epoch, **losses, **metrics})
+                    if stage.is_last:
+                        run.keep_best(score(metrics, name), state)
+                    run.end_here(has_ended(run.rows, config, stage))
+                    if run.last or epoch % max(1, stage.epochs // 10) == 0:
+                        run.say(console(metrics, stage, epoch))
+                # save
+                if run.saving(config.checkpoint_every):
+                    run.save(state)
+                going.append(s)
             # stop: runs at their end first, because `ended` raises for the others after a signal
-            going = [s for s, lane in enumerate(lanes) if finite[s] and not lane.run.last]
-            for lane in [lane for s, lane in enumerate(lanes) if finite[s] and lane.run.last]:
-                lane.run.ended()
-                if stage.is_last:
-                    finish(lane, operations, seen_N)
-            for s in going:
-                lanes[s].run.ended()
+            for s in sorted(going, key=lambda s: not lanes[s].run.last):
+                if lanes[s].run.ended() and lanes[s].stage.is_last:
+                    finish(lanes[s], operations, seen_N)
+            going = [s for s in going if not lanes[s].run.last]
             if not going:
                 break
             if len(going) < len(lanes):
                 lanes = [lanes[s] for s in going]
-                sums = {name: sum_S[going] for name, sum_S in sums.items()}
-                update.keep(going)
-            # step
+                sums = {term: sum_S[going] for term, sum_S in sums.items()}
+                models.keep(going)
+            # step: runs of one seed see the same batches, drawn once
             if epoch % first.eval_every == 0:
                 sums = {}
             seeds = list(dict.fromkeys(lane.config.seed for lane in lanes))
             for k, drawn in enumerate(zip(*(batches[seed].epoch(epoch) for seed in seeds), strict=True)):
-                positions = dict(zip(seeds, drawn, strict=True))
-                terms = update.step([positions[lane.config.seed] for lane in lanes], epoch * per_epoch + k, epoch)
-                sums = {name: sums[name] + term_S if name in sums else term_S for name, term_S in terms.items()}
+                update, of_seed = epoch * per_epoch + k, dict(zip(seeds, drawn, strict=True))
+                terms = models.terms([of_seed[lane.config.seed] for lane in lanes], update, epoch)
+                models.backward(total(terms))
+                if first.grad_clip is not None:
+                    models.clip_gradients(first.grad_clip)
+                models.set_rates([lane.stage.rate(update, per_epoch) for lane in lanes])
+                models.optimizer.step()
+                models.optimizer.zero_grad()
+                for term, value_S in terms.items():
+                    sums[term] = sums.get(term, 0.0) + value_S.detach().double()
 
 
 def open_lane(config: TrainConfig, run: Run, seen: Tensor, loaded: dict[Path, Loaded]) -> Lane:
@@ -142,70 +163,10 @@ def open_lane(config: TrainConfig, run: Run, seen: Tensor, loaded: dict[Path, Lo
     return Lane(run, config, model)
 
 
-def start_model(config: TrainConfig, start: Path | None, loaded: dict[Path, Loaded]) -> TernaryVAE:
-    """The model that a new run begins with: drawn from its seed, or that of the checkpoint `start`, verified.
-
-    UserError lists where the start's architecture differs from the configuration's.
-    """
-    if start is None:
-        return create_model(config, config.seed, config.projection_seed)
-    if start not in loaded:
-        loaded[start] = load_model(start)
-    _, stored, model = loaded[start]
-    wanted, there = architecture_of(config), architecture_of(stored)
-    drawn = config.start_projections == "drawn"
-    free = PROJECTION_FIELDS if drawn else set()
-    if differing := [
-        f"{k} {there[k]} there, {wanted[k]} asked for" for k in wanted if k not in free and wanted[k] != there[k]
-    ]:
-        raise UserError(
-            f"start: {start} is of another architecture: {'; '.join(differing)}; give the stored values "
-            "(`ternary-vae inspect` shows them)"
-        )
-    fresh = TernaryVAE(**wanted)
-    taken = {name: w for name, w in model.state_dict().items() if not (drawn and name.startswith("projection."))}
-    fresh.load_state_dict({**fresh.state_dict(), **taken}, strict=True)
-    if drawn:
-        seed = config.seed if config.projection_seed is None else config.projection_seed
-        draw_weights(fresh.projection, seed, "projection")
-    return fresh
-
-
-def batches_of(config: TrainConfig, stage: Stage, v_N: Tensor) -> Batches:
-    """The batches of a stage, over training operations of these valuations."""
-    return Batches(v_N, config.trits, config.batch_size, config.deep_share, derive_seed(config.seed, stage.name))
-
-
-def evaluate_and_save(update: Update, s: int, epoch: int, sums: Mapping[str, float], per_epoch: int) -> bool:
-    """Evaluates lane s and saves it, where that is due; `sums` are of its loss's terms since the last evaluation.
-
-    False when a number is not finite, which ends a run that is trained beside others; UserError for a run alone.
-    """
-    lane = update.lanes[s]
-    run, config, stage = lane.run, lane.config, lane.stage
-    evaluating, metrics = run.every(config.eval_every), {}
-    if evaluating or run.saving(config.checkpoint_every):
-        metrics = update.measure(s)
-        update.put_back(s)
-    for name, value in {**{f"loss_{name}": value for name, value in sums.items()}, **metrics}.items():
-        if not math.isfinite(value):
-            run.failed(sentence := run.not_finite(stage.rate_field, name, value))
-            if len(update.lanes) == 1:
-                raise UserError(sentence)
-            return False
-    state = {"variances": lane.variances, "sums": dict(sums), "metrics": metrics}
-    if evaluating:
-        updates = per_epoch * (epoch - (epoch - 1) // config.eval_every * config.eval_every)
-        losses = {f"loss_{name}": value / updates for name, value in sums.items()}
-        run.log({"stage": stage.name, "epoch": epoch, **losses, **metrics})
-        if stage.is_last:
-            run.keep_best(score(metrics, stage.name), state)
-        run.end_here(has_ended(run.rows, config, stage))
-        if run.last or epoch % max(1, stage.epochs // 10) == 0:
-            run.say(console(metrics, stage, epoch))
-    if run.saving(config.checkpoint_every):
-        run.save(state)
-    return True
+def not_finite(sums: Mapping[str, float], metrics: Mapping[str, Any]) -> tuple[str, float] | None:
+    """Name and value of the first term of the loss, or else metric, that is not finite."""
+    values = {**{f"loss_{term}": value for term, value in sums.items()}, **metrics}
+    return next(((name, value) for name, value in values.items() if not math.isfinite(value)), None)
 
 
 def score(metrics: Mapping[str, Any], stage: str) -> float:
