@@ -35,6 +35,7 @@ help: ## list the targets
 
 setup: .venv/stamp .env ## create or update .venv with every package in it, and fetch the data that the defaults need
 	@$(BIN)/python -m studycore.language.wordnet || echo "goes on without WordNet; what needs it will say so" >&2
+	@$(BIN)/studycore language fetch || echo "goes on without that model; what needs it will say so" >&2
 
 studies: check-size setup ## run the main job of every study, then write runs/index.html with every claim
 	@failed=""; \
@@ -56,8 +57,8 @@ test: $(TOX) ## test every package on this Python, the wheels installed together
 lint: $(TOX) ## ruff, mypy, hadolint and the checks of the repository's own files
 	@$(TOX) run -e lint
 
-bench: setup ## run every study's benchmarks, one after another
-	@shopt -s nullglob; for benchmark in packages/*/benchmarks/*.py; do echo "== $$benchmark"; $(BIN)/python "$$benchmark"; done
+bench: setup ## run all benchmarks, one after another
+	@shopt -s nullglob; for benchmark in shared/benchmarks/*.py packages/*/benchmarks/*.py; do echo "== $$benchmark"; $(BIN)/python "$$benchmark"; done
 
 images: .env ## build every study's image, then show that it imports its libraries and can write runs, and its size
 	docker compose build $(STUDIES)
@@ -71,7 +72,7 @@ images: .env ## build every study's image, then show that it imports its librari
 		docker image inspect --format '{{.Size}}' "geometry-of-learning/$$study" | awk '{printf "%.2f GB\n", $$1 / 1e9}'; \
 	done
 
-clean: ## remove the environments, caches and build results; runs/ stays
+clean: ## remove the environments, caches and build results; runs/ and fetched models stay
 	rm -rf .venv .tox .mypy_cache .ruff_cache .pytest_cache build dist
 	find shared packages tests -name __pycache__ -o -name .pytest_cache -o -name '*.egg-info' | xargs rm -rf
 

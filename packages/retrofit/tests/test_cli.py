@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from retrofit import train as train_module
-from retrofit.cli import main
+from retrofit.cli import doctor, main
 from retrofit.config import START, CompareConfig, RunConfig, arm_names
 from retrofit.plan import plan
 from studycore import execution
@@ -352,3 +352,21 @@ def test_dry_run_times_a_real_step_and_writes_nothing(small, text, tmp_path, cap
         assert main(nothing) == 0
         assert "no steps to time" in capsys.readouterr().out
     assert not any(tmp_path.iterdir())
+
+
+def test_doctor_says_which_models_are_there(monkeypatch, tmp_path):
+    monkeypatch.setenv("STUDYCORE_MODELS", str(tmp_path))
+    checks = {what.split()[0]: (holds, mend) for what, holds, mend in doctor()}
+    assert checks["studycore/wordnet-lm"][0]
+    assert checks["studycore/smollm2-135m-instruct"][0] is False
+    assert "`studycore language fetch` brings it" in checks["studycore/smollm2-135m-instruct"][1]
+    assert "WordNet" in checks
+
+
+def test_a_model_that_is_not_fetched_gets_one_sentence(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("STUDYCORE_MODELS", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert main(["measure", "studycore/smollm2-135m-instruct", "--device", "cpu"]) == 2
+    error = capsys.readouterr().err
+    assert "studycore/smollm2-135m-instruct: is not in" in error
+    assert len(error.strip().splitlines()) == 1

@@ -14,7 +14,15 @@ from retrofit.cli import STUDY
 from retrofit.config import MeasureConfig, MeasureOptions
 from retrofit.figures import curve_style, kind_of
 from retrofit.metrics.matrices import measure_weights, roles_of_matrices
-from retrofit.metrics.matrix_rows import ActivationRow, MatrixRow, read_csv, summarise, token_note, write_csv
+from retrofit.metrics.matrix_rows import (
+    ActivationRow,
+    MatrixRow,
+    massive_note,
+    read_csv,
+    summarise,
+    token_note,
+    write_csv,
+)
 from studycore.errors import UserError
 from studycore.execution import make_run, report_on
 
@@ -124,6 +132,12 @@ def test_rows_come_back_from_their_files_bit_by_bit(tmp_path):
     assert read_csv(tmp_path / "w.csv", MatrixRow) == weights
     assert read_csv(tmp_path / "a.csv", ActivationRow) == activations
     assert read_csv(tmp_path / "nowhere.csv", MatrixRow) == []
+    activations = [ActivationRow("a", 4, 99, 2 / 3, None, math.inf, 1 / 3, 7.5, 2, "Ġthe")]
+    write_csv(tmp_path / "a.csv", activations)
+    assert read_csv(tmp_path / "a.csv", ActivationRow) == activations
+    lines = (tmp_path / "a.csv").read_text().splitlines()
+    (tmp_path / "a.csv").write_text("\n".join(",".join(line.split(",")[:6]) for line in lines) + "\n")
+    assert read_csv(tmp_path / "a.csv", ActivationRow) == [ActivationRow("a", 4, 99, 2 / 3, None, math.inf)], "earlier"
 
 
 def test_an_earlier_versions_folder_reports(run):
@@ -178,3 +192,25 @@ def test_figures_keep_kinds_apart(run):
 def test_curves_differ_in_colour_line_or_marker():
     assert len({curve_style(i)[:2] for i in range(28)}) == 28
     assert len({curve_style(i)[::2] for i in range(28)}) == 28
+
+
+def test_massive_activations_are_named():
+    def row(name, largest):
+        return ActivationRow(name, 4, 99, 2.0, 2.0, 2.0, 1.5, largest, 7, "the")
+
+    rows = [row("a", 1.0), row("b", 900.0), row("c", 2.0), row("d", 19.0), row("e", 2.0)]
+    assert massive_note(rows) == (
+        "Massive activations, 10 or more times 2, the median layer's largest: b 900 (unit 7, token 'the')."
+    )
+    assert massive_note(rows[:1]).endswith("largest: none.")
+    assert massive_note([ActivationRow("a", 4, 99, 2.0, 2.0, 2.0)]) == "", "an earlier version's folder"
+
+
+def test_the_largest_activation_is_in_file_and_report(run):
+    folder = run()
+    for row in read(folder, "activations.csv"):
+        assert float(row["largest"]) > 0
+        assert 0 <= int(row["unit"]) < int(row["width"])
+        assert row["token"]
+        assert float(row["act_kappa_without_largest"]) <= float(row["act_kappa_centred"])
+    assert "Massive activations, 10 or more times" in (folder / "report.md").read_text()

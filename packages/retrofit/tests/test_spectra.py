@@ -7,14 +7,18 @@ import torch
 from conftest import KINDS, tiny_model
 
 from retrofit.blocks import find_blocks, find_matrices
+from retrofit.metrics.matrices import measure_activations
 from retrofit.metrics.spectra import (
     Moments,
+    activation_eigenvalues,
     activation_kappa,
     activation_moments,
+    add_lower_gram,
     ff_gram_original,
     ff_gram_original_of_layer,
     singular_values,
     weight_spectrum,
+    without_largest,
 )
 from retrofit.metrics.summaries import enough_tokens, gaussian_kappa, median, noise_floor
 from studycore.errors import UserError
@@ -170,3 +174,53 @@ def test_ff_gram_original_is_the_original_studys_recipe():
         e = torch.linalg.eigvalsh(g)
         expected.append(float(e.max() / e.min()))
     assert ff_gram_original([moments(x) for x in xs]) == pytest.approx(sum(expected) / 3, rel=1e-4)
+
+
+@pytest.mark.parametrize("width", [3, 64, 67])
+def test_a_gram_matrix_in_strips_is_right_below_the_diagonal(width):
+    x = torch.randn(50, width, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    gram = torch.zeros(width, width, dtype=torch.float64)
+    for part in x.split(20):
+        add_lower_gram(gram, part)
+    torch.testing.assert_close(gram.tril(), (x.T @ x).tril(), rtol=1e-12, atol=1e-12)
+
+
+def test_the_model_is_passed_over_once_and_progress_is_told():
+    model, told, calls = tiny_model("llama").eval(), [], []
+    ids = torch.randint(0, 64, (5, 12), generator=torch.Generator().manual_seed(2))
+    model.base_model.register_forward_pre_hook(lambda *_: calls.append(1))
+    rows = measure_activations(model, ids.repeat(20, 1), told=told.append)
+    assert sum(told) == 100 * 12
+    assert len(calls) == len(told) == 7
+    assert all(row.act_kappa_centred >= row.act_kappa_without_largest >= 1 for row in rows)
+
+
+def test_the_largest_activation_is_named_by_unit_and_token():
+    """A planted one: the only place where one unit is on for one token."""
+    model = tiny_model("gpt2").eval()
+    blocks = find_blocks(model)
+    ids = torch.randint(0, 63, (20, 12), generator=torch.Generator().manual_seed(2))
+    ids[17, 5] = 63
+    plain = activation_moments(model, blocks, ids)
+    handle = blocks[1].down.module.register_forward_pre_hook(
+        lambda module, args: (
+            (args[0].index_put((torch.tensor([1]), torch.tensor([5]), torch.tensor([9])), -torch.tensor(500.0)),)
+            if len(args[0]) == 4
+            else None
+        )
+    )
+    found = activation_moments(model, blocks, ids)  # the second batch has 4 rows
+    handle.remove()
+    assert (found[1].unit, found[1].position, found[1].largest) == (9, 17 * 12 + 5, 500.0)
+    assert found[0].largest == plain[0].largest < 500
+    assert int(ids.flatten()[found[1].position]) == 63
+    # One direction makes the condition number: without it, it falls by more than the square of 10.
+    before, after = (activation_eigenvalues(m[1], centred=True) for m in (plain, found))
+    assert without_largest(before) < 100 * without_largest(before, 1)
+    assert without_largest(after) > 1e4 * without_largest(after, 1)
+
+
+def test_without_largest_by_hand():
+    eigenvalues = torch.tensor([0.5, 1.0, 2.0, 100.0], dtype=torch.float64)
+    assert [without_largest(eigenvalues, k) for k in range(4)] == [200.0, 4.0, 2.0, 1.0]
+    assert without_largest(torch.tensor([0.0, 1.0])) == math.inf

@@ -62,17 +62,17 @@ def report_verb(argv: list[str]) -> None:
 
 
 def doctor() -> list[tuple[str, bool, str]]:
-    """Whether the model and the text of the defaults are there."""
-    from retrofit.config import EMBEDDED_MODEL
-    from retrofit.model import locate
-    from studycore.language import wordnet
+    """Whether the models and the text that need no hub are there."""
+    from studycore.language import embedded, wordnet
 
-    try:
-        model = (f"{EMBEDDED_MODEL} is there: {locate(EMBEDDED_MODEL)}", True, "")
-    except UserError as error:
-        model = (f"{EMBEDDED_MODEL} is there", False, str(error))
+    checks = []
+    for name in embedded.MODELS:
+        try:
+            checks.append((f"{name} is there: {embedded.locate(name)}", True, ""))
+        except UserError as error:
+            checks.append((f"{name} is there", False, str(error)))
     place = wordnet.find()
-    return [model, (f"WordNet is there{f': {place}' if place else ''}", place is not None, "`make setup` fetches it")]
+    return [*checks, (f"WordNet is there{f': {place}' if place else ''}", place is not None, "`make setup` fetches it")]
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """`retrofit measure`: conditioning of every weight matrix of a model, and of its FFN activations on fixed tokens."""
 
 import math
+import sys
 from typing import Any
 
 from torch import Tensor
+from tqdm import tqdm
 
 from retrofit.config import MeasureConfig, check_local
 from retrofit.data import cut_blocks, fingerprint, read_source
@@ -31,13 +33,19 @@ def measure(config: MeasureConfig, run: Run) -> None:
         )
     weights, spectra = measure_weights(model, config.embeddings)
     fingerprints, ids_NB, why_none = {"model": weights_fingerprint(model)}, None, "No dataset is given."
+    tokenizer: Any = None
     if config.dataset is not None:
         try:
-            ids_NB, fingerprints["text"] = read_tokens(config)
+            tokenizer = load_tokenizer(config.model, config.model_revision)
+            ids_NB, fingerprints["text"] = read_tokens(config, tokenizer)
         except UserError as error:
             why_none = str(error)
     run.begin(data=fingerprints)
-    activations: list[ActivationRow] = [] if ids_NB is None else measure_activations(model, ids_NB)
+    activations: list[ActivationRow] = []
+    if ids_NB is not None:
+        hidden = run.quiet or run.dry or not run.is_main or not sys.stderr.isatty()
+        with tqdm(total=ids_NB.numel(), unit="token", desc="activations", disable=hidden) as bar:
+            activations = measure_activations(model, ids_NB, tokenizer.convert_ids_to_tokens, bar.update)
     run.about(about={"hub_commit": commit}, why_no_activations="" if activations else why_none)
 
     if run.is_main:
@@ -60,10 +68,9 @@ def measure(config: MeasureConfig, run: Run) -> None:
         run.results(metrics, spectra)
 
 
-def read_tokens(config: MeasureConfig) -> tuple[Tensor, str]:
+def read_tokens(config: MeasureConfig, tokenizer: Any) -> tuple[Tensor, str]:
     """(ids [blocks, block_size], their fingerprint) of the text. UserError when it cannot be read."""
     assert config.dataset is not None
-    tokenizer = load_tokenizer(config.model, config.model_revision)
     # Enough documents, whatever their length: a token needs a character at least.
     texts = read_source(config, config.dataset, config.validation_split, config.activation_tokens)
     if not texts:

@@ -313,14 +313,14 @@ def _byte_pairs(file: Path, fields: Mapping[str, Any], digits_apart: bool) -> An
         for key, name in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding"))
         if (number := fields.get(f"tokenizer.ggml.{name}_token_id")) is not None
     }
-    around = [
-        names[f"{key}_token"] if fields.get(f"tokenizer.ggml.add_{key}_token", False) else None
+    start, end = (
+        [names[f"{key}_token"]] if fields.get(f"tokenizer.ggml.add_{key}_token", False) else []
         for key in ("bos", "eos")
-    ]
-    if any(around):
-        parts = [*([around[0]] if around[0] else []), "$A", *([around[1]] if around[1] else [])]
-        special = [(token, tokens.index(token)) for token in around if token]
-        built.post_processor = processors.TemplateProcessing(single=parts, special_tokens=special)
+    )
+    if start or end:
+        built.post_processor = processors.TemplateProcessing(
+            single=[*start, "$A", *end], special_tokens=[(token, tokens.index(token)) for token in {*start, *end}]
+        )
     else:
         built.post_processor = processors.ByteLevel(trim_offsets=True)
     made = PreTrainedTokenizerFast(

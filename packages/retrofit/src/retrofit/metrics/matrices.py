@@ -1,20 +1,21 @@
 """What `measure` measures: the spectrum of every matrix of a model, and the conditioning of its FFN activations."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from retrofit.blocks import find_blocks, find_matrices
-from retrofit.metrics.matrix_rows import ROLES, ActivationRow, MatrixRow
+from retrofit.metrics.matrix_rows import LEFT_OUT, ROLES, ActivationRow, MatrixRow
 from retrofit.metrics.spectra import (
+    activation_eigenvalues,
     activation_kappa,
     activation_moments,
     ff_gram_original_of_layer,
     singular_values,
     weight_spectrum,
+    without_largest,
 )
 from retrofit.metrics.summaries import enough_tokens
 
@@ -44,16 +45,21 @@ def measure_weights(model: Any, embeddings: bool = False) -> tuple[list[MatrixRo
     return rows, spectra
 
 
-def measure_activations(model: Any, ids_NB: Tensor) -> list[ActivationRow]:
-    """One row per FFN block, from the same tokens."""
+def measure_activations(
+    model: Any,
+    ids_NB: Tensor,
+    decode: Callable[[int], str] = str,
+    told: Callable[[int], None] = lambda tokens: None,
+) -> list[ActivationRow]:
+    """One row per FFN block, from the same tokens; `decode` names a token, `told` hears how many have been seen."""
     blocks = find_blocks(model)
-    wide: Sequence[Any] = activation_moments(model, blocks, ids_NB)
-    narrow = activation_moments(model, blocks, ids_NB, dtype=torch.float32)
-    rows = []
-    for block, m, n in zip(blocks, wide, narrow, strict=True):
-        values: list[float | None] = [None, None, None]
+    rows, ids_N = [], ids_NB.flatten()
+    for block, m in zip(blocks, activation_moments(model, blocks, ids_NB, told=told), strict=True):
+        values: list[float | None] = [None] * 4
         if enough_tokens(m.tokens, len(m.sum_F)):
-            values = [activation_kappa(m, centred=True), activation_kappa(m, centred=False)]
-            values.append(ff_gram_original_of_layer(n))
-        rows.append(ActivationRow(block.name, len(m.sum_F), m.tokens, *values))
+            e_F = activation_eigenvalues(m, centred=True)
+            values = [without_largest(e_F), activation_kappa(m, centred=False), ff_gram_original_of_layer(m)]
+            values.append(without_largest(e_F, LEFT_OUT) if len(e_F) > LEFT_OUT else None)
+        token = decode(int(ids_N[m.position])) if m.position >= 0 else ""
+        rows.append(ActivationRow(block.name, len(m.sum_F), m.tokens, *values, m.largest, m.unit, token))
     return rows

@@ -22,8 +22,15 @@ from studycore.files import read_text, write_atomic
 from studycore.report import Table
 
 ROLES = ("up", "down", "gate", "attention", "embeddings", "other")
-ACTIVATION_METRICS = ("act_kappa_centred", "act_kappa_uncentred", "ff_gram_original")
-RIDGE_NOTE = f"Ridge {RELATIVE_RIDGE:g} of the mean eigenvalue; ff_gram_original: the original study's recipe, + {ORIGINAL_RIDGE:g} I."
+ACTIVATION_METRICS = ("act_kappa_centred", "act_kappa_uncentred", "ff_gram_original", "act_kappa_without_largest")
+LEFT_OUT = 3
+"""Directions without which a covariance's conditioning is told again: massive activations lie in that few."""
+RIDGE_NOTE = (
+    f"Ridge {RELATIVE_RIDGE:g} of the mean eigenvalue; ff_gram_original: the original study's recipe, + {ORIGINAL_RIDGE:g} I; "
+    f"act_kappa_without_largest: centred, without the {LEFT_OUT} largest directions."
+)
+MASSIVE = 10.0
+"""Times the median over layers of the largest activation: from here on a layer's is called massive."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,11 @@ class ActivationRow:
     act_kappa_centred: float | None
     act_kappa_uncentred: float | None
     ff_gram_original: float | None
+    act_kappa_without_largest: float | None = None
+    largest: float | None = None
+    """The largest absolute activation, with its unit and token; None in folders of earlier versions."""
+    unit: int | None = None
+    token: str = ""
 
 
 @dataclass(frozen=True)
@@ -104,10 +116,26 @@ def token_note(activations: Sequence[ActivationRow]) -> tuple[str, str]:
     return floor, few_tokens(tokens, widest)
 
 
+def massive_note(activations: Sequence[ActivationRow]) -> str:
+    """Which layers' largest activation stands out, with unit and token (Sun et al. 2024, "Massive Activations")."""
+    known = [(row.largest, row) for row in activations if row.largest is not None]
+    if not known:
+        return ""
+    middle = median([value for value, _ in known])
+    massive = [
+        f"{row.name} {value:.4g} (unit {row.unit}, token '{row.token}')"
+        for value, row in sorted(known, key=lambda pair: -pair[0])
+        if value >= MASSIVE * middle > 0
+    ]
+    listed = "; ".join(massive) if massive else "none"
+    return f"Massive activations, {MASSIVE:g} or more times {middle:.3g}, the median layer's largest: {listed}."
+
+
 def tables(weights: Sequence[MatrixRow], activations: Sequence[ActivationRow], why_none: str) -> list[Table]:
     """Weights, activations and summary; `why_none` says why there are no activations."""
     if activations:
-        of_activations = table("FFN activations", activations, f"{RIDGE_NOTE} {token_note(activations)[0]}")
+        notes = (RIDGE_NOTE, token_note(activations)[0], massive_note(activations))
+        of_activations = table("FFN activations", activations, " ".join(note for note in notes if note))
     else:
         of_activations = Table(
             "FFN activations", ("what", "value"), [(name, None) for name in ACTIVATION_METRICS], why_none
@@ -144,7 +172,11 @@ def read_csv(path: Path, kind: type[Row]) -> list[Row]:
     hints = get_type_hints(kind)
 
     def value(name: str, text: str) -> Any:
-        return text if hints[name] is str else int(text) if hints[name] is int else float(text) if text else None
+        if hints[name] is str:
+            return text
+        return (int if hints[name] in (int, int | None) else float)(text) if text else None
 
     rows = [with_todays_names(row) for row in csv.DictReader(read_text(path).splitlines())]
-    return [kind(**{field.name: value(field.name, row[field.name]) for field in fields(kind)}) for row in rows]
+    # Folders of earlier versions lack columns, whose fields say so by their defaults.
+    names = [field.name for field in fields(kind)]
+    return [kind(**{name: value(name, row[name]) for name in names if name in row}) for row in rows]

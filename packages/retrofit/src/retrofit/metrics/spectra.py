@@ -4,7 +4,7 @@ Shapes: O, I a matrix's outputs and inputs; k = min(O, I); N tokens, F the FFN's
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -97,6 +97,10 @@ class Moments:
     """Sum of x x^T: float64, or float32 as the original study takes it."""
     sum_F: Tensor
     tokens: int
+    largest: float = 0.0
+    """The largest |x|, and where it is: a unit of F and the position of a token among all N."""
+    unit: int = -1
+    position: int = -1
 
 
 @contextmanager
@@ -116,23 +120,35 @@ def _features(blocks: Sequence[FeedForward], each: Any) -> Iterator[None]:
 
 @torch.no_grad()
 def activation_moments(
-    model: Any, blocks: Sequence[FeedForward], ids_NB: Tensor, batch: int = 16, dtype: torch.dtype = torch.float64
+    model: Any,
+    blocks: Sequence[FeedForward],
+    ids_NB: Tensor,
+    batch: int = 16,
+    dtype: torch.dtype = torch.float64,
+    told: Callable[[int], None] = lambda tokens: None,
 ) -> list[Moments]:
-    """Sums over all tokens of `ids_NB`, in evaluation mode and the model's own precision."""
+    """Sums over all tokens of `ids_NB`, in evaluation mode and the model's own precision.
+
+    One pass over the model; `told` hears of every `batch` rows how many tokens they are.
+    """
     moments: dict[int, Moments] = {}
 
     def add(layer: int, x_NF: Tensor) -> None:
         # mps has no float64
         kind = torch.float32 if x_NF.device.type == "mps" else dtype
+        n, width = x_NF.shape
+        if layer not in moments:
+            moments[layer] = Moments(x_NF.new_zeros(width, width, dtype=kind), x_NF.new_zeros(width, dtype=kind), 0)
+        m = moments[layer]
+        low_F, high_F = x_NF.aminmax(dim=0)
+        size_F = torch.maximum(-low_F, high_F)
+        if float(size_F.max()) > m.largest:
+            m.unit = int(size_F.argmax())
+            m.largest, m.position = float(size_F.max()), m.tokens + int(x_NF[:, m.unit].abs().argmax())
         x_NF = x_NF.to(kind)
-        gram, total = x_NF.T @ x_NF, x_NF.sum(0)
-        if layer in moments:
-            m = moments[layer]
-            m.gram_FF += gram
-            m.sum_F += total
-            m.tokens += len(x_NF)
-        else:
-            moments[layer] = Moments(gram, total, len(x_NF))
+        add_lower_gram(m.gram_FF, x_NF)
+        m.sum_F += x_NF.sum(0)
+        m.tokens += n
 
     was_training = model.training
     model.eval()
@@ -141,19 +157,43 @@ def activation_moments(
         for part in ids_NB.split(batch):
             # The output layer is not needed.
             model.base_model(input_ids=part.to(device), use_cache=False)
+            told(part.numel())
     model.train(was_training)
+    for m in moments.values():
+        m.gram_FF = m.gram_FF.tril() + m.gram_FF.tril(-1).T
     return [moments[layer] for layer in range(len(blocks))]
 
 
-def activation_kappa(moments: Moments, centred: bool, ridge: float = RELATIVE_RIDGE) -> float:
-    """Condition number of the (co)variance, E[x x^T] or with the mean taken off, plus ridge * mean eigenvalue * I."""
+STRIPS = 4
+"""Parts of a Gram matrix's rows, each computed up to the diagonal's end: (STRIPS + 1) / (2 STRIPS) of its work."""
+
+
+def add_lower_gram(gram_FF: Tensor, x_NF: Tensor) -> None:
+    """Adds x^T x to `gram_FF`, of which only the lower triangle is then right."""
+    width = len(gram_FF)
+    for strip in range(STRIPS):
+        first, end = strip * width // STRIPS, (strip + 1) * width // STRIPS
+        gram_FF[first:end, :end].addmm_(x_NF[:, first:end].T, x_NF[:, :end])
+
+
+def activation_eigenvalues(moments: Moments, centred: bool, ridge: float = RELATIVE_RIDGE) -> Tensor:
+    """[F] of the (co)variance, E[x x^T] or with the mean taken off, plus ridge * mean eigenvalue * I; ascending."""
     gram_FF = moments.gram_FF.double().cpu() / moments.tokens
     if centred:
         mean_F = moments.sum_F.double().cpu() / moments.tokens
         gram_FF = gram_FF - mean_F[:, None] * mean_F[None, :]
     gram_FF = gram_FF + ridge * gram_FF.diagonal().mean() * torch.eye(len(gram_FF), dtype=torch.float64)
-    e_F = torch.linalg.eigvalsh(gram_FF)
-    return float(e_F[-1] / e_F[0]) if e_F[0] > 0 else math.inf
+    return torch.linalg.eigvalsh(gram_FF)
+
+
+def without_largest(e_F: Tensor, left_out: int = 0) -> float:
+    """Condition number from ascending eigenvalues, without the directions of the `left_out` largest."""
+    return float(e_F[-1 - left_out] / e_F[0]) if e_F[0] > 0 else math.inf
+
+
+def activation_kappa(moments: Moments, centred: bool, ridge: float = RELATIVE_RIDGE) -> float:
+    """Condition number of `activation_eigenvalues`."""
+    return without_largest(activation_eigenvalues(moments, centred, ridge))
 
 
 def ff_gram_original_of_layer(moments: Moments) -> float:
