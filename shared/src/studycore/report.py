@@ -162,13 +162,13 @@ def _index_entry(folder: Path, place: str, verb: str, prefix: str) -> dict[str, 
     """What the index shows of one run. Pages of earlier versions have no report.json: then the claims stand alone."""
     claims = _claims_of(read_json(folder / "results.json"))
     about = read_json(folder / "report.json") if (folder / "report.json").exists() else {}
-    figure = about.get("figure")
-    shown = figure and (folder / figure[0]).is_file()
+    place_of_figure, caption = about.get("figure") or ("", "")
+    shown = bool(place_of_figure) and (folder / place_of_figure).is_file()
     return {
         "path": place, "verb": verb, "claims": claims, "verdicts": verdict_counts(claims),
         "question": about.get("question", ""), "answer": about.get("answer", ""),
         "has_report": (folder / "report.html").exists(),
-        "figure": (_inline(folder / figure[0], re.sub(r"\W", "", prefix)), figure[1]) if shown else None,
+        "figure": (_inline(folder / place_of_figure, re.sub(r"\W", "", prefix)), caption) if shown else None,
     }  # fmt: skip
 
 
