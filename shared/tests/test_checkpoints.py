@@ -165,6 +165,8 @@ def test_each_file_is_synchronised_before_the_folder_gets_its_name(tmp_path, mon
             before = {path.name for path in synced if path.parent.name == "tmp-step-10"}
             assert {*FILES, f".manifest.json.{os.getpid()}.tmp"} <= before
             assert synced[-1].name == "tmp-step-10"
+        if Path(new).name == "index.json":  # which must not name what is not yet there for good
+            assert tmp_path in synced
         renamed.append(Path(new).name)
         real_replace(old, new)
 

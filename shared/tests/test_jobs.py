@@ -33,6 +33,9 @@ def test_names():
     assert [run.name for run in grid_points({}, {}, {}, [7, 8])] == ["run_s7", "run_s8"]
     assert [run.name for run in grid_points({}, {}, {"a": {}, "b": {}}, [0])] == ["a", "b"]
     assert grid_points({}, {}, {"a": {"seed": 9}}, [1])[0].values == {"seed": 1}
+    # What an arm says holds against the base, and what the grid says against both.
+    over = grid_points({"p": 1, "lr": 1, "wd": 1}, {"lr": [3]}, {"a": {"p": 2, "lr": 2}}, [0], "x")
+    assert over[0].values == {"p": 2, "lr": 3, "wd": 1, "seed": 0}
     assert grid_points({}, {}, {}, []) == []
 
 

@@ -138,3 +138,14 @@ def test_a_damaged_line_is_named(log, line):
     log.path.write_text("\n".join(lines) + "\n")
     with pytest.raises(UserError, match=r"metrics.jsonl: line 2 is no row of metrics"):
         read_rows(log.path)
+
+
+def test_rows_are_durable_when_a_part_is_written(tmp_path, monkeypatch):
+    log, synced = MetricsLog(tmp_path), []
+    log.append({"step": 0})
+    real = os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda handle: synced.append(os.readlink(f"/proc/self/fd/{handle}")) or real(handle)
+    )
+    log.write_part()
+    assert str(tmp_path / "metrics.jsonl") in synced
