@@ -234,6 +234,24 @@ def test_a_folder_that_was_never_finished_is_passed_over(tmp_path, capsys):
     assert not (tmp_path / "tmp-step-15").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("model.safetensors", b"<html>", r"cannot be read as safetensors \(SafetensorError"),
+        ("config.json", b"[1]", "holds no mapping"),
+        ("state.json", b"null", "holds no mapping"),
+    ],
+)
+def test_contents_of_another_kind_are_refused_although_their_sums_agree(tmp_path, name, content, said):
+    path = save(tmp_path, 5)
+    (path / name).write_bytes(content)
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["sha256"][name] = sha256(path / name)
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=rf"{name}: {said}"):
+        load_checkpoint(path)
+
+
 def test_a_manifest_moved_from_another_step_is_refused(tmp_path):
     os.rename(save(tmp_path, 5), tmp_path / "step-7")
     with pytest.raises(UserError, match="step 5"):

@@ -2,6 +2,8 @@
 
 import math
 import pickle
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,11 +16,12 @@ from studycore.files import read_json, write_json
 from studycore.record import read_config, read_record
 from studycore.run_folder import read_manifest
 from ternary_vae.checkpoint import load_model
-from ternary_vae.cli import STUDY, import_command, inspect_command
+from ternary_vae.cli import STUDY, import_command, inspect_command, main
 from ternary_vae.data import Operations
-from ternary_vae.legacy import importing
-from ternary_vae.legacy.importing import read_old, shown_fields
+from ternary_vae.legacy import old_file
+from ternary_vae.legacy.importing import forms_of, shown_fields
 from ternary_vae.legacy.inspection import examine_old
+from ternary_vae.legacy.old_file import read_old
 from ternary_vae.metrics.evaluate import all_metrics
 
 torch.set_num_threads(1)
@@ -236,7 +239,11 @@ def test_keys_left_over_missing_or_of_another_shape_are_listed(write, tmp_path):
     del broken["encoder_B.fc_logvar.bias"]
     with pytest.raises(UserError) as raised:
         bring_in(write(broken), tmp_path)
-    for part in ("fc_logvar.bias is missing", "encoder.7.bias is left over", "fc_mu.bias is [9] and not [2]"):
+    for part in (
+        "1 missing (encoder_B.fc_logvar.bias)",
+        "1 left over (encoder_B.encoder.7.bias)",
+        "encoder_B.fc_mu.bias is [9] float32 and not [2] float32",
+    ):
         assert part in str(raised.value)
     assert not (tmp_path / "run").exists()
 
@@ -264,20 +271,20 @@ def test_weights_that_are_not_numbers_or_of_mixed_precision(write, tmp_path):
         bring_in(write(state), tmp_path)
     state = old_state(dropout=False)
     state["projection.proj_B.radius_net.0.bias"] = state["projection.proj_B.radius_net.0.bias"].double()
-    with pytest.raises(UserError, match="float32, float64"):
+    with pytest.raises(UserError, match=r"projection\.\* are float32 and float64; save them as"):
         bring_in(write(state), tmp_path)
 
 
 def test_numpys_scalars_become_plain_numbers_without_numpy(write, tmp_path, monkeypatch):
     """The old metrics are made of them; numpy's own scalar() would unpickle what an object type carries."""
     values = {"f": np.float64(-0.625), "s": np.float32(0.5), "n": np.int64(-7), "b": np.bool_(True), "p": 1.25}
-    read = read_old(path := importing.Path(write(old_state(), metrics=values)))
+    read = read_old(path := Path(write(old_state(), metrics=values)))
     assert read.metrics == {"f": -0.625, "s": 0.5, "n": -7, "b": True, "p": 1.25}
     assert {type(value) for value in read.metrics.values()} == {float, int, bool}
     assert read.epoch == 12
     with pytest.raises(pickle.UnpicklingError, match="little-endian"):
-        importing.STAND_INS[0][0]("f8").__setstate__((3, ">", None))
-    monkeypatch.setattr(importing, "STAND_INS", [])
+        old_file.STAND_INS[0][0]("f8").__setstate__((3, ">", None))
+    monkeypatch.setattr(old_file, "STAND_INS", [])
     with pytest.raises(UserError, match="holds more than weights"):
         read_old(path)
 
@@ -310,7 +317,7 @@ def test_a_file_that_needs_pickle_is_refused_and_nothing_runs(write, tmp_path, k
     value = {
         "object": Trap(mark), "array": np.ones(3), "object scalar": ObjectScalar(mark), "plain class": CONFIG.keys,
     }[kind]  # fmt: skip
-    value = importing.Path("x") if kind == "plain class" else value
+    value = Path("x") if kind == "plain class" else value
     path = write(old_state(), metrics={"x": value})
     for command in (lambda: bring_in(path, tmp_path), lambda: inspect_command([path])):
         with pytest.raises(UserError, match=r"holds more than weights and plain values.*save its weights"):
@@ -324,7 +331,7 @@ def test_files_that_are_none(write, tmp_path):
     (tmp_path / "text.pt").write_text("no weights")
     with pytest.raises(UserError, match=r"text\.pt"):
         bring_in(str(tmp_path / "text.pt"), tmp_path)
-    whole = importing.Path(write(old_state())).read_bytes()
+    whole = Path(write(old_state())).read_bytes()
     (tmp_path / "half.pt").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match=r"half\.pt"):
         bring_in(str(tmp_path / "half.pt"), tmp_path)
@@ -344,9 +351,9 @@ def test_a_run_that_is_there_is_not_written_over(write, tmp_path):
 
 
 def test_only_what_shows_in_the_tensors_is_taken_from_them():
-    found = shown_fields({key: tuple(tensor.shape) for key, tensor in old_state(manifold=1.0).items()})
-    assert found["encoder_dropout"] is False and found["projection_dropout"] is True and found["manifold"]
-    assert shown_fields({}) == {"use_controller": False, "manifold": False}
+    found = shown_fields(forms_of(old_state(manifold=1.0)))
+    assert found["encoder_dropout"] is False and found["projection_dropout"] is True
+    assert shown_fields({}) == {"use_controller": False}
 
 
 def test_inspect_shows_an_old_file_and_says_whether_it_fits(write, capsys):
@@ -372,7 +379,7 @@ def test_inspect_shows_an_old_file_and_says_whether_it_fits(write, capsys):
 )
 def test_inspect_says_of_an_old_file_what_import_would_say(write, tmp_path, state, config, said):
     path = write(old_state(**state), {**CONFIG, **config})
-    (finding,) = examine_old(importing.Path(path)).findings
+    (finding,) = examine_old(Path(path)).findings
     assert finding.cause == "import"
     for command in (lambda: inspect_command([path]), lambda: bring_in(path, tmp_path)):
         with pytest.raises(UserError, match=said):
@@ -380,7 +387,7 @@ def test_inspect_says_of_an_old_file_what_import_would_say(write, tmp_path, stat
 
 
 def test_inspect_says_what_an_old_file_does_not_declare(write):
-    (finding,) = examine_old(importing.Path(write(old_state(dropout=False), {}))).findings
+    (finding,) = examine_old(Path(write(old_state(dropout=False), {}))).findings
     assert "curvature, max_radius" in finding.sentence and "--curvature and --max-radius" in finding.sentence
 
 
@@ -404,3 +411,175 @@ def test_an_import_that_was_cut_off_is_not_resumed(write, tmp_path):
     write_json(folder / "manifest.json", read_manifest(folder) | {"state": "running"})
     with pytest.raises(UserError, match=r"import` has nothing to resume; run it again"):
         resume_verb(STUDY, [str(folder)])
+
+
+# --------------------------------------------------------------------------------- files that other people wrote or broke
+def refused(path, tmp_path, capsys):
+    """The one sentence with which both `import` and `inspect` refuse a file; nothing is written."""
+    sentences = []
+    for arguments in (["import", path, str(tmp_path / "run")], ["inspect", path]):
+        assert main(arguments) == 2
+        (sentence,) = capsys.readouterr().err.splitlines()
+        said = sentence.removeprefix("ternary-vae: error: ")
+        sentences.append(said.replace(f"{path}: does not rebuild: ", f"{path}: "))
+    assert sentences[0] == sentences[1] and not (tmp_path / "run").exists()
+    return sentences[0]
+
+
+@pytest.mark.parametrize("name", ["encoder_B.fc_mu.weight", "projection.proj_A.radius_net.0.bias"])
+def test_a_damaged_weight_is_seen_by_the_archives_own_checksum(write, tmp_path, capsys, name):
+    state = old_state(dropout=False)
+    path = write(state)
+    data = bytearray(Path(path).read_bytes())
+    data[data.find(state[name].numpy().tobytes()) + 7] ^= 0x04  # in the exponent: still a number
+    Path(path).write_bytes(data)
+    assert torch.load(path, weights_only=True)["model_state"][name].isfinite().all(), "torch itself sees nothing"
+    assert re.search(r"is damaged: its entry best/data/\d+ does not match", refused(path, tmp_path, capsys))
+
+
+def changed(key, tensor):
+    return lambda state: {**state, key: tensor(state[key])}
+
+
+KEY = "decoder_A.decoder.0.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (changed(KEY, lambda t: t.to(torch.float8_e4m3fn)), f"{KEY} is of type float8_e4m3fn; convert it"),
+        (changed(KEY, lambda t: t.to_sparse()), f"{KEY} is not dense (sparse_coo); save it as a dense tensor"),
+        (changed(KEY, lambda t: t.to("meta")), f"{KEY} has a shape and no values"),
+        (changed(KEY, lambda t: t / 0), f"{KEY} holds NaN or infinity; use an earlier checkpoint"),
+        (changed(KEY, lambda t: t.half()), "encoder_* are float16 and float32; save them as float32 or float64 alone"),
+        (changed(KEY, lambda t: t.tolist()), f"'{KEY}' of its model is no tensor"),
+        (changed(KEY, lambda t: t * 1e38), "its weights make logits infinite or NaN; use an earlier checkpoint"),
+        (changed("encoder_B.fc_mu.weight", lambda t: t * 1e38), "its weights make min_level_gap, richness, richness_hyperbolic and 3 more infinite"),
+        (changed("encoder_A.fc_mu.weight", lambda t: t[0, 0]), "does not fit its architecture"),
+        (lambda state: {**state, 7: torch.ones(1)}, "7 of its model is no tensor"),
+        (lambda state: list(state.values()), "its model is no mapping of tensors"),
+        (lambda state: {f"encoder_{k}.weight": torch.ones(1) for k in range(9)}, "no name here for encoder_0.weight, encoder_1.weight, encoder_2.weight and 6 more"),
+    ],
+)  # fmt: skip
+def test_weights_that_are_none(write, tmp_path, capsys, change, said):
+    path = write(change(old_state(dropout=False)))
+    assert refused(path, tmp_path, capsys).startswith(f"{path}: {said}")
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"curvature": "one"}, "its configuration: curvature: one does not fit; give a float above 0"),
+        ({"hidden_dim": 40.5}, "its configuration: hidden_dim: 40.5 does not fit; give an int of 1 or more"),
+        ({"latent_dim": None}, "its configuration: latent_dim: null does not fit"),
+        ({"encoder_sizes": {"a": 8}}, "its configuration: encoder_sizes: {'a': 8} does not fit"),
+        ({"activation": "gelu"}, "its configuration: activation: gelu does not fit"),
+        ({"curvature": torch.eye(3)}, "its configuration: curvature: tensor([[1., 0., 0.], [0., 1., 0.], [0., 0., 1.]])"),
+        ({"max_radius": 1.5}, "max_radius: 1.5 does not lie inside the ball of curvature 1.0"),
+        ({"curvature": math.nan}, "its configuration: curvature: nan does not fit; give a"),
+    ],
+)  # fmt: skip
+def test_a_configuration_of_wrong_types(write, tmp_path, capsys, config, said):
+    path = write(old_state(dropout=False), {**CONFIG, **config})
+    assert refused(path, tmp_path, capsys).startswith(f"{path}: {said}")
+
+
+@pytest.mark.parametrize("config", ["yaml text", [("curvature", 1.0)], torch.ones(2)])
+def test_a_configuration_that_is_no_mapping_is_not_passed_over(write, tmp_path, capsys, config):
+    path = write(old_state(dropout=False), config)
+    said = f"{path}: its config is {type(config).__name__} and no mapping; save it as a dict"
+    assert refused(path, tmp_path, capsys).startswith(said)
+
+
+def test_files_that_hold_no_weights(tmp_path, capsys):
+    contents = {
+        "pointer.pt": b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "empty.ckpt": b"",
+        "page.bin": b"<!DOCTYPE html><html>not found</html>", "array.pth": b"\x93NUMPY\x01\x00v\x00{}",
+        "deep.pt": b"\x80\x02" + b"(" * 100_000,
+    }  # fmt: skip
+    sentences = {}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+        sentences[name] = refused(str(tmp_path / name), tmp_path, capsys).removeprefix(f"{tmp_path / name}: ")
+    assert sentences["pointer.pt"].startswith("is a git-lfs pointer and not the file itself")
+    assert sentences["empty.ckpt"] == "is empty; fetch it anew"
+    for name in ("page.bin", "array.pth", "deep.pt"):
+        assert sentences[name].startswith(("cannot be read as a PyTorch file (", "holds more than weights")), name
+    script = tmp_path / "script.pt"
+    torch.jit.script(torch.nn.Linear(1, 1)).save(script)
+    assert "cannot be read as a PyTorch file (RuntimeError: Cannot use" in refused(str(script), tmp_path, capsys)
+
+
+def test_names_of_classes_that_a_file_would_need_are_read_from_it(write, tmp_path, capsys):
+    path = write(old_state(), optimizer=torch.nn.Linear(1, 1), at=Path("x"))
+    said = refused(path, tmp_path, capsys)
+    assert f"{path}: holds more than weights and plain values (" in said
+    assert "torch.nn.modules.linear.Linear" in said and "pathlib." in said
+
+
+def wrapped(state, prefix):
+    return {f"{prefix}{key}": tensor for key, tensor in state.items()}
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_what_wrappers_put_before_the_names_is_left_out_and_said(write, tmp_path, capsys, prefix):
+    state = old_state(dropout=False)
+    inside = {key.replace("encoder_A.", "encoder_A._orig_mod."): tensor for key, tensor in state.items()}
+    averaged = {"n_averaged": torch.tensor(7), **wrapped(inside, prefix)}
+    folder = bring_in(write(averaged), tmp_path)
+    check_outputs(folder, state)
+    wrappers = [name for name in ("module", "_orig_mod") if name in prefix or name == "_orig_mod"]
+    note = f"wrapped weights: {' and '.join(wrappers)} left out of the tensors' names"
+    assert note in capsys.readouterr().out
+    assert read_manifest(folder)["imported"]["notes"] == [note]
+    assert read_manifest(folder)["imported"]["dropped"] == ["n_averaged"]
+
+
+def test_another_prefix_is_named_with_the_line_that_mends_it(write, tmp_path, capsys):
+    state = old_state(dropout=False)
+    path = write(wrapped(state, "model.net."))
+    said = refused(path, tmp_path, capsys)
+    assert said == (
+        f"{path}: 'model.net.' stands before the names of its tensors; give a --key-map with the line 'model.net.': ''"
+    )
+    (tmp_path / "map.yaml").write_text(said.split("with the line ")[1])
+    check_outputs(bring_in(path, tmp_path, "--key-map", str(tmp_path / "map.yaml")), state)
+
+
+def test_of_two_copies_the_one_taken_is_named(write, tmp_path, capsys):
+    state, other = old_state(dropout=False), {k: -t for k, t in old_state(dropout=False).items()}
+    path = write(state, ema={"decay": 0.9, "shadow": wrapped(other, "module.")}, best={"model": other}, optimizer={"encoder_A.fc_mu.weight": torch.ones(1)})  # fmt: skip
+    folder = bring_in(path, tmp_path)
+    check_outputs(folder, state)
+    note = "several copies of the model: the one under model_state is taken, not ema.shadow, best.model"
+    assert note in capsys.readouterr().out
+    inspect_command([path])
+    assert note in capsys.readouterr().out
+    (tmp_path / "run").rename(tmp_path / "first")
+
+    beside = bring_in(write({**wrapped(other, "ema_model."), **state}), tmp_path)
+    check_outputs(beside, state)
+    assert read_manifest(beside)["imported"]["notes"] == [
+        "two models: the one whose names begin with '' is taken, not that with 'ema_model.'"
+    ]
+    assert len(read_manifest(beside)["imported"]["dropped"]) == len(state)
+    (tmp_path / "run").rename(tmp_path / "second")
+    # Of two that are both under a prefix, the user says which.
+    path = write({**wrapped(state, "net."), **wrapped(other, "ema_net.")})
+    assert "holds a model under each of 'net.' and 'ema_net.'; give a --key-map" in refused(path, tmp_path, capsys)
+    (tmp_path / "map.yaml").write_text("'net.': null\n'ema_net.': ''\n")
+    check_outputs(bring_in(path, tmp_path, "--key-map", str(tmp_path / "map.yaml")), other)
+
+
+def test_a_copy_that_is_not_the_whole_model_is_not_passed_over(write, tmp_path, capsys):
+    path = write({**old_state(dropout=False), "ema_model.encoder_A.extra.weight": torch.ones(1)})
+    assert "no name here for ema_model.encoder_A.extra.weight" in refused(path, tmp_path, capsys)
+
+
+def test_a_file_of_the_layout_before_archives_and_one_that_is_the_weights_alone(tmp_path, capsys):
+    state = old_state(dropout=False)
+    torch.save({"model": state, "config": CONFIG}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    check_outputs(bring_in(str(tmp_path / "old.pt"), tmp_path), state)
+    (tmp_path / "run").rename(tmp_path / "first")
+    torch.save(state, tmp_path / "weights.pt")
+    check_outputs(bring_in(str(tmp_path / "weights.pt"), tmp_path, "--curvature=1", "--max-radius=0.95"), state)

@@ -5,16 +5,18 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from studycore.checkpoints import load_checkpoint, rebuild, save_checkpoint
 from studycore.configuration import to_dict
 from studycore.errors import UserError
 from studycore.files import sha256
 from ternary_vae.checkpoint import load_model
-from ternary_vae.cli import inspect_command
+from ternary_vae.cli import inspect_command, main
 from ternary_vae.config import TrainConfig
 from ternary_vae.data import Operations
-from ternary_vae.legacy.inspection import diagnose, diagnose_dtypes, examine
+from ternary_vae.legacy.importing import forms_of
+from ternary_vae.legacy.inspection import diagnose, examine
 from ternary_vae.metrics.evaluate import headline, order_metrics, reconstruct
 from ternary_vae.model import build_model, create_model, probe_inputs, replay_probe
 
@@ -37,8 +39,12 @@ def model_of(config):
     return model
 
 
-def shapes(config):
-    return {key: tuple(tensor.shape) for key, tensor in model_of(config).state_dict().items()}
+def forms(config):
+    return forms_of(model_of(config).state_dict())
+
+
+def values(**changes):
+    return to_dict(config_of(**changes))
 
 
 class Manifold(torch.nn.Module):
@@ -102,7 +108,8 @@ def test_the_first_half_of_the_original_fault_dropout_that_the_configuration_for
     with pytest.raises(UserError, match="does not fit its configuration"):
         load_model(str(path))
     with pytest.raises(
-        UserError, match=r"index shift by dropout.*8 tensors are missing.*and 8 left over.*projection_dropout"
+        UserError,
+        match=r"index shift by dropout: projection_dropout is false .*8 missing.*8 left over.*set projection_dropout",
     ):
         inspect_command([str(path)])
     said = capsys.readouterr().out
@@ -120,17 +127,16 @@ def test_the_second_half_of_the_original_fault_a_manifold_that_came_after_saving
     (finding,) = examine(path, with_manifold).findings
     assert finding.cause == "missing manifold"
     assert finding.keys == ("projection.proj_A.manifold.isp_c", "projection.proj_B.manifold.isp_c")
-    assert "added to the module after saving" in finding.sentence
+    assert "was added to the module after saving" in finding.sentence
 
 
 def test_both_halves_are_ten_missing_and_eight_unexpected_keys_with_two_causes(save):
     path = save(config_of(projection_dropout=0.1), config_of())
-    expected = {k: tuple(t.shape) for k, t in with_manifold(to_dict(config_of())).state_dict().items()}
-    found = {k: tuple(t.shape) for k, t in load_checkpoint(path).model.items()}
-    assert (len(set(expected) - set(found)), len(set(found) - set(expected))) == (10, 8)
-    findings = diagnose(expected, found)
+    expected, held = with_manifold(values()).state_dict(), load_checkpoint(path).model
+    assert (len(set(expected) - set(held)), len(set(held) - set(expected))) == (10, 8)
+    findings = diagnose(values(), forms_of(held), with_manifold)
     assert sorted(finding.cause for finding in findings) == ["index shift by dropout", "missing manifold"]
-    assert {key for finding in findings for key in finding.keys} == set(expected) ^ set(found)
+    assert {key for finding in findings for key in finding.keys} == set(expected) ^ set(held)
 
 
 @pytest.mark.parametrize(("controller", "stored"), [(False, 101_663), (True, 103_269)])
@@ -140,7 +146,7 @@ def test_with_the_manifold_the_sizes_are_those_that_the_original_study_stored(co
 
 
 def test_no_difference_is_no_finding():
-    assert diagnose(shapes(config_of()), shapes(config_of())) == []
+    assert diagnose(values(), forms(config_of())) == []
 
 
 @pytest.mark.parametrize(
@@ -167,21 +173,31 @@ def test_each_field_that_shows_in_the_tensors_is_the_one_cause(save, made, cause
 
 
 def test_what_the_file_lacks_is_told_from_what_it_has_too_much():
-    plain, controlled = shapes(config_of()), shapes(config_of(use_controller=True))
-    assert [finding.cause for finding in diagnose(controlled, plain)] == ["missing controller"]
-    manifold = {**plain, "projection.proj_A.manifold.isp_c": (), "projection.proj_B.manifold.isp_c": ()}
-    assert [finding.cause for finding in diagnose(plain, manifold)] == ["extra manifold"]
-    (finding,) = diagnose(shapes(config_of(projection_dropout=0.1)), plain)
+    plain = forms(config_of())
+    assert [finding.cause for finding in diagnose(values(use_controller=True), plain)] == ["missing controller"]
+    manifold = {**plain, **{f"projection.proj_{x}.manifold.isp_c": ([], "float32") for x in "AB"}}
+    assert [finding.cause for finding in diagnose(values(), manifold)] == ["extra manifold"]
+    (finding,) = diagnose(values(projection_dropout=0.1), plain)
     assert finding.cause == "index shift by dropout" and "set projection_dropout to 0" in finding.sentence
 
 
 def test_a_key_that_no_field_explains_is_listed():
-    plain = shapes(config_of())
-    less = {key: shape for key, shape in plain.items() if key != "encoder_B.fc_mu.bias"}
-    (finding,) = diagnose(plain, {**less, "encoder_C.bias": (2,)})
+    plain = forms(config_of())
+    less = {key: form for key, form in plain.items() if key != "encoder_B.fc_mu.bias"}
+    (finding,) = diagnose(values(), {**less, "encoder_C.bias": ([2], "float32")})
     assert finding.cause == "keys" and set(finding.keys) == {"encoder_B.fc_mu.bias", "encoder_C.bias"}
-    (one_sided,) = diagnose(plain, {**plain, "encoder_B.fc_mu.weight": (9, 9)})
+    assert "1 missing (encoder_B.fc_mu.bias); 1 left over (encoder_C.bias)" in finding.sentence
+    (one_sided,) = diagnose(values(), {**plain, "encoder_B.fc_mu.weight": ([9, 9], "float32")})
     assert one_sided.cause == "keys" and one_sided.keys == ("encoder_B.fc_mu.weight",)
+    assert "encoder_B.fc_mu.weight is [9, 9] float32 and not [2, 4] float32" in one_sided.sentence
+
+
+def test_tensors_that_no_model_has_are_listed_and_end_nothing():
+    plain = forms(config_of())
+    halves = {key: (shape, "float16") for key, (shape, _) in plain.items()}
+    assert {finding.cause for finding in diagnose(values(), halves)} == {"dtype", "keys"}
+    wide = {**plain, "encoder_A.encoder.0.weight": ([8, 14], "float32")}
+    assert {finding.cause for finding in diagnose(values(), wide)} == {"shape", "keys"}
 
 
 def test_a_precision_that_strict_loading_would_convert_in_silence(save):
@@ -190,8 +206,7 @@ def test_a_precision_that_strict_loading_would_convert_in_silence(save):
     assert (
         finding.cause == "dtype" and "projection_dtype is float64 in the configuration and float32" in finding.sentence
     )
-    narrow, wide = model_of(config_of()).state_dict(), model_of(config_of(dtype="float64")).state_dict()
-    assert [finding.mend for finding in diagnose_dtypes(narrow, wide)] == [{"dtype": "float64"}]
+    assert [finding.mend for finding in diagnose(values(), forms(config_of(dtype="float64")))] == [{"dtype": "float64"}]
 
 
 @pytest.mark.parametrize("radius", ["hyperbolic", "euclidean"])
@@ -279,3 +294,49 @@ def test_a_configuration_that_lacks_a_field(tmp_path):
     (finding,) = examine(path).findings
     assert finding.cause == "configuration" and "projection_dropout" in finding.sentence
     assert "projection_dropout not stored" in " ".join(examine(path).lines)
+
+
+def with_files(path, **files):
+    """The checkpoint with other files, under sums that agree with them."""
+    manifest = json.loads((path / "manifest.json").read_text())
+    for name, content in files.items():
+        file = next(file for file in path.iterdir() if file.stem == name)
+        if isinstance(content, bytes):
+            file.write_bytes(content)
+        else:
+            save_file(content, file)
+        manifest["sha256"][file.name] = sha256(file)
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    return path
+
+
+def weights(**changes):
+    state = model_of(config_of()).state_dict()
+    return {key: changes.get(key.replace(".", "_"), tensor) for key, tensor in state.items()}
+
+
+NOT_FINITE = torch.tensor([1.0, torch.inf])
+METRICS = json.dumps({"loop": "hierarchy", "state": {"metrics": {"coverage": 1.0, "hierarchy": "good"}}}).encode()
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"model": weights(encoder_B_fc_mu_bias=NOT_FINITE)}, "model.safetensors: encoder_B.fc_mu.bias holds NaN or infinity"),
+        ({"model": b"version https://git-lfs.github.com/spec/v1"}, "model.safetensors: cannot be read as safetensors"),
+        ({"probe": {"input_index": torch.arange(3)}}, "probe.safetensors: holds no operations with outputs to compare"),
+        ({"probe": {"output_rho_B": torch.ones(3)}}, "probe.safetensors: holds no operations with outputs to compare"),
+        ({"config": b"[1]"}, "config.json: holds no mapping"),
+        ({"config": json.dumps({**to_dict(config_of()), "encoder_sizes": "wide"}).encode()}, "config.json: encoder_sizes: wide does not fit"),
+        ({"state": b"3"}, "state.json: holds no mapping"),
+        ({"state": METRICS}, "state.json: stores no metrics to compare with"),
+    ],
+)  # fmt: skip
+def test_contents_that_no_checkpoint_has_are_named_by_every_command(save, capsys, files, said):
+    """The sums agree with them: whoever wrote these files wrote the manifest as well."""
+    path = with_files(save(config_of()), **files)
+    for verb in ("evaluate", "inspect", "finetune"):
+        assert main([verb, str(path), *(["--output-dir", str(path / "out")] if verb == "finetune" else [])]) == 2
+        (sentence,) = capsys.readouterr().err.splitlines()
+        assert f"{path}/{said}" in sentence
+    assert not (path / "out").exists()

@@ -67,7 +67,7 @@ def test_the_files_that_the_readme_reads_in_order_exist():
     assert all((here / name).exists() for name in files)
     there = {path.relative_to(here).as_posix() for path in (here / "src" / "ternary_vae").glob("*.py")}
     # Left out: what is found from these, and what only starts the command.
-    beside = ("__init__", "__main__", "cli", "evaluation", "figures", "stacked_adamw")
+    beside = ("__init__", "__main__", "cli", "evaluation", "figures")
     assert there - set(files) == {f"src/ternary_vae/{name}.py" for name in beside}
 
 

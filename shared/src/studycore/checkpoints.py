@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from studycore.configuration import differences
 from studycore.errors import UserError
 from studycore.files import read_json, sha256, sync_folder, write_json, write_tensors
+from studycore.foreign import reading
 
 FILES = ("config.json", "model.safetensors", "optimizer.safetensors", "state.json", "probe.safetensors")
 Tensors = Mapping[str, Tensor]
@@ -169,10 +170,15 @@ def load_checkpoint(path: Path) -> Checkpoint:
             raise UserError(
                 f"{path}/{name}: its checksum differs from the manifest's (damaged); use another checkpoint"
             )
-    tensors = {name: load_file(path / f"{name}.safetensors") for name in ("model", "optimizer", "probe")}
-    return Checkpoint(
-        path, manifest["step"], read_json(path / "config.json"), state=read_json(path / "state.json"), **tensors
-    )
+    tensors = {}
+    for name in ("model", "optimizer", "probe"):
+        with reading(path / f"{name}.safetensors", "safetensors"):
+            tensors[name] = load_file(path / f"{name}.safetensors")
+    values = {name: read_json(path / f"{name}.json") for name in ("config", "state")}
+    for name, value in values.items():
+        if not isinstance(value, dict):
+            raise UserError(f"{path}/{name}.json: holds no mapping; use another checkpoint")
+    return Checkpoint(path, manifest["step"], **values, **tensors)
 
 
 def load_latest(root: Path) -> Checkpoint | None:

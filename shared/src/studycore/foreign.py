@@ -33,7 +33,7 @@ def reading(path: str | Path, what: str) -> Iterator[None]:
     except (UserError, Stopped):
         raise
     except Exception as error:
-        said = " ".join(str(error).split())
+        said = "".join(c for c in " ".join(str(error).split()) if c.isprintable())
         reason = f"{type(error).__name__}: {said[:160]}".rstrip(" .:")
         raise UserError(
             f"{path}: cannot be read as {what} ({reason}); fetch it anew, or check what wrote it"

@@ -7,11 +7,14 @@ from typing import Any
 from studycore.checkpoints import Checkpoint, load_checkpoint, read_index, rebuild, steps
 from studycore.configuration import from_dict
 from studycore.errors import UserError
+from studycore.foreign import check_tensors
 from ternary_vae.config import TrainConfig
 from ternary_vae.data import Operations
 from ternary_vae.metrics.evaluate import headline, order_metrics, reconstruct
 from ternary_vae.model import TernaryVAE, architecture_of, build_model, create_model, draw_weights, replay_probe
 
+PICKLED = (".pt", ".pth", ".ckpt")
+"""Endings of files that `import` brings in."""
 CHECKED = ("coverage", "hierarchy", "somers_d", "richness")
 """Metrics that a checkpoint stores and that loading computes again."""
 METRIC_TOLERANCE = 1e-4
@@ -30,7 +33,7 @@ def find_checkpoint(name: str | Path) -> Path:
     path = Path(name)
     if (path / "model.safetensors").exists() or path.name.startswith("step-"):
         return path
-    if path.suffix in (".pt", ".pth", ".ckpt"):
+    if path.suffix in PICKLED:
         raise UserError(f"{name}: is a pickled file; bring it in with `ternary-vae import {name} FOLDER` first")
     root = path if path.name == "checkpoints" else path / "checkpoints"
     if not root.is_dir() or not steps(root):
@@ -41,13 +44,24 @@ def find_checkpoint(name: str | Path) -> Path:
     return root / (index.get("best") or index.get("last") or steps(root)[-1].name)
 
 
+def read_checkpoint(path: Path) -> Checkpoint:
+    """A checkpoint whose sums agree, whose weights are finite, and whose probe can be replayed. UserError says what is not."""
+    checkpoint = load_checkpoint(path)
+    check_tensors(checkpoint.model, path / "model.safetensors")
+    if not any(name.startswith("output_") for name in checkpoint.probe) or "input_index" not in checkpoint.probe:
+        raise UserError(
+            f"{path}/probe.safetensors: holds no operations with outputs to compare; use another checkpoint"
+        )
+    return checkpoint
+
+
 def load_model(name: str | Path, recompute: bool = True) -> Loaded:
     """A checkpoint's model, in evaluation: checksums, built from its whole configuration, strict loading, probe, metrics.
 
     UserError says in one sentence what does not hold.
     """
     path = find_checkpoint(name)
-    checkpoint = load_checkpoint(path)
+    checkpoint = read_checkpoint(path)
     config: TrainConfig = from_dict(TrainConfig, checkpoint.config, f"{path}/config.json")
     model = rebuild(checkpoint, build_model, replay_probe).eval()
     if recompute:
@@ -59,7 +73,8 @@ def stored_metrics(checkpoint: Checkpoint) -> dict[str, Any]:
     """The metrics that the checkpoint's own model had when it was saved; those of version 0.1.0 stand one level higher."""
     state = checkpoint.state.get("state", checkpoint.state)
     stored = state.get("metrics") if isinstance(state, dict) else None
-    if not isinstance(stored, dict) or "coverage" not in stored:
+    numbers = isinstance(stored, dict) and all(isinstance(stored.get(key, 0.0), int | float) for key in CHECKED)
+    if not isinstance(stored, dict) or not numbers or "coverage" not in stored:
         raise UserError(f"{checkpoint.path}/state.json: stores no metrics to compare with; use another checkpoint")
     return stored
 
@@ -67,13 +82,13 @@ def stored_metrics(checkpoint: Checkpoint) -> dict[str, Any]:
 def check_metrics(path: Path, stored: Mapping[str, Any], config: TrainConfig, model: TernaryVAE) -> None:
     """Computes the stored metrics again; UserError where one differs."""
     operations = Operations.all(config.trits)
-    found = {"coverage": float(reconstruct(model, operations).double().mean())}
+    again = {"coverage": float(reconstruct(model, operations).double().mean())}
     if set(stored) - {"coverage"}:
-        found |= order_metrics(model, operations, headline(config.view))
+        again |= order_metrics(model, operations, headline(config.view))
     for key in CHECKED:
-        if key in stored and not abs(found.get(key, float("nan")) - stored[key]) <= METRIC_TOLERANCE:
+        if key in stored and not abs(again.get(key, float("nan")) - stored[key]) <= METRIC_TOLERANCE:
             raise UserError(
-                f"{path}: {key} is {found.get(key)} when computed again and was stored as {stored[key]}: the model does "
+                f"{path}: {key} is {again.get(key)} when computed again and was stored as {stored[key]}: the model does "
                 "something else than when it was saved; use the version that wrote it"
             )
 

@@ -99,10 +99,11 @@ def import_command(argv: list[str]) -> None:
     options = build(ImportOptions, {name: given.pop(name) for name in ("key_map", "view") if name in given})
     from ternary_vae.legacy.importing import import_file
 
-    metrics = import_file(STUDY, file, folder, given, options, ["ternary-vae", "import", *argv])
-    shown = [
-        f"{name} {metrics[name]:.6g}" for name in ("coverage", "hierarchy", "somers_d", "richness") if name in metrics
-    ]
+    imported = import_file(STUDY, file, folder, given, options, ["ternary-vae", "import", *argv])
+    names = [name for name in ("coverage", "hierarchy", "somers_d", "richness") if name in imported.metrics]
+    shown = [f"{name} {imported.metrics[name]:.6g}" for name in names]
+    for note in imported.notes:
+        print(note)
     print(f"{folder}: imported {file.name}: {', '.join(shown)}")
 
 

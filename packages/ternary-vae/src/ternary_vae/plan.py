@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from studycore.configuration import check_types, to_dict
+from studycore.configuration import check_types, from_dict, to_dict
 from studycore.errors import UserError
 from studycore.jobs import Job, grid_points
 from ternary_vae.config import COVERAGE, ENCODING, SCRATCH, ArchitectureConfig, PhaseConfig, SweepConfig, TrainConfig
@@ -95,9 +95,9 @@ def finetune_values(file: dict[str, Any], flags: dict[str, Any]) -> dict[str, An
         raise UserError("finetune: no checkpoint is given; give a run or a checkpoint first, then the flags")
     if "stages" in flags:
         raise UserError("--stages: finetune trains the hierarchy stage of its checkpoint; leave it out, or use train")
-    from studycore.checkpoints import load_checkpoint
-    from ternary_vae.checkpoint import find_checkpoint
+    from ternary_vae.checkpoint import find_checkpoint, read_checkpoint
 
-    stored = load_checkpoint(find_checkpoint(flags["start"])).config
-    own = {f.name: stored[f.name] for f in dataclasses.fields(ArchitectureConfig) if f.name in stored}
+    path = find_checkpoint(flags["start"])
+    stored = from_dict(TrainConfig, read_checkpoint(path).config, f"{path}/config.json")
+    own = {f.name: getattr(stored, f.name) for f in dataclasses.fields(ArchitectureConfig)}
     return {**own, **file, **flags, "stages": "hierarchy"}

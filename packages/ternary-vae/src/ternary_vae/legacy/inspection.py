@@ -3,13 +3,12 @@
 Rebuilding is what loading does: checksums, the model built from the complete stored configuration, strict loading, the
 probe replayed, the stored metrics computed again. Where names or shapes differ, the fields that the tensors show are
 compared with those of the model that the configuration builds, so that a cause is a field and not a list of keys. Where
-all of them fit and the probe differs, each field that shows in no tensor is tried alone.
+all of them fit and the probe differs, the fields that no tensor shows are read from the probe's stored outputs.
 """
 
 import dataclasses
 import math
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,45 +16,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from studycore.checkpoints import FILES, Checkpoint, load_checkpoint, rebuild
+from studycore.checkpoints import FILES, Checkpoint, rebuild
 from studycore.configuration import from_dict
 from studycore.errors import UserError
 from studycore.files import read_json, sha256
-from ternary_vae.checkpoint import check_metrics, find_checkpoint, stored_metrics
-from ternary_vae.config import ArchitectureConfig, TrainConfig
+from ternary_vae.checkpoint import PICKLED, check_metrics, find_checkpoint, read_checkpoint, stored_metrics
+from ternary_vae.config import ArchitectureConfig, ImportOptions, TrainConfig
 from ternary_vae.legacy.importing import (
     DROPOUTS,
-    PICKLED,
-    Shapes,
-    convert,
+    MANIFOLD,
+    PRECISIONS,
+    Forms,
+    apart,
+    bring_in,
     declared_fields,
-    read_old,
-    shapes_of,
+    differences,
+    forms_of,
+    listed,
     shown_fields,
 )
+from ternary_vae.legacy.old_file import read_old
 from ternary_vae.model import TernaryVAE, build_model, replay_probe
 
 Build = Callable[[Mapping[str, Any]], TernaryVAE]
-FIELD_KEYS = {
-    "trits": r"encoder_.\.encoder\.|decoder_A\.",
-    "latent_dim": r"encoder_.\.fc_|decoder_A\.|projection\.",
-    "encoder_sizes": r"encoder_",
-    "encoder_norm": r"encoder_.\.encoder\.",
-    "encoder_dropout": r"encoder_.\.encoder\.",
-    "decoder_sizes": r"decoder_A\.",
-    "hidden_dim": r"projection\.proj_.\.(direction|radius)_net\.",
-    "n_projection_layers": r"projection\.proj_.\.(direction|radius)_net\.",
-    "projection_dropout": r"projection\.proj_.\.(direction|radius)_net\.",
-    "use_dual_projection": r"projection\.proj_B\.",
-    "use_controller": r"controller\.",
-    "manifold": r".*manifold\.isp_c$",
-}
-"""Keys that a field has a say in."""
 SHAPES = ("trits", "latent_dim", "encoder_sizes", "decoder_sizes", "hidden_dim")
-HIDDEN_FIELDS = ("curvature", "max_radius", "radius", "activation")
-"""Fields that change what a model does and show in no tensor."""
-LISTED = 3
-"""Keys that a sentence names before it counts the rest."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +67,7 @@ class Examination:
 
 def inspect(name: str) -> None:
     """Prints what is in a checkpoint or an old file. UserError with every cause when it does not rebuild."""
-    old = Path(name).suffix in PICKLED
+    old = Path(name).is_file() or Path(name).suffix in PICKLED
     examination = examine_old(Path(name)) if old else examine(find_checkpoint(name))
     print("\n".join(examination.lines))
     if examination.findings:
@@ -97,7 +81,7 @@ def inspect(name: str) -> None:
 def examine(path: Path, build: Build = build_model) -> Examination:
     """Looks into a checkpoint folder; `build` makes the model of a stored configuration."""
     try:
-        checkpoint = load_checkpoint(path)
+        checkpoint = read_checkpoint(path)
     except UserError as error:
         return _damage(path, str(error))
     lines = contents(checkpoint)
@@ -105,21 +89,21 @@ def examine(path: Path, build: Build = build_model) -> Examination:
         config: TrainConfig = from_dict(TrainConfig, checkpoint.config, f"{path}/config.json")
     except UserError as error:
         return Examination(path, lines, [Finding("configuration", f"configuration: {error}")])
-    expected = build(checkpoint.config).state_dict()
-    findings = diagnose(shapes_of(expected), shapes_of(checkpoint.model))
-    findings += diagnose_dtypes(expected, checkpoint.model)
+    findings = diagnose(checkpoint.config, forms_of(checkpoint.model), build)
+    if not findings:
+        try:
+            model = rebuild(checkpoint, build, replay_probe).eval()
+        except UserError as error:
+            findings = [read_probe(checkpoint, config, build, str(error))]
     if findings and all(finding.mend for finding in findings):
         mend = {name: value for finding in findings for name, value in finding.mend.items()}
+        values = ", ".join(f"{name} {value}" for name, value in mend.items())
         outcome = (
             "loads strictly and replays its probe" if replays(checkpoint, build, mend) else "does not rebuild either"
         )
-        lines.append(f"with {', '.join(f'{name} {value}' for name, value in mend.items())} it {outcome}")
+        lines.append(f"with {values} it {outcome}")
     if findings:
         return Examination(path, lines, findings)
-    try:
-        model = rebuild(checkpoint, build, replay_probe).eval()
-    except UserError as error:
-        return Examination(path, lines, [explain_probe(checkpoint, config, build, str(error))])
     try:
         check_metrics(path, stored_metrics(checkpoint), config, model)
     except UserError as error:
@@ -137,142 +121,102 @@ def examine_old(path: Path) -> Examination:
         "architecture declared: " + (", ".join(f"{k} {v}" for k, v in declared.items()) or "nothing"),
         _metrics_line(old.metrics),
         *_tensor_lines(old.tensors),
-        "checksums, probe: none in this layout",
+        "checksums: the archive's own, if it has any; probe: none in this layout",
     ]
     try:
-        convert(old, {}, {})
+        lines += bring_in(old, {}, ImportOptions()).notes
     except UserError as error:
         return Examination(path, lines, [Finding("import", str(error).removeprefix(f"{path}: "))])
     return Examination(path, lines, [])
 
 
 # -------------------------------------------------------------------------------------------------- names and shapes
-def diagnose(expected: Shapes, found: Shapes) -> list[Finding]:
-    """Why the tensors `found` in a file do not fit a model whose tensors are `expected`; empty where they fit."""
-    apart = [key for key in {**expected, **found} if expected.get(key) != found.get(key)]
-    there, here = shown_fields(found), shown_fields(expected)
+def diagnose(values: Mapping[str, Any], held: Forms, build: Build = build_model) -> list[Finding]:
+    """Why tensors of these shapes and types do not fit the model of a configuration's `values`; empty where they fit."""
+
+    def forms_with(changes: Mapping[str, Any]) -> Forms:
+        try:
+            return forms_of(build({**values, **changes}).state_dict())
+        except (ValueError, KeyError):  # no model has what these tensors show
+            return {}
+
+    wanted = forms_with({})
+    ours, theirs = shown_fields(wanted), shown_fields(held)
+    differing = {name: theirs[name] for name in ours if name in theirs and theirs[name] != ours[name]}
+    mend = {name: value if name not in DROPOUTS else 0.1 * value for name, value in differing.items()}
     findings = []
-    for name in here:
-        keys = tuple(key for key in apart if re.match(FIELD_KEYS[name], key))
-        if name in there and there[name] != here[name]:
-            findings.append(_field_finding(name, there[name], here[name], keys, expected, found))
-    explained = {key for finding in findings for key in finding.keys}
-    if rest := tuple(key for key in apart if key not in explained):
-        kinds = {
-            "missing": [key for key in rest if key not in found],
-            "left over": [key for key in rest if key not in expected],
-            "of another shape": [key for key in rest if key in found and key in expected],
-        }
-        said = "; ".join(f"{kind}: {_listed(keys)}" for kind, keys in kinds.items() if keys)
-        findings.append(Finding("keys", f"keys: no field of the configuration explains these tensors, {said}", rest))
-    return findings
-
-
-def _field_finding(name: str, there: Any, here: Any, keys: tuple[str, ...], expected: Shapes, found: Shapes) -> Finding:
-    """The finding of a field that the file's tensors show as `there` and the configuration has as `here`."""
-    lacking, extra = [key for key in keys if key not in found], [key for key in keys if key not in expected]
-    if name in DROPOUTS:
-        part = "projections" if name == "projection_dropout" else "encoders"
-        return Finding(
-            "index shift by dropout",
-            f"index shift by dropout: the {part} were saved {'with' if there else 'without'} dropout and the configuration "
-            f"builds them {'without' if there else 'with'}, which moves the layers behind it: {len(lacking)} tensors are "
-            f"missing ({_listed(lacking)}) and {len(extra)} left over ({_listed(extra)}); set {name} to "
-            f"{'the share, above 0, that training had' if there else '0'}",
-            keys,
-            {name: 0.1 if there else 0.0},
+    for name, value in mend.items():
+        moved = apart(wanted, forms_with({name: value}))
+        keys = [key for key in apart(wanted, held) if key in moved]
+        cause, more = "shape" if name in SHAPES else "dtype" if name in PRECISIONS else "layers", ""
+        if name in DROPOUTS:
+            cause, more = "index shift by dropout", ", which moves the layers behind it"
+        if name == "use_controller":
+            cause = "extra controller" if differing[name] else "missing controller"
+        here, there = (str(shown[name]).lower() for shown in (ours, theirs))
+        sentence = f"{cause}: {name} is {here} in the configuration and {there} in the file's tensors{more}"
+        sentence += f" ({differences(keys, wanted, held)})"
+        if name in DROPOUTS:
+            sentence += f"; set {name} to {'the share, above 0, that training had' if differing[name] else '0'}"
+        findings.append(Finding(cause, sentence, tuple(keys), {name: value}))
+    mended = forms_with(mend)
+    rest = apart(mended, held)
+    if manifold := [key for key in rest if key.endswith(MANIFOLD)]:
+        kind, how = ("extra", "taken out of") if manifold[0] in held else ("missing", "added to")
+        sentence = (
+            f"{kind} manifold: geoopt's curvature ({listed(manifold)}) was {how} the module after saving; use the version that "
+            "wrote the file"
         )
-    if name == "manifold":
-        cause = f"{'extra' if there else 'missing'} manifold"
-        holder, other = ("file", "model") if there else ("model", "file")
-        return Finding(
-            cause,
-            f"{cause}: the {holder} holds geoopt's curvature ({_listed(keys)}) and the {other} does not: the manifold was "
-            f"{'taken out of' if there else 'added to'} the module after saving; use the version that wrote the file",
-            keys,
-        )
-    cause = "shape" if name in SHAPES else "layers"
-    if name == "use_controller":
-        cause = f"{'extra' if there else 'missing'} controller"
-    says = [str(value).lower() if isinstance(value, bool) else value for value in (here, there)]
-    return Finding(
-        cause,
-        f"{cause}: {name} is {says[0]} in the configuration and {says[1]} in the file's tensors; {len(keys)} tensors do not "
-        f"fit ({_listed(keys)})",
-        keys,
-        {name: there},
-    )
-
-
-def _listed(keys: list[str] | tuple[str, ...]) -> str:
-    more = len(keys) - LISTED
-    return ", ".join(keys[:LISTED]) + (f" and {more} more" if more > 0 else "")
-
-
-def diagnose_dtypes(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[Finding]:
-    """Strict loading converts in silence: tensors whose precision is not the one that the configuration names."""
-    findings = []
-    for name, parts in (("dtype", ("encoder_", "decoder_", "controller.")), ("projection_dtype", ("projection.",))):
-        keys = tuple(k for k in found if k in expected and k.startswith(parts) and found[k].dtype != expected[k].dtype)
-        if keys:
-            there, here = (str(tensors[keys[0]].dtype).removeprefix("torch.") for tensors in (found, expected))
-            sentence = f"dtype: {name} is {here} in the configuration and {there} in the file's tensors"
-            findings.append(Finding("dtype", sentence, keys, {name: there}))
+        findings.append(Finding(f"{kind} manifold", sentence, tuple(manifold)))
+    if rest := [key for key in rest if key not in manifold]:
+        sentence = f"keys: no field of the configuration explains these tensors ({differences(rest, mended, held)})"
+        findings.append(Finding("keys", sentence, tuple(rest)))
     return findings
 
 
 # ----------------------------------------------------------------------------------------------- what no tensor shows
-def explain_probe(checkpoint: Checkpoint, config: TrainConfig, build: Build, said: str) -> Finding:
-    """The finding of a probe that does not replay although every tensor fits: the one field that explains it, if any."""
-    model = build(checkpoint.config)
-    model.load_state_dict(checkpoint.model, strict=True)
-    for name, value in candidates(config, inferred(checkpoint, config, model)):
+def read_probe(checkpoint: Checkpoint, config: TrainConfig, build: Build, said: str) -> Finding:
+    """The finding of a probe that does not replay although every tensor fits: the field with which it does, if any."""
+    other = {
+        "radius": "euclidean" if config.radius == "hyperbolic" else "hyperbolic",
+        "activation": "silu" if config.activation == "relu" else "relu",
+    }
+    for name, value in {**shown_by_outputs(checkpoint, config, build), **other}.items():
         if value != getattr(config, name) and replays(checkpoint, build, {name: value}):
-            return Finding(
-                "configuration only",
+            sentence = (
                 f"a difference that only the configuration shows: every tensor fits, and the probe replays with {name} {value} "
-                f"and not with the stored {name} {getattr(config, name)}",
-                mend={name: value},
+                f"and not with the stored {name} {getattr(config, name)}"
             )
-    return Finding(
-        "configuration only",
-        f"every tensor fits and no single field of the configuration explains what differs ({', '.join(HIDDEN_FIELDS)} tried), "
-        f"so several do, or the weights or the code are others: {said}",
-    )
+            return Finding("configuration only", sentence, mend={name: value})
+    tried = "curvature, max_radius, radius, activation"
+    sentence = f"every tensor fits and no single field of the configuration ({tried}) explains what differs, so several do, or the weights or the code are others: {said}"
+    return Finding("configuration only", sentence)
 
 
-def candidates(config: TrainConfig, implied: Mapping[str, float]) -> Iterator[tuple[str, Any]]:
-    """Values to try, one field at a time: what the probe implies, rounded as a user would have written it; the others."""
-    for name, value in implied.items():
-        yield from ((name, float(f"{value:.{digits}g}")) for digits in (2, 3, 4, 6, 17))
-    yield "radius", "euclidean" if config.radius == "hyperbolic" else "hyperbolic"
-    yield "activation", "silu" if config.activation == "relu" else "relu"
+@torch.no_grad()
+def shown_by_outputs(checkpoint: Checkpoint, config: TrainConfig, build: Build) -> dict[str, float]:
+    """Curvature and largest radius of the probe's stored outputs, to six digits; empty where they show none.
 
-
-def inferred(checkpoint: Checkpoint, config: TrainConfig, model: TernaryVAE) -> dict[str, float]:
-    """Curvature and largest radius that the probe's stored outputs imply for `model`, whose weights are loaded.
-
-    The share of the radius is the radius net's; the stored distance and norm of one point give c by
-    norm = tanh(sqrt(c) rho / 2) / sqrt(c), and with the share the largest radius.
+    A point's stored distance and norm give the curvature by norm = tanh(sqrt(c) rho / 2) / sqrt(c); the share of the largest
+    radius is the radius net's.
     """
     from scipy.optimize import brentq
 
-    probe = checkpoint.probe
-    if not {"output_mu_B", "output_rho_B", "output_z_B_hyp"} <= set(probe):
+    model, probe = build(checkpoint.config), checkpoint.probe
+    if not {"output_mu_B", "output_rho_B", "output_z_B_hyp"} <= set(probe):  # version 0.1.0
         return {}
+    model.load_state_dict(checkpoint.model, strict=True)
     projection = model.projection.of("b")
-    with torch.no_grad():
-        share_N = torch.sigmoid(projection.radius_net(probe["output_mu_B"].to(projection.dtype)).squeeze(-1)).double()
-    rho_N, norm_N = probe["output_rho_B"].double(), probe["output_z_B_hyp"].double().norm(dim=-1)
-    far = int(rho_N.argmax())
-    share, rho, norm = float(share_N[far]), float(rho_N[far]), float(norm_N[far])
-    if not (share > 0 and norm > 0 and rho > 2 * norm and math.isfinite(rho)):
+    share_N = torch.sigmoid(projection.radius_net(probe["output_mu_B"].to(projection.dtype)).squeeze(-1))
+    far = int(probe["output_rho_B"].argmax())
+    rho, norm = float(probe["output_rho_B"][far]), float(probe["output_z_B_hyp"][far].double().norm())
+    if not 0 < 2 * norm < rho < math.inf:
         return {}
     # The norm at a given distance falls with c, from rho / 2 to below itself.
     c = brentq(lambda c: math.tanh(math.sqrt(c) * rho / 2) / math.sqrt(c) - norm, 1e-9, 1 / norm**2, xtol=1e-15)
-    root = math.sqrt(config.curvature)
+    root, share = math.sqrt(config.curvature), float(share_N[far])
     largest = math.tanh(root * rho / share / 2) / root if config.radius == "hyperbolic" else norm / share
-    return {"curvature": float(c), "max_radius": largest}
+    return {"curvature": float(f"{c:.6g}"), "max_radius": float(f"{largest:.6g}")}
 
 
 def replays(checkpoint: Checkpoint, build: Build, changes: Mapping[str, Any]) -> bool:
