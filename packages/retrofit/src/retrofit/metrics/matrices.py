@@ -55,11 +55,12 @@ def measure_activations(
     blocks = find_blocks(model)
     rows, ids_N = [], ids_NB.flatten()
     for block, m in zip(blocks, activation_moments(model, blocks, ids_NB, told=told), strict=True):
-        values: list[float | None] = [None] * 4
+        kappas: tuple[float | None, float | None, float | None, float | None] = (None, None, None, None)
         if enough_tokens(m.tokens, len(m.sum_F)):
             e_F = activation_eigenvalues(m, centred=True)
-            values = [without_largest(e_F), activation_kappa(m, centred=False), ff_gram_original_of_layer(m)]
-            values.append(without_largest(e_F, LEFT_OUT) if len(e_F) > LEFT_OUT else None)
+            rest = without_largest(e_F, LEFT_OUT) if len(e_F) > LEFT_OUT else None
+            uncentred = activation_kappa(m, centred=False)
+            kappas = (without_largest(e_F), uncentred, ff_gram_original_of_layer(m), rest)
         token = decode(int(ids_N[m.position])) if m.position >= 0 else ""
-        rows.append(ActivationRow(block.name, len(m.sum_F), m.tokens, *values, m.largest, m.unit, token))
+        rows.append(ActivationRow(block.name, len(m.sum_F), m.tokens, *kappas, m.largest, m.unit, token))
     return rows
