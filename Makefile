@@ -25,7 +25,7 @@ PYPROJECTS := shared/pyproject.toml $(STUDIES:%=packages/%/pyproject.toml)
 PIP_INSTALL := -m pip install --disable-pip-version-check --no-compile --constraint constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup studies $(STUDIES) reference-lm test lint bench images clean check-python check-size
+.PHONY: help setup studies $(STUDIES) reference-lm test lint mutants report bench images clean check-python check-size
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r name text; do \
@@ -56,6 +56,15 @@ test: $(TOX) ## test every package on this Python, the wheels installed together
 
 lint: $(TOX) ## ruff, mypy, hadolint and the checks of the repository's own files
 	@$(TOX) run -e lint
+
+mutants: $(TOX) ## put single faults into the packages, one at a time, and see which the tests notice (an hour)
+	@read -r factor path < <($(PYTHON) -c 'import sys; print("py%d%d" % sys.version_info[:2], sys.executable)'); failed=0; \
+	for package in studycore $(STUDIES); do \
+		$(TOX) exec --discover "$$path" -e "$$factor-$$package" -- python "$(CURDIR)/tests/mutants.py" --package "$$package" || failed=1; \
+	done; exit $$failed
+
+report: setup ## write runs/index.html: each study's question, answer, main figure and claims
+	$(BIN)/studycore index --runs runs
 
 bench: setup ## run all benchmarks, one after another
 	@shopt -s nullglob; for benchmark in shared/benchmarks/*.py packages/*/benchmarks/*.py; do echo "== $$benchmark"; $(BIN)/python "$$benchmark"; done

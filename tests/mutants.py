@@ -4,7 +4,7 @@ Each line of mutants.tsv names a package, a file of its source, a piece of that 
 tests that should fail. The source is copied first, and the tests run against the copy. Prints what survived, and the share
 that was noticed; the exit code is 1 when that is below 95 in 100.
 
-    python tests/mutants.py [--only WORD]
+    python tests/mutants.py [--package NAME] [--only WORD]
 """
 
 import argparse
@@ -24,10 +24,7 @@ def mutants() -> list[dict[str, str]]:
     """The rows of mutants.tsv; \\n in a piece is a line break."""
     with open(Path(__file__).with_suffix(".tsv"), encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-    return [
-        {name: value.replace("\\n", "\n") for name, value in row.items()}
-        for row in rows
-    ]
+    return [{name: value.replace("\\n", "\n") for name, value in row.items()} for row in rows]
 
 
 def source(package: str) -> Path:
@@ -37,9 +34,7 @@ def source(package: str) -> Path:
 def mutate(text: str, old: str, new: str) -> str:
     """The text with the fault in it. ValueError unless the piece stands there exactly once."""
     if text.count(old) != 1:
-        raise ValueError(
-            f"'{old}' stands there {text.count(old)} times; give a piece that stands there once"
-        )
+        raise ValueError(f"'{old}' stands there {text.count(old)} times; give a piece that stands there once")
     return text.replace(old, new)
 
 
@@ -70,20 +65,14 @@ def is_noticed(mutant: dict[str, str]) -> bool:
             "no:cacheprovider",
             *mutant["tests"].split(),
         ]
-        done = subprocess.run(
-            command, cwd=home, env=environment, capture_output=True, text=True
-        )
+        done = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True)
     if done.returncode not in (0, 1, 2):  # passed, failed, could not even be imported
-        raise RuntimeError(
-            f"{mutant['tests']}: {done.stdout[-2000:]}{done.stderr[-2000:]}"
-        )
+        raise RuntimeError(f"{mutant['tests']}: {done.stdout[-2000:]}{done.stderr[-2000:]}")
     return done.returncode != 0
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description="put single faults into the packages and see whether tests notice"
-    )
+    parser = argparse.ArgumentParser(description="put single faults into the packages and see whether tests notice")
     parser.add_argument(
         "--only",
         default="",
@@ -102,9 +91,7 @@ def main() -> int:
             flush=True,
         )
     noticed_share = 1 - len(survivors) / len(chosen) if chosen else 0.0
-    print(
-        f"{len(chosen) - len(survivors)} of {len(chosen)} noticed ({noticed_share:.0%})"
-    )
+    print(f"{len(chosen) - len(survivors)} of {len(chosen)} noticed ({noticed_share:.0%})")
     return int(noticed_share < WANTED)
 
 

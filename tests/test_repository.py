@@ -7,6 +7,7 @@ import tomllib
 from functools import cache
 from pathlib import Path
 
+import mutants
 import pytest
 import yaml
 from packaging.requirements import Requirement
@@ -43,14 +44,8 @@ def compose(name: str) -> dict:
 
 
 def make(*arguments: str) -> str:
-    environment = {
-        k: v
-        for k, v in os.environ.items()
-        if k not in ("MAKEFLAGS", "MAKELEVEL", "SIZE", "PYTHON")
-    }
-    done = subprocess.run(
-        ["make", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
+    environment = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKELEVEL", "SIZE", "PYTHON")}
+    done = subprocess.run(["make", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -81,22 +76,13 @@ def test_metadata(study):
     """A study has a command of its folder's name and depends on the present studycore and on no other study."""
     metadata = project(f"packages/{study}")
     assert study in metadata["scripts"]
-    requirements = {
-        canonicalize_name((r := Requirement(text)).name): r
-        for text in metadata["dependencies"]
-    }
+    requirements = {canonicalize_name((r := Requirement(text)).name): r for text in metadata["dependencies"]}
     assert requirements["studycore"].specifier.contains(project("shared")["version"])
-    others = {
-        canonicalize_name(project(f"packages/{other}")["name"])
-        for other in STUDIES
-        if other != study
-    }
+    others = {canonicalize_name(project(f"packages/{other}")["name"]) for other in STUDIES if other != study}
     assert not others & set(requirements)
 
 
-@pytest.mark.parametrize(
-    "folder", ["shared", *(f"packages/{study}" for study in STUDIES)]
-)
+@pytest.mark.parametrize("folder", ["shared", *(f"packages/{study}" for study in STUDIES)])
 def test_every_direct_dependency_is_pinned(folder):
     pins = {}
     for line in (ROOT / "constraints.txt").read_text().splitlines():
@@ -105,32 +91,20 @@ def test_every_direct_dependency_is_pinned(folder):
             assert name not in pins
             pins[name] = version
     metadata = project(folder)
-    extras = [
-        text
-        for extra in metadata.get("optional-dependencies", {}).values()
-        for text in extra
-    ]
+    extras = [text for extra in metadata.get("optional-dependencies", {}).values() for text in extra]
     for requirement in map(Requirement, metadata["dependencies"] + extras):
         if not requirement.name.startswith("studycore"):
-            assert requirement.specifier.contains(
-                pins[canonicalize_name(requirement.name)]
-            ), requirement
+            assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), requirement
     assert pins["torch"] == "2.13.0"
 
 
 @each_study
 def test_changelog_names_the_version(study):
-    assert (
-        f"## {project(f'packages/{study}')['version']}"
-        in (ROOT / "packages" / study / "CHANGELOG.md").read_text()
-    )
+    assert f"## {project(f'packages/{study}')['version']}" in (ROOT / "packages" / study / "CHANGELOG.md").read_text()
 
 
 def test_changelog_of_studycore_names_the_version():
-    assert (
-        f"## {project('shared')['version']}"
-        in (ROOT / "shared/CHANGELOG.md").read_text()
-    )
+    assert f"## {project('shared')['version']}" in (ROOT / "shared/CHANGELOG.md").read_text()
 
 
 def test_compose_has_the_studies_and_nothing_else():
@@ -158,13 +132,9 @@ def test_gpu_file_adds_devices_and_nothing_else(study):
     file = compose("compose.gpu.yaml")
     assert sorted(file["services"]) == STUDIES
     assert set(file) <= {"services", "x-gpu"}
-    (device,) = file["services"][study]["deploy"]["resources"]["reservations"][
-        "devices"
-    ]
+    (device,) = file["services"][study]["deploy"]["resources"]["reservations"]["devices"]
     assert device == {"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}
-    assert file["services"][study] == {
-        "deploy": {"resources": {"reservations": {"devices": [device]}}}
-    }
+    assert file["services"][study] == {"deploy": {"resources": {"reservations": {"devices": [device]}}}}
 
 
 @each_study
@@ -218,13 +188,9 @@ def test_tox_has_every_study(study):
     assert f"    {study}: {{tox_root}}/packages/{study}\n" in text
 
 
-@pytest.mark.parametrize(
-    "folder", ["shared", *(f"packages/{study}" for study in STUDIES)]
-)
+@pytest.mark.parametrize("folder", ["shared", *(f"packages/{study}" for study in STUDIES)])
 def test_warnings_are_errors_in_the_tests_of_every_package(folder):
-    options = tomllib.loads((ROOT / folder / "pyproject.toml").read_text())["tool"][
-        "pytest"
-    ]["ini_options"]
+    options = tomllib.loads((ROOT / folder / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
     assert options["filterwarnings"][0] == "error"
     assert all(":" in entry for entry in options["filterwarnings"][1:])
     assert {"--strict-markers", "--strict-config"} <= set(options["addopts"])
@@ -245,6 +211,29 @@ def test_citation():
     assert citation["title"] == "Geometry of Learning: five reproducible studies"
     assert citation["license"] == "MIT"
     assert citation["message"]
-    assert all(
-        "name" in author or "family-names" in author for author in citation["authors"]
-    )
+    assert all("name" in author or "family-names" in author for author in citation["authors"])
+
+
+@each_study
+def test_a_study_names_itself_for_the_index(study):
+    points = project(f"packages/{study}")["entry-points"]["studycore.studies"]
+    assert points == {study: f"{study.replace('-', '_')}.cli:STUDY"}
+
+
+def test_the_faults_of_make_mutants_can_be_put_in():
+    """Each piece stands exactly once in its file, and the tests that should fail are there."""
+    rows = mutants.mutants()
+    assert len(rows) > 50
+    for row in rows:
+        home = mutants.source(row["package"])
+        text = (home / "src" / row["file"]).read_text(encoding="utf-8")
+        assert mutants.mutate(text, row["old"], row["new"]) != text, row
+        assert all((home / name).is_file() for name in row["tests"].split()), row
+
+
+def test_each_kind_of_fault_in_the_readme_is_held_by_tests_that_are_there():
+    section = (ROOT / "README.md").read_text().partition("\n## Faults\n")[2]
+    named = re.findall(r"`([\w/.-]+\.py)::(\w+)`", section.partition("\n## ")[0])
+    assert len(named) > 12
+    for file, test in named:
+        assert f"def {test}(" in (ROOT / file).read_text(), (file, test)
