@@ -8,10 +8,14 @@ import pytest
 import torch
 from scipy.stats import pearsonr, somersd, spearmanr
 
-from ternary_vae import metrics
-from ternary_vae.data import level_counts
+from ternary_vae.metrics import radii as metrics
 
 RNG = np.random.default_rng
+
+
+def level_counts(trits: int) -> list[int]:
+    """Of all operations, two thirds are not in any deeper level."""
+    return [2 * 3 ** (trits - 1 - k) for k in range(trits)] + [1]
 
 
 def levels(trits: int) -> np.ndarray:
@@ -184,12 +188,12 @@ def test_values_that_do_not_exist_are_left_out():
     assert set(alone) == {"positive_gaps", "gaps", "tied_radius_share", "richness", "richness_hyperbolic"}
 
 
-def test_coverage_wants_every_trit():
+def test_an_operation_is_right_with_every_trit():
     target_NM = torch.tensor([[0, 1], [2, 0], [1, 1]])
     logits_NM3 = torch.nn.functional.one_hot(target_NM, 3).double()
-    assert metrics.coverage(logits_NM3, target_NM) == 1
+    assert metrics.right(logits_NM3, target_NM).tolist() == [True, True, True]
     logits_NM3[1, 0] = torch.tensor([5.0, 0, 1])
-    assert metrics.coverage(logits_NM3, target_NM) == pytest.approx(2 / 3)
+    assert metrics.right(logits_NM3, target_NM).tolist() == [True, False, True]
 
 
 def test_distance_correlations_are_the_two_definitions():

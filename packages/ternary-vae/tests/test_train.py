@@ -25,7 +25,7 @@ from ternary_vae.config import TrainConfig
 from ternary_vae.data import Operations, training_indices
 from ternary_vae.forward import StageForward
 from ternary_vae.lanes import WholeModel
-from ternary_vae.metrics import hierarchy_ceiling
+from ternary_vae.metrics.radii import hierarchy_ceiling
 from ternary_vae.model import create_model
 from ternary_vae.stages import stages_of
 from ternary_vae.train import has_ended, score
@@ -371,7 +371,7 @@ def test_a_start_of_another_architecture_is_refused(small, tmp_path):
     ):
         (field,) = changes
         config = small(stages="hierarchy", start=str(source), **changes)
-        with pytest.raises(UserError, match=f"another architecture: {field} .* there, .* asked for"):
+        with pytest.raises(UserError, match=f"another architecture: {field} .* in it, .* asked for"):
             train_run(config, tmp_path / "run")
     drawn = small(stages="hierarchy", start=str(source), start_projections="drawn", encoder_sizes=[4])
     with pytest.raises(UserError, match="encoder_sizes"):

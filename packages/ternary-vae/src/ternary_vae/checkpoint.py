@@ -37,7 +37,7 @@ def find_checkpoint(name: str | Path) -> Path:
         raise UserError(f"{name}: is a pickled file; bring it in with `ternary-vae import {name} FOLDER` first")
     root = path if path.name == "checkpoints" else path / "checkpoints"
     if not root.is_dir() or not steps(root):
-        if inner := sorted(found.parent.name for found in path.glob("*/checkpoints")):
+        if inner := sorted(folder.parent.name for folder in path.glob("*/checkpoints")):
             raise UserError(f"{name}: is a sweep; give one of its runs, such as {path / inner[0]}")
         raise UserError(f"{name}: holds no checkpoint; give a run folder, or a folder such as RUN/checkpoints/step-100")
     index = read_index(root)
@@ -107,7 +107,7 @@ def start_model(config: TrainConfig, start: Path | None, loaded: dict[Path, Load
     drawn = config.start_projections == "drawn"
     free = PROJECTION_FIELDS if drawn else set()
     if differing := [
-        f"{k} {held[k]} there, {wanted[k]} asked for" for k in wanted if k not in free and wanted[k] != held[k]
+        f"{k} {held[k]} in it, {wanted[k]} asked for" for k in wanted if k not in free and wanted[k] != held[k]
     ]:
         raise UserError(
             f"start: {start} is of another architecture: {'; '.join(differing)}; give the stored values "

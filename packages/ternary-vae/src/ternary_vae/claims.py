@@ -70,7 +70,7 @@ def columns_of(
 ) -> dict[str, Any]:
     """Columns of the run `name` from its rows of metrics.jsonl and its metrics of results.json."""
     arm = re.sub(r"(_draw_\d+)?_s\d+$", "", name)
-    found: dict[str, Any] = {
+    row: dict[str, Any] = {
         **{key: value for key, value in metrics.items() if isinstance(value, int | float)},
         **{key: getattr(config, key) for key in SETTINGS},
         "arm_without_draw": arm,
@@ -82,7 +82,7 @@ def columns_of(
     ordering = ordering_rows(evaluations)
     if ordering:
         best = min(ordering, key=lambda row: float(row["hierarchy"]))
-        found |= {
+        row |= {
             "initial_hierarchy": ordering[0]["hierarchy"],
             "best_hierarchy": best["hierarchy"],
             "best_epoch": best["epoch"],
@@ -91,20 +91,20 @@ def columns_of(
             "ordering_rows": ordering,
         }
     # A finetuned run, or one of a sweep's phases, is asked for no target; nor is a checkpoint that others start from.
-    found["whole"] = config.stages != "hierarchy" and (bool(ordering) or config.train_fraction < 1)
+    row["whole"] = config.stages != "hierarchy" and (bool(ordering) or config.train_fraction < 1)
     from_scratch = config.start is None and config.stages in ("coverage_hierarchy", "joint")
-    found["fits_targets"] = (
+    row["fits_targets"] = (
         from_scratch
         and config.train_fraction == 1
         and (config.trits, config.curvature, config.max_radius) == (9, 1.0, 0.95)
     )
-    found["fits_unseen_targets"] = config.start is None and config.train_fraction <= 0.1 and config.trits == 9
+    row["fits_unseen_targets"] = config.start is None and config.train_fraction <= 0.1 and config.trits == 9
     for target, passes in TARGETS.items():
         try:
-            found[f"passes_{target}"] = bool(passes(metrics))
+            row[f"passes_{target}"] = bool(passes(metrics))
         except KeyError:
             continue
-    return {key: value for key, value in found.items() if value is not None}
+    return {key: value for key, value in row.items() if value is not None}
 
 
 def _group(arm: str, config: TrainConfig) -> str | None:
@@ -176,7 +176,9 @@ def _largest_difference() -> Measure:
             raise NotRun(f"Needs 2 or more finished seeds of two arms {EUCLIDEAN}; there are {len(of_seeds)}.")
         # Histories of different lengths differ by more than any two correlations could.
         apart = [
-            max(max(at) - min(at) for at in zip(*histories, strict=True)) if len({*map(len, histories)}) == 1 else 2.0
+            max(max(values) - min(values) for values in zip(*histories, strict=True))
+            if len({*map(len, histories)}) == 1
+            else 2.0
             for histories in of_seeds
         ]
         return mean_interval(apart), "Mean over seeds, Student's t."

@@ -82,13 +82,13 @@ def _arms_of_a_phase(phase: str, runs: "DataFrame") -> list[ArmStatistics]:
     by_seed = {arm: of_arm.groupby("seed").mean(numeric_only=True) for arm, of_arm in arms.items()}
     best_arm = min(arms, key=lambda arm: float(by_seed[arm]["best_hierarchy"].mean()))
     confidence = 1 - 0.05 / max(1, len(arms) - 1)
-    found = []
+    statistics = []
     for arm, means in by_seed.items():
         apart = (means["best_hierarchy"] - by_seed[best_arm]["best_hierarchy"]).dropna()
         against = None if arm == best_arm else interval(apart, confidence)
         best, final, gaps = means["best_hierarchy"], means["final_hierarchy"], arms[arm].get("min_level_gap")
         somers_d, richness, coverage = (means[name].mean() if name in means else None for name in OF_THE_END)
-        found.append(
+        statistics.append(
             ArmStatistics(
                 phase, arm, len(means), len(arms[arm]), float(best.mean()), deviation(best), interval(best),
                 float(final.mean()), deviation(final), interval(final), float(means["best_epoch"].mean()),
@@ -96,7 +96,7 @@ def _arms_of_a_phase(phase: str, runs: "DataFrame") -> list[ArmStatistics]:
                 against, arm == best_arm,
             )
         )  # fmt: skip
-    return found
+    return statistics
 
 
 def interval(values: "Series[float]", confidence: float = 0.95) -> Interval | None:
@@ -139,7 +139,7 @@ def inert_factors(table: "DataFrame") -> list[InertFactor]:
     runs = table.dropna(subset=["ordering_rows"])
     for arm, settings, rows in zip(runs["arm"], runs["settings"], runs["ordering_rows"], strict=True):
         arms.setdefault(arm, {})[settings["seed"], settings["projection_seed"]] = settings, _compared(rows)
-    found: dict[Any, InertFactor] = {}
+    inert: dict[Any, InertFactor] = {}
     for (one, first), (other, second) in combinations(arms.items(), 2):
         shared = [(first[key], second[key]) for key in first if key in second]
         changed = {tuple(_changed(a, b)) for (a, _), (b, _) in shared}
@@ -150,8 +150,8 @@ def inert_factors(table: "DataFrame") -> list[InertFactor]:
             seeds, evaluations = len({a["seed"] for (a, _), _ in shared}), sum(len(a) for (_, a), _ in shared)
             # Arms of several phases may have the same settings: a factor is shown once, by the first pair.
             key = (fields[0], *sorted(map(str, values)))
-            found.setdefault(key, InertFactor(fields[0], values, (one, other), seeds, evaluations))
-    return list(found.values())
+            inert.setdefault(key, InertFactor(fields[0], values, (one, other), seeds, evaluations))
+    return list(inert.values())
 
 
 def same_history(one: Sequence[Row], other: Sequence[Row]) -> bool:

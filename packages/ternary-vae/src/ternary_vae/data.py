@@ -26,21 +26,10 @@ def trits_of(n_N: Tensor, trits: int) -> Tensor:
     return n_N[:, None].div(powers_M, rounding_mode="floor") % 3 - 1
 
 
-def index_of(trits_NM: Tensor) -> Tensor:
-    """Trits [N, M] to indices [N]: the inverse of `trits_of`."""
-    powers_M = 3 ** torch.arange(trits_NM.shape[-1], device=trits_NM.device)
-    return ((trits_NM.long() + 1) * powers_M).sum(-1)
-
-
 def valuation(n_N: Tensor, trits: int) -> Tensor:
     """Largest k with 3^k | n, for |n| < 3^m; m for n = 0."""
     powers_M = 3 ** torch.arange(1, trits + 1, device=n_N.device)
     return (n_N[..., None].abs() % powers_M == 0).sum(-1)
-
-
-def level_counts(trits: int) -> list[int]:
-    """Operations per level: 2 * 3^(m-1-k) for k < m, and 1 for k = m."""
-    return [2 * 3 ** (trits - 1 - k) for k in range(trits)] + [1]
 
 
 def place_in_level(n_N: Tensor, trits: int) -> Tensor:
@@ -89,9 +78,14 @@ class Operations:
     def __len__(self) -> int:
         return len(self.index_N)
 
-    def __getitem__(self, at: Tensor) -> "Operations":
+    def __getitem__(self, positions_B: Tensor) -> "Operations":
         return Operations(
-            self.index_N[at], self.x_NM[at], self.target_NM[at], self.v_N[at], self.place_N[at], self.trits
+            self.index_N[positions_B],
+            self.x_NM[positions_B],
+            self.target_NM[positions_B],
+            self.v_N[positions_B],
+            self.place_N[positions_B],
+            self.trits,
         )
 
     def to(self, device: str) -> "Operations":

@@ -147,12 +147,12 @@ def ordered(r_N: Tensor, v_N: Tensor, place_N: Tensor, targets: Targets, weights
     largest_L = torch.where(one_NL > 0, r_N[:, None], -far).amax(0)
     smallest_L = torch.where(one_NL > 0, r_N[:, None], far).amin(0)
     both = present_L[:-1] & present_L[1:]
-    wanted = targets.low_L[:-1] - targets.high_L[1:]
-    found = torch.where(both, smallest_L[:-1], wanted) - torch.where(both, largest_L[1:], 0)
+    wanted_L = targets.low_L[:-1] - targets.high_L[1:]
+    gap_L = torch.where(both, smallest_L[:-1], wanted_L) - torch.where(both, largest_L[1:], 0)
     return {
         "hierarchy": weights.hierarchy * (weight_N * outside_N.square()).sum(),
         "richness": weights.richness * (weight_N * apart_N.square()).sum(),
-        "separation": weights.separation * F.relu(wanted - found).square().sum() / (levels - 1),
+        "separation": weights.separation * F.relu(wanted_L - gap_L).square().sum() / (levels - 1),
     }
 
 
@@ -163,13 +163,13 @@ def rich_hierarchy(r_N: Tensor, v_N: Tensor, place_N: Tensor, targets: Targets, 
     count_L, mean_L, variance_L = level_moments(r_N, v_N, len(targets.mean_L))
     present_L, several_L = count_L > 0, (count_L > 1) & (targets.variance_L > 0)
     first_L = torch.where(several_L, targets.variance_L, 1.0)
-    short_L = torch.where(several_L, F.relu(RICH_FLOOR - variance_L / first_L), 0.0).square()
+    lacking_L = torch.where(several_L, F.relu(RICH_FLOOR - variance_L / first_L), 0.0).square()
     both = present_L[:-1] & present_L[1:]
     overlap = torch.where(both, F.relu(mean_L[1:] - mean_L[:-1] + RICH_MARGIN), 0.0)
     apart_L = torch.where(present_L, mean_L - targets.mean_L, 0.0).square()
     return {
         "hierarchy": weights.hierarchy * apart_L.sum() / present_L.sum(),
-        "richness": weights.richness * short_L.sum() / several_L.sum().clamp_min(1),
+        "richness": weights.richness * lacking_L.sum() / several_L.sum().clamp_min(1),
         "separation": weights.separation * overlap.sum(),
     }
 
@@ -243,15 +243,15 @@ class StageLoss:
         for view in self.stage.views:
             r_N = rows[f"rho_{view}" if config.radius == "hyperbolic" else f"norm_{view}"]
             if config.loss == "geodesic":
-                found = geodesic(
+                terms = geodesic(
                     rows[f"z_{view}"], r_N, batch.v_N, batch.index_N, self._pairs(step, len(r_N)).to(r_N.device),
                     self.targets, config, scales.get("tau", min(1.0, (epoch + 1) / (TAU_RAMP * config.epochs))),
                     (scales.get("weight_geodesic", 1.0), config.radial_weight * scales.get("weight_radial", 1.0),
                      config.rank_loss_weight),
                 )  # fmt: skip
             else:
-                found = RADIAL[config.loss](r_N, batch.v_N, batch.place_N, self.targets, self.weights)
-            parts |= {f"{name}_{view}" if config.view == "both" else name: value for name, value in found.items()}
+                terms = RADIAL[config.loss](r_N, batch.v_N, batch.place_N, self.targets, self.weights)
+            parts |= {f"{name}_{view}" if config.view == "both" else name: value for name, value in terms.items()}
         return parts
 
     def _pairs(self, step: int, rows: int) -> Tensor:

@@ -2,6 +2,7 @@
 checkpoints. Runs of one shape may be trained together."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,8 +20,8 @@ def plan(sweep: SweepConfig) -> list[Job]:
     """
     first = int(sweep.base.get("seed", sweep.coverage.get("seed", TrainConfig.seed)))
     seeds = range(first, first + sweep.seeds)
-    jobs: dict[str, Job] = {}
     starts: dict[str, Job] = {}
+    jobs = []
     for phase, given in sweep.phases.items():
         parts = PhaseConfig(**check_types(PhaseConfig, given))
         for point in grid_points({**sweep.base, **parts.base}, parts.grid, parts.arms, seeds, parts.name):
@@ -28,14 +29,16 @@ def plan(sweep: SweepConfig) -> list[Job]:
             start = _start(sweep, shape, point.values["seed"])
             starts[start.name] = start
             values = {**shape, **point.values, "stages": "hierarchy", "start": start.name, "start_projections": "drawn"}
-            _add(jobs, _job(f"{point.arm}_s{point.values['seed']}", phase, point.arm, values, (start.name,)))
-    scratch: dict[str, Job] = {}
-    for point in grid_points(sweep.coverage, {}, sweep.from_scratch, seeds) if sweep.from_scratch else []:
-        _add(scratch, _job(f"{point.arm}_s{point.values['seed']}", SCRATCH, point.arm, point.values))
-    found: dict[str, Job] = {}
-    for job in (*starts.values(), *scratch.values(), *jobs.values()):
-        _add(found, job)
-    return list(found.values())
+            jobs.append(_job(f"{point.arm}_s{point.values['seed']}", phase, point.arm, values, (start.name,)))
+    scratch = [
+        _job(f"{point.arm}_s{point.values['seed']}", SCRATCH, point.arm, point.values)
+        for point in (grid_points(sweep.coverage, {}, sweep.from_scratch, seeds) if sweep.from_scratch else ())
+    ]
+    every = [*starts.values(), *scratch, *jobs]
+    for name, times in Counter(job.name for job in every).items():
+        if times > 1:
+            raise UserError(f"name: several runs would be called {name}; give every arm another name")
+    return every
 
 
 def _start(sweep: SweepConfig, shape: Mapping[str, Any], seed: int) -> Job:
@@ -59,12 +62,6 @@ def _job(name: str, phase: str, arm: str, values: Mapping[str, Any], needs: tupl
     except ValueError as error:
         raise UserError(f"experiment {name}: {error}") from None
     return Job(name, config, needs=needs, arm=arm, labels={"phase": phase}, together=shape_of(config))
-
-
-def _add(jobs: dict[str, Job], job: Job) -> None:
-    if job.name in jobs:
-        raise UserError(f"name: several runs would be called {job.name}; give every arm another name")
-    jobs[job.name] = job
 
 
 def sweep_of_seeds(config: TrainConfig, seeds: int) -> tuple[str, SweepConfig]:

@@ -201,13 +201,13 @@ def closed_forms(runs: "DataFrame") -> dict[str, dict[str, Any]]:
     from ternary_vae.data import Operations
     from ternary_vae.metrics.evaluate import closed_form
 
-    found: dict[str, dict[str, Any]] = {}
+    forms: dict[str, dict[str, Any]] = {}
     for config in (TrainConfig(**settings) for settings in runs.get("settings", ())):
         geometry = f"curvature {config.curvature:g}, max radius {config.max_radius:g}, {config.radius}"
         name = f"3^{config.trits}, {geometry}"
-        if name not in found:
-            found[name] = closed_form(config, Operations.all(config.trits))
-    return found
+        if name not in forms:
+            forms[name] = closed_form(config, Operations.all(config.trits))
+    return forms
 
 
 def untrained_mean(runs: "DataFrame") -> dict[str, float]:
@@ -281,12 +281,12 @@ def inert_table(factors: Sequence[InertFactor]) -> Table:
 # ------------------------------------------------------------------------------------------------------ from scratch
 def scratch_statistics(runs: "DataFrame") -> dict[str, dict[str, Any]]:
     """Arm -> coverage over seeds at the end of runs from scratch, and the epoch at which all operations came back right."""
-    found = {}
+    by_arm = {}
     for arm, own in runs.groupby("arm", sort=False):
         last = own.groupby("seed")["coverage"].mean()
         around = interval(last)
         epochs = own["coverage_epoch"].dropna() if "coverage_epoch" in own else own["coverage"].iloc[:0]
-        found[str(arm)] = {
+        by_arm[str(arm)] = {
             "n": len(last), "runs": len(own), "coverage": float(last.mean()), "coverage_std": deviation(last),
             "coverage_low": None if around is None else around.low,
             "coverage_high": None if around is None else around.high,
@@ -295,13 +295,13 @@ def scratch_statistics(runs: "DataFrame") -> dict[str, dict[str, Any]]:
         }  # fmt: skip
         if "coverage_unseen" in own and own["coverage_unseen"].notna().any():
             unseen = own["coverage_unseen"]
-            found[str(arm)] |= {"coverage_unseen": float(unseen.mean()), "smallest_unseen": float(unseen.min())}
-    return found
+            by_arm[str(arm)] |= {"coverage_unseen": float(unseen.mean()), "smallest_unseen": float(unseen.min())}
+    return by_arm
 
 
-def scratch_table(found: Mapping[str, Metrics]) -> Table:
+def scratch_table(by_arm: Mapping[str, Metrics]) -> Table:
     """Coverage of the arms that start from scratch."""
-    partly = any("coverage_unseen" in s for s in found.values())
+    partly = any("coverage_unseen" in s for s in by_arm.values())
     rows = [
         (
             arm, s["n"], fixed(s["coverage"], 5), fixed(s["coverage_std"], 5),
@@ -310,18 +310,11 @@ def scratch_table(found: Mapping[str, Metrics]) -> Table:
             "never" if s["full_coverage_epoch"] is None else f"{s['full_coverage_epoch']:.1f}",
             *([f"{s['coverage_unseen']:.5f} ({s['smallest_unseen']:.5f})" if "coverage_unseen" in s else "all seen"] if partly else []),
         )
-        for arm, s in found.items()
+        for arm, s in by_arm.items()
     ]  # fmt: skip
-    columns = [
-        "arm",
-        "n",
-        "coverage",
-        "std",
-        "95 % interval",
-        "range",
-        "runs that reached 100 %",
-        "at epoch (mean of these)",
-    ]
+    columns = (
+        "arm", "n", "coverage", "std", "95 % interval", "range", "runs that reached 100 %", "at epoch (mean of these)",
+    )  # fmt: skip
     note = "Coverage at the end of runs that start without a checkpoint; n: seeds, interval: Student's t over them."
     return Table("From scratch", [*columns, *(["of the unseen (worst)"] if partly else [])], rows, note)
 
@@ -350,8 +343,8 @@ def seed_table(runs: "DataFrame") -> Table:
     configs = [TrainConfig(**settings) for settings in runs["settings"]]
     for config in {(c.curvature, c.max_radius, c.radius, c.trits): c for c in reversed(configs)}.values():
         beside = baselines(config)
-        for label, found in (("closed form", beside["closed_form"]), ("untrained", beside["untrained"])):
-            rows.append((label, "", *(shown(name, found.get(name)) for name in heads), ""))
+        for label, values in (("closed form", beside["closed_form"]), ("untrained", beside["untrained"])):
+            rows.append((label, "", *(shown(name, values.get(name)) for name in heads), ""))
     note = "The last model of every run, by mean codes. min gap above 0: all levels apart. Below: radii by the closed form, without learning or codes; and the model of the first seed before training."
     return Table("From scratch, seed by seed", ("arm", "seed", *heads.values(), "seconds"), rows, note)
 
@@ -392,7 +385,7 @@ def sweep_pictures(
     pictures = [Picture(plot_phase_curves(runs, ceiling, to / "curves.svg"), "Hierarchy by epoch: means over the runs of an arm that lasted until then, shaded their range; dashed the ceiling of radii without ties. Starts that lie far above the rest are cut off.")]  # fmt: skip
     if statistics:
         pictures.append(Picture(plot_effects(statistics, ceiling, to / "effects.svg"), "What each factor does: best and last hierarchy of every arm with 95 % intervals over seeds; crosses: the best that the original study gives for the arm, from one run (stability: the mean of 25)."))  # fmt: skip
-    form = max(closed.values(), key=lambda found: float(found["richness"]), default=None)
+    form = max(closed.values(), key=lambda values: float(values["richness"]), default=None)
     pictures.append(Picture(plot_pareto(runs, form, ceiling, to / "pareto.svg"), f"Hierarchy and richness at the end of every run; the line joins the runs that no other beats in both. Star: the closed form, without learning, in the geometry where it is richest. {INCOMPARABLE}"))  # fmt: skip
     best = runs.loc[runs["final_hierarchy"].astype(float).idxmin()]
     whose = f"{best['run']}, the run with the best hierarchy at its end. "

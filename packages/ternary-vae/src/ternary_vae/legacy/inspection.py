@@ -153,8 +153,8 @@ def diagnose(values: Mapping[str, Any], held: Forms, build: Build = build_model)
             cause, more = "index shift by dropout", ", which moves the layers behind it"
         if name == "use_controller":
             cause = "extra controller" if differing[name] else "missing controller"
-        here, there = (str(shown[name]).lower() for shown in (ours, theirs))
-        sentence = f"{cause}: {name} is {here} in the configuration and {there} in the file's tensors{more}"
+        of_model, of_file = (str(shown[name]).lower() for shown in (ours, theirs))
+        sentence = f"{cause}: {name} is {of_model} in the configuration and {of_file} in the file's tensors{more}"
         sentence += f" ({differences(keys, wanted, held)})"
         if name in DROPOUTS:
             sentence += f"; set {name} to {'the share, above 0, that training had' if differing[name] else '0'}"

@@ -10,7 +10,15 @@ from ternary_vae.config import TrainConfig
 from ternary_vae.data import Operations
 from ternary_vae.hyperbolic import to_euclidean
 from ternary_vae.losses import Targets, target_radius
-from ternary_vae.metrics.radii import dist_corr_geodesic, dist_corr_levels, hierarchy, q, q_original, radius_metrics
+from ternary_vae.metrics.radii import (
+    dist_corr_geodesic,
+    dist_corr_levels,
+    hierarchy,
+    q,
+    q_original,
+    radius_metrics,
+    right,
+)
 from ternary_vae.model import Code, TernaryVAE, create_model
 
 CHUNK = 65_536
@@ -41,23 +49,23 @@ def reconstruct(
     model: TernaryVAE, operations: Operations, sample_seed: int | None = None, codes: Codes | None = None
 ) -> Tensor:
     """Which operations [N] have every trit right, decoded from encoder A's mean code, or from one sample of it."""
-    code, right = encode(model, operations, "a", codes), []
+    code, parts = encode(model, operations, "a", codes), []
     for part in torch.arange(len(operations)).split(CHUNK):
         z_ND = code.mu_ND[part]
         if sample_seed is not None:
             draw = generator(sample_seed, "evaluation sample", int(part[0]))
             noise_ND = torch.randn(z_ND.shape, generator=draw, dtype=torch.float64).to(z_ND)
             z_ND = Code(z_ND, code.logvar_ND[part]).sample(noise_ND)
-        right.append((model.decoder_A(z_ND).argmax(-1) == operations.target_NM[part]).all(-1))
-    return torch.cat(right).cpu()
+        parts.append(right(model.decoder_A(z_ND), operations.target_NM[part]))
+    return torch.cat(parts).cpu()
 
 
 @torch.no_grad()
 def radii(model: TernaryVAE, operations: Operations, view: str, codes: Codes | None = None) -> tuple[Tensor, Tensor]:
     """Hyperbolic distances from the origin and Euclidean norms [N] of the mean code, float64."""
     projection, mu_ND = model.projection.of(view), encode(model, operations, view, codes).mu_ND
-    found = [projection.radius(part_ND) for part_ND in mu_ND.split(CHUNK)]
-    return tuple(torch.cat(both).double().cpu() for both in zip(*found, strict=True))  # type: ignore[return-value]
+    parts = [projection.radius(part_ND) for part_ND in mu_ND.split(CHUNK)]
+    return tuple(torch.cat(both).double().cpu() for both in zip(*parts, strict=True))  # type: ignore[return-value]
 
 
 @torch.no_grad()
@@ -87,7 +95,7 @@ def all_metrics(
     """
     codes, c, view = {} if codes is None else codes, model.config.curvature, headline(view)
     right_N, v_N = reconstruct(model, operations, codes=codes), operations.v_N.cpu().numpy()
-    found: dict[str, Any] = {
+    metrics: dict[str, Any] = {
         "coverage": float(right_N.double().mean()),
         "covered": int(right_N.sum()),
         "operations": len(operations),
@@ -96,31 +104,31 @@ def all_metrics(
     }
     for other in ("a", "b"):
         rank = hierarchy(v_N, radii(model, operations, other, codes)[0].numpy())
-        found |= {} if rank is None else {f"hierarchy_{other.upper()}": rank}
+        metrics |= {} if rank is None else {f"hierarchy_{other.upper()}": rank}
     z_ND = points(model, operations, view, codes)
-    found |= distance_metrics(z_ND, operations, c, found.get("hierarchy"))
+    metrics |= distance_metrics(z_ND, operations, c, metrics.get("hierarchy"))
     if seen_N is not None and not bool(seen_N.all()):
         unseen = operations[(~seen_N).nonzero().squeeze(1)]
-        found |= {
+        metrics |= {
             "coverage_seen": float(right_N[seen_N].double().mean()),
             "coverage_unseen": float(right_N[~seen_N].double().mean()),
             "unseen": int((~seen_N).sum()),
         }
         order = order_metrics(model, unseen, view)
-        found |= {
+        metrics |= {
             f"{name}_unseen": order[name] for name in ("hierarchy", "hierarchy_ceiling", "somers_d") if name in order
         }
-    return found
+    return metrics
 
 
 def distance_metrics(z_ND: Tensor, operations: Operations, c: float, rank: float | None) -> dict[str, Any]:
     """Both distance correlations of points of the ball, and Q, which the sweeps make from the one over levels."""
     by_geodesic = dist_corr_geodesic(z_ND, operations.index_N.cpu(), operations.trits, c)
     by_levels = dist_corr_levels(z_ND, operations.v_N.cpu())
-    found = {"dist_corr_geodesic": by_geodesic, "dist_corr_levels": by_levels}
+    metrics = {"dist_corr_geodesic": by_geodesic, "dist_corr_levels": by_levels}
     if by_levels is not None and rank is not None:
-        found |= {"q": q(by_levels, rank), "q_original": q_original(by_levels, rank)}
-    return {name: value for name, value in found.items() if value is not None}
+        metrics |= {"q": q(by_levels, rank), "q_original": q_original(by_levels, rank)}
+    return {name: value for name, value in metrics.items() if value is not None}
 
 
 def closed_form(config: TrainConfig, operations: Operations) -> dict[str, Any]:

@@ -25,18 +25,18 @@ Row = Mapping[str, Any]
 
 def history_metrics(rows: Sequence[Row]) -> dict[str, Any]:
     """What the evaluations of a run say beyond its last model; what never happened is left out."""
-    found: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
     full = next((row for row in rows if row["coverage"] == 1.0), None)
     if full is not None:
-        found |= {"coverage_epoch": full["epoch"], "coverage_epoch_stage": full["stage"]}
+        metrics |= {"coverage_epoch": full["epoch"], "coverage_epoch_stage": full["stage"]}
     ordering = [row for row in rows if row["stage"] != "coverage" and "hierarchy" in row]
     if ordering:
         best = min(ordering, key=lambda row: float(row["hierarchy"]))
-        found |= {"initial_hierarchy": ordering[0]["hierarchy"], "best_hierarchy": best["hierarchy"]}
-        found |= {"best_epoch": best["epoch"], "last_epoch": ordering[-1]["epoch"]}
+        metrics |= {"initial_hierarchy": ordering[0]["hierarchy"], "best_hierarchy": best["hierarchy"]}
+        metrics |= {"best_epoch": best["epoch"], "last_epoch": ordering[-1]["epoch"]}
     elif rows:
-        found["last_epoch"] = rows[-1]["epoch"]
-    return found
+        metrics["last_epoch"] = rows[-1]["epoch"]
+    return metrics
 
 
 def run_metrics(
@@ -48,10 +48,10 @@ def run_metrics(
     codes: Codes | None = None,
 ) -> dict[str, Any]:
     """Everything that results.json says of a run's last model, without the baselines; `seen_N`: what training saw."""
-    found = all_metrics(model, operations, config.view, config.seed, seen_N, codes)
+    metrics = all_metrics(model, operations, config.view, config.seed, seen_N, codes)
     if not config.orders_radii:
-        found = {name: value for name, value in found.items() if name in COVERAGE_METRICS}
-    return {**found, **history_metrics(rows), "parameters": count_parameters(model)}
+        metrics = {name: value for name, value in metrics.items() if name in COVERAGE_METRICS}
+    return {**metrics, **history_metrics(rows), "parameters": count_parameters(model)}
 
 
 def baselines(config: TrainConfig) -> dict[str, dict[str, Any]]:

@@ -25,9 +25,9 @@ GEODESIC_PAIRS, LEVEL_POINTS = 20_000, 1_000
 """Random pairs of the one distance correlation, and random points (all their pairs) of the other."""
 
 
-def coverage(logits_NM3: Tensor, target_NM: Tensor) -> float:
-    """Share of operations with every trit right."""
-    return float((logits_NM3.argmax(-1) == target_NM).all(-1).double().mean())
+def right(logits_NM3: Tensor, target_NM: Tensor) -> Tensor:
+    """Which operations [N] have every trit right; coverage is their share."""
+    return (logits_NM3.argmax(-1) == target_NM).all(-1)
 
 
 def mid_ranks(x_N: Floats | Ints) -> Floats:
@@ -134,7 +134,7 @@ def radius_metrics(v_N: Ints, norm_N: Floats, rho_N: Floats) -> dict[str, Any]:
     """What the radii of operations say. Values that do not exist, such as a hierarchy of equal radii, are left out."""
     gaps = level_gaps(v_N, norm_N)
     ceiling, rank, d = hierarchy_ceiling(v_N), hierarchy(v_N, rho_N), somers_d(v_N, rho_N)
-    found = {
+    metrics = {
         "hierarchy": rank,
         "hierarchy_ceiling": ceiling,
         "hierarchy_of_ceiling": None if rank is None or ceiling is None else -rank / ceiling,
@@ -146,4 +146,4 @@ def radius_metrics(v_N: Ints, norm_N: Floats, rho_N: Floats) -> dict[str, Any]:
         "richness": richness(v_N, norm_N),
         "richness_hyperbolic": richness(v_N, rho_N),
     }
-    return {name: value for name, value in found.items() if value is not None}
+    return {name: value for name, value in metrics.items() if value is not None}
