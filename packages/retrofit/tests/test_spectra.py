@@ -224,3 +224,16 @@ def test_without_largest_by_hand():
     eigenvalues = torch.tensor([0.5, 1.0, 2.0, 100.0], dtype=torch.float64)
     assert [without_largest(eigenvalues, k) for k in range(4)] == [200.0, 4.0, 2.0, 1.0]
     assert without_largest(torch.tensor([0.0, 1.0])) == math.inf
+
+
+def test_a_smallest_eigenvalue_that_float32_rounds_below_zero_is_infinite():
+    """A planted direction of 1e9 times the others, beside which the original's ridge is nothing in float32."""
+    model = tiny_model("gpt2").eval()
+    down = find_blocks(model)[0].down.module
+    handle = down.register_forward_pre_hook(
+        lambda module, args: (args[0] + 3e4 * torch.arange(args[0].shape[-1]).cos(),)
+    )
+    row, _ = measure_activations(model, torch.randint(0, 64, (20, 12), generator=torch.Generator().manual_seed(2)))
+    handle.remove()
+    assert row.ff_gram_original == math.inf or row.ff_gram_original > 1e6
+    assert row.act_kappa_centred >= 1
