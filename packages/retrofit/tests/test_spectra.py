@@ -7,6 +7,7 @@ import torch
 from conftest import KINDS, tiny_model
 
 from retrofit.blocks import find_blocks, find_matrices
+from retrofit.metrics import matrices
 from retrofit.metrics.matrices import measure_activations
 from retrofit.metrics.spectra import (
     Moments,
@@ -224,3 +225,10 @@ def test_without_largest_by_hand():
     eigenvalues = torch.tensor([0.5, 1.0, 2.0, 100.0], dtype=torch.float64)
     assert [without_largest(eigenvalues, k) for k in range(4)] == [200.0, 4.0, 2.0, 1.0]
     assert without_largest(torch.tensor([0.0, 1.0])) == math.inf
+
+
+def test_a_smallest_eigenvalue_that_float32_rounds_below_zero_is_infinite(monkeypatch):
+    monkeypatch.setattr(matrices, "ff_gram_original_of_layer", lambda moments: -2e7)
+    ids = torch.randint(0, 64, (20, 12), generator=torch.Generator().manual_seed(2))
+    rows = measure_activations(tiny_model("gpt2").eval(), ids)
+    assert [row.ff_gram_original for row in rows] == [math.inf] * 2
