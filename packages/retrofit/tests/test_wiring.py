@@ -44,7 +44,6 @@ from retrofit.transports import glt_ffn, glt_fold, gradient_less_transport
 from studycore.claims import as_stored, judge_all
 from studycore.metrics_log import read_rows
 
-
 # -------------------------------------------------------------------------------------------------------------- claims
 FEEDS = {  # claim -> (what it is of, treated, control; "start": the arm's own step 0)
     "standard_conditioning": ("cond", "standard", "start"), "gram_conditioning": ("cond", "gram", "start"),
