@@ -77,6 +77,22 @@ def test_without_wordnet_one_sentence_says_what_fetches_it(tiny):
         wordnet.corpus()
 
 
+@pytest.mark.parametrize("damage", ["cut off", "no text", "offsets of another version"])
+def test_a_damaged_database_is_named_in_one_sentence(tiny, damage):
+    wordnet.find()
+    data = wordnet.find() / "data.noun"
+    content = data.read_bytes()
+    data.chmod(0o644)
+    if damage == "cut off":
+        data.write_bytes(content[: len(content) // 2])
+    elif damage == "no text":
+        data.write_bytes(content[:30] + b"\xff\xfe\x00" + content[33:])
+    else:
+        data.write_bytes(content.replace(b" n 0000", b"1 n 0000"))
+    with pytest.raises(UserError, match=r"^WordNet: .*wordnet: cannot be read as WordNet's database \(.*; remove it"):
+        noun_hierarchy.__wrapped__()
+
+
 def test_fetch_takes_what_is_there_then_debian(tiny, tmp_path):
     folder, origin = wordnet.fetch(tmp_path / "image")
     assert (folder, origin) == (tmp_path / "image" / "corpora" / "wordnet", f"from {wordnet.DEBIAN}")

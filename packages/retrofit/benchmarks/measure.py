@@ -73,7 +73,7 @@ def main() -> int:
     weights = [torch.randn(shape, generator=draw) * 0.02 for shape in shapes]
 
     def ours() -> list:
-        return [weight_spectrum(singular_values(w)) for w in weights]
+        return [weight_spectrum(singular_values(w), max(w.shape)) for w in weights]
 
     def svd() -> list:
         return [torch.linalg.svdvals(w.double()) for w in weights]

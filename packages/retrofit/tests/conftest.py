@@ -21,29 +21,54 @@ CPU = TrainOptions(device="cpu", threads=1)
 WORDS = [f"w{i}" for i in range(60)]
 
 
-def tiny_config(kind, vocabulary=64):
-    """transformers configurations of some thousand parameters."""
-    from transformers import GPT2Config, GPTNeoConfig, GPTNeoXConfig, LlamaConfig
+def tiny_configs(vocabulary=64):
+    """What makes the transformers configuration, of some thousand parameters, of each architecture that the README lists."""
+    import transformers as hf
 
     common = {"vocab_size": vocabulary, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0, "use_cache": False}
-    if kind == "gpt2":
-        return GPT2Config(**common, n_embd=16, n_layer=2, n_head=2, n_positions=64)
-    if kind == "gpt_neo":
-        return GPTNeoConfig(
+    sized = {**common, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    here = {**sized, "max_position_embeddings": 64}
+    gated = {**here, "intermediate_size": 40, "num_key_value_heads": 2}
+    headed = {**gated, "head_dim": 8}
+    neox = {
+        **here, "intermediate_size": 64, "hidden_dropout": 0.1, "tie_word_embeddings": True, "initializer_range": 0.2,
+    }  # fmt: skip
+    # An initializer_range of 0.3 for experts: at 0.02 their part in the output is lost in rounding.
+    some = {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "initializer_range": 0.3}
+    local = {"num_local_experts": 3, "num_experts_per_tok": 2, "initializer_range": 0.3}
+    opt = {**here, "ffn_dim": 64, "word_embed_proj_dim": 16}
+    return {
+        "gpt2": lambda: hf.GPT2Config(**common, n_embd=16, n_layer=2, n_head=2, n_positions=64),
+        "gpt_neo": lambda: hf.GPTNeoConfig(
             **common, hidden_size=16, num_layers=2, num_heads=2, attention_types=[[["global", "local"], 1]],
             max_position_embeddings=64, window_size=16,
-        )  # fmt: skip
-    if kind in ("gpt_neox", "gpt_neox_parallel"):
-        return GPTNeoXConfig(
-            **common, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
-            max_position_embeddings=64, use_parallel_residual=kind == "gpt_neox_parallel", hidden_dropout=0.1,
-            tie_word_embeddings=True, initializer_range=0.2,
-        )  # fmt: skip
-    assert kind == "llama"
-    return LlamaConfig(
-        **common, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
-        intermediate_size=40, max_position_embeddings=64, mlp_bias=True,
-    )  # fmt: skip
+        ),
+        "gpt_neox": lambda: hf.GPTNeoXConfig(**neox, use_parallel_residual=False),
+        "gpt_neox_parallel": lambda: hf.GPTNeoXConfig(**neox, use_parallel_residual=True),
+        "llama": lambda: hf.LlamaConfig(**gated, mlp_bias=True),
+        "mistral": lambda: hf.MistralConfig(**gated),
+        "qwen2": lambda: hf.Qwen2Config(**gated),
+        "qwen3": lambda: hf.Qwen3Config(**headed),
+        "gemma2": lambda: hf.Gemma2Config(**headed),
+        "gemma3": lambda: hf.Gemma3TextConfig(**headed),
+        "phi3": lambda: hf.Phi3Config(**gated),
+        "opt": lambda: hf.OPTConfig(**opt),
+        "opt_norm_after": lambda: hf.OPTConfig(**opt, do_layer_norm_before=False),
+        "falcon": lambda: hf.FalconConfig(**sized),
+        "falcon_two_norms": lambda: hf.FalconConfig(**sized, new_decoder_architecture=True, num_kv_heads=1),
+        "falcon_serial": lambda: hf.FalconConfig(**sized, parallel_attn=False, bias=True),
+        "mixtral": lambda: hf.MixtralConfig(**gated, **local),
+        "qwen2_moe": lambda: hf.Qwen2MoeConfig(
+            **gated, **some, shared_expert_intermediate_size=24, decoder_sparse_step=1
+        ),
+        "qwen3_moe": lambda: hf.Qwen3MoeConfig(**headed, **some, decoder_sparse_step=2),
+        "gpt_oss": lambda: hf.GptOssConfig(**headed, **local),
+    }  # fmt: skip
+
+
+def architectures():
+    """Their names."""
+    return list(tiny_configs())
 
 
 def train_run(config, folder, resume=False, needs=None):
@@ -52,6 +77,10 @@ def train_run(config, folder, resume=False, needs=None):
 
 
 KINDS = ["gpt2", "gpt_neo", "gpt_neox", "gpt_neox_parallel", "llama"]
+"""Those on which tests of a principle are made; test_architectures.py goes through all architectures."""
+FOLDABLE = [*KINDS, "mistral", "qwen2", "qwen3", "phi3", "opt", "falcon_two_norms", "falcon_serial"]
+"""Those in which a norm feeds the block alone and has a gain of its own."""
+MIXTURES = ["mixtral", "qwen2_moe", "qwen3_moe", "gpt_oss"]
 
 
 def tiny_model(kind, seed=0):
@@ -59,7 +88,7 @@ def tiny_model(kind, seed=0):
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(tiny_config(kind))
+    model = AutoModelForCausalLM.from_config(tiny_configs()[kind]())
     draw = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
         for name, p in model.named_parameters():
@@ -68,10 +97,14 @@ def tiny_model(kind, seed=0):
     return model
 
 
-def save_tokenizer(folder):
+def save_tokenizer(folder, kind=""):
     from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 
+    if kind == "qwen2":  # whatever stands in the folder, transformers reads it as one of bytes
+        letters = {"<|endoftext|>": 0} | {letter: i + 1 for i, letter in enumerate("Ġw0123456789")}
+        Qwen2Tokenizer(letters, merges=[], bos_token="<|endoftext|>").save_pretrained(folder)
+        return
     vocabulary = {"<|endoftext|>": 0, "<unk>": 1} | {word: i + 2 for i, word in enumerate(WORDS)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -98,7 +131,7 @@ def made(tmp_path_factory):
         if kind not in folders:
             folder = tmp_path_factory.mktemp(kind)
             tiny_model(kind).save_pretrained(folder)
-            save_tokenizer(folder)
+            save_tokenizer(folder, kind)
             folders[kind] = folder
         return folders[kind]
 

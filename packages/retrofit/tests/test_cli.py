@@ -79,17 +79,15 @@ def test_an_empty_folder_and_a_model_without_known_blocks(capsys, tmp_path, smal
     flags = ["--method", "gram", "--device", "cpu", "--output-dir", str(tmp_path / "run")]
     assert main(["run", *flags, "--model", str(tmp_path / "empty")]) == 2
     assert "no config.json" in capsys.readouterr().err
-    from transformers import AutoModelForCausalLM, OPTConfig
+    from transformers import AutoModelForCausalLM, MptConfig
 
-    config = OPTConfig(
-        vocab_size=64, hidden_size=8, ffn_dim=16, num_hidden_layers=1, num_attention_heads=2, word_embed_proj_dim=8
-    )
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "opt")
+    config = MptConfig(vocab_size=64, d_model=8, n_heads=2, n_layers=1, max_seq_len=64)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "mpt")
     from conftest import save_tokenizer
 
-    save_tokenizer(tmp_path / "opt")
+    save_tokenizer(tmp_path / "mpt")
     capsys.readouterr()
-    assert main(["run", *flags, "--model", str(tmp_path / "opt")]) == 2
+    assert main(["run", *flags, "--model", str(tmp_path / "mpt")]) == 2
     assert "no feed-forward blocks of a known kind" in capsys.readouterr().err
     assert (
         main(

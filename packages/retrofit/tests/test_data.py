@@ -82,7 +82,7 @@ def test_an_overlap_is_dropped_from_training_on_request_and_counted(small, tmp_p
     train, validation = documents(config)
     assert train == TEXTS[:40]
     assert len(validation) == 10
-    about = load_data(config, load_tokenizer(config.model), 64).about
+    about = load_data(config, load_tokenizer(config.model), 64, 64).about
     assert (about["training_documents"], about["training_documents_dropped"]) == (40, 10)
     with pytest.raises(UserError, match="all 50 training documents stand in the validation text"):
         documents(small(dataset=config.dataset, validation_dataset=config.dataset, on_overlap="drop"))
@@ -115,7 +115,7 @@ def test_each_hub_dataset_has_its_own_configuration_and_commit(small, monkeypatc
     documents(small(**both))
     assert seen == [("a/train", "big", "train", "r1"), ("a/other", None, "validation", None)]
     config = small(**both, validation_dataset_config="small", validation_dataset_revision="r2")
-    about = load_data(config, load_tokenizer(config.model), 64).about
+    about = load_data(config, load_tokenizer(config.model), 64, 64).about
     assert seen[-1] == ("a/other", "small", "validation", "r2")
     assert (about["dataset_commit"], about["validation_dataset_commit"]) == ("a/train at r1", "a/other at r2")
 
@@ -128,7 +128,7 @@ def test_what_is_no_hub_dataset_has_no_commit_and_the_network_is_not_asked(small
 
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", asked)
     config = small()
-    assert load_data(config, load_tokenizer(config.model), 64).about["dataset_commit"] is None
+    assert load_data(config, load_tokenizer(config.model), 64, 64).about["dataset_commit"] is None
     assert hub_commit("studycore/wordnet", None) is None
 
 
@@ -184,10 +184,237 @@ def test_a_misspelt_path_is_not_looked_for_on_the_hub(small, tmp_path, monkeypat
         documents(small(validation_dataset=name))
 
 
+# ---------------------------------------------------------------------------------------------- lines, marks and columns
+MARKS = ("\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\r")
+"""What str.splitlines takes for the end of a line, besides \\n."""
+
+
+@pytest.mark.parametrize("mark", MARKS, ids=ascii)
+@pytest.mark.parametrize("end", ["\n", "\r\n"], ids=["unix", "windows"])
+def test_a_line_ends_at_a_newline_and_nowhere_else(tmp_path, mark, end):
+    texts = [*TEXTS[:4], f"w1 w2{mark}w3 w4", f"{mark}w5", *TEXTS[4:9]]
+    rows = [json.dumps({"text": t}, ensure_ascii=False).replace("\\r", "\r").replace("\\f", "\f") for t in texts]
+    rows = [row.replace("\\u000b", "\x0b").replace("\\u001c", "\x1c") for row in rows]
+    assert sum(mark in row for row in rows) == 2  # as it is, not as an escape
+    (tmp_path / "a.jsonl").write_bytes(end.join(rows).encode())
+    (tmp_path / "a.json").write_bytes(f"[{f',{end}'.join(rows)}]".encode())
+    (tmp_path / "a.txt").write_bytes((end * 2).join(texts).encode())
+    assert read_source(MeasureConfig(), str(tmp_path / "a.jsonl"), "", None) == texts
+    assert read_source(MeasureConfig(), str(tmp_path / "a.json"), "", None) == texts
+    assert read_source(MeasureConfig(), str(tmp_path / "a.txt"), "", None) == texts
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "stories", "paragraphs"])
+def test_byte_order_marks_are_no_text_also_where_files_were_put_together(tmp_path, kind):
+    path = write(tmp_path, kind)
+    content, mark = path.read_bytes(), b"\xef\xbb\xbf"
+    between = {"jsonl": b"", "stories": b"\n<|endoftext|>\n", "paragraphs": b"\n\n"}[kind]
+    path.write_bytes(mark + content + between + mark + content)
+    found = read_source(MeasureConfig(), str(path), "", None)
+    assert [text.strip() for text in found] == [*TEXTS, *TEXTS]
+
+
+def test_a_mark_an_accent_or_spacing_does_not_hide_an_overlap(small, tmp_path):
+    """Of a training file with a byte order mark, its first document stands in the validation text."""
+    train, held_out = tmp_path / "t.txt", tmp_path / "v.jsonl"
+    train.write_text("\n\n".join(TEXTS[:40]), encoding="utf-8-sig")
+    held_out.write_text("".join(json.dumps({"text": t}) + "\n" for t in [TEXTS[0], *TEXTS[40:]]))
+    with pytest.raises(UserError, match="1 documents stand in training and validation"):
+        documents(small(dataset=str(train), validation_dataset=str(held_out)))
+    for one, other in (
+        ("caf\u00e9 au lait", "cafe\u0301 au  lait"),
+        ("a\ufeffb", "ab"),
+        ("x\u2028y", "x y"),
+        ("zero\u200b", "zero"),
+    ):
+        with pytest.raises(UserError, match="1 documents stand"):
+            check_overlap([one], [other])
+    check_overlap(["cafe"], ["caf\u00e9"])
+
+
+def test_lines_of_blanks_part_documents_and_lines_within_stay(tmp_path):
+    path = tmp_path / "p.txt"
+    path.write_text("\n \n\nw1\nw2\n \t\nw3\n\u3000\n\x0c\n  w4\n\n\n\nw5 \n")
+    assert read_source(MeasureConfig(), str(path), "", None) == ["w1\nw2", "w3", "  w4", "w5 "]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"text": 3}\n', "line 1 has no text under 'text' (it is a number)"),
+        ('{"text": "w1"}\n{"text": ["w2"]}\n', "line 2 has no text under 'text' (it is an array)"),
+        ('{"text": {"a": 1}}', "(it is an object)"),
+        ('{"text": true}', "(it is a truth value)"),
+        ('{"body": "w1", "id": 3}', "line 1 has no text under 'text' (there are 'body', 'id'); set --text-column"),
+        ("{}", "(there are no keys)"),
+        ('{"text": "w1"}\n{"text": "w2', "line 2 has no text under 'text' (it is not valid JSON: Unterminated string"),
+        ("w1 w2\n", "line 1 has no text under 'text' (it is not valid JSON"),
+        ("3\n", "line 1 has no text under 'text' (the row is a number)"),
+        ("[1, 2]", "item 1 has no text under 'text' (the row is a number)"),
+        ('[{"text": "w1"}, {"text": 2}]', "item 2 has no text under 'text' (it is a number)"),
+        ('[{"text": "w1"},\n{"text": "w2"}', "line 1 has no text under 'text' (it is not valid JSON"),
+        ('["w1"]\n["w2"]', "line 1 has no text under 'text' (the row is an array)"),
+        ('{"text": "w1"}\n' + "[" * 100_000, "line 2 has no text under 'text' (it is not valid JSON"),
+    ],
+)  # fmt: skip
+def test_a_row_without_text_is_named_with_what_stands_there(tmp_path, content, said):
+    path = tmp_path / "t.jsonl"
+    path.write_text(content)
+    with pytest.raises(UserError) as caught:
+        read_source(MeasureConfig(), str(path), "", None)
+    assert said in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", ["json", "jsonl"])
+def test_a_json_array_is_read_and_what_is_null_or_empty_is_no_document(tmp_path, suffix):
+    path = tmp_path / f"t.{suffix}"
+    for content in (
+        '[{"text": "w1"}, {"text": null}, {"text": " "}, {"text": "w2"}]', '["w1", "", "w2"]',
+        '[\n  {\n    "text": "w1"\n  },\n  {"text": "w2"}]\n', '{"text": "w1"}\n\n{"text": null}\n{"text": "w2"}',
+    ):  # fmt: skip
+        path.write_text(content)
+        assert read_source(MeasureConfig(), str(path), "", None) == ["w1", "w2"]
+    if suffix == "json":
+        path.write_text('{\n "text": "w1\\n\\nw2"\n}')
+        assert read_source(MeasureConfig(), str(path), "", None) == ["w1\n\nw2"]
+
+
+@pytest.mark.parametrize("kind", ["int", "list", "binary", "bool"])
+def test_a_parquet_column_that_is_no_text_is_refused(tmp_path, kind):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    values = {"int": [1, 2], "list": [["a"], ["b"]], "binary": [b"a", b"b"], "bool": [True, False]}[kind]
+    parquet.write_table(pa.table({"text": values}), tmp_path / "t.parquet")
+    with pytest.raises(
+        UserError, match=r"^--text-column: 'text' of .*t\.parquet is of type .*, no text; name a column"
+    ):
+        read_source(MeasureConfig(), str(tmp_path / "t.parquet"), "", None)
+
+
+def test_texts_in_a_parquet_files_other_forms_are_read(tmp_path):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    for array in (
+        pa.array(["w1", None, "w2"], pa.large_string()), pa.array(["w1", "", "w2"]).dictionary_encode(),
+        pa.array(["\ufeffw1", "w2"]),
+    ):  # fmt: skip
+        parquet.write_table(pa.table({"text": array}), tmp_path / "t.parquet")
+        assert read_source(MeasureConfig(), str(tmp_path / "t.parquet"), "", None) == ["w1", "w2"]
+
+
+@pytest.mark.parametrize("name", ["t.txt", "t.jsonl", "t.json", "t.parquet"])
+def test_text_files_that_are_none_are_named(tmp_path, name):
+    path = tmp_path / name
+    for content, said in (
+        (b"", "is empty; fetch it anew"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n", "git lfs pull"),
+        ("caf\xe9 w1".encode("latin-1"), "no text in UTF-8" if name != "t.parquet" else "cannot be read as a Parquet file"),
+        ("w1 w2".encode("utf-16"), "no text in UTF-8" if name != "t.parquet" else "cannot be read as a Parquet file"),
+    ):  # fmt: skip
+        path.write_bytes(content)
+        with pytest.raises(UserError) as caught:
+            read_source(MeasureConfig(), str(path), "", None)
+        assert said in str(caught.value)
+        assert str(path) in str(caught.value)
+
+
+def test_rows_of_a_hub_dataset_are_checked_too(monkeypatch):
+    import datasets
+
+    class Rows(list):
+        column_names = None
+
+    def of(*rows):
+        monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: Rows(rows))
+        return read_source(MeasureConfig(), "a/set", "train", 2)
+
+    assert of({"text": None}, {"text": "\ufeffw1"}, {"text": " "}, {"text": "w2"}, {"text": 3}) == ["w1", "w2"]
+    with pytest.raises(UserError, match=r"'a/set' \(train\) row 2 has no text under 'text' \(it is a number\)"):
+        of({"text": "w1"}, {"text": 3})
+
+    def broken(*args, **kwargs):
+        raise TypeError("a loader's own fault")
+
+    monkeypatch.setattr(datasets, "load_dataset", broken)
+    with pytest.raises(UserError, match=r"'a/set': cannot be read as .* \(TypeError: a loader's own fault\); check"):
+        read_source(MeasureConfig(), "a/set", "train", 2)
+
+
+def test_a_tokenizer_that_makes_nothing_of_the_text_is_refused(small, monkeypatch):
+    """transformers reads some tokenizers as another kind than they are, which knows none of the words."""
+    tokenizer = load_tokenizer(small().model)
+    monkeypatch.setattr(type(tokenizer), "__call__", lambda self, texts, **more: {"input_ids": [[] for _ in texts]})
+    with pytest.raises(
+        UserError, match="makes no tokens of the training documents; put the files of its own beside it"
+    ):
+        load_data(small(), tokenizer, 64, 64)
+
+
+# ------------------------------------------------------------------------------------------------- beginning of text
+def with_bos(folder, adds):
+    """A tokenizer with a beginning-of-text token of its own, 63, which it may put before each text by itself."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(
+        models.WordLevel(
+            {"<|endoftext|>": 0, "<unk>": 1, **{f"w{i}": i + 2 for i in range(60)}, "<s>": 63}, unk_token="<unk>"
+        )
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    if adds:
+        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 63)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="<|endoftext|>", unk_token="<unk>"
+    )
+
+
+@pytest.mark.parametrize(
+    ("policy", "adds", "expected"),
+    [("tokenizer", True, 63), ("tokenizer", False, None), ("always", False, 63), ("never", True, None)],
+)
+def test_every_window_begins_with_the_token_that_the_models_tokenizer_puts_there(
+    small, tmp_path, policy, adds, expected
+):
+    tokenizer = with_bos(tmp_path, adds)
+    config = small(bos=policy)
+    data = load_data(config, tokenizer, 64, 64)
+    plain = load_data(small(bos="never"), tokenizer, 64, 64)
+    for name in ("train", "validation"):
+        blocks, others = getattr(data, name), getattr(plain, name)
+        begins = (blocks.ids_NT[:, 0] == 63).all()
+        assert bool(begins) == (expected is not None)
+        assert int((blocks.ids_NT == 63).sum()) == (len(blocks.ids_NT) if expected else 0)
+        if expected is not None:
+            # The same stream, in windows that overlap no more; the very first token is predicted too.
+            whole = torch.cat([others.ids_NT[:1, 0], others.ids_NT[:, 1:].flatten()])
+            targets = blocks.ids_NT[:, 1:].flatten()
+            n = min(len(whole), len(targets))
+            assert torch.equal(targets[:n], whole[:n])
+            assert (blocks.document_NT[0, 0], others.document_NT[0, 0]) == (0, 0)
+            if name == "validation":
+                assert blocks.tokens == others.tokens + 1
+    said = "every window begins with '<s>'" if expected else "none"
+    assert data.about["bos"] == data.validation.first(2).bos == said
+
+
+def test_a_bos_that_is_not_there_or_not_known_is_refused(small, tmp_path):
+    tokenizer = with_bos(tmp_path, True)
+    with pytest.raises(UserError, match=r"'<s>' \(token 63\) stands in the training documents"):
+        load_data(small(), tokenizer, 64, 63)
+    tokenizer.bos_token = None
+    with pytest.raises(UserError, match="bos: always, and the model's tokenizer has no beginning-of-text token"):
+        load_data(small(bos="always"), tokenizer, 64, 64)
+    assert load_data(small(), tokenizer, 64, 64).about["bos"] == "none"
+
+
 def test_windows_predict_each_token_once_and_know_its_document(small):
     config = small(end_of_text="before")
     tokenizer = load_tokenizer(config.model)
-    data = load_data(config, tokenizer, 64)
+    data = load_data(config, tokenizer, 64, 64)
     validation = data.validation
     stream = torch.cat([validation.ids_NT[0, :1], validation.ids_NT[:, 1:].flatten()])
     owner = validation.document_NT.flatten()
@@ -198,28 +425,28 @@ def test_windows_predict_each_token_once_and_know_its_document(small):
     assert owner[counted][starts].tolist() == list(range(1, validation.documents))
     assert torch.equal(validation.ids_NT[1:, 0], validation.ids_NT[:-1, -1])
     assert (data.train.document_NT >= 0).all()
-    plain = load_data(small(end_of_text="none"), tokenizer, 64)
+    plain = load_data(small(end_of_text="none"), tokenizer, 64, 64)
     assert not (plain.train.ids_NT == 0).any()
 
 
 def test_blocks_longer_than_the_context_and_too_little_text_are_refused(small, tmp_path):
     tokenizer = load_tokenizer(small().model)
     with pytest.raises(UserError, match="block_size: 128 is longer than the model's context of 64"):
-        load_data(small(block_size=128), tokenizer, 64)
+        load_data(small(block_size=128), tokenizer, 64, 64)
     short = tmp_path / "short.txt"
     short.write_text("w1 w2")
     with pytest.raises(UserError, match="fewer than a block"):
-        load_data(small(dataset=str(short)), tokenizer, 64)
+        load_data(small(dataset=str(short)), tokenizer, 64, 64)
     empty = tmp_path / "empty.txt"
     empty.write_text("  ")
     with pytest.raises(UserError, match="no training documents"):
-        load_data(small(dataset=str(empty)), tokenizer, 64)
+        load_data(small(dataset=str(empty)), tokenizer, 64, 64)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_go_on_where_they_stopped_and_are_shared_out(small, workers):
     config = small(num_workers=workers, gradient_accumulation_steps=2, num_steps=6)
-    blocks = load_data(config, load_tokenizer(config.model), 64).train
+    blocks = load_data(config, load_tokenizer(config.model), 64, 64).train
     whole = list(micro_batches(blocks, small(num_steps=6), range(6), 0, 1))
     assert [len(parts) for parts in whole] == [1] * 6
     late = list(micro_batches(blocks, config, range(4, 6), 0, 1))

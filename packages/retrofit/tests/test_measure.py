@@ -6,10 +6,12 @@ import math
 import re
 import shutil
 
+import pandas as pd
 import pytest
 from conftest import tiny_model
 from safetensors.torch import load_file, save_file
 
+from retrofit.claims import over_gaussian
 from retrofit.cli import STUDY
 from retrofit.config import MeasureConfig, MeasureOptions
 from retrofit.figures import curve_style, kind_of
@@ -88,7 +90,7 @@ def test_nan_in_a_weight_is_said_by_its_name(run, made, tmp_path):
     tensors = load_file(folder / "model.safetensors")
     tensors["transformer.h.1.mlp.c_fc.weight"][3, 2] = math.nan
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match=r"--model: transformer\.h\.1\.mlp\.c_fc holds NaN or infinite weights"):
+    with pytest.raises(UserError, match=r"--model: .*: transformer\.h\.1\.mlp\.c_fc\.weight holds NaN or infinity"):
         run(model=str(folder))
 
 
@@ -101,11 +103,13 @@ def test_summaries_by_role_keep_singular_matrices():
     activations = [ActivationRow(str(k), 4, 99, k, 1.0, math.inf) for k in (2.0, 8.0)]
     rows = {row.what: row for row in summarise(weights, activations)}
     up, down, act = rows["kappa, up"], rows["kappa, down"], rows["act_kappa_centred"]
-    assert (up.count, up.singular, up.median, up.geometric_mean) == (4, 1, 3.0, math.inf)
+    assert (up.count, up.singular, up.median) == (4, 1, 3.0)
+    assert up.geometric_mean == pytest.approx(2)  # of 4, 1 and 2
     assert (down.count, down.singular, down.median) == (2, 0, 5.0)
     assert down.geometric_mean == pytest.approx(4)
     assert (act.count, act.median) == (2, 5.0)
-    assert (rows["ff_gram_original"].singular, rows["ff_gram_original"].median) == (2, math.inf)
+    original = rows["ff_gram_original"]
+    assert (original.singular, original.median, original.geometric_mean) == (2, math.inf, math.inf)
     assert "kappa, gate" not in rows
 
 
@@ -118,7 +122,11 @@ def test_a_singular_matrix_is_counted_in_the_files(run, made, tmp_path):
     assert [row["kappa"] for row in read(out, "weights.csv")].count("inf") == 1
     metrics = json.loads((out / "results.json").read_text())["metrics"]
     up = next(row for row in metrics["summary"] if row["what"] == "kappa, up")
-    assert (up["count"], up["singular"], up["median"], up["geometric_mean"]) == (2, 1, None, None)
+    assert (up["count"], up["singular"], up["median"]) == (2, 1, None)
+    other = next(row for row in read(out, "weights.csv") if row["role"] == "up" and row["kappa"] != "inf")
+    assert up["geometric_mean"] == pytest.approx(float(other["kappa"]))
+    ranks = {row["name"]: int(row["rank"]) for row in read(out, "weights.csv") if row["role"] == "up"}
+    assert ranks == {"transformer.h.0.mlp.c_fc": 15, "transformer.h.1.mlp.c_fc": 16}
     assert metrics["median_kappa"] > 1
     answer = (out / "report.md").read_text()
     assert "kappa infinite" in answer
@@ -146,6 +154,9 @@ def test_an_earlier_versions_folder_reports(run):
     before = (folder / "report.md").read_text()
     path = folder / "activations.csv"
     path.write_text(path.read_text().replace("ff_gram_original", "seed_ff_gram"))
+    weights = folder / "weights.csv"
+    weights.write_text("".join(line.rpartition(",")[0] + "\n" for line in weights.read_text().splitlines()))
+    assert ",rank" not in weights.read_text()
     (folder / "arrays.safetensors").unlink()
     (folder / "claims.json").unlink()
     report_on(STUDY, folder)
@@ -163,6 +174,26 @@ def test_up_projections_are_compared_with_gaussian_matrices(run):
     (claim,) = json.loads((folder / "results.json").read_text())["claims"]
     assert claim["measured"] == pytest.approx(math.prod(ratios) ** (1 / len(ratios)))
     assert (claim["n"], claim["registered"], claim["threshold"]) == (2, True, 1.1)
+
+
+def test_an_up_projection_of_lower_rank_is_in_no_claims_interval(run, made, tmp_path):
+    """With two equal columns, kappa would be the rounding's: a ratio of 1e15 beside ordinary ones."""
+    folder = shutil.copytree(made("llama"), tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    wide = tensors["model.layers.1.mlp.up_proj.weight"]
+    wide[:, 3] = wide[:, 11]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    (claim,) = json.loads((run(model=str(folder)) / "results.json").read_text())["claims"]
+    assert (claim["verdict"], claim["measured"]) == ("not run", None)
+    assert "there are 1" in claim["why"]
+
+
+def test_a_claims_words_count_what_it_leaves_out():
+    table = pd.DataFrame([{"over_gaussian": [2.0, 8.0], "up_not_compared": 3}])
+    found, how = over_gaussian().compute(table)
+    assert (found.estimate, found.n) == (pytest.approx(4), 2)
+    assert "3 up projections of lower rank, or square, are left out" in how
+    assert "left out" not in over_gaussian().compute(table.assign(up_not_compared=0))[1]
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "gpt_neo", "gpt_neox", "llama"])

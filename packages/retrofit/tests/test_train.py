@@ -227,7 +227,7 @@ def test_perplexity_is_the_sum_over_every_token_once(small, tmp_path):
 
     config = small(validation_blocks=None)
     model, _ = load_model(config.model)
-    data = load_data(config, load_tokenizer(config.model), 64)
+    data = load_data(config, load_tokenizer(config.model), 64, 64)
     texts = [json.loads(line)["text"] for line in Path(config.validation_dataset).read_text().splitlines()]
     tokenizer = load_tokenizer(config.model)
     stream = [i for t in texts for i in [0, *tokenizer(t)["input_ids"]]]
@@ -246,6 +246,31 @@ def test_perplexity_is_the_sum_over_every_token_once(small, tmp_path):
     assert float(sum(h.tokens_D.sum() for h in halves)) == found.tokens
 
 
+def test_perplexity_of_windows_that_begin_with_bos(small, monkeypatch):
+    """Against a plain loop: every token once, the first of each window from the beginning-of-text token alone."""
+    from retrofit.data import load_data
+    from retrofit.metrics.perplexity import evaluate
+    from retrofit.model import load_tokenizer
+
+    config = small(validation_blocks=None, bos="always")
+    tokenizer, model = load_tokenizer(config.model), load_model(config.model)[0].eval()
+    tokenizer.bos_token = "w59"
+    data = load_data(config, tokenizer, 64, 64)
+    texts = [json.loads(line)["text"] for line in Path(config.validation_dataset).read_text().splitlines()]
+    stream = [i for t in texts for i in [0, *tokenizer(t)["input_ids"]]]
+    total = 0.0
+    with torch.no_grad():
+        for at in range(0, len(stream), 16):
+            window = torch.tensor([61, *stream[at : at + 16]])
+            logits = model(window[None, :-1]).logits[0].double()
+            total -= float(logits.log_softmax(-1).gather(1, window[1:, None]).sum())
+    found = evaluate(model, data.validation, 5)
+    assert found.tokens == len(stream)
+    assert found.perplexity == pytest.approx(math.exp(total / len(stream)), rel=1e-6)
+    plain = evaluate(model, load_data(small(validation_blocks=None), tokenizer, 64, 64).validation, 5)
+    assert abs(found.perplexity / plain.perplexity - 1) > 1e-4
+
+
 def test_a_run_folder_holds_what_the_contract_names(small, tmp_path):
     train_run(small(method="geometry", save_model=True), tmp_path / "run")
     names = {path.relative_to(tmp_path / "run").as_posix() for path in (tmp_path / "run").rglob("*")}
@@ -255,7 +280,7 @@ def test_a_run_folder_holds_what_the_contract_names(small, tmp_path):
     }  # fmt: skip
     about = json.loads((tmp_path / "run" / "results.json").read_text())["metrics"]
     assert about["block_size"] == about["stride"] == 16
-    assert about["end_of_text"] == "before"
+    assert (about["end_of_text"], about["bos"], about["left_out"]) == ("before", "none", "")
     assert "first 8 of" in about["validation_set"]
     assert about["training_tokens"] == 8 * 4 * 16
     table = read_documents(tmp_path / "run", 8)
@@ -274,6 +299,32 @@ def test_resume_refuses_another_configuration_data_and_model(small, tmp_path):
     (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match="its data are not those"):
         train_run(small(), tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize("which", ["--model", "--dataset", "--validation-dataset"])
+def test_a_relative_path_is_meant_from_where_the_run_began(small, text, made, tmp_path, monkeypatch, which):
+    """Resumed elsewhere, with the model's folder under a name that a hub's could have."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    there.mkdir()
+    shutil.copytree(made("gpt_neox"), here / "m")
+    for file, name in zip(text, ("train.jsonl", "validation.jsonl"), strict=True):
+        shutil.copy(file, here / name)
+    monkeypatch.chdir(here)
+    config = small(model="m", dataset="train.jsonl", validation_dataset="validation.jsonl", num_steps=2)
+    train_run(config, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    monkeypatch.chdir(there)
+    name = {"--model": "m", "--dataset": "train.jsonl", "--validation-dataset": "validation.jsonl"}
+    for flag, other in name.items():
+        if flag != which:
+            (there / other).symlink_to(here / other)
+    with pytest.raises(UserError) as caught:
+        train_run(config, tmp_path / "run", resume=True)
+    assert str(caught.value) == (
+        f"{which}: '{name[which]}': is not here; it is meant from {here}, where the run began, so resume it from there"
+    )
+    monkeypatch.chdir(here)
+    train_run(config, tmp_path / "run", resume=True)
 
 
 def test_a_run_without_a_checkpoint_resumes_at_step_zero(small, tmp_path):
@@ -333,14 +384,14 @@ def test_mixed_precision_trains_and_the_weights_stay_float32(small, tmp_path):
 def test_a_penalty_in_a_loop_of_ones_own_lowers_kappa(small):
     """The plain functions, without the package's training loop."""
     from retrofit.losses import penalty_of_blocks, scale_free_penalty_gradient
-    from retrofit.metrics.spectra import singular_values, weight_spectrum
+    from retrofit.metrics.spectra import up_kappas
 
     model, _ = load_model(small().model)
     blocks = find_blocks(model)
-    kappa = [weight_spectrum(singular_values(b.up.weight_OI)).kappa for b in blocks]
+    kappa = up_kappas(blocks)
     for _ in range(300):
         _, parts = penalty_of_blocks(blocks, 1.0, scale_free_penalty_gradient)
         for parameter, gradient in parts:
             parameter.data -= 0.02 * gradient
-    after = [weight_spectrum(singular_values(b.up.weight_OI)).kappa for b in blocks]
+    after = up_kappas(blocks)
     assert all(b < a for a, b in zip(kappa, after, strict=True))

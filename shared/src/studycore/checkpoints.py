@@ -100,8 +100,8 @@ def _write(
     if temporary.exists():
         shutil.rmtree(temporary)
     temporary.mkdir()
-    (temporary / "config.json").write_text(json.dumps(config, indent=2, allow_nan=False))
-    (temporary / "state.json").write_text(json.dumps(state, indent=2, allow_nan=False))
+    (temporary / "config.json").write_text(json.dumps(config, indent=2, allow_nan=False), encoding="utf-8")
+    (temporary / "state.json").write_text(json.dumps(state, indent=2, allow_nan=False), encoding="utf-8")
     for name, tensors in (("model", model), ("optimizer", optimizer), ("probe", probe)):
         write_tensors(temporary / f"{name}.safetensors", tensors)
     for name in FILES:

@@ -78,10 +78,14 @@ def check_output_file(path: str | Path, flag: str = "--output") -> None:
         raise UserError(f"{flag}: '{path}' cannot be written; choose another place, or change its rights")
 
 
-def read_text(path: Path) -> str:
-    """A file in UTF-8, without its byte order mark. UserError when it is missing, can't be read or is not UTF-8."""
+def read_text(path: Path, newline: str | None = None) -> str:
+    """A file in UTF-8, without its byte order mark; `newline` as for open: None makes every end of a line a \\n.
+
+    UserError when it is missing, can't be read or is not UTF-8.
+    """
     try:
-        return path.read_text(encoding="utf-8-sig")
+        with path.open(encoding="utf-8-sig", newline=newline) as file:
+            return file.read()
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file; check the name") from None
     except OSError as error:

@@ -25,8 +25,11 @@ PRECISIONS = ("float16", "bfloat16", "float32", "float64")
 """Of numbers with a fraction; float8 and quantised weights mean nothing without scales that lie elsewhere."""
 
 
+MEND = "fetch it anew, or check what wrote it"
+
+
 @contextmanager
-def reading(path: str | Path, what: str) -> Iterator[None]:
+def reading(path: str | Path, what: str, mend: str = MEND) -> Iterator[None]:
     """Any exception of a loader becomes a UserError: the file can't be read as `what`, and why."""
     try:
         yield
@@ -35,9 +38,7 @@ def reading(path: str | Path, what: str) -> Iterator[None]:
     except Exception as error:
         said = "".join(c for c in " ".join(str(error).split()) if c.isprintable())
         reason = f"{type(error).__name__}: {said[:160]}".rstrip(" .:")
-        raise UserError(
-            f"{path}: cannot be read as {what} ({reason}); fetch it anew, or check what wrote it"
-        ) from error
+        raise UserError(f"{path}: cannot be read as {what} ({reason}); {mend}") from error
 
 
 def check_file(path: str | Path) -> None:

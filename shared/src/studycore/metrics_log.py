@@ -29,7 +29,7 @@ class MetricsLog:
         """Writes one row and hands it to the system; nothing but a crash of the machine loses it. ValueError for NaN."""
         assert not self.rows or row["step"] >= self.rows[-1]["step"], (row["step"], self.rows[-1]["step"])
         kept = {name: value for name, value in row.items() if value is not None}
-        with open(self.path, "a") as file:
+        with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(kept, allow_nan=False) + "\n")
         self.rows.append(kept)
 
@@ -46,7 +46,7 @@ class MetricsLog:
         new = self.rows[self._in_parts :]
         if not new:
             return
-        with open(self.path, "a") as file:
+        with open(self.path, "a", encoding="utf-8") as file:
             os.fsync(file.fileno())
         self.parts.mkdir(exist_ok=True)
         write_parquet(self.parts / f"part-{new[0]['step']:09d}-{self._in_parts:06d}.parquet", new)

@@ -78,7 +78,7 @@ def write_report(folder: Path, report: Report) -> Path:
         "verdicts": verdict_counts(claims),
         "exploratory": EXPLORATORY,
         "manifest": manifest,
-        "config": (folder / "config.yaml").read_text(),
+        "config": (folder / "config.yaml").read_text(encoding="utf-8"),
         "jobs": [(name, entry["folder"]) for name, entry in manifest.get("jobs", {}).items()],
         "pictures": [
             (_inline(picture.path, f"picture{i}"), picture.caption) for i, picture in enumerate(report.pictures)
@@ -253,7 +253,7 @@ def _inline(path: Path, prefix: str) -> Any:
 
     if path.suffix == ".png":
         return Markup(f'<img alt="" src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}">')
-    svg = path.read_text()
+    svg = path.read_text(encoding="utf-8")
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
     svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}-", svg)

@@ -87,7 +87,9 @@ def over_gaussian() -> Measure:
         ratios = [(float(ratio), 1.0) for layers in table["over_gaussian"] for ratio in layers]
         if len(ratios) < 2:
             raise NotRun(f"Needs 2 or more up projections of full rank that are not square; there are {len(ratios)}.")
-        return ratio_interval(ratios), "Geometric mean over layers, Student's t."
+        others = int(table["up_not_compared"].sum())
+        left_out = f" {others} up projections of lower rank, or square, are left out." if others else ""
+        return ratio_interval(ratios), f"Geometric mean over layers, Student's t.{left_out}"
 
     return Measure("over_gaussian(kappa of up projections), by layer", compute)
 
@@ -248,7 +250,9 @@ def claims(verb: str, config: Any) -> Sequence[Claim]:
 def columns(folder: Path, config: RunConfig | MeasureConfig) -> dict[str, Any]:
     """What claims and tables read of one finished run."""
     if isinstance(config, MeasureConfig):
-        return {"over_gaussian": ratios_to_gaussian(read_csv(folder / "weights.csv", MatrixRow))}
+        ups = [row for row in read_csv(folder / "weights.csv", MatrixRow) if row.role == "up"]
+        ratios = ratios_to_gaussian(ups)
+        return {"over_gaussian": ratios, "up_not_compared": len(ups) - len(ratios)}
     history = rows_of(folder)
     evaluations = evaluations_of(history)
     first, last = evaluations[0], evaluations[-1]
@@ -279,11 +283,10 @@ def evaluations_of(history: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [row for row in history if row["kind"] == "evaluation"]
 
 
-def ratios_to_gaussian(weights: Sequence[MatrixRow]) -> list[float]:
-    """kappa over a Gaussian matrix's of every up projection of full rank that is not square."""
+def ratios_to_gaussian(ups: Sequence[MatrixRow]) -> list[float]:
+    """kappa over a Gaussian matrix's of every matrix of full rank that is not square."""
     ratios = []
-    for row in weights:
-        if row.role == "up":
-            outputs, inputs = map(int, row.shape.split(" x "))
-            ratios.append(row.kappa / gaussian_kappa(outputs, inputs))
+    for row in ups:
+        outputs, inputs = map(int, row.shape.split(" x "))
+        ratios.append(row.kappa / gaussian_kappa(outputs, inputs))
     return [ratio for ratio in ratios if math.isfinite(ratio) and ratio > 0]

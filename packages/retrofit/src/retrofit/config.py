@@ -26,7 +26,10 @@ def check_local(flag: str, name: str) -> None:
     """UserError for what can only be a local path (./x, /x, ~/x, x.jsonl) and is not there: no hub is asked for it."""
     local = name.startswith((".", "/", "~")) or Path(name).suffix in (".txt", ".jsonl", ".json", ".parquet")
     if local and not Path(name).exists():
-        raise UserError(f"{flag}: '{name}': there is no such file or folder; check the path")
+        whence = (
+            "" if Path(name).is_absolute() else ", which is meant from where the command is called or the run began"
+        )
+        raise UserError(f"{flag}: '{name}': there is no such file or folder; check the path{whence}")
 
 
 def _check_finite(config: Any) -> None:
@@ -73,6 +76,8 @@ class RunConfig:
     """Tokens that the model sees at once."""
     end_of_text: Literal["before", "none"] = "before"
     """Whether each document begins with the end-of-text token (none: as in the original study)."""
+    bos: Literal["tokenizer", "always", "never"] = "tokenizer"
+    """Whether every window begins with the beginning-of-text token; tokenizer: where the model's tokenizer puts it itself."""
     validation_blocks: PositiveInt | None = None
     """Validation blocks for the first and last perplexity; null: the whole split."""
     trajectory_blocks: PositiveInt = 64
@@ -197,6 +202,8 @@ class MeasureConfig:
     """Tokens that the model sees at once."""
     end_of_text: Literal["before", "none"] = "before"
     """Whether each document begins with the end-of-text token."""
+    bos: Literal["tokenizer", "always", "never"] = "tokenizer"
+    """Whether every window begins with the beginning-of-text token; tokenizer: where the model's tokenizer puts it itself."""
     activation_tokens: PositiveInt = 16384
     """Tokens from which conditioning of activations is measured; fewer than the FFN's width say nothing, so none is given."""
 

@@ -2,16 +2,18 @@
 
 Training blocks are cut from one stream of documents; the tail that fills no block is left out. Validation windows hold
 one token more than they predict and overlap by that one, so that each token (but the very first) is predicted exactly
-once, from at most block_size - 1 tokens before it; the last window is filled up with targets that don't count.
+once, from at most block_size - 1 tokens before it; the last window is filled up with targets that don't count. Of models
+that expect one, every window begins with the beginning-of-text token (BOS) instead of the one that overlaps.
 
 Shapes: N blocks, T tokens of a block.
 """
 
 import hashlib
 import json
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from retrofit.config import EMBEDDED_DATASET, RunConfig, check_local
 from studycore.errors import UserError
 from studycore.files import read_text
+from studycore.foreign import check_file, reading
 from studycore.streams import generator
 
 FILE_VALIDATION_SHARE = 0.05
@@ -39,13 +42,15 @@ class Blocks:
     document_NT: Tensor
     """[N, block_size]: document of target t, -1 where it does not count."""
     documents: int
+    bos: str = "none"
+    """The beginning-of-text token that every window begins with, in words."""
 
     def first(self, n: int | None) -> "Blocks":
         """The first n windows, under a name that says so."""
         if n is None or n >= len(self.ids_NT):
             return self
         name = f"the first {n} of {len(self.ids_NT)} blocks of {self.name}"
-        return Blocks(name, self.ids_NT[:n], self.document_NT[:n], self.documents)
+        return replace(self, name=name, ids_NT=self.ids_NT[:n], document_NT=self.document_NT[:n])
 
     @property
     def tokens(self) -> int:
@@ -62,7 +67,7 @@ class Data:
     fingerprints: dict[str, str]
     """SHA-256 of the tokens, by split."""
     about: dict[str, Any]
-    """What results must say: sources, documents, tokens, block size, stride, end-of-text policy."""
+    """What results must say: sources, documents, tokens, block size, stride, policy on special tokens."""
 
 
 # ------------------------------------------------------------------------------------------------------- documents
@@ -130,7 +135,13 @@ def check_overlap(train: Sequence[str], validation: Sequence[str]) -> None:
 
 
 def document_hash(text: str) -> str:
-    return hashlib.sha256(" ".join(text.split()).encode()).hexdigest()
+    """Of its words: equal whatever the spacing, marks that no reader sees, and how accents are composed."""
+    seen = unicodedata.normalize("NFC", text.translate(UNSEEN))
+    return hashlib.sha256(" ".join(seen.split()).encode()).hexdigest()
+
+
+UNSEEN = {0xFEFF: None, 0x200B: None}
+"""Byte order mark, zero width space."""
 
 
 def _hash_share(text: str) -> float:
@@ -144,11 +155,16 @@ def read_source(config: Any, source: str, split: str, limit: int | None) -> list
     check_local("--dataset", source)
     path = Path(source)
     if path.is_file():
-        documents = {".txt": _read_txt, ".jsonl": _read_jsonl, ".json": _read_jsonl, ".parquet": _read_parquet}
+        documents = {".txt": _read_txt, ".jsonl": _read_json, ".json": _read_json, ".parquet": _read_parquet}
         if path.suffix not in documents:
             raise UserError(f"--dataset: {source} is no .txt, .jsonl or .parquet file; give one of these")
-        return [text for text in documents[path.suffix](path, config.text_column) if text.strip()][:limit]
+        check_file(path)
+        texts = (text.removeprefix(BYTE_ORDER_MARK) for text in documents[path.suffix](path, config.text_column))
+        return [text for text in texts if text.strip()][:limit]
     return _read_hub(config, source, split, limit)
+
+
+BYTE_ORDER_MARK = "\ufeff"
 
 
 def _embedded(split: str, limit: int | None) -> list[str]:
@@ -162,38 +178,81 @@ def _embedded(split: str, limit: int | None) -> list[str]:
     return list(dict.fromkeys(texts[i] for i in order))[:limit]
 
 
+def _lines(path: Path) -> list[str]:
+    """Of a text file: they end at \\n or \\r\\n and nowhere else. Files that were put together have a mark before each."""
+    lines = read_text(path, newline="").split("\n")
+    return [line.removeprefix(BYTE_ORDER_MARK).removesuffix("\r") for line in lines]
+
+
 def _read_txt(path: Path, column: str) -> list[str]:
-    """Documents between <|endoftext|>, or else between empty lines."""
-    text = read_text(path)
-    return text.split(SEPARATOR) if SEPARATOR in text else text.split("\n\n")
+    """Documents between <|endoftext|>, or else between empty lines, which may hold blanks."""
+    lines = _lines(path)
+    if any(SEPARATOR in line for line in lines):
+        return "\n".join(lines).split(SEPARATOR)
+    return ["\n".join(part) for empty, part in groupby(lines, key=lambda line: not line.strip()) if not empty]
 
 
-def _read_jsonl(path: Path, column: str) -> list[str]:
+def _read_json(path: Path, column: str) -> list[str]:
+    """The objects (or strings) of a JSON array, or one on each line."""
+    lines = _lines(path)
+    text = "\n".join(lines).strip()
+    if text.startswith("[") or path.suffix == ".json":
+        whole, _ = _parsed(text)
+        if isinstance(whole, list):
+            return [_document(row, column, f"{path} item {n}") for n, row in enumerate(whole, start=1)]
+        if whole is not None:
+            return [_document(whole, column, str(path))]
     texts = []
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if not isinstance(row, dict) or not isinstance(row.get(column), str):
-            raise UserError(f"--dataset: {path} line {number} has no text under '{column}'; set --text-column")
-        texts.append(row[column])
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            row, reason = _parsed(line)
+            texts.append(_document(row, column, f"{path} line {number}", reason))
     return texts
+
+
+def _parsed(text: str) -> tuple[Any, str]:
+    """(the value, "") or (None, why it is no JSON). Control characters may stand in strings as they are."""
+    try:
+        return json.loads(text, strict=False), ""
+    except (ValueError, RecursionError) as error:
+        return None, f"it is not valid JSON: {error}"
+
+
+def _document(row: Any, column: str, where: str, reason: str = "") -> str:
+    """The text of one row; empty where it is null. UserError names the row and what stands there instead."""
+    if isinstance(row, str):
+        return row
+    if isinstance(row, dict):
+        value = row.get(column, "")
+        if column in row and (value is None or isinstance(value, str)):
+            return value or ""
+        reason = f"it is {_kind(value)}" if column in row else f"there are {', '.join(map(repr, row)) or 'no keys'}"
+    reason = reason or f"the row is {_kind(row)}"
+    raise UserError(f"--dataset: {where} has no text under '{column}' ({reason}); set --text-column, or mend the file")
+
+
+def _kind(value: Any) -> str:
+    """What a JSON value is, in words."""
+    names = {bool: "a truth value", int: "a number", float: "a number", list: "an array", dict: "an object"}
+    return names.get(type(value), "null" if value is None else f"a {type(value).__name__}")
 
 
 def _read_parquet(path: Path, column: str) -> list[str]:
     import pyarrow as pa
     from pyarrow import parquet
 
-    try:
-        names = parquet.read_schema(path).names
-        if column not in names:
-            raise UserError(f"--text-column: {path} has no column '{column}'; there are {', '.join(names)}")
+    with reading(f"--dataset: {path}", "a Parquet file"):
+        schema = parquet.read_schema(path)
+        if column not in schema.names:
+            raise UserError(f"--text-column: {path} has no column '{column}'; there are {', '.join(schema.names)}")
+        kind = schema.field(column).type
+        values = kind.value_type if pa.types.is_dictionary(kind) else kind
+        if not any(
+            is_of(values)
+            for is_of in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
+        ):
+            raise UserError(f"--text-column: '{column}' of {path} is of type {kind}, no text; name a column of text")
         return [text for text in parquet.read_table(path, columns=[column])[column].to_pylist() if text]
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"--dataset: {path} is no Parquet file that can be read ({error}); restore it") from None
 
 
 def _read_hub(config: Any, source: str, split: str, limit: int | None) -> list[str]:
@@ -202,25 +261,20 @@ def _read_hub(config: Any, source: str, split: str, limit: int | None) -> list[s
 
     if not Path(source).exists():
         print(f"reading the dataset {source} ({split}) from the Hugging Face hub")
-    try:
+    column, mend = config.text_column, "check the name, the split and the network"
+    with reading(f"--dataset: '{source}'", f"a dataset with a split '{split}'", mend):
         rows = datasets.load_dataset(
             source, config.dataset_config, split=split, streaming=True, revision=config.dataset_revision
         )
-        if rows.column_names is not None and config.text_column not in rows.column_names:
+        if rows.column_names is not None and column not in rows.column_names:
             raise UserError(
-                f"--text-column: {source} has no column '{config.text_column}'; there are {', '.join(rows.column_names)}"
+                f"--text-column: {source} has no column '{column}'; there are {', '.join(rows.column_names)}"
             )
-        wanted = (row[config.text_column] for row in rows)
-        return list(islice((text for text in wanted if text and text.strip()), limit))
-    except UserError:
-        raise
-    except Exception as error:  # datasets raises its own, huggingface_hub's and httpx's errors
-        if not _is_users(error):
-            raise
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"--dataset: '{source}' ({split}) cannot be read: {reason}; check the name, the split and the network"
-        ) from None
+        texts = (
+            _document(row, column, f"'{source}' ({split}) row {n}").removeprefix(BYTE_ORDER_MARK)
+            for n, row in enumerate(rows, start=1)
+        )
+        return list(islice((text for text in texts if text.strip()), limit))
 
 
 def hub_commit(source: str, revision: str | None) -> str | None:
@@ -243,8 +297,11 @@ def _is_users(error: Exception) -> bool:
 
 
 # ---------------------------------------------------------------------------------------------------------- blocks
-def load_data(config: RunConfig, tokenizer: Any, context: int) -> Data:
-    """The run's blocks. UserError for a block longer than the model's context, or fewer tokens than a block."""
+def load_data(config: RunConfig, tokenizer: Any, context: int, vocabulary: int) -> Data:
+    """The run's blocks, for a model that knows so many positions and tokens.
+
+    UserError for a block longer than that, fewer tokens than a block, or a token that the model does not know.
+    """
     if config.block_size > context:
         raise UserError(
             f"block_size: {config.block_size} is longer than the model's context of {context} tokens; give at most that"
@@ -252,8 +309,8 @@ def load_data(config: RunConfig, tokenizer: Any, context: int) -> Data:
     read, held_out = read_both(config)
     train = without_overlap(config, read, held_out)
     other = validation_source(config)
-    training = cut_blocks("training", train, tokenizer, config, whole=False)
-    validation = cut_blocks("validation", held_out, tokenizer, config, whole=True)
+    training = cut_blocks("training", train, tokenizer, config, vocabulary, whole=False)
+    validation = cut_blocks("validation", held_out, tokenizer, config, vocabulary, whole=True)
     about = {
         "dataset": config.dataset,
         "dataset_commit": hub_commit(config.dataset, config.dataset_revision),
@@ -267,31 +324,70 @@ def load_data(config: RunConfig, tokenizer: Any, context: int) -> Data:
         "block_size": config.block_size,
         "stride": config.block_size,
         "end_of_text": config.end_of_text,
+        "bos": validation.bos,
     }
     return Data(training, validation, {b.name: fingerprint(b) for b in (training, validation)}, about)
 
 
-def cut_blocks(name: str, documents: Sequence[str], tokenizer: Any, config: Any, whole: bool) -> Blocks:
+def cut_blocks(
+    name: str, documents: Sequence[str], tokenizer: Any, config: Any, vocabulary: int, whole: bool
+) -> Blocks:
     """Windows over the stream of documents; with `whole` the last one is filled up, else it is left out."""
     ends = [tokenizer.eos_token_id] if config.end_of_text == "before" else []
     if None in ends:
         raise UserError("end_of_text: the model's tokenizer has no end-of-text token; give --end-of-text none")
-    rows = [[*ends, *row] for row in tokenizer(list(documents), add_special_tokens=False, verbose=False)["input_ids"]]
+    rows = [[*ends, *row] for row in _tokens(name, documents, tokenizer, config)]
     stream = torch.from_numpy(np.concatenate([np.asarray(row, dtype=np.int64) for row in rows]))
     owner = torch.from_numpy(np.repeat(np.arange(len(rows)), [len(row) for row in rows]))
-    size = config.block_size
-    count = (len(stream) - 1) / size
+    size, first = config.block_size, bos_of(tokenizer, config)
+    _check_known(name, stream, first, tokenizer, config, vocabulary)
+    overlap = first is None
+    count = (len(stream) - overlap) / size
     n = int(np.ceil(count)) if whole else int(count)
     if n < 1:
         raise UserError(
             f"--dataset: the {name} documents have {len(stream)} tokens, fewer than a block of {size}; use more or longer ones"
         )
-    lacking = max(n * size + 1 - len(stream), 0)
+    lacking = max(n * size + overlap - len(stream), 0)
     stream = torch.cat([stream, stream.new_zeros(lacking)])
     owner = torch.cat([owner, owner.new_full((lacking,), -1)])
-    ids_NT = stream[: n * size + 1].unfold(0, size + 1, size)
-    document_NT = owner[1 : n * size + 1].view(n, size)
-    return Blocks(name, ids_NT.contiguous(), document_NT, len(rows))
+    if first is None:
+        ids_NT, bos = stream[: n * size + 1].unfold(0, size + 1, size), "none"
+    else:
+        ids_NT = torch.cat([torch.full((n, 1), first), stream[: n * size].view(n, size)], dim=1)
+        bos = f"every window begins with '{tokenizer.convert_ids_to_tokens(first)}'"
+    document_NT = owner[overlap : n * size + overlap].view(n, size)
+    return Blocks(name, ids_NT.contiguous(), document_NT, len(rows), bos)
+
+
+def _tokens(name: str, documents: Sequence[str], tokenizer: Any, config: Any) -> list[list[int]]:
+    """Of each document, without special tokens. UserError for a tokenizer that fails, or makes nothing of all of them."""
+    with reading(f"--model: '{config.model}'", f"a model whose tokenizer knows the {name} documents"):
+        rows: list[list[int]] = tokenizer(list(documents), add_special_tokens=False, verbose=False)["input_ids"]
+    if not any(rows):
+        raise UserError(
+            f"--model: the tokenizer of '{config.model}' makes no tokens of the {name} documents; put the files of its own beside it"
+        )
+    return rows
+
+
+def bos_of(tokenizer: Any, config: Any) -> int | None:
+    """The token that every window begins with, or None; what the tokenizer does by itself decides unless `bos` says it."""
+    first = tokenizer.bos_token_id
+    if config.bos == "always" and first is None:
+        raise UserError("bos: always, and the model's tokenizer has no beginning-of-text token; give --bos never")
+    by_itself = first is not None and tokenizer("a", verbose=False)["input_ids"][:1] == [first]
+    return first if config.bos == "always" or (config.bos == "tokenizer" and by_itself) else None
+
+
+def _check_known(name: str, stream: Tensor, first: int | None, tokenizer: Any, config: Any, vocabulary: int) -> None:
+    """UserError for a token without an embedding: the tokenizer is of another model."""
+    largest = max(int(stream.max()), -1 if first is None else first)
+    if largest >= vocabulary:
+        raise UserError(
+            f"--model: the tokenizer of '{config.model}' knows {len(tokenizer)} tokens and the model {vocabulary}: "
+            f"'{tokenizer.convert_ids_to_tokens(largest)}' (token {largest}) stands in the {name} documents; give the tokenizer that belongs to the model"
+        )
 
 
 def fingerprint(blocks: Blocks) -> str:

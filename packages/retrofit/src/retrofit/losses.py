@@ -88,10 +88,13 @@ def penalty_of_blocks(
     `for parameter, gradient in parts: parameter.grad += gradient`.
     """
     share = weight / len(blocks)
-    values, parts = [], []
+    values, parts = [], {}
     for block in blocks:
         value, gradient_OI = of(block.up.weight_OI.float())
         values.append(value)
-        parameter = block.up.parameter
-        parts.append((parameter, block.up.stored(gradient_OI).mul(share).to(parameter.dtype)))
-    return torch.stack(values).sum() * share, parts
+        parameter = block.up.weight.parameter
+        if parameter not in parts:
+            parts[parameter] = torch.zeros_like(parameter)
+        # Several experts, or up and gate, may lie in one parameter.
+        block.up.weight.of(parts[parameter]).add_(gradient_OI, alpha=share)
+    return torch.stack(values).sum() * share, list(parts.items())

@@ -45,7 +45,7 @@ def report_run(record: Record) -> Report:
     evaluations = evaluations_of(history)
     first, last = evaluations[0], evaluations[-1]
     note = metrics_note(last, about)
-    names = record.manifest.get("layers") or layer_names(last)
+    names = layer_names(record.manifest, last)
     measured = [k for k, v in last.items() if isinstance(v, int | float) and not isinstance(v, bool) and k != "step"]
     ends = Table(
         "Start and end",
@@ -84,15 +84,29 @@ def metrics_note(row: Mapping[str, Any], about: Mapping[str, Any]) -> str:
     return note
 
 
-def layer_names(row: Mapping[str, Any]) -> list[str]:
-    return [f"block {i}" for i in range(len(row.get("up_kappa", [])))]
+Layers = Mapping[str, Sequence[str]]
+"""The names of the blocks that a list of values by layer is of: "weights" (all) and "activations"."""
 
 
-def layer_table(first: Mapping[str, Any], last: Mapping[str, Any], names: Sequence[str], note: str) -> Table:
+def layer_names(manifest: Mapping[str, Any], row: Mapping[str, Any]) -> Layers:
+    """Of a run; earlier versions did not write them down."""
+    weights = manifest.get("layers") or [f"block {i}" for i in range(len(row.get("up_kappa", [])))]
+    return {"weights": weights, "activations": manifest.get("layers_with_activations", weights)}
+
+
+def layer_table(first: Mapping[str, Any], last: Mapping[str, Any], names: Layers, note: str) -> Table:
     """Every layer, start and end."""
     keys = [key for key in (*LAYERED, "ff_gram_original_layers") if key in last and key in first]
     columns = ["layer", *(f"{key} {when}" for key in keys for when in ("start", "end"))]
-    rows = [(name, *(row[key][i] for key in keys for row in (first, last))) for i, name in enumerate(names)]
+    owners = {key: list(names["weights" if key.startswith(("up_", "down_")) else "activations"]) for key in keys}
+
+    def cell(row: Mapping[str, Any], key: str, name: str) -> Any:
+        if name not in owners[key]:
+            return None
+        value = row[key][owners[key].index(name)]
+        return "infinite" if value is None else value
+
+    rows = [(name, *(cell(row, key, name) for key in keys for row in (first, last))) for name in names["weights"]]
     return Table("Conditioning by layer", columns, rows, note)
 
 
@@ -137,10 +151,11 @@ def notes(config: RunConfig, about: Mapping[str, Any]) -> list[str]:
         f"{about['training_tokens']:,} training tokens per run: {config.num_steps} updates of {config.batch_size} blocks of {config.block_size} tokens, from {about['training_documents']:,} documents of {config.dataset}. The original study's setting has {ORIGINAL_TOKENS:,} tokens in 1,000 updates with a transport every 50: this is {100 * about['training_tokens'] / ORIGINAL_TOKENS:.3g} % of its tokens.",
         f"A transport every {config.glt_interval} updates where an arm has one; Gram weight {config.gram_weight:g}.",
         f"A seed varies the {varies}, nothing else: start and documents are the same, so intervals over seeds say nothing of other models or texts.",
-        f"Perplexity: summed negative log-likelihood over tokens, on {about['validation_set']}; in between on {about['trajectory_set']}. Block size {about['block_size']}, stride {about['stride']}, end-of-text token: {about['end_of_text']}.",
+        f"Perplexity: summed negative log-likelihood over tokens, on {about['validation_set']}; in between on {about['trajectory_set']}. Block size {about['block_size']}, stride {about['stride']}, end-of-text token: {about['end_of_text']}, beginning-of-text token: {about.get('bos', 'none')}.",
         "No validation document is among the training documents (compared by hash).",
         f"Mixed precision: {config.mixed_precision}; AdamW, lr {config.lr}, weight decay {config.weight_decay}, no warm-up or schedule, dropout {config.dropout}. The cross-entropy's gradient is clipped at {config.grad_clip}, and the penalty's is added after it, once per update and unclipped. (The original study clips their sum at 1.0: their ratio stays, and a large penalty shrinks the cross-entropy's part.)",
         f"Conditioning of activations on {config.activation_tokens:,} fixed validation tokens (whole blocks).",
+        *filter(None, [about.get("left_out", "")]),
     ]
 
 
@@ -157,7 +172,8 @@ def report_comparison(record: Record) -> Report:
     evaluations = {arm: [evaluations_of(rows) for rows in history[arm]] for arm in folders}
     merged = {arm: mean_rows(seeds) for arm, seeds in evaluations.items()}
     transports = {arm: [row for rows in history[arm] for row in rows if row["kind"] == "transport"] for arm in folders}
-    about = read_manifest(next(iter(folders.values()))[0])["about"]
+    manifest = read_manifest(next(iter(folders.values()))[0])
+    about = manifest["about"]
     arms = {arm: arm_metrics(merged[arm], history[arm]) for arm in folders}
     write_original_files(record, folders, evaluations, merged, about)
 
@@ -168,7 +184,7 @@ def report_comparison(record: Record) -> Report:
     if record.missing:
         parts.append(Table("Runs that did not finish", ("run", "reason"), list(record.missing.items())))
     for arm, rows in merged.items():
-        of_layers = layer_table(rows[0], rows[-1], layer_names(rows[-1]), metrics_note(rows[-1], about))
+        of_layers = layer_table(rows[0], rows[-1], layer_names(manifest, rows[-1]), metrics_note(rows[-1], about))
         title = f"{of_layers.title}: {arm}, mean over seeds"
         parts.append(Table(title, of_layers.columns, of_layers.rows, of_layers.note, folded=True))
     plot_trajectories(evaluations, folder / "trajectories.png")
@@ -275,4 +291,5 @@ def report_measure(record: Record) -> Report:
     answer = f"{len(weights)} matrices; the worst conditioned is {worst.name}, kappa {number(shown(worst.kappa))}."
     question = f"How well conditioned are the weights and activations of {record.config.model}?"
     why_none = record.manifest.get("why_no_activations", "")
-    return Report("retrofit measure", question, answer, tables(weights, activations, why_none), pictures)
+    notes = record.manifest.get("notes", {})
+    return Report("retrofit measure", question, answer, tables(weights, activations, why_none, notes), pictures)

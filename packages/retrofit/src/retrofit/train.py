@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from retrofit.arms import get_arm
 from retrofit.arms.base import StepState
-from retrofit.blocks import FeedForward, find_blocks, up_norms
+from retrofit.blocks import FeedForward, find_blocks, left_out, up_norms
 from retrofit.config import START, RunConfig, check_local
 from retrofit.data import Data, load_data, micro_batches
 from retrofit.legacy.original_json import write_original
@@ -39,6 +39,7 @@ from retrofit.model import (
     probe_inputs,
     replay_probe,
     save_model,
+    vocabulary_of,
     weights_fingerprint,
 )
 from studycore.configuration import differences, to_dict
@@ -56,17 +57,19 @@ def train(config: RunConfig, run: Run) -> None:
     if config.mixed_precision == "fp16" and choose_device(run.options.device)[0] == "cpu":
         raise UserError("mixed_precision: fp16 needs a GPU; give bf16 or fp32")
     run.accelerate(mixed_precision="no" if config.mixed_precision == "fp32" else config.mixed_precision)
-    check_local("--dataset", config.dataset)
-    check_local("--validation-dataset", config.validation_dataset or config.dataset)
+    paths = {"--model": config.model, "--dataset": config.dataset, "--validation-dataset": config.validation_dataset}
+    began = check_where_it_began(run, paths)
     arm, last_step = get_arm(config.method), 0 if config.method == "none" else config.num_steps
     pretrained, commit = load_model(config.model, config.model_revision, config.dropout)
     own_dropout, tokenizer = pretrained.own_dropout, load_tokenizer(config.model, config.model_revision)
-    blocks = find_blocks(pretrained)
+    blocks, lacking = find_blocks(pretrained), left_out(pretrained)
+    if lacking.sentences:
+        run.say(f"note: {lacking.sentences}")
     if config.method == "glt_fold" and any(block.norm is None for block in blocks):
         raise UserError(
             f"method: glt_fold does not know which norm feeds only the FFN of {pretrained.config.model_type}; take another method"
         )
-    data = load_data(config, tokenizer, context_of(pretrained))
+    data = load_data(config, tokenizer, context_of(pretrained), vocabulary_of(pretrained))
     reference = norm_reference(config, run, len(blocks), last_step)
     fingerprints = {**data.fingerprints, "model": weights_fingerprint(pretrained)}
     check_start(run, fingerprints)
@@ -90,12 +93,14 @@ def train(config: RunConfig, run: Run) -> None:
     stepper, prepared = run.accelerator.prepare(NextTokenLoss(model), optimizer)
     about = {
         **data.about, "hub_commit": commit, "parameters": sum(p.numel() for p in parameters),
-        "ffn_width": max(block.down.weight_OI.shape[1] for block in blocks),
+        "ffn_width": max((b.down.weight_OI.shape[1] for b in blocks if b.has_features), default=0),
+        "left_out": lacking.sentences, "left_out_share": lacking.share,
         "training_tokens": last_step * config.batch_size * config.block_size,
         "validation_set": data.validation.first(config.validation_blocks).name,
         "trajectory_set": data.validation.first(config.trajectory_blocks).name,
     }  # fmt: skip
-    run.about(about=about, layers=[block.name for block in blocks])
+    seen = [block.name for block in blocks if block.has_features]
+    run.about(about=about, layers=[block.name for block in blocks], layers_with_activations=seen, began=began)
 
     # ------------------------------------------------------------------------------------------------------ loop
     batches = micro_batches(data.train, config, range(run.step, last_step), run.rank, run.world)
@@ -148,6 +153,22 @@ def train(config: RunConfig, run: Run) -> None:
 
 
 # ------------------------------------------------------------------------------------------------- the start of a run
+def check_where_it_began(run: Run, paths: Mapping[str, str | None]) -> dict[str, Any]:
+    """The folder that relative paths are meant from, and which of these are. UserError for a path that is not there."""
+    if run.resume and (began := run.manifest.get("began")):
+        for flag, name in began["relative"].items():
+            if not Path(name).exists():
+                raise UserError(
+                    f"{flag}: '{name}': is not here; it is meant from {began['folder']}, where the run began, so resume it from there"
+                )
+        return dict(began)
+    for flag, name in paths.items():
+        if name is not None:
+            check_local(flag, name)
+    relative = {f: n for f, n in paths.items() if n and Path(n).exists() and not Path(n).is_absolute()}
+    return {"folder": str(Path.cwd()), "relative": relative}
+
+
 def check_start(run: Run, fingerprints: Mapping[str, str]) -> None:
     """UserError when the run whose evaluation at step 0 is taken over had another model or text."""
     if START in run.needs:
@@ -186,6 +207,7 @@ def evaluation_row(run: Run, model: Any, blocks: Sequence[FeedForward], data: Da
             model, part, config.batch_size, config.mixed_precision, run.rank, run.world, lambda x: sum_processes(run, x)
         ),
         end,
+        run.step,
     )  # fmt: skip
     if run.is_main:
         row |= conditioning_row(model, blocks, data, config, end)

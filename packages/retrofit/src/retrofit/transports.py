@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from retrofit.blocks import FeedForward, Projection
+from retrofit.blocks import FeedForward, Part, experts_of
 
 FIRST_MOMENTS = ("exp_avg", "momentum_buffer")
 SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq")
@@ -21,12 +21,12 @@ SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq")
 
 @dataclass(frozen=True)
 class Move:
-    """A linear change of coordinates of one parameter: its values times `factor`, or reordered by `index` along `dim`.
+    """A linear change of coordinates: a part's values times `factor`, or reordered by `index` along `dim`, as it lies [O, I].
 
     Gradients go by the inverse factor, so first moments are divided by it, second moments by its square.
     """
 
-    parameter: nn.Parameter
+    part: Part
     factor: Tensor | None = None
     index: Tensor | None = None
     dim: int = 0
@@ -36,16 +36,16 @@ class Move:
 def apply_moves(moves: Sequence[Move], optimizer: Any = None) -> None:
     """Changes the parameters and, where there is an optimizer, its moments with the same map."""
     for move in moves:
-        state = optimizer.state.get(move.parameter, {}) if optimizer is not None else {}
-        moments = [state[name] for name in (*FIRST_MOMENTS, *SECOND_MOMENTS) if state.get(name) is not None]
+        state = optimizer.state.get(move.part.parameter, {}) if optimizer is not None else {}
+        powers = {**dict.fromkeys(FIRST_MOMENTS, -1), **dict.fromkeys(SECOND_MOMENTS, -2)}
+        moments = {name: move.part.of(state[name]) for name in powers if state.get(name) is not None}
         if move.index is not None:
-            for tensor in (move.parameter, *moments):
+            for tensor in (move.part.values, *moments.values()):
                 tensor.copy_(tensor.index_select(move.dim, move.index))
         if move.factor is not None:
-            _scale(move.parameter, move.factor)
-            for name, power in [*((n, -1) for n in FIRST_MOMENTS), *((n, -2) for n in SECOND_MOMENTS)]:
-                if state.get(name) is not None:
-                    _scale(state[name], move.factor**power)
+            _scale(move.part.values, move.factor)
+            for name, tensor in moments.items():
+                _scale(tensor, move.factor ** powers[name])
 
 
 def _scale(tensor: Tensor, factor: Tensor) -> None:
@@ -67,20 +67,24 @@ def glt_matrix(w: Tensor, eps: float = 1e-8) -> Tensor:
 def gradient_less_transport(model: Any) -> None:
     """The original study's GLT on every 2-D weight: embeddings, attention, feed-forward. The optimizer is left alone.
 
-    A tied weight is visited once per module that uses it, twice in a model with tied embeddings.
+    A tied weight is visited once per module that uses it, twice in a model with tied embeddings. The experts of a mixture
+    are matrices of their own.
     """
-    for module in model.modules():
-        weight = getattr(module, "weight", None)
-        if isinstance(weight, nn.Parameter) and weight.ndim == 2:
-            matrix = Projection("", module)
-            weight.copy_(matrix.stored(glt_matrix(matrix.weight_OI)))
+    parts = [
+        Part(module.weight, transposed=type(module).__name__ == "Conv1D")
+        for module in model.modules()
+        if isinstance(getattr(module, "weight", None), nn.Parameter) and module.weight.ndim == 2
+    ]
+    experts = [block for name, module in model.named_modules() for block in experts_of(name, module)]
+    for part in (*parts, *(p.weight for block in experts for p in block.projections)):
+        part.values.copy_(glt_matrix(part.values))
 
 
 @torch.no_grad()
 def glt_ffn(blocks: Sequence[FeedForward]) -> None:
     """The same step on the up projections alone."""
     for block in blocks:
-        block.up.parameter.copy_(block.up.stored(glt_matrix(block.up.weight_OI)))
+        block.up.weight_OI.copy_(glt_matrix(block.up.weight_OI))
 
 
 def fold_moves(block: FeedForward) -> list[Move]:
@@ -93,17 +97,17 @@ def fold_moves(block: FeedForward) -> list[Move]:
         raise ValueError(f"{block.name}: no norm feeds this block alone, so nothing can be folded")
     readers = [block.up, *([block.gate] if block.gate else [])]
     s_D = _relative_norms(torch.cat([_wide(p.weight_OI) for p in readers]), dim=0)
-    moves = [Move(p.parameter, p.stored(1 / s_D[None, :])) for p in readers]
-    moves.append(Move(block.norm.weight, s_D))  # type: ignore[arg-type]
+    moves = [Move(p.weight, 1 / s_D[None, :]) for p in readers]
+    moves.append(Move(Part(block.norm.weight), s_D))  # type: ignore[arg-type]
     bias = getattr(block.norm, "bias", None)
     if bias is not None:
-        moves.append(Move(bias, s_D))
+        moves.append(Move(Part(bias), s_D))
     if block.gate is not None:
         r_F = _relative_norms(_wide(block.up.weight_OI) / s_D, dim=1)
-        moves.append(Move(block.up.parameter, block.up.stored(1 / r_F[:, None])))
+        moves.append(Move(block.up.weight, 1 / r_F[:, None]))
         if block.up.bias is not None:
             moves.append(Move(block.up.bias, 1 / r_F))
-        moves.append(Move(block.down.parameter, block.down.stored(r_F[None, :])))
+        moves.append(Move(block.down.weight, r_F[None, :]))
     return moves
 
 
@@ -128,19 +132,15 @@ def permutation_moves(block: FeedForward, order_F: Tensor) -> list[Move]:
     """Hidden units in another order: rows of up (and gate), columns of down, by the same index."""
     moves = []
     for projection in [block.up, *([block.gate] if block.gate else [])]:
-        moves.append(Move(projection.parameter, index=order_F, dim=_dim(projection, 0)))
+        moves.append(Move(projection.weight, index=order_F, dim=0))
         if projection.bias is not None:
             moves.append(Move(projection.bias, index=order_F))
-    moves.append(Move(block.down.parameter, index=order_F, dim=_dim(block.down, 1)))
+    moves.append(Move(block.down.weight, index=order_F, dim=1))
     return moves
-
-
-def _dim(projection: Projection, dim: int) -> int:
-    return 1 - dim if projection.transposed else dim
 
 
 def glt_permute(blocks: Sequence[FeedForward], draw: Callable[[int, int], Tensor], optimizer: Any = None) -> None:
     """The null transport: function, spectra and Adam's trajectory stay. `draw(layer, F)` gives the order."""
     for layer, block in enumerate(blocks):
-        order_F = draw(layer, block.up.weight_OI.shape[0]).to(block.up.parameter.device)
+        order_F = draw(layer, block.up.weight_OI.shape[0]).to(block.up.weight.parameter.device)
         apply_moves(permutation_moves(block, order_F), optimizer)

@@ -41,14 +41,15 @@ class NounHierarchy:
 @lru_cache(maxsize=1)
 def noun_hierarchy() -> NounHierarchy:
     """The 82,115 noun synsets, by name."""
-    synsets = sorted(wordnet.corpus().all_synsets("n"), key=lambda synset: synset.name())
 
     def names(related: list[Any]) -> tuple[str, ...]:
         return tuple(sorted(synset.name() for synset in related))
 
-    return NounHierarchy(
-        parents={s.name(): names(s.hypernyms()) for s in synsets},
-        children={s.name(): names(s.hyponyms()) for s in synsets},
-        instances={s.name(): names(s.instance_hyponyms()) for s in synsets},
-        lemmas={s.name(): tuple(lemma.replace("_", " ") for lemma in s.lemma_names()) for s in synsets},
-    )
+    with wordnet.reading_it():
+        synsets = sorted(wordnet.corpus().all_synsets("n"), key=lambda synset: synset.name())
+        return NounHierarchy(
+            parents={s.name(): names(s.hypernyms()) for s in synsets},
+            children={s.name(): names(s.hyponyms()) for s in synsets},
+            instances={s.name(): names(s.instance_hyponyms()) for s in synsets},
+            lemmas={s.name(): tuple(lemma.replace("_", " ") for lemma in s.lemma_names()) for s in synsets},
+        )

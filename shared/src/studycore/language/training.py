@@ -255,10 +255,10 @@ def export(model: Any, tokenizer: Any, folder: Path) -> None:
     rounded.half().save_pretrained(target)
     tokenizer.save_pretrained(target)
     for name, indent in (("tokenizer.json", None), ("config.json", 2)):
-        content = json.loads((target / name).read_text())
+        content = json.loads((target / name).read_text(encoding="utf-8"))
         if name == "config.json":
             content["dtype"] = "float32"
-        (target / name).write_text(json.dumps(content, indent=indent, ensure_ascii=False) + "\n")
+        (target / name).write_text(json.dumps(content, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")
     shutil.copyfile(folder / "config.yaml", target / "recipe.yaml")
     shutil.copyfile(folder / "metrics.jsonl", target / "training_log.jsonl")
     manifest = read_manifest(folder)

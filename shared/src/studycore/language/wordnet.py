@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any, Literal
 
 from studycore.cli import exit_code
 from studycore.errors import UserError
+from studycore.foreign import reading
 
 DEBIAN = Path("/usr/share/wordnet")
 """Where Debian's package wordnet-base puts the database."""
@@ -186,7 +188,7 @@ def _install(database: Path, target: Path | None = None) -> Path:
     if not (scratch / "lexnames").exists():
         category = {"noun": 1, "verb": 2, "adj": 3, "adv": 4}
         lines = [f"{number:02d}\t{name}\t{category[name.split('.')[0]]}\n" for number, name in enumerate(LEXNAMES)]
-        (scratch / "lexnames").write_text("".join(lines))
+        (scratch / "lexnames").write_text("".join(lines), encoding="utf-8")
     # nltk opens index.sense; where it is empty, only looking up by sense key is lost.
     (scratch / "index.sense").touch()
     scratch.chmod(0o755)
@@ -221,9 +223,14 @@ def corpus() -> Any:
     folder = find()
     if folder is None:
         raise UserError("WordNet: not found on nltk's data path (NLTK_DATA) nor from Debian; `make setup` fetches it")
-    with warnings.catch_warnings():
+    with reading_it(), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that the multilingual wordnets are not there
         return WordNetCorpusReader(nltk.data.FileSystemPathPointer(str(folder)), None)
+
+
+def reading_it() -> AbstractContextManager[None]:
+    """Any exception of nltk's on a damaged database becomes a UserError."""
+    return reading(f"WordNet: {find()}", "WordNet's database", "remove it, and `make setup` fetches it anew")
 
 
 @lru_cache(maxsize=1)
@@ -236,10 +243,11 @@ def documents() -> tuple[Document, ...]:
     may differ: 29 of the 5,893 validation documents. Definition and examples are as nltk parts them.)
     """
     found = []
-    for synset in corpus().all_synsets():
-        gloss = synset.definition() + "".join(f'; "{example}"' for example in synset.examples())
-        text = f" {', '.join(lemma.replace('_', ' ') for lemma in synset.lemma_names())}: {gloss}"
-        found.append(Document(synset.name(), text, split_of(gloss)))
+    with reading_it():
+        for synset in corpus().all_synsets():
+            gloss = synset.definition() + "".join(f'; "{example}"' for example in synset.examples())
+            text = f" {', '.join(lemma.replace('_', ' ') for lemma in synset.lemma_names())}: {gloss}"
+            found.append(Document(synset.name(), text, split_of(gloss)))
     return tuple(sorted(found, key=lambda document: document.name))
 
 
@@ -251,7 +259,8 @@ def texts(split: Split) -> list[str]:
 @lru_cache(maxsize=1)
 def nouns() -> frozenset[str]:
     """The words of all noun synsets, with spaces where WordNet writes underscores."""
-    return frozenset(lemma.replace("_", " ") for s in corpus().all_synsets("n") for lemma in s.lemma_names())
+    with reading_it():
+        return frozenset(lemma.replace("_", " ") for s in corpus().all_synsets("n") for lemma in s.lemma_names())
 
 
 def split_of(gloss: str) -> Split:

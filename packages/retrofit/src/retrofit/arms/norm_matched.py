@@ -12,7 +12,7 @@ class NormMatched(Arm):
     def after_update(self, state: StepState) -> None:
         assert state.reference is not None
         for block, target in zip(state.blocks, state.reference[state.step], strict=True):
-            block.up.parameter.mul_(target / block.up.parameter.norm())
+            block.up.weight_OI.mul_(target / block.up.weight_OI.norm())
 
 
 ARM = NormMatched()

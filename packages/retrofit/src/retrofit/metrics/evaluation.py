@@ -15,17 +15,16 @@ from retrofit.metrics.spectra import (
     activation_kappa,
     activation_moments,
     ff_gram_original_of_layer,
-    singular_values,
-    weight_spectrum,
+    spectrum_of,
 )
 from retrofit.metrics.summaries import by_layer, enough_tokens, update_means
 from studycore.errors import UserError
 
 
 def perplexity_row(
-    config: RunConfig, data: Data, evaluate: Callable[[Blocks], Evaluation], end: bool
+    config: RunConfig, data: Data, evaluate: Callable[[Blocks], Evaluation], end: bool, updates: int
 ) -> tuple[dict[str, Any], Evaluation | None]:
-    """Perplexities: on the trajectory's validation and training blocks, and at both ends on the whole named set.
+    """Perplexities after so many updates: on the trajectory's validation and training blocks, at both ends on the whole named set.
 
     At both ends also the evaluation of the whole set. UserError when one is infinite.
     """
@@ -44,6 +43,10 @@ def perplexity_row(
         on_whole = on_part if whole.name == part.name else evaluate(whole)
         row |= {"val_loss": on_whole.loss, "val_ppl": on_whole.perplexity, "val_tokens": on_whole.tokens}
     if not all(math.isfinite(value) for value in row.values()):
+        if updates == 0:
+            raise UserError(
+                f"--model: '{config.model}' has a perplexity that is not finite before any update; check that model, text and precision belong together"
+            )
         raise UserError(f"lr: {config.lr} made a perplexity infinite; lower it, or gram_weight {config.gram_weight}")
     return row, on_whole
 
@@ -55,18 +58,18 @@ def conditioning_row(
     row: dict[str, Any] = {}
     for name in ("up", "down"):
         projections = [getattr(block, name) for block in blocks]
-        spectra = [weight_spectrum(singular_values(p.weight_OI, p.name)) for p in projections]
+        spectra = [spectrum_of(projection)[0] for projection in projections]
         for key in ("kappa", "omega"):
             row |= by_layer(f"{name}_{key}", [getattr(spectrum, key) for spectrum in spectra])
-    ids_NB = activation_ids(data, config)
+    ids_NB, seen = activation_ids(data, config), [block for block in blocks if block.has_features]
     # With fewer tokens than the width only the ridge would be measured: then it is not run.
-    if enough_tokens(ids_NB.numel(), max(block.down.weight_OI.shape[1] for block in blocks)):
-        moments = activation_moments(model, blocks, ids_NB, dtype=torch.float32)
+    if seen and enough_tokens(ids_NB.numel(), max(block.down.weight_OI.shape[1] for block in seen)):
+        moments = activation_moments(model, seen, ids_NB, dtype=torch.float32)
         layers = [ff_gram_original_of_layer(m) for m in moments]
         row |= {"ff_gram_original_layers": layers, "ff_gram_original": sum(layers) / len(layers)}
         row["activation_tokens"] = moments[0].tokens
         if end:
-            moments = activation_moments(model, blocks, ids_NB)
+            moments = activation_moments(model, seen, ids_NB)
             for key, centred in (("act_kappa_centred", True), ("act_kappa_uncentred", False)):
                 row |= by_layer(key, [activation_kappa(m, centred) for m in moments])
     return row

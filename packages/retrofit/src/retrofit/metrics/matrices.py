@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from retrofit.blocks import find_blocks, find_matrices
 from retrofit.metrics.matrix_rows import LEFT_OUT, ROLES, ActivationRow, MatrixRow
@@ -14,8 +14,7 @@ from retrofit.metrics.spectra import (
     activation_kappa,
     activation_moments,
     ff_gram_original_of_layer,
-    singular_values,
-    weight_spectrum,
+    spectrum_of,
     without_largest,
 )
 from retrofit.metrics.summaries import enough_tokens
@@ -24,25 +23,23 @@ from retrofit.metrics.summaries import enough_tokens
 def roles_of_matrices(model: Any) -> dict[str, str]:
     """Name -> role of every matrix, embeddings too."""
     parts = {getattr(b, part).name: part for b in find_blocks(model) for part in ROLES[:3] if getattr(b, part)}
-    tables = {id(e.weight) for e in (model.get_input_embeddings(), model.get_output_embeddings()) if e is not None}
+    maps = {matrix.name for matrix in find_matrices(model)}
 
-    def role(name: str, module: nn.Module) -> str:
-        if isinstance(module, nn.Embedding) or id(module.weight) in tables:
+    def role(name: str) -> str:
+        if name not in maps:
             return "embeddings"
         return parts.get(name, "attention" if "attn" in name or "attention" in name else "other")
 
-    return {matrix.name: role(matrix.name, matrix.module) for matrix in find_matrices(model, embeddings=True)}
+    return {matrix.name: role(matrix.name) for matrix in find_matrices(model, embeddings=True)}
 
 
 def measure_weights(model: Any, embeddings: bool = False) -> tuple[list[MatrixRow], dict[str, Tensor]]:
     """(rows, singular values by name) of every linear map, and of embeddings on request."""
     rows, spectra, roles = [], {}, roles_of_matrices(model)
     for matrix in find_matrices(model, embeddings):
-        s_k = singular_values(matrix.weight_OI, matrix.name).cpu()
+        spectrum, spectra[matrix.name] = spectrum_of(matrix)
         outputs, inputs = matrix.weight_OI.shape
-        shape = f"{outputs} x {inputs}"
-        rows.append(MatrixRow(matrix.name, roles[matrix.name], shape, **asdict(weight_spectrum(s_k))))
-        spectra[matrix.name] = s_k
+        rows.append(MatrixRow(matrix.name, roles[matrix.name], f"{outputs} x {inputs}", **asdict(spectrum)))
     return rows, spectra
 
 
@@ -52,8 +49,10 @@ def measure_activations(
     decode: Callable[[int], str] = str,
     told: Callable[[int], None] = lambda tokens: None,
 ) -> list[ActivationRow]:
-    """One row per FFN block, from the same tokens; `decode` names a token, `told` hears how many have been seen."""
-    blocks = find_blocks(model)
+    """One row per FFN block that has features, from the same tokens; `decode` names a token, `told` hears how many have been seen."""
+    blocks = [block for block in find_blocks(model) if block.has_features]
+    if not blocks:
+        return []
     rows, ids_N = [], ids_NB.flatten()
     for block, m in zip(blocks, activation_moments(model, blocks, ids_NB, told=told), strict=True):
         kappas: tuple[float | None, float | None, float | None, float | None] = (None, None, None, None)

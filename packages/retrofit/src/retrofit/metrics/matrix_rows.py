@@ -3,7 +3,7 @@
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -35,7 +35,7 @@ MASSIVE = 10.0
 
 @dataclass(frozen=True)
 class MatrixRow:
-    """One weight matrix; shape is [outputs, inputs]. A singular matrix's kappas and omega are infinite."""
+    """One weight matrix; shape is [outputs, inputs]. The kappas and omega of a matrix of lower rank are infinite."""
 
     name: str
     role: str
@@ -46,6 +46,8 @@ class MatrixRow:
     effective_rank: float
     stable_rank: float
     spectral_norm: float
+    rank: int | None = None
+    """None in a folder of an earlier version."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,10 @@ class ActivationRow:
 
 @dataclass(frozen=True)
 class SummaryRow:
-    """One number over matrices of a role, or over layers; infinite where too many are, None where it was not run."""
+    """One number over matrices of a role, or over layers; None where it was not run.
+
+    The median takes infinite values last and may be one; the geometric mean is of the finite ones.
+    """
 
     what: str
     count: int
@@ -94,8 +99,9 @@ def _summary(what: str, values: Sequence[float | None]) -> SummaryRow:
     known = [value for value in values if value is not None]
     if not known or len(known) < len(values):
         return SummaryRow(what, len(known), 0, None, None)
-    singular = sum(map(math.isinf, known))
-    return SummaryRow(what, len(known), singular, median(known), geometric_mean(known))
+    finite = [value for value in known if not math.isinf(value)]
+    mean = geometric_mean(finite) if finite else math.inf
+    return SummaryRow(what, len(known), len(known) - len(finite), median(known), mean)
 
 
 def plain(row: Any) -> dict[str, Any]:
@@ -131,18 +137,22 @@ def massive_note(activations: Sequence[ActivationRow]) -> str:
     return f"Massive activations, {MASSIVE:g} or more times {middle:.3g}, the median layer's largest: {listed}."
 
 
-def tables(weights: Sequence[MatrixRow], activations: Sequence[ActivationRow], why_none: str) -> list[Table]:
-    """Weights, activations and summary; `why_none` says why there are no activations."""
+def tables(
+    weights: Sequence[MatrixRow], activations: Sequence[ActivationRow], why_none: str, notes: Mapping[str, str]
+) -> list[Table]:
+    """Weights, activations and summary; `why_none` says why there are no activations, `notes` what else a reader of
+    "weights" and of "activations" should know.
+    """
     if activations:
-        notes = (RIDGE_NOTE, token_note(activations)[0], massive_note(activations))
-        of_activations = table("FFN activations", activations, " ".join(note for note in notes if note))
+        said = (RIDGE_NOTE, token_note(activations)[0], massive_note(activations), notes.get("activations"))
+        of_activations = table("FFN activations", activations, " ".join(filter(None, said)))
     else:
         of_activations = Table(
             "FFN activations", ("what", "value"), [(name, None) for name in ACTIVATION_METRICS], why_none
         )
     summary = summarise(weights, activations)
-    note = "kappa over matrices of a role; activations over layers."
-    return [table("Weights", weights), of_activations, table("Summary", summary, note)]
+    note = "kappa over matrices of a role; activations over layers. Singular: of a rank below the smaller side; they come last in the median and stay out of the mean."
+    return [table("Weights", weights, notes.get("weights", "")), of_activations, table("Summary", summary, note)]
 
 
 def table(title: str, rows: Sequence[Any], note: str = "") -> Table:
@@ -176,7 +186,7 @@ def read_csv(path: Path, kind: type[Row]) -> list[Row]:
             return text
         return (int if hints[name] in (int, int | None) else float)(text) if text else None
 
-    rows = [with_todays_names(row) for row in csv.DictReader(read_text(path).splitlines())]
+    rows = [with_todays_names(row) for row in csv.DictReader(io.StringIO(read_text(path), newline=""))]
     # Folders of earlier versions lack columns, whose fields say so by their defaults.
     names = [field.name for field in fields(kind)]
     return [kind(**{name: value(name, row[name]) for name in names if name in row}) for row in rows]

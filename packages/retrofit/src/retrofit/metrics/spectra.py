@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from retrofit.blocks import FeedForward
+from retrofit.blocks import FeedForward, Projection
 from retrofit.metrics.summaries import ORIGINAL_RIDGE, RELATIVE_RIDGE
 from studycore.errors import UserError
 
@@ -56,7 +56,7 @@ class WeightSpectrum:
     """What the singular values s of one matrix say."""
 
     kappa: float
-    """Condition number s_1 / s_k; infinite at rank below k."""
+    """Condition number s_1 / s_k; infinite at a rank below k."""
     gram_kappa: float
     """Of W^T W on its smaller side: kappa squared."""
     omega: float
@@ -67,26 +67,37 @@ class WeightSpectrum:
     """sum(s^2) / s_1^2."""
     spectral_norm: float
     """s_1."""
+    rank: int
+    """Singular values above the largest dimension times float64's epsilon times s_1, as numpy and MATLAB count: below it
+    they are rounding noise."""
 
 
-def weight_spectrum(s_k: Tensor) -> WeightSpectrum:
-    """From singular values in float64."""
+def weight_spectrum(s_k: Tensor, largest_dimension: int) -> WeightSpectrum:
+    """From all singular values, in float64, of a matrix whose larger side is `largest_dimension`."""
     first, last = float(s_k.max()), float(s_k.min())
     if first == 0:
-        return WeightSpectrum(math.inf, math.inf, math.inf, 0.0, 0.0, 0.0)
+        return WeightSpectrum(math.inf, math.inf, math.inf, 0.0, 0.0, 0.0, 0)
     # Over the largest: no square overflows.
     q_k = s_k / first
+    rank = int((q_k > largest_dimension * torch.finfo(torch.float64).eps).sum())
     eigen_k = q_k.square()
-    kappa = first / last if last > 0 else math.inf
-    omega = float(eigen_k.mean() / (2 * q_k.log().mean()).exp()) if last > 0 else math.inf
+    kappa = omega = math.inf
+    if rank == len(s_k):
+        kappa, omega = first / last, float(eigen_k.mean() / (2 * q_k.log().mean()).exp())
     p_k = q_k / q_k.sum()
-    rank = math.exp(float(-torch.special.xlogy(p_k, p_k).sum()))
-    return WeightSpectrum(kappa, kappa * kappa, omega, rank, float(eigen_k.sum()), first)
+    effective = math.exp(float(-torch.special.xlogy(p_k, p_k).sum()))
+    return WeightSpectrum(kappa, kappa * kappa, omega, effective, float(eigen_k.sum()), first, rank)
+
+
+def spectrum_of(projection: Projection) -> tuple[WeightSpectrum, Tensor]:
+    """(what its singular values say, the singular values [k] on the CPU). UserError for NaN or infinity."""
+    s_k = singular_values(projection.weight_OI, projection.name).cpu()
+    return weight_spectrum(s_k, max(projection.weight_OI.shape)), s_k
 
 
 def up_kappas(blocks: Sequence[FeedForward]) -> list[float]:
     """Condition numbers of the up projections."""
-    return [weight_spectrum(singular_values(block.up.weight_OI, block.up.name)).kappa for block in blocks]
+    return [spectrum_of(block.up)[0].kappa for block in blocks]
 
 
 @dataclass
@@ -110,7 +121,10 @@ def _features(blocks: Sequence[FeedForward], each: Any) -> Iterator[None]:
     def hook(layer: int) -> Any:
         return lambda module, args: each(layer, args[0].detach().flatten(0, -2))
 
-    handles = [block.down.module.register_forward_pre_hook(hook(layer)) for layer, block in enumerate(blocks)]
+    handles = []
+    for layer, block in enumerate(blocks):
+        assert block.down.module is not None, f"{block.name} has no features that can be seen"
+        handles.append(block.down.module.register_forward_pre_hook(hook(layer)))
     try:
         yield
     finally:
@@ -127,7 +141,7 @@ def activation_moments(
     dtype: torch.dtype = torch.float64,
     told: Callable[[int], None] = lambda tokens: None,
 ) -> list[Moments]:
-    """Sums over all tokens of `ids_NB`, in evaluation mode and the model's own precision.
+    """Sums over all tokens of `ids_NB` by block (of those that have features), in evaluation mode and the model's precision.
 
     One pass over the model; `told` hears of every `batch` rows how many tokens they are.
     """
