@@ -1,16 +1,29 @@
 """Jobs: their names, in which order they may start, and workers that fail, are killed, are told to stop or lose their parent."""
 
 import os
+import re
 import signal
 import time
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 
 import pytest
 import toy_jobs
 
+from studycore.bounds import PositiveFloat, check_bounds
 from studycore.errors import UserError
-from studycore.jobs import MOST_TOGETHER, Ended, Schedule, grid_points, run_in_processes, short
+from studycore.jobs import (
+    MOST_TOGETHER,
+    Ended,
+    Schedule,
+    base_of,
+    config_of,
+    grid_points,
+    run_in_processes,
+    seeds_from,
+    short,
+)
 from studycore.stopping import StopFlag
 
 
@@ -78,6 +91,38 @@ def test_plans_that_cannot_be_get_one_sentence(base, grid, arms, name, words):
         grid_points(base, grid, arms, [0], name)
     for word in words:
         assert word in str(caught.value)
+
+
+@dataclass(frozen=True)
+class Config:
+    lr: PositiveFloat = 0.1
+    sizes: list[int] = field(default_factory=lambda: [3])
+    seed: int = 1
+    __post_init__ = check_bounds
+
+
+def test_a_plans_values_become_a_configuration_or_one_sentence():
+    assert config_of(Config, {"lr": 1, "sizes": [4]}, "base") == Config(1.0, [4])
+    for values, words in (
+        ({"sped": 3}, "base: 'sped' is no field here; did you mean 'seed'?"),
+        ({"lr": "fast"}, "base: lr: fast does not fit"),
+        ({"lr": -1.0}, "base: lr: -1.0 does not fit; give a float above 0"),
+    ):
+        with pytest.raises(UserError, match=re.escape(words)):
+            config_of(Config, values, "base")
+
+
+def test_seeds_are_counted_from_that_of_the_base():
+    assert list(seeds_from(Config, {}, 2)) == [1, 2]
+    assert list(seeds_from(Config, {"seed": 5, "other": 0}, 3)) == [5, 6, 7]
+    with pytest.raises(UserError, match="seed: x does not fit"):
+        seeds_from(Config, {"seed": "x"}, 1)
+
+
+def test_the_base_of_several_runs_is_what_differs_from_the_defaults_and_the_seed():
+    assert base_of(Config()) == {"seed": 1}
+    assert base_of(Config(lr=0.2, sizes=[3], seed=4)) == {"lr": 0.2, "seed": 4}
+    assert base_of(Config(sizes=[])) == {"sizes": [], "seed": 1}
 
 
 HERE = Path(__file__).parent

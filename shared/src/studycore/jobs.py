@@ -1,5 +1,6 @@
 """Jobs: runs that need one another. Planning them, the order in which they may start, and processes that make them."""
 
+import dataclasses
 import itertools
 import os
 import re
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from multiprocessing import get_context, parent_process
 from typing import Any
 
+from studycore.configuration import check_types, to_dict
 from studycore.errors import UserError
 from studycore.stopping import StopFlag, stop_on_signals
 
@@ -147,6 +149,29 @@ def grid_points(
                 points.append(Point(full, {**values, "seed": seed}, label))
     check_names([point.name for point in points])
     return points
+
+
+def config_of(cls: Any, values: Mapping[str, Any], place: str) -> Any:
+    """The configuration of one run of a plan. UserError names the `place` in the plan, the field, its value and the mend."""
+    try:
+        return cls(**check_types(cls, values))
+    except ValueError as error:
+        raise UserError(f"{place}: {error}") from None
+
+
+def seeds_from(cls: Any, base: Mapping[str, Any], count: int) -> range:
+    """`count` seeds, from that of a plan's base on, or from the default one."""
+    first = check_types(cls, {"seed": base.get("seed", cls.seed)})["seed"]
+    return range(first, first + count)
+
+
+def base_of(config: Any) -> dict[str, Any]:
+    """The settings of a run that are not the defaults, and its seed: the base of a plan of several runs like it."""
+    defaults = {
+        f.name: f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
+        for f in dataclasses.fields(config)
+    }
+    return {name: v for name, v in to_dict(config).items() if name == "seed" or getattr(config, name) != defaults[name]}
 
 
 def check_names(names: Sequence[str]) -> None:

@@ -2,8 +2,7 @@
 
 from studycore import cli
 from studycore.claims import Claim
-from studycore.configuration import build, to_dict
-from studycore.jobs import Job, grid_points
+from studycore.jobs import Job, base_of, config_of, grid_points, seeds_from
 from studycore.measures import mean, paired_ratio
 from studycore.metrics_log import read_rows
 from studycore.report import Report, Table
@@ -12,13 +11,12 @@ from toy_study.config import Config, Sweep
 
 
 def plan(sweep, kind=Config):
-    first = sweep.base.get("seed", kind.seed)
-    points = grid_points(sweep.base, {}, sweep.arms, range(first, first + sweep.seeds))
-    return [Job(point.name, build(kind, point.values), arm=point.arm) for point in points]
+    points = grid_points(sweep.base, {}, sweep.arms, seeds_from(kind, sweep.base, sweep.seeds))
+    return [Job(p.name, config_of(kind, p.values, f"experiment {p.name}"), arm=p.arm) for p in points]
 
 
 def sweep_of_seeds(config, seeds):
-    return "sweep", Sweep(base=to_dict(config), seeds=seeds)
+    return "sweep", Sweep(base=base_of(config), seeds=seeds)
 
 
 def claims(verb, config):
