@@ -22,7 +22,7 @@ from retrofit.metrics.spectra import (
     weight_spectrum,
     without_largest,
 )
-from retrofit.metrics.summaries import enough_tokens, gaussian_kappa, median, noise_floor
+from retrofit.metrics.summaries import enough_tokens, gaussian_kappa, noise_floor
 from studycore.errors import UserError
 
 
@@ -124,12 +124,6 @@ def test_tokens_must_be_as_many_as_the_width_and_more_lower_the_noise_floor():
     assert noise_floor(64, 64) == math.inf
     x = torch.randn(2048, 128, generator=torch.Generator().manual_seed(0))
     assert activation_kappa(moments(x), centred=False) == pytest.approx(noise_floor(2048, 128), rel=0.1)
-
-
-def test_the_median_sorts_infinity_last():
-    assert median([math.inf, 1.0, 3.0]) == 3
-    assert median([math.inf, 1.0, 3.0, 2.0]) == 2.5
-    assert median([math.inf, 1.0]) == math.inf
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,12 +1,13 @@
 """Transports: what must stay, stays to rounding; optimizer moments go along; the original study's does what its formula says."""
 
+from statistics import median
+
 import pytest
 import torch
 from conftest import FOLDABLE, KINDS, tiny_model
 
 from retrofit.blocks import find_blocks
 from retrofit.metrics.spectra import up_kappas
-from retrofit.metrics.summaries import median
 from retrofit.transports import glt_ffn, glt_fold, glt_matrix, glt_permute, gradient_less_transport
 
 IDS = torch.randint(0, 64, (3, 20), generator=torch.Generator().manual_seed(5))

@@ -65,11 +65,6 @@ def grokfast_average(average: Tensor, gradient: Tensor, alpha: float) -> Tensor:
     return alpha * average + (1 - alpha) * gradient
 
 
-def total_norm(tensors: Mapping[str, Tensor]) -> Tensor:
-    """L2 norm of all tensors together."""
-    return torch.stack([tensor.pow(2).sum() for tensor in tensors.values()]).sum().sqrt()
-
-
 def transform_gradients(
     weights: Mapping[str, Tensor],
     gradients: Mapping[str, Tensor],

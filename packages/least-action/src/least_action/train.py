@@ -13,8 +13,8 @@ from least_action.events import grokked_epoch
 from least_action.losses import LeastActionLoss
 from least_action.metrics.final import figure_arrays, results
 from least_action.metrics.training import Probe, measure
-from least_action.model import PairForward, build_model, count_parameters, probe_inputs, replay_probe
-from least_action.recipes import create_optimizers, learning_rate, total_norm, transform_gradients
+from least_action.model import PairForward, build_model, count_trained_values, probe_inputs, replay_probe, total_norm
+from least_action.recipes import create_optimizers, learning_rate, transform_gradients
 from studycore.checkpoints import optimizer_tensors
 from studycore.devices import check_memory
 from studycore.errors import UserError
@@ -45,10 +45,10 @@ def train(config: TrainerConfig, run: Run) -> None:
     trained = {name: q for name, q in model.named_parameters() if q.requires_grad}
     # constrained_norm holds the weights at a share of the norm with which they began, grokfast averages gradients:
     # what a resumed run cannot see in its weights.
-    state = {"initial_norm": run.state.get("initial_norm") or total_norm(dict(model.named_parameters())).item()}
+    state = {"initial_norm": run.state.get("initial_norm") or total_norm(model.parameters()).item()}
     averages = run.tensors
     extra = extra_epochs(run)
-    run.about(extra_epochs=extra, parameters=count_parameters(model), weight_decay_rule=config.weight_decay_rule)
+    run.about(extra_epochs=extra, parameters=count_trained_values(model), weight_decay_rule=config.weight_decay_rule)
     # A run that is extended goes on although it has grokked.
     stop_after = None if extra else config.stop_after_grok
 
@@ -95,7 +95,7 @@ def train(config: TrainerConfig, run: Run) -> None:
                 optimizer.zero_grad()
             if config.recipe == "constrained_norm":
                 with torch.no_grad():
-                    scale = config.constrained_norm_alpha * state["initial_norm"] / total_norm(trained)
+                    scale = config.constrained_norm_alpha * state["initial_norm"] / total_norm(trained.values())
                     torch._foreach_mul_(list(trained.values()), scale)
 
     if run.is_main:

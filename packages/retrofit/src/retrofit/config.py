@@ -22,6 +22,11 @@ def arm_names() -> list[str]:
     return sorted(m.name for m in pkgutil.iter_modules([str(Path(__file__).parent / "arms")]) if m.name != "base")
 
 
+def arms_in_words() -> str:
+    """The methods, each in quotes: one is called none."""
+    return ", ".join(f"'{name}'" for name in arm_names())
+
+
 def check_local(flag: str, name: str) -> None:
     """UserError for what can only be a local path (./x, /x, ~/x, x.jsonl) and is not there: no hub is asked for it."""
     local = name.startswith((".", "/", "~")) or Path(name).suffix in (".txt", ".jsonl", ".json", ".parquet")
@@ -128,9 +133,9 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         if not self.method:
-            raise ValueError(f"method: none is given; give one of {', '.join(arm_names())}")
+            raise ValueError(f"method: is missing; give one of {arms_in_words()}")
         if self.method not in arm_names():
-            raise ValueError(f"method: '{self.method}' is none of {', '.join(arm_names())}; give one of these")
+            raise ValueError(f"method: there is no '{self.method}'; give one of {arms_in_words()}")
         _check_finite(self)
         check_bounds(self)
         for name in ("validation_dataset_config", "validation_dataset_revision"):
@@ -170,8 +175,8 @@ class CompareConfig:
             )
         for name in self.arms:
             if name not in arm_names() or name == "none":
-                known = ", ".join(known for known in arm_names() if known != "none")
-                raise ValueError(f"arms: '{name}' is none of {known}; give some of these")
+                known = ", ".join(f"'{known}'" for known in arm_names() if known != "none")
+                raise ValueError(f"arms: there is no '{name}' to compare; give some of {known}")
         if not self.arms or len(set(self.arms)) != len(self.arms):
             raise ValueError(f"arms: {self.arms} must name at least one method, and each once")
         if "norm_matched" in self.arms and "geometry" not in self.arms:

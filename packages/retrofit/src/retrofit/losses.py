@@ -36,11 +36,24 @@ def small_gram(w_OI: Tensor) -> Tensor:
     return w_OI @ w_OI.T if w_OI.shape[0] <= w_OI.shape[1] else w_OI.T @ w_OI
 
 
+def times_weight(gram: Tensor, w_OI: Tensor) -> Tensor:
+    """G W or W G, from the side that small_gram took, [O, I]."""
+    return gram @ w_OI if w_OI.shape[0] <= w_OI.shape[1] else w_OI @ gram
+
+
+def from_identity(gram: Tensor) -> Tensor:
+    """||G - I||_F^2."""
+    return (gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)).square().sum()
+
+
+def least_penalty(w_OI: Tensor) -> int:
+    """O - I for a weight with more outputs than inputs, whose rows cannot all be orthogonal; else 0."""
+    return max(w_OI.shape[0] - w_OI.shape[1], 0)
+
+
 def gram_penalty(w_OI: Tensor) -> Tensor:
     """The original study's ||W W^T - I||_F^2 (soft orthogonality, Bansal et al. 2018), differentiable."""
-    gram = small_gram(w_OI)
-    floor = max(w_OI.shape[0] - w_OI.shape[1], 0)
-    return (gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)).square().sum() + floor
+    return from_identity(small_gram(w_OI)) + least_penalty(w_OI)
 
 
 def compute_gram_loss(model: Any) -> Tensor:
@@ -51,18 +64,15 @@ def compute_gram_loss(model: Any) -> Tensor:
 def scale_free_penalty(w_OI: Tensor) -> Tensor:
     """||G / (tr G / k) - I||_F^2 on the smaller side: 0 when all singular values are equal, whatever their size."""
     gram = small_gram(w_OI)
-    scale = gram.diagonal().mean()
-    return (gram / scale - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)).square().sum()
+    return from_identity(gram / gram.diagonal().mean())
 
 
 @torch.no_grad()
 def gram_penalty_gradient(w_OI: Tensor) -> tuple[Tensor, Tensor]:
     """(value, gradient) of gram_penalty."""
     gram = small_gram(w_OI)
-    floor = max(w_OI.shape[0] - w_OI.shape[1], 0)
     gram.diagonal().sub_(1)
-    gradient = gram @ w_OI if w_OI.shape[0] <= w_OI.shape[1] else w_OI @ gram
-    return gram.square().sum() + floor, gradient.mul_(4)
+    return gram.square().sum() + least_penalty(w_OI), times_weight(gram, w_OI).mul_(4)
 
 
 @torch.no_grad()
@@ -74,8 +84,7 @@ def scale_free_penalty_gradient(w_OI: Tensor) -> tuple[Tensor, Tensor]:
     total = gram.square().sum()
     inner = gram / scale**2
     inner.diagonal().sub_(total / (k * scale**3))
-    gradient = inner @ w_OI if w_OI.shape[0] <= w_OI.shape[1] else w_OI @ inner
-    return total / scale**2 - k, gradient.mul_(4)
+    return total / scale**2 - k, times_weight(inner, w_OI).mul_(4)
 
 
 @torch.no_grad()

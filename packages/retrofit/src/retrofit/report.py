@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import geometric_mean, median
 from typing import Any
 
 from retrofit.arms import get_arm
@@ -11,7 +12,7 @@ from retrofit.figures import Rows, plot_kappas, plot_layers, plot_spectra, plot_
 from retrofit.legacy.original_json import SUMMARY, original_values, result_of, summarise, write_original
 from retrofit.legacy.scenarios import scenario
 from retrofit.metrics.matrix_rows import ActivationRow, MatrixRow, read_csv, shown, tables
-from retrofit.metrics.summaries import few_tokens, geometric_mean, mean_rows, median, update_means
+from retrofit.metrics.summaries import few_tokens, mean_rows, update_means
 from studycore.errors import UserError
 from studycore.files import write_json
 from studycore.record import Record

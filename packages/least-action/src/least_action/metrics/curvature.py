@@ -20,7 +20,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from least_action.data import Pairs
-from least_action.model import PairModel
+from least_action.model import PairModel, total_norm
 
 LossFn = Callable[[Tensor, Tensor], Tensor]
 
@@ -64,8 +64,7 @@ def compute_gradient_norm(model: PairModel, pairs: Pairs, loss_fn: LossFn) -> fl
         loss = loss_fn(model.forward_pairs(pairs.a_N, pairs.b_N).logits_NP, pairs.y_N)
         # A parameter that the loss doesn't depend on (the state update of the last routed layer) has gradient zero.
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
-    norms = torch.stack([torch.linalg.vector_norm(g, dtype=torch.float64) for g in gradients])
-    return float(torch.linalg.vector_norm(norms))
+    return float(total_norm(gradients, torch.float64))
 
 
 def compute_jacobian_norm(model: PairModel, x: Tensor, chunk: int = 256) -> float:

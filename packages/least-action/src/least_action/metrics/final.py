@@ -14,7 +14,7 @@ from least_action.data import all_pairs
 from least_action.events import find_events
 from least_action.metrics.fourier import character_power, embedding_fourier_norms, grid_logits
 from least_action.metrics.numerics import find_slingshots
-from least_action.model import GrokTransformer, OneHotModel, PairModel, count_parameters
+from least_action.model import GrokTransformer, OneHotModel, PairModel, count_trained_values
 
 SLINGSHOT_WINDOW = 10
 """Evaluations over which a tenfold rise of the training loss counts as a slingshot."""
@@ -28,7 +28,7 @@ def results(rows: Sequence[dict[str, Any]], config: TrainerConfig, model: PairMo
         "best_test_acc": max(row["test_acc"] for row in rows),
         **find_events(rows, config.p, config.event_window).as_dict(),
         "slingshots": len(find_slingshots([row["train_loss"] for row in rows], SLINGSHOT_WINDOW)),
-        "parameters": count_parameters(model),
+        "parameters": count_trained_values(model),
     }
 
 

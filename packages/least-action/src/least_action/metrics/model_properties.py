@@ -3,12 +3,12 @@
 All norms are Euclidean; norms of weights cover frozen parameters too.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 
 import torch
 from torch import Tensor, nn
 
-from least_action.model import PairModel
+from least_action.model import PairModel, total_norm
 
 
 def compute_representation_norm(model: PairModel, a_N: Tensor, b_N: Tensor) -> float:
@@ -26,20 +26,15 @@ def compute_layer_weight_norms(model: nn.Module) -> dict[str, float]:
     norms: dict[str, list[Tensor]] = {}
     for name, parameter in model.named_parameters():
         norms.setdefault(name.rpartition(".")[0], []).append(parameter)
-    return {layer: _norm(parameters) for layer, parameters in norms.items()}
+    return {layer: float(total_norm(parameters, torch.float64)) for layer, parameters in norms.items()}
 
 
 def total_weight_norm(model: nn.Module) -> float:
     """Norm of all parameters as one vector."""
-    return _norm(model.parameters())
+    return float(total_norm(model.parameters(), torch.float64))
 
 
 def decayed_weight_norm(model: nn.Module, names: Collection[str]) -> float:
     """Norm of the named parameters as one vector (those that weight decay acts on). KeyError for unknown names."""
     parameters = dict(model.named_parameters())
-    return _norm(parameters[name] for name in sorted(names))
-
-
-def _norm(tensors: Iterable[Tensor]) -> float:
-    norms = [torch.linalg.vector_norm(tensor.detach(), dtype=torch.float64) for tensor in tensors]
-    return float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
+    return float(total_norm([parameters[name] for name in sorted(names)], torch.float64))

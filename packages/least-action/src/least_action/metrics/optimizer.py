@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from least_action.model import total_norm
+
 
 @dataclass(frozen=True)
 class AdamMetrics:
@@ -75,16 +77,16 @@ def compute_adam_metrics(
     ratio = m_hat / denominator
     ratio_original = m / (v + eps).sqrt()
     root_original = (v + 1e-8).sqrt()
-    decayed_norm = _norm(w[is_decayed])
+    decayed_norm = total_norm([w[is_decayed]], torch.float64)
     has_decay = weight_decay > 0 and bool(is_decayed.any())
     values = torch.stack(  # one transfer from the device for all of them
         [
             *_mean_and_max(lr / denominator),
             *_mean_and_max(ratio.abs()),
-            _norm(ratio[is_decayed]) / (weight_decay * decayed_norm),
+            total_norm([ratio[is_decayed]], torch.float64) / (weight_decay * decayed_norm),
             *_mean_and_max(root_original),
             *_mean_and_max(ratio_original.abs()),
-            _norm(ratio_original) / (weight_decay**0.5 * decayed_norm),
+            total_norm([ratio_original], torch.float64) / (weight_decay**0.5 * decayed_norm),
         ]
     ).tolist()
     return AdamMetrics(
@@ -103,8 +105,3 @@ def compute_adam_metrics(
 
 def _mean_and_max(x: Tensor) -> tuple[Tensor, Tensor]:
     return x.mean(dtype=torch.float64), x.max().double()
-
-
-def _norm(x: Tensor) -> Tensor:
-    norm: Tensor = torch.linalg.vector_norm(x, dtype=torch.float64)
-    return norm

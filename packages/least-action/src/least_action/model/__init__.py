@@ -9,10 +9,11 @@ from least_action.model.networks import (
     PairModel,
     RoutedNetwork,
     build_model,
-    count_parameters,
+    count_trained_values,
     create_model,
     probe_inputs,
     replay_probe,
+    total_norm,
 )
 
 __all__ = [
@@ -24,8 +25,9 @@ __all__ = [
     "PairModel",
     "RoutedNetwork",
     "build_model",
-    "count_parameters",
+    "count_trained_values",
     "create_model",
     "probe_inputs",
     "replay_probe",
+    "total_norm",
 ]

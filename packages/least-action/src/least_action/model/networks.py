@@ -11,7 +11,7 @@ Every model has
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -333,9 +333,15 @@ def _init(module: nn.Module, name: str, parameter: Tensor, stream: torch.Generat
         parameter.uniform_(-bound, bound, generator=stream)
 
 
-def count_parameters(model: nn.Module) -> int:
-    """Number of trainable values."""
+def count_trained_values(model: nn.Module) -> int:
+    """Numbers that training changes; frozen parameters are left out."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def total_norm(tensors: Iterable[Tensor], dtype: torch.dtype | None = None) -> Tensor:
+    """Euclidean norm of all tensors together, a scalar, computed in `dtype` or else in their own; of none it is 0."""
+    squares = [tensor.detach().to(dtype or tensor.dtype).pow(2).sum() for tensor in tensors]
+    return torch.stack(squares).sum().sqrt() if squares else torch.zeros((), dtype=dtype)
 
 
 # ------------------------------------------------------------------------------------------------------- checkpoints

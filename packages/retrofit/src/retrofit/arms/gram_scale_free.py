@@ -1,16 +1,12 @@
 """The Gram penalty with its target at the weight's own scale."""
 
-from typing import Any
-
-from retrofit.arms.base import Arm, StepState
-from retrofit.losses import penalty_of_blocks, scale_free_penalty_gradient
+from retrofit.arms.gram import Gram
+from retrofit.losses import scale_free_penalty_gradient
 
 
-class GramScaleFree(Arm):
+class GramScaleFree(Gram):
     summary = "penalty |G / mean eigenvalue - I|^2 on the up projections"
-
-    def penalty(self, state: StepState) -> Any:
-        return penalty_of_blocks(state.blocks, state.config.gram_weight, scale_free_penalty_gradient)
+    of_weight = staticmethod(scale_free_penalty_gradient)
 
 
 ARM = GramScaleFree()

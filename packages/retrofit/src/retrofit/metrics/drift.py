@@ -6,6 +6,7 @@ Shapes: N blocks, T targets of a block, V vocabulary, n targets of a batch.
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 from torch import Tensor
@@ -15,7 +16,6 @@ from retrofit.arms.base import StepState
 from retrofit.data import Blocks, Data
 from retrofit.metrics.perplexity import evaluating, logits_of
 from retrofit.metrics.spectra import up_kappas
-from retrofit.metrics.summaries import median
 
 
 def transport_row(transport: Callable[[StepState], None], state: StepState, data: Data) -> dict[str, Any]:

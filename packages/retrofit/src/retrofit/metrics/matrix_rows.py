@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from statistics import geometric_mean, median
 from typing import Any, TypeVar, get_type_hints
 
 from retrofit.legacy.names import with_todays_names
@@ -14,8 +15,6 @@ from retrofit.metrics.summaries import (
     RELATIVE_RIDGE,
     enough_tokens,
     few_tokens,
-    geometric_mean,
-    median,
     noise_floor,
 )
 from studycore.files import read_text, write_atomic

@@ -2,23 +2,13 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from statistics import geometric_mean, median
 from typing import Any
 
 RELATIVE_RIDGE = 1e-6
 """Added to an activation covariance, times its mean eigenvalue; scaling activations leaves kappa as it is."""
 ORIGINAL_RIDGE = 1e-5
 """The original study's absolute ridge."""
-
-
-def geometric_mean(values: Sequence[float]) -> float:
-    """Infinite when one of them is."""
-    return math.exp(sum(map(math.log, values)) / len(values))
-
-
-def median(values: Sequence[float]) -> float:
-    """The middle value, or the mean of the middle two; infinite ones come last."""
-    ordered, half = sorted(values), len(values) // 2
-    return ordered[half] if len(values) % 2 else (ordered[half - 1] + ordered[half]) / 2
 
 
 def by_layer(name: str, values: Sequence[float]) -> dict[str, Any]:
