@@ -9,10 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = {
-    path.parent.name: path.parent
-    for path in sorted(ROOT.glob("packages/*/src/*/__init__.py"))
-}
+SOURCES = {path.parent.name: path.parent for path in sorted(ROOT.glob("packages/*/src/*/__init__.py"))}
 SHARED = ROOT / "shared/src/studycore"
 ALL = {**SOURCES, "studycore": SHARED}
 LEVELS = {
@@ -35,9 +32,7 @@ def trees(package: str) -> dict[str, ast.Module]:
     found = {}
     for path in sorted(ALL[package].rglob("*.py")):
         parts = path.relative_to(ALL[package].parent).with_suffix("").parts
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = ast.parse(
-            path.read_text()
-        )
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = ast.parse(path.read_text())
     return found
 
 
@@ -78,9 +73,7 @@ def imports(package: str) -> dict[str, set[str]]:
     return {
         module: {
             name
-            for name in names_in(
-                module, tree, any(other.startswith(f"{module}.") for other in modules)
-            )
+            for name in names_in(module, tree, any(other.startswith(f"{module}.") for other in modules))
             if name in modules and name not in (module, package)
         }
         for module, tree in modules.items()
@@ -107,9 +100,7 @@ def path_between(package: str, one: str, other: str) -> str:
     """The shortest way by which one module imports another, for the message."""
     ways, seen = [[one]], {one}
     for way in ways:
-        for following in sorted(
-            imports(package)[way[-1]] - seen | (imports(package)[way[-1]] & {other})
-        ):
+        for following in sorted(imports(package)[way[-1]] - seen | (imports(package)[way[-1]] & {other})):
             if following == other:
                 return " -> ".join([*way, other])
             seen.add(following)
@@ -132,9 +123,7 @@ def wrong(package: str, who: str, whom: str) -> list[str]:
 @each_package
 def test_there_is_no_circle(package):
     assert [
-        path_between(package, module, module)
-        for module in imports(package)
-        if module in reached(package, module)
+        path_between(package, module, module) for module in imports(package) if module in reached(package, module)
     ] == []
 
 
@@ -146,15 +135,10 @@ def test_every_module_that_is_imported_is_there(package):
         (module, node.module)
         for module, tree in modules.items()
         for node in statements(tree)
-        if isinstance(node, ast.ImportFrom)
-        and node.module
-        and node.module.split(".")[0] in ALL
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in ALL
     }
     there = {name for known in ALL for name in trees(known)}
-    assert (
-        sorted(f"{module}: {name}" for module, name in sources if name not in there)
-        == []
-    )
+    assert sorted(f"{module}: {name}" for module, name in sources if name not in there) == []
 
 
 @each_package
@@ -170,21 +154,11 @@ def test_a_package_imports_no_study_but_itself(package):
 
 
 def test_studycore_names_no_study():
-    words = {
-        name
-        for study, source in SOURCES.items()
-        for name in (study, source.parents[1].name)
-    }
+    words = {name for study, source in SOURCES.items() for name in (study, source.parents[1].name)}
     pattern = re.compile("|".join(rf"\b{re.escape(word)}\b" for word in sorted(words)))
-    files = [
-        path for path in SHARED.rglob("*") if path.suffix in (".py", ".j2", ".yaml")
-    ]
+    files = [path for path in SHARED.rglob("*") if path.suffix in (".py", ".j2", ".yaml")]
     assert files
-    assert [
-        f"{path.name}: {found[0]}"
-        for path in files
-        if (found := pattern.search(path.read_text()))
-    ] == []
+    assert [f"{path.name}: {found[0]}" for path in files if (found := pattern.search(path.read_text()))] == []
 
 
 @each_study
@@ -200,19 +174,11 @@ def test_only_the_declaration_names_training_and_report(study):
     named = re.compile(rf"{study}\.(train\w*|report\w*|cli)\b")
     found = []
     for module, tree in trees(study).items():
-        texts = [
-            n.value
-            for n in ast.walk(tree)
-            if isinstance(n, ast.Constant) and isinstance(n.value, str)
-        ]
+        texts = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
         texts = [text for text in texts if re.fullmatch(r"[\w.]+:\w+", text)]
         for name in {*names_in(module, tree, False), *texts}:
             match = named.match(name)
-            if (
-                match
-                and part(module) != "cli"
-                and not (part(module) == "__main__" and match[1] == "cli")
-            ):
+            if match and part(module) != "cli" and not (part(module) == "__main__" and match[1] == "cli"):
                 same_part = part(module).rstrip("s").startswith(match[1].rstrip("s"))
                 found += [] if same_part else [f"{module}: {match[0]}"]
     assert sorted(set(found)) == []

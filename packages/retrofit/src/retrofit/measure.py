@@ -2,6 +2,7 @@
 
 import math
 import sys
+from statistics import median
 from typing import Any
 
 from tqdm import tqdm
@@ -11,7 +12,6 @@ from retrofit.config import EMBEDDED_DATASET, MeasureConfig, check_local
 from retrofit.data import Blocks, cut_blocks, fingerprint, read_source
 from retrofit.metrics.matrices import measure_activations, measure_weights
 from retrofit.metrics.matrix_rows import ActivationRow, plain, summarise, tables, token_note, write_csv
-from retrofit.metrics.summaries import median
 from retrofit.model import context_of, load_model, load_tokenizer, vocabulary_of, weights_fingerprint
 from studycore.errors import UserError
 from studycore.report import table_text
