@@ -12,16 +12,25 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCES = {path.parent.name: path.parent for path in sorted(ROOT.glob("packages/*/src/*/__init__.py"))}
 SHARED = ROOT / "shared/src/studycore"
 ALL = {**SOURCES, "studycore": SHARED}
-LEVELS = {
-    "config": 0,
-    "data": 1,
-    "model": 1,
-    "models": 1,
-    "losses": 2,
-    "metrics": 2,
-    "train": 3,
+EVERY = ("config", "data", "model", "losses", "metrics", "train", "plan", "claims", "figures", "report", "cli")
+MAY_REACH = {
+    "config": "",
+    "data": "config model",
+    "model": "config data",
+    "losses": "config data model metrics",
+    "metrics": "config data model losses",
+    "train": "config data model losses metrics",
+    "plan": "config data model losses metrics",
+    "claims": "config data model losses metrics",
+    "figures": "config data model losses metrics",
+    "report": "config data model losses metrics claims figures",
+    "cli": " ".join(EVERY),
 }
-"""A module imports none of a higher level, itself or through others."""
+"""Which of these modules each may import, itself or through any others of the study.
+
+Further modules need not be named: what they import decides who may import them. Those that a declaration names as
+training, plan, claims or report count as these, whatever they are called.
+"""
 each_study = pytest.mark.parametrize("study", SOURCES)
 each_package = pytest.mark.parametrize("package", ALL)
 
@@ -108,18 +117,6 @@ def path_between(package: str, one: str, other: str) -> str:
     return ""
 
 
-def wrong(package: str, who: str, whom: str) -> list[str]:
-    """Each way from a module whose part fits the pattern `who` to one that fits `whom`."""
-    modules = imports(package)
-    return [
-        path_between(package, module, other)
-        for module in modules
-        if re.fullmatch(who, part(module))
-        for other in sorted(reached(package, module))
-        if re.fullmatch(whom, part(other))
-    ]
-
-
 @each_package
 def test_there_is_no_circle(package):
     assert [
@@ -161,37 +158,115 @@ def test_studycore_names_no_study():
     assert [f"{path.name}: {found[0]}" for path in files if (found := pattern.search(path.read_text()))] == []
 
 
+@cache
+def roles(study: str) -> dict[str, str]:
+    """First name below the package -> which of EVERY it counts as, by its name or by the study's declaration."""
+    parts = {part(module) for module in imports(study)} - {"", "__main__"}
+    names = {name: next((role for role in EVERY if name.rstrip("s") == role.rstrip("s")), "") for name in parts}
+    declared = {"train_together": "train", "columns": "claims", "doctor": "", "options": "", "seeds": "", "resolve": ""}
+    for call in (node for node in ast.walk(trees(study)[f"{study}.cli"]) if isinstance(node, ast.Call)):
+        for keyword in call.keywords:
+            role = declared.get(keyword.arg or "", keyword.arg)
+            text = keyword.value.value if isinstance(keyword.value, ast.Constant) else ""
+            if role in EVERY and isinstance(text, str) and text.startswith(f"{study}."):
+                name = part(text.partition(":")[0])
+                names[name] = names[name] or role
+    return names
+
+
+def wrong_ways(study: str) -> list[str]:
+    """Each way by which a module reaches another that lies above it."""
+    found = []
+    for module in imports(study):
+        role = roles(study).get(part(module), "")
+        for other in sorted(reached(study, module)) if role else []:
+            above = roles(study).get(part(other), "")
+            if above and above not in (role, *MAY_REACH[role].split()):
+                found.append(path_between(study, module, other))
+    return found
+
+
+def named_elsewhere(study: str) -> list[str]:
+    """Imports and "module:name" of trainings and reports outside the declaration, and of the declaration outside __main__."""
+    found = set()
+    for module, tree in trees(study).items():
+        texts = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+        texts = [text.partition(":")[0] for text in texts if re.fullmatch(r"[\w.]+:\w+", text)]
+        is_package = any(other.startswith(f"{module}.") for other in trees(study))
+        for name in {*names_in(module, tree, is_package), *texts}:
+            if not name.startswith(f"{study}.") or part(name) == part(module):
+                continue
+            role, of_module = roles(study).get(part(name), ""), part(module)
+            if role in ("train", "report") and of_module != "cli":
+                found.add(f"{module}: {name}")
+            if role == "cli" and of_module != "__main__":
+                found.add(f"{module}: {name}")
+    return sorted(found)
+
+
 @each_study
-def test_training_and_reporting_know_nothing_of_each_other(study):
-    assert wrong(study, r"train.*", r"(report|figures).*") == []
-    assert wrong(study, r"(report|claims|figures).*", r"train.*") == []
-    assert wrong(study, r"claims.*", r"report.*") == []
+def test_imports_run_from_the_declaration_down_to_the_configuration(study):
+    assert wrong_ways(study) == []
 
 
 @each_study
 def test_only_the_declaration_names_training_and_report(study):
-    """Neither imports nor "module:name" of them stand anywhere else; the declaration itself is what __main__ imports."""
-    named = re.compile(rf"{study}\.(train\w*|report\w*|cli)\b")
-    found = []
-    for module, tree in trees(study).items():
-        texts = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
-        texts = [text for text in texts if re.fullmatch(r"[\w.]+:\w+", text)]
-        for name in {*names_in(module, tree, False), *texts}:
-            match = named.match(name)
-            if match and part(module) != "cli" and not (part(module) == "__main__" and match[1] == "cli"):
-                same_part = part(module).rstrip("s").startswith(match[1].rstrip("s"))
-                found += [] if same_part else [f"{module}: {match[0]}"]
-    assert sorted(set(found)) == []
+    """Only `cli` imports or names them; the declaration itself is what __main__ imports."""
+    assert named_elsewhere(study) == []
 
 
 @each_study
-def test_imports_run_from_training_down_to_the_configuration(study):
-    found = []
-    for module in imports(study):
-        level = LEVELS.get(part(module))
-        for other in sorted(reached(study, module)):
-            if level is not None and LEVELS.get(part(other), -1) > level:
-                found.append(path_between(study, module, other))
-    assert found == []
-    assert wrong(study, r"plan", r"(train|report|claims|figures|cli).*") == []
-    assert wrong(study, r"config", r".*") == []
+def test_a_plan_is_made_of_the_configuration_alone(study):
+    """What it imports at once; a function of it may read a checkpoint."""
+    names = [module for module, role in roles(study).items() if role == "plan"]
+    heavy = {module for module, role in roles(study).items() if role not in ("", "config", "plan")}
+    for name in names:
+        tree = trees(study)[f"{study}.{name}"]
+        at_once = ast.Module([node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)], [])
+        assert not {part(found) for found in names_in(f"{study}.{name}", at_once, False)} & heavy
+    assert names
+
+
+@each_study
+def test_a_study_has_the_modules_that_a_reader_looks_for(study):
+    assert set(EVERY) - set(roles(study)) == set()
+
+
+GOOD = {
+    "config": "", "data": "from {s}.config import x", "model": "from {s} import data, config", "losses": "import {s}.model",
+    "metrics": "from .losses import x", "train": "from {s}.metrics import x\nfrom {s} import helper", "plan": "import {s}.config",
+    "claims": "from {s} import helper", "figures": "", "report": "from {s} import claims, figures", "helper": "",
+    "cli": 'STUDY = Study(train="{s}.train:train", report="{s}.report:report", more=OneRun(train="{s}.second:train"))',
+    "second": "from {s} import losses", "__main__": "from {s} import cli",
+}  # fmt: skip
+BAD = {
+    "config imports": {"config": "from {s} import data", "data": ""},
+    "data imports losses": {"data": "def f():\n    from {s}.losses import x"},
+    "losses import training": {"losses": "import {s}.train"},
+    "through a further module": {"helper": "from {s}.report import x", "train": "from {s} import helper"},
+    "through two": {
+        "helper": "from {s} import more",
+        "more": "from {s} import claims",
+        "metrics": "from {s} import helper",
+    },
+    "plan imports claims": {"plan": "from {s}.claims import x"},
+    "report imports a plan": {"report": "from {s} import plan"},
+    "a further module imports training": {"helper": "from {s}.train import x", "train": ""},
+    "a further module names training": {"helper": 'WORK = "{s}.train:train"'},
+    "a second training imported": {"data": "from {s}.second import x", "second": ""},
+    "a second training reads claims": {"second": "from {s}.claims import x"},
+    "a further module imports the declaration": {"helper": "from {s}.cli import x"},
+}
+
+
+@pytest.mark.parametrize("case", ["good", *BAD])
+def test_every_wrong_way_is_found(case, tmp_path, monkeypatch):
+    name = re.sub(r"\W", "_", case)
+    (tmp_path / name).mkdir()
+    for module, text in {"__init__": "", **GOOD, **BAD.get(case, {})}.items():
+        (tmp_path / name / f"{module}.py").write_text(text.replace("{s}", name), encoding="utf-8")
+    monkeypatch.setitem(ALL, name, tmp_path / name)
+    assert bool(wrong_ways(name) or named_elsewhere(name)) == (case != "good"), (
+        wrong_ways(name),
+        named_elsewhere(name),
+    )

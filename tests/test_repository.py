@@ -1,5 +1,6 @@
 """What the repository's own files promise: the layout, make, compose, images and metadata, for every folder in packages/."""
 
+import ast
 import os
 import re
 import subprocess
@@ -99,6 +100,19 @@ def test_every_direct_dependency_is_pinned(folder):
 
 
 @each_study
+def test_every_setting_has_a_docstring(study):
+    """It is the flag's help."""
+    (file,) = (ROOT / "packages" / study / "src").glob("*/config.py")
+    classes = [node for node in ast.parse(file.read_text(encoding="utf-8")).body if isinstance(node, ast.ClassDef)]
+    assert classes
+    for cls in classes:
+        for setting, following in zip(cls.body, [*cls.body[1:], None], strict=True):
+            if isinstance(setting, ast.AnnAssign):
+                documented = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
+                assert documented, f"{cls.name}.{setting.target.id}"
+
+
+@each_study
 def test_changelog_names_the_version(study):
     assert f"## {project(f'packages/{study}')['version']}" in (ROOT / "packages" / study / "CHANGELOG.md").read_text()
 
@@ -195,6 +209,13 @@ def test_warnings_are_errors_in_the_tests_of_every_package(folder):
     assert all(":" in entry for entry in options["filterwarnings"][1:])
     assert {"--strict-markers", "--strict-config"} <= set(options["addopts"])
     assert options["xfail_strict"] is True
+
+
+def test_every_fault_of_the_mutants_can_still_be_put():
+    """A piece that was rewritten takes its line of mutants.tsv along."""
+    for fault in mutants.mutants():
+        source = mutants.source(fault["package"]) / "src" / fault["file"]
+        mutants.mutate(source.read_text(encoding="utf-8"), fault["old"], fault["new"])
 
 
 def test_ci_runs_what_the_readme_says():

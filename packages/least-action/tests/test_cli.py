@@ -1,6 +1,5 @@
 """The command from outside: exit codes, one-sentence errors, the original study's configurations."""
 
-import dataclasses
 from importlib import resources
 from pathlib import Path
 
@@ -119,21 +118,6 @@ def test_dry_run_of_a_sweep_says_what_would_run_and_writes_nothing(capsys, tmp_p
     assert "2: p17_lr3e-4_wd2.0\n" in out
     assert "MiB" in out
     assert not any(tmp_path.iterdir())
-
-
-def test_every_field_has_a_docstring():
-    """It is the flag's help."""
-    import ast
-    import inspect
-
-    import least_action.config as module
-
-    for cls in ast.parse(inspect.getsource(module)).body:
-        if isinstance(cls, ast.ClassDef):
-            for field, following in zip(cls.body, [*cls.body[1:], None], strict=True):
-                if isinstance(field, ast.AnnAssign):
-                    assert isinstance(following, ast.Expr), f"{cls.name}.{field.target.id}"
-    assert dataclasses.fields(TrainerConfig)
 
 
 def test_resuming_a_finished_run_with_another_architecture_is_refused(capsys, tmp_path):
