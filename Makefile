@@ -13,6 +13,12 @@ job.ternary-vae = sweep --config $(SIZE)
 # study has it: hours.
 SIZE ?= quick
 
+# Environments that `make test` runs at the same time, each with one thread; each shows its output when it ends.
+AT_ONCE ?= 2
+
+# torch's import takes 10 s instead of 4 s where nothing may be compiled.
+unexport PYTHONDONTWRITEBYTECODE
+
 # The first Python that is new enough, python3 before any other; `make setup PYTHON=...` names one.
 ifndef PYTHON
 PYTHON := $(or $(shell for python in python3 python3.13 python3.12 python3.11 python3.14; do \
@@ -49,9 +55,9 @@ $(STUDIES): check-size setup
 reference-lm: setup ## train the shipped language model again (about an hour on two CPU cores; resumes), compare with the record
 	$(BIN)/studycore reference-lm train --resume
 
-test: $(TOX) ## test every package on this Python, the wheels installed together, and lint (plain tox: every Python)
+test: $(TOX) ## test every package on this Python, the wheels installed together, and lint, AT_ONCE=2 of them at a time
 	@read -r factor path < <($(PYTHON) -c 'import sys; print("py%d%d" % sys.version_info[:2], sys.executable)'); \
-	$(TOX) run --discover "$$path" --skip-missing-interpreters false \
+	$(TOX) run-parallel --parallel $(AT_ONCE) --parallel-no-spinner --discover "$$path" --skip-missing-interpreters false \
 		-e "$$(printf "$$factor-%s," studycore $(STUDIES))wheels,lint"
 
 lint: $(TOX) ## ruff, mypy, hadolint and the checks of the repository's own files
