@@ -7,7 +7,6 @@ Shapes: V token types, T tokens.
 """
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
