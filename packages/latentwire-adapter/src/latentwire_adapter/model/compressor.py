@@ -117,7 +117,7 @@ class EmbeddingCompressor(Saved):
             raise UserError(
                 f"compress_dim: {output_dim} is not to be had of a {self.method} fit of {self.output_dim}; fit again"
             )
-        other = EmbeddingCompressor(self.input_dim, output_dim, self.method, self.seed)
+        other = EmbeddingCompressor(self.input_dim, output_dim, self.method, self.seed).to(self.mean)
         for name, value in (("mean", self.mean), ("variances", self.variances)):
             getattr(other, name).copy_(value)
         other.projection.copy_(self.projection[:, :output_dim])

@@ -50,10 +50,10 @@ class LanguageModel:
 
 def locate(name: str) -> str:
     """What `from_pretrained` takes. UserError for a folder that holds no model."""
-    from studycore.language import reference_lm
+    from studycore.language import embedded
 
     check_local("--model", name)
-    place = reference_lm.locate(name)
+    place = embedded.locate(name)
     if Path(place).is_dir() and not (Path(place) / "config.json").is_file():
         raise UserError(f"--model: the folder '{name}' holds no config.json; give a Hugging Face model folder")
     return place
