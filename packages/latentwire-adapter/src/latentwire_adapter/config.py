@@ -45,7 +45,7 @@ class Reading:
     """Questions that are scored."""
     questions_per_paragraph: PositiveInt = 4
     """At most so many questions of a paragraph are scored: paragraphs are the independent units."""
-    examples: NonNegativeInt = 2
+    examples: NonNegativeInt = 4
     """Paragraphs of worked examples before the question, from the training split; none of their answers is scored."""
     chat_template: bool = False
     """Puts the prompt into the model's chat template."""
@@ -170,7 +170,7 @@ class EvaluateConfig(Reading):
 class SelfcheckConfig(Reading):
     """What is checked before anything is trained."""
 
-    eval_samples: PositiveInt = 8
+    eval_samples: PositiveInt = 4
     """Questions that the checks answer."""
 
 

@@ -50,7 +50,7 @@ from studycore.files import read_json
 from studycore.run import Run, copied
 from studycore.streams import generator
 
-CHECKED_QUESTIONS = 8
+CHECKED_QUESTIONS = SelfcheckConfig.eval_samples
 
 
 @dataclass

@@ -20,8 +20,8 @@ SPLITS: tuple[Split, ...] = ("train", "development", "validation")
 SHARES = {"train": 0.5, "development": 0.2, "validation": 0.3}
 WORDINGS: Mapping[str, tuple[int, ...]] = {"train": (0, 1), "development": (2,), "validation": (3, 4)}
 """Which of a fact's wordings, and of its questions, a split has."""
-FACTS = (5, 8)
-"""Facts of a paragraph, at least and at most."""
+FACTS = (5, 5, 5, 5, 6, 6, 7, 8)
+"""Facts of a paragraph, one of these numbers."""
 
 # {S} {s}: the person's name or a pronoun, at the start of a sentence and inside it; {P} {p}: the possessive; {O}: her or
 # him; {v}: the value; {a}: the value after a or an. {n} in a question is the full name.
@@ -48,10 +48,10 @@ FACT: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     )),
     "town": ("town", (
         "{S} lives in {v}.", "{P} home is in the city of {v}.", "{S} lives in the city of {v}.", "{S} has a house in the city of {v}.",
-        "The city {s} lives in is {v}.",
+        "{S} moved to the city of {v}.",
     ), (
         "In which city does {n} live?", "In which city is the home of {n}?", "Which city does {n} live in?",
-        "In which city does {n} have a house?", "What city does {n} live in?",
+        "In which city does {n} have a house?", "To which city did {n} move?",
     )),
     "instrument": ("instrument", (
         "{S} plays the {v}.", "At school {s} learned to play the {v}.", "{P} favourite instrument is the {v}.",
@@ -74,25 +74,25 @@ FACT: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         "Which language does {n} speak at home?", "Which language does {n} speak best?",
     )),
     "food": ("food", (
-        "{P} favourite food is {v}.", "{S} loves to eat {v}.", "{S} eats {v} for supper.", "The food {s} likes best is {v}.",
-        "For dinner {s} likes to eat {v}.",
+        "{P} favourite food is {v}.", "{S} loves to eat {v}.", "{S} eats {v} for supper.", "{S} always eats {v}.",
+        "On Fridays {s} eats {v}.",
     ), (
         "What is the favourite food of {n}?", "Which food does {n} love to eat?", "Which food does {n} eat for supper?",
-        "Which food does {n} like best?", "Which food does {n} like to eat for dinner?",
+        "What does {n} always eat?", "What does {n} eat on Fridays?",
     )),
     "drink": ("drink", (
         "{S} drinks {v} every morning.", "{P} favourite drink is {v}.", "{S} drinks {v} after work.",
-        "With breakfast {s} drinks {v}.", "{S} likes to drink {v}.",
+        "With breakfast {s} drinks {v}.", "{S} always drinks {v}.",
     ), (
         "What does {n} drink every morning?", "What is the favourite drink of {n}?", "What does {n} drink after work?",
-        "What does {n} drink with breakfast?", "Which drink does {n} like to drink?",
+        "What does {n} drink with breakfast?", "What does {n} always drink?",
     )),
     "hobby": ("hobby", (
         "{P} hobby is {v}.", "In {p} free time {s} enjoys {v}, an old hobby.", "{P} hobby at weekends is {v}.",
-        "{S} has a hobby, {v}.", "{P} hobby on Sundays is {v}.",
+        "{S} has a hobby, {v}.", "{P} only hobby is {v}.",
     ), (
         "What is the hobby of {n}?", "Which hobby does {n} enjoy in free time?", "What is the hobby of {n} at weekends?",
-        "What hobby does {n} have?", "What is the hobby of {n} on Sundays?",
+        "What hobby does {n} have?", "What is the only hobby of {n}?",
     )),
     "colour": ("colour", (
         "{P} front door is painted {v}.", "{P} house is painted {v}.", "{P} kitchen is painted {v}.", "{P} garden gate is painted {v}.",
@@ -110,24 +110,24 @@ FACT: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     )),
     "plant": ("plant", (
         "{S} grows {v} behind the house.", "{P} garden is full of {v}.", "The plants on {p} balcony are {v}.",
-        "{S} grows {v} in the garden.", "The plants in {p} garden are {v}.",
+        "{S} grows {v} in the garden.", "{P} garden has {v}.",
     ), (
         "Which plants does {n} grow behind the house?", "Which plants is the garden of {n} full of?", "Which plants are on the balcony of {n}?",
-        "Which plants does {n} grow in the garden?", "Which plants are in the garden of {n}?",
+        "Which plants does {n} grow in the garden?", "Which plants does the garden of {n} have?",
     )),
     "subject": ("subject", (
         "{S} studied {v} at university.", "{S} holds a degree in {v}.", "{P} best subject at school was {v}.",
-        "At college {s} studied {v}.", "The subject {s} studied is {v}.",
+        "At college {s} studied {v}.", "{S} has studied {v} for years.",
     ), (
         "What did {n} study at university?", "In which subject does {n} hold a degree?", "What was the best subject of {n} at school?",
-        "What did {n} study at college?", "Which subject did {n} study?",
+        "What did {n} study at college?", "What has {n} studied for years?",
     )),
     "keepsake": ("keepsake", (
         "{P} grandmother gave {O} {a}.", "{S} inherited {a}.", "The present from {p} uncle was {a}.", "The gift from {p} father was {a}.",
-        "{P} birthday present was {a}.",
+        "{S} got {a} as a birthday present.",
     ), (
         "What did the grandmother of {n} give as a present?", "What did {n} inherit?", "What was the present from the uncle of {n}?",
-        "What was the gift from the father of {n}?", "What was the birthday present of {n}?",
+        "What was the gift from the father of {n}?", "What did {n} get as a birthday present?",
     )),
 }  # fmt: skip
 """Fact -> (list of its values, five wordings, five questions)."""
@@ -169,7 +169,7 @@ def paragraph(split: Split, index: int, questions: int | None = None) -> dict[st
     first = draw.choice(there["given_f" if female else "given_m"])
     name = f"{first} {draw.choice(there['family'])}"
     subject, possessive, object_ = ("she", "her", "her") if female else ("he", "his", "him")
-    facts = draw.sample(sorted(FACT), draw.randint(*FACTS))
+    facts = draw.sample(sorted(FACT), draw.choice(FACTS))
     context, asked, taken = "", [], {name}
     for number, fact in enumerate(facts):
         kind, wordings, asking = FACT[fact]
@@ -192,7 +192,7 @@ def paragraph(split: Split, index: int, questions: int | None = None) -> dict[st
         start = len(context) + len(before.format(**words))
         asked.append((fact, question.format(n=name), value, start))
         context += f"{sentence} "
-        if draw.random() < 0.2:
+        if draw.random() < 0.1:
             filler = draw.choice(FILLERS).format(S=subject.capitalize(), O=object_)
             context += f"{filler} "
     draw.shuffle(asked)
