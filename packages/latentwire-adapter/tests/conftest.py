@@ -31,7 +31,10 @@ def make_tokenizer():
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=500, special_tokens=["<end>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=500,
+        special_tokens=["<end>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     texts = [f"Context: {life_sketches.paragraph('train', i)['context']}\nQuestion: ?\nAnswer:" for i in range(20)]
     tokenizer.train_from_iterator(texts, trainer)
@@ -90,7 +93,14 @@ def small(values):
     """A configuration of phase 1, with changes."""
 
     def make(**changes):
-        of_training = {"ratio": 4.0, "epochs": 4, "batch_size": 64, "eval_every": 4, "checkpoint_every": 5, "adapter_lr": 1e-2}
+        of_training = {
+            "ratio": 4.0,
+            "epochs": 4,
+            "batch_size": 64,
+            "eval_every": 4,
+            "checkpoint_every": 5,
+            "adapter_lr": 1e-2,
+        }
         return Phase1Config(**(values | of_training | changes))
 
     return make

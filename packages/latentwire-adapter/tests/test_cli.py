@@ -66,7 +66,21 @@ def test_mistakes_get_one_sentence_and_exit_code_2(arguments, named, capsys, tmp
 def test_mistakes_that_the_model_and_the_text_tell(flags, named, folder, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("latentwire_adapter.train.run_checks", lambda *a: {})
-    assert main(["evaluate", *CPU, "--model", str(folder), "--examples", "1", "--eval-samples", "4", *flags]) == 2
+    assert (
+        main(
+            [
+                "evaluate",
+                *CPU,
+                "--model",
+                str(folder),
+                "--examples",
+                "1",
+                *flags,
+                *([] if "--eval-samples" in flags else ["--eval-samples", "4"]),
+            ]
+        )
+        == 2
+    )
     (error,) = capsys.readouterr().err.strip().splitlines()
     for word in named:
         assert word in error, error
@@ -96,7 +110,20 @@ def test_help_needs_no_torch(capsys):
 
 def test_a_dry_run_times_a_step_and_writes_nothing(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    flags = ["--model", str(folder), "--examples", "1", "--eval-samples", "4", "--samples", "20", "--fit_text", "null", "--always_seen", "10"]
+    flags = [
+        "--model",
+        str(folder),
+        "--examples",
+        "1",
+        "--eval-samples",
+        "4",
+        "--samples",
+        "20",
+        "--fit_text",
+        "null",
+        "--always_seen",
+        "10",
+    ]
     assert main(["phase1", *CPU, *flags, "--dry-run"]) == 0
     assert "s each on cpu" in capsys.readouterr().out
     assert not any(tmp_path.iterdir())

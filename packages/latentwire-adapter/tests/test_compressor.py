@@ -11,7 +11,11 @@ from studycore.errors import UserError
 @pytest.fixture
 def table():
     draw = torch.Generator().manual_seed(0)
-    rows_VD = torch.randn(60, 12, generator=draw, dtype=torch.float64) @ torch.randn(12, 12, generator=draw, dtype=torch.float64) + 3.0
+    rows_VD = (
+        torch.randn(60, 12, generator=draw, dtype=torch.float64)
+        @ torch.randn(12, 12, generator=draw, dtype=torch.float64)
+        + 3.0
+    )
     counts_V = torch.randint(0, 9, (60,), generator=draw)
     return rows_VD, counts_V
 
@@ -54,7 +58,10 @@ def test_the_inverse_of_a_random_projection_is_that_of_least_squares(table):
     z_NK = random.compress(rows_VD).repeat_interleave(counts_V, 0)
     x_ND = (rows_VD - random.mean).repeat_interleave(counts_V, 0)
     torch.testing.assert_close(random.inverse, torch.linalg.lstsq(z_NK, x_ND).solution, rtol=1e-5, atol=1e-6)
-    assert torch.equal(random.projection, EmbeddingCompressor(12, 5, "random", seed=3).double().fit_counts(rows_VD, counts_V).projection)
+    assert torch.equal(
+        random.projection,
+        EmbeddingCompressor(12, 5, "random", seed=3).double().fit_counts(rows_VD, counts_V).projection,
+    )
     pca = EmbeddingCompressor(12, 5).double().fit_counts(rows_VD, counts_V)
 
     def error(c):

@@ -39,7 +39,10 @@ def test_answers_are_spans_and_every_question_is_answered_once(split):
 
 
 def test_splits_share_no_value_name_or_wording():
-    parts = {split: {(kind, word) for kind, words in life_sketches.values(split).items() for word in words} for split in life_sketches.SPLITS}
+    parts = {
+        split: {(kind, word) for kind, words in life_sketches.values(split).items() for word in words}
+        for split in life_sketches.SPLITS
+    }
     words = {split: {word for _, word in part} for split, part in parts.items()}
     assert not words["train"] & words["validation"]
     assert not words["train"] & words["development"]
@@ -167,7 +170,12 @@ def test_questions_without_an_answer(tmp_path):
 def test_a_hub_dataset_is_read_through_datasets(monkeypatch):
     import datasets
 
-    rows = {"id": ["a", "b"], "context": ["One.", "One."], "question": ["q1", "q2"], "answers": [{"text": ["x", "y"]}, {"text": []}]}
+    rows = {
+        "id": ["a", "b"],
+        "context": ["One.", "One."],
+        "question": ["q1", "q2"],
+        "answers": [{"text": ["x", "y"]}, {"text": []}],
+    }
     asked = {}
 
     def load_dataset(name, split, revision):

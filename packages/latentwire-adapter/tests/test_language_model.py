@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-
 from conftest import make_tokenizer, tiny_llama
+
 from latentwire_adapter.config import Reading
 from latentwire_adapter.data import Prompt, Question
 from latentwire_adapter.model import codecs
@@ -110,7 +110,18 @@ def tiny_gpt2():
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
-    return GPT2LMHeadModel(GPT2Config(vocab_size=500, n_embd=16, n_layer=2, n_head=2, n_positions=256, initializer_range=0.3, bos_token_id=0, eos_token_id=0))
+    return GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=500,
+            n_embd=16,
+            n_layer=2,
+            n_head=2,
+            n_positions=256,
+            initializer_range=0.3,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
+    )
 
 
 @pytest.mark.parametrize("model", [tiny_gemma, tiny_granite, tiny_gpt2], ids=lambda f: f.__name__)
@@ -130,7 +141,11 @@ def test_models_with_embeddings_in_every_layer_are_refused():
 
 
 def test_what_cannot_be_loaded(tmp_path, folder):
-    for name, word in ((str(tmp_path), "no config.json"), ("/nowhere", "no such file"), ("nobody/nothing", "cannot be loaded")):
+    for name, word in (
+        (str(tmp_path), "no config.json"),
+        ("/nowhere", "no such file"),
+        ("nobody/nothing", "cannot be loaded"),
+    ):
         with pytest.raises(UserError, match=word):
             load_language_model(Reading(model=name), "cpu")
     assert locate("a/b") == "a/b"
@@ -183,7 +198,11 @@ def test_each_check_fails_when_what_it_names_is_broken(harness, monkeypatch, lm,
         patch.setattr(checks.Adapter, "forward", lambda self, z: z.roll(1, -1))
         assert "through the identity" in checks.check_identity_adapter(harness)
     with monkeypatch.context() as patch:  # a silent cast
-        patch.setattr(language_model, "embed_with", lambda lm, embed, ids, mask: embed(ids).to(lm.table_VD.dtype) * mask[..., None])
+        patch.setattr(
+            language_model,
+            "embed_with",
+            lambda lm, embed, ids, mask: embed(ids).to(lm.table_VD.dtype) * mask[..., None],
+        )
         assert "were taken" in checks.check_dtype(harness)
     with monkeypatch.context() as patch:  # truncation from the right, question and all
         whole = checks.build_prompts
@@ -207,5 +226,5 @@ def test_a_failing_check_is_named():
     from latentwire_adapter.selfcheck import demand
 
     demand({"table": "", "leak": ""})
-    with pytest.raises(UserError, match="^selfcheck leak: rows moved; nothing is measured"):
+    with pytest.raises(UserError, match=r"^selfcheck leak: rows moved; nothing is measured"):
         demand({"table": "", "leak": "rows moved"})

@@ -17,9 +17,13 @@ def test_weighted_types_have_the_loss_and_the_optimum_of_positions():
     by_type = reconstruction_loss(z_UK @ guess, x_UD, counts_U.double(), variance, float(counts_U.sum()))
     by_position = (z_NK @ guess - x_ND).square().sum() / (x_ND - mean_D).square().sum()
     torch.testing.assert_close(by_type, by_position)
-    assert float(reconstruction_loss(mean_D.expand(40, 5), x_UD, counts_U.double(), variance, float(counts_U.sum()))) == pytest.approx(1)
+    assert float(
+        reconstruction_loss(mean_D.expand(40, 5), x_UD, counts_U.double(), variance, float(counts_U.sum()))
+    ) == pytest.approx(1)
     root_U1 = counts_U.double().sqrt()[:, None]
-    torch.testing.assert_close(torch.linalg.lstsq(z_UK * root_U1, x_UD * root_U1).solution, torch.linalg.lstsq(z_NK, x_ND).solution)
+    torch.testing.assert_close(
+        torch.linalg.lstsq(z_UK * root_U1, x_UD * root_U1).solution, torch.linalg.lstsq(z_NK, x_ND).solution
+    )
 
 
 @pytest.mark.parametrize("objective", ["prompt_ppl", "answer_ce", "kl"])
@@ -61,7 +65,10 @@ def test_the_answer_is_read_as_it_is(lm, prompts):
 def test_running_means_are_bias_corrected_and_above_the_floor():
     balance = Balance("running_means", {"a": 1.0, "b": 1.0})
     first = balance.weigh({"a": 0.5, "b": 3.0}, {"a": 0.0, "b": 2.0}, {"a": 1.0, "b": 1.0})
-    assert first == {"a": pytest.approx(2.0), "b": pytest.approx(1.0)}  # not 1e8 of an empty mean, nor 1/3 with the floor
+    assert first == {
+        "a": pytest.approx(2.0),
+        "b": pytest.approx(1.0),
+    }  # not 1e8 of an empty mean, nor 1/3 with the floor
     for _ in range(200):
         last = balance.weigh({"a": 0.25, "b": 2.1}, {"a": 0.0, "b": 2.0}, {"a": 1.0, "b": 1.0})
     assert last == {"a": pytest.approx(4.0), "b": pytest.approx(10.0)}

@@ -11,7 +11,13 @@ import torch.nn.functional as F
 
 from latentwire_adapter.cli import STUDY, main
 from latentwire_adapter.config import Phase2Config
-from latentwire_adapter.core_utils import Adapter, EmbeddingCompressor, batch_metrics, load_squad_subset, log_diagnostics
+from latentwire_adapter.core_utils import (
+    Adapter,
+    EmbeddingCompressor,
+    batch_metrics,
+    load_squad_subset,
+    log_diagnostics,
+)
 from studycore.files import read_json
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
@@ -52,9 +58,16 @@ def test_the_quick_evaluation_and_the_diagnostics_of_the_plan(tmp_path):
     orig_embeds, attention_mask = torch.randn(2, 5, 8), torch.tensor([[0, 1, 1, 1, 1], [1, 1, 1, 1, 1]])
     reconstructed = orig_embeds + 0.1
     with torch.no_grad():
-        cos_sim = F.cosine_similarity(reconstructed[attention_mask.bool()], orig_embeds[attention_mask.bool()], dim=-1).mean()
+        cos_sim = F.cosine_similarity(
+            reconstructed[attention_mask.bool()], orig_embeds[attention_mask.bool()], dim=-1
+        ).mean()
         rel_error = (reconstructed - orig_embeds).norm() / orig_embeds.norm()
-        log_diagnostics(tmp_path / "log", 3, 1, {"recon_mse": 0.01, "recon_cosine_sim": cos_sim.item(), "recon_rel_error": rel_error.item()})
+        log_diagnostics(
+            tmp_path / "log",
+            3,
+            1,
+            {"recon_mse": 0.01, "recon_cosine_sim": cos_sim.item(), "recon_rel_error": rel_error.item()},
+        )
     (row,) = map(json.loads, (tmp_path / "log").read_text().splitlines())
     assert {"step", "epoch", "timestamp", "recon_mse", "recon_cosine_sim", "recon_rel_error"} == set(row)
     with pytest.raises(ValueError, match="JSON"):
@@ -64,9 +77,42 @@ def test_the_quick_evaluation_and_the_diagnostics_of_the_plan(tmp_path):
 def test_the_smoke_test_of_the_plan(folder, tmp_path, monkeypatch):
     """`--samples 1000 --epochs 1 --batch_size 32 --compress_dim 512 --recon_weight 1.0 --ce_weight 0.0`, on a tiny Llama."""
     monkeypatch.setattr("latentwire_adapter.train.run_checks", lambda *a: {})
-    flags = ["--samples", "40", "--epochs", "1", "--batch_size", "32", "--compress_dim", "8", "--recon_weight", "1.0", "--ce_weight", "0.0"]
-    here = ["--model_id", str(folder), "--save_dir", str(tmp_path / "run"), "--diagnostic_log", str(tmp_path / "log.jsonl")]
-    small = ["--eval_samples", "4", "--examples", "1", "--max_new_tokens", "3", "--fit_text", "null", "--always_seen", "10", "--eval_every", "2"]
+    flags = [
+        "--samples",
+        "40",
+        "--epochs",
+        "1",
+        "--batch_size",
+        "32",
+        "--compress_dim",
+        "8",
+        "--recon_weight",
+        "1.0",
+        "--ce_weight",
+        "0.0",
+    ]
+    here = [
+        "--model_id",
+        str(folder),
+        "--save_dir",
+        str(tmp_path / "run"),
+        "--diagnostic_log",
+        str(tmp_path / "log.jsonl"),
+    ]
+    small = [
+        "--eval_samples",
+        "4",
+        "--examples",
+        "1",
+        "--max_new_tokens",
+        "3",
+        "--fit_text",
+        "null",
+        "--always_seen",
+        "10",
+        "--eval_every",
+        "2",
+    ]
     assert main(["phase1", "--device", "cpu", "--threads", "1", *flags, *here, *small]) == 0
     assert "f1" in read_json(tmp_path / "run" / "results.json")["metrics"]
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
@@ -76,7 +122,7 @@ def test_the_smoke_test_of_the_plan(folder, tmp_path, monkeypatch):
 
 
 def test_the_flags_of_the_original_scripts_are_flags_here():
-    names = {f for f in Phase2Config.__dataclass_fields__} | set(STUDY.aliases) | {"diagnostic_log"}
+    names = set(Phase2Config.__dataclass_fields__) | set(STUDY.aliases) | {"diagnostic_log"}
     wanted = {
         "model_id", "compress_dim", "compress_method", "pca_samples", "adapter_hidden_mult", "adapter_dropout", "adapter_lr", "samples",
         "epochs", "batch_size", "recon_weight", "ce_weight", "eval_every", "eval_samples", "save_dir", "diagnostic_log",

@@ -3,7 +3,16 @@
 import numpy as np
 import pytest
 
-from latentwire_adapter.claims import claims, columns, difference, f1_of, of_ratio, rank_correlation, retention, unexplained
+from latentwire_adapter.claims import (
+    claims,
+    columns,
+    difference,
+    f1_of,
+    of_ratio,
+    rank_correlation,
+    retention,
+    unexplained,
+)
 from latentwire_adapter.config import EvaluateConfig, Phase1Config, SuiteConfig
 from latentwire_adapter.metrics import retention as retained
 from studycore.claims import NotRun, as_stored, judge_all
@@ -13,7 +22,13 @@ from studycore.statistics import Interval
 def asked(scores, per_paragraph=2, **more):
     """Questions with these F1 (0 to 1)."""
     return [
-        {"id": str(i), "paragraph": f"p{i // per_paragraph}", "f1": float(s), "em": float(s == 1), **{k: v[i] for k, v in more.items()}}
+        {
+            "id": str(i),
+            "paragraph": f"p{i // per_paragraph}",
+            "f1": float(s),
+            "em": float(s == 1),
+            **{k: v[i] for k, v in more.items()},
+        }
         for i, s in enumerate(scores)
     ]
 
@@ -21,7 +36,10 @@ def asked(scores, per_paragraph=2, **more):
 def table(**arms):
     import pandas as pd
 
-    rows = [{"arm": name.partition("__")[0], "ratio": name.partition("__")[2] or None, "seed": 0, "questions": q} for name, q in arms.items()]
+    rows = [
+        {"arm": name.partition("__")[0], "ratio": name.partition("__")[2] or None, "seed": 0, "questions": q}
+        for name, q in arms.items()
+    ]
     return pd.DataFrame(rows)
 
 
@@ -105,7 +123,12 @@ def test_unexplained_variance_of_types():
 
     random = np.random.default_rng(0)
     spread, count = random.random(200) + 1, random.integers(1, 9, 200).astype(np.float32)
-    arrays = {"held_out_count": count, "held_out_spread": spread, "held_out_adapter": 0.3 * spread, "held_out_linear": 0.5 * spread}
+    arrays = {
+        "held_out_count": count,
+        "held_out_spread": spread,
+        "held_out_adapter": 0.3 * spread,
+        "held_out_linear": 0.5 * spread,
+    }
     of = pd.DataFrame([{"arm": "adapter", "ratio": "4x", "arrays": arrays}])
     better = verdict(unexplained("adapter", "held_out", "4x", less="linear"), of, below=0.0)
     assert better["verdict"] == "supported"

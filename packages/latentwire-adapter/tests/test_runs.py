@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-
 from conftest import CPU
+
 from latentwire_adapter import train as train_module
 from latentwire_adapter.cli import STUDY
 from latentwire_adapter.config import EvaluateConfig, FitConfig, Phase2Config, SelfcheckConfig, SuiteConfig
@@ -51,7 +51,18 @@ def test_phase1_improves_on_the_inverse_it_starts_from_and_says_what_the_origina
     rows = [row for row in read_rows(trained / "metrics.jsonl") if row["type"] == "train_step"]
     assert rows[0]["nmse"] == pytest.approx(found["linear_nmse"], rel=1e-4)
     assert found["nmse"] < found["linear_nmse"]
-    original = {"step", "epoch", "timestamp", "loss", "recon_mse", "recon_cosine_sim", "recon_rel_error", "lr", "compression_ratio", "batch_size"}
+    original = {
+        "step",
+        "epoch",
+        "timestamp",
+        "loss",
+        "recon_mse",
+        "recon_cosine_sim",
+        "recon_rel_error",
+        "lr",
+        "compression_ratio",
+        "batch_size",
+    }
     assert all(original <= set(row) for row in rows)
     (last,) = [row for row in read_rows(trained / "metrics.jsonl") if row["type"] == "full_eval"]
     assert {"f1", "em", "eval_samples"} <= set(last)
@@ -77,7 +88,9 @@ def test_held_out_types_are_in_no_fit(small, lm, monkeypatch):
     assert (weights_V[fit.held_V] == 0).all()
     assert (fit.counts_V[fit.held_V] > 0).any()
     seen_V = (fit.counts_V > 0) & ~fit.held_V
-    torch.testing.assert_close(weights_V[seen_V] / weights_V[seen_V].sum(), fit.counts_V[seen_V].sqrt() / fit.counts_V[seen_V].sqrt().sum())
+    torch.testing.assert_close(
+        weights_V[seen_V] / weights_V[seen_V].sum(), fit.counts_V[seen_V].sqrt() / fit.counts_V[seen_V].sqrt().sum()
+    )
     data = train_module.TypeRows(lm, fit, small())
     assert not fit.held_V[data.ids_U].any()
     expected = EmbeddingCompressor(32, 8).fit_counts(lm.table_VD[seen_V], fit.counts_V[seen_V].sqrt())
@@ -145,12 +158,17 @@ def test_every_arm_is_scored_by_the_same_harness(arm, trained, small, make, tmp_
 
 
 def test_ids_and_raw_answer_the_same_token_for_token(small, make, tmp_path):
-    rows = [read_predictions(make("evaluate", of(EvaluateConfig, small(), arm=arm), tmp_path / arm))["questions"] for arm in ("ids", "raw")]
+    rows = [
+        read_predictions(make("evaluate", of(EvaluateConfig, small(), arm=arm), tmp_path / arm))["questions"]
+        for arm in ("ids", "raw")
+    ]
     assert [q["prediction"] for q in rows[0]] == [q["prediction"] for q in rows[1]]
     assert any(q["prediction"] for q in rows[0])
 
 
-@pytest.mark.parametrize(("objective", "balance"), [("kl", "running_means"), ("prompt_ppl", "gradient_norms"), ("answer_ce", "uncertainty")])
+@pytest.mark.parametrize(
+    ("objective", "balance"), [("kl", "running_means"), ("prompt_ppl", "gradient_norms"), ("answer_ce", "uncertainty")]
+)
 def test_phase2_trains_through_the_model_and_logs_both_shares(objective, balance, trained, small, make, tmp_path):
     config = of(Phase2Config, small(), phase1=str(trained), objective=objective, balance=balance, ce_weight=1.0, steps=6,
                 phase2_batch_size=2, phase2_lr=3e-3, log_every=1)  # fmt: skip
@@ -163,7 +181,9 @@ def test_phase2_trains_through_the_model_and_logs_both_shares(objective, balance
     if balance == "gradient_norms":
         assert rows[0]["share_reconstruction"] == pytest.approx(0.5)
     assert metrics(folder)["due"] is True
-    assert (folder / "adapter" / "model.safetensors").read_bytes() != (trained / "adapter" / "model.safetensors").read_bytes()
+    assert (folder / "adapter" / "model.safetensors").read_bytes() != (
+        trained / "adapter" / "model.safetensors"
+    ).read_bytes()
     weights = torch.cat([p.flatten() for p in Adapter.from_pretrained(folder / "adapter").parameters()])
     assert torch.isfinite(weights).all()
 
@@ -178,7 +198,11 @@ def test_phase2_lowers_the_loss_it_trains_on(trained, small, make, tmp_path, mon
     monkeypatch.setattr(train_module, "training_prompts", two)
     config = of(Phase2Config, small(), phase1=str(trained), objective="kl", balance="fixed", ce_weight=1.0, recon_weight=1e-6, steps=50,
                 phase2_batch_size=2, phase2_lr=1e-2, log_every=1)  # fmt: skip
-    rows = [row for row in read_rows(make("phase2", config, tmp_path / "p") / "metrics.jsonl") if row["type"] == "train_step"]
+    rows = [
+        row
+        for row in read_rows(make("phase2", config, tmp_path / "p") / "metrics.jsonl")
+        if row["type"] == "train_step"
+    ]
     assert sum(r["kl_loss"] for r in rows[-5:]) < 0.8 * sum(r["kl_loss"] for r in rows[:5])
 
 
@@ -193,7 +217,11 @@ def test_phase2_is_not_due_above_the_threshold(trained, small, make, tmp_path):
 
 def test_a_failing_check_stops_what_comes_after(monkeypatch, make, small, tmp_path):
     monkeypatch.setattr(train_module, "run_checks", lambda *a: {"table": "", "dtype": "rows were taken"})
-    for verb, config in (("selfcheck", of(SelfcheckConfig, small())), ("phase1", small()), ("evaluate", of(EvaluateConfig, small()))):
+    for verb, config in (
+        ("selfcheck", of(SelfcheckConfig, small())),
+        ("phase1", small()),
+        ("evaluate", of(EvaluateConfig, small())),
+    ):
         with pytest.raises(UserError, match="selfcheck dtype"):
             make(verb, config, tmp_path / verb)
         assert read_json(tmp_path / verb / "manifest.json")["state"] == "failed"
@@ -201,7 +229,11 @@ def test_a_failing_check_stops_what_comes_after(monkeypatch, make, small, tmp_pa
 
 
 def test_random_projections_and_the_original_form_run_too(make, small, tmp_path):
-    folder = make("phase1", small(compress_method="random", adapter_form="original", adapter_dropout=0.1, compress_dim=5), tmp_path / "r")
+    folder = make(
+        "phase1",
+        small(compress_method="random", adapter_form="original", adapter_dropout=0.1, compress_dim=5),
+        tmp_path / "r",
+    )
     assert metrics(folder)["dimensions"] == 5
     fit = make("fit", of(FitConfig, small()), tmp_path / "fit")
     shared = make("phase1", small(), tmp_path / "of_fit", needs={"fit": fit})
@@ -210,7 +242,10 @@ def test_random_projections_and_the_original_form_run_too(make, small, tmp_path)
 
 
 def test_compressing_the_paragraph_alone_leaves_the_rest(make, small, trained, tmp_path):
-    both = [make("evaluate", of(EvaluateConfig, small(), arm="linear", phase1=str(trained), scope=scope), tmp_path / scope) for scope in ("prompt", "paragraph")]
+    both = [
+        make("evaluate", of(EvaluateConfig, small(), arm="linear", phase1=str(trained), scope=scope), tmp_path / scope)
+        for scope in ("prompt", "paragraph")
+    ]
     answers = [[q["prediction"] for q in read_predictions(folder)["questions"]] for folder in both]
     assert answers[0] != answers[1]
 
@@ -225,7 +260,11 @@ def suite(small, **more):
 def test_the_plan_names_every_arm_at_every_ratio(small):
     jobs = {job.name: job for job in plan(suite(small, ratios=[2.0, 16.0]))}
     assert list(jobs)[:6] == ["selfcheck", "fit", "ids", "raw", "question_only", "shuffled"]
-    assert {f"{arm}_{r}" for arm in ("phase1", "linear", "nearest", "int8", "int4", "fewer", "phase2") for r in ("2x", "16x")} < set(jobs)
+    assert {
+        f"{arm}_{r}"
+        for arm in ("phase1", "linear", "nearest", "int8", "int4", "fewer", "phase2")
+        for r in ("2x", "16x")
+    } < set(jobs)
     assert jobs["phase2_16x"].needs == ("selfcheck", "phase1_16x")
     assert jobs["phase1_2x"].config.ratio == 2.0
     two = plan(suite(small, seeds=2, arms=["linear"]))
@@ -277,7 +316,11 @@ def test_two_processes_score_exactly_what_one_does(trained, small, tmp_path):
     flags = [f"--{k}={v}" for k, v in to_dict(config).items() if v is not None]
     found = []
     for n in (1, 2):
-        command = [sys.executable, "-c", "import sys; import latentwire_adapter.train as t; t.run_checks = lambda *a: {}; from latentwire_adapter.cli import main; sys.exit(main())"]
+        command = [
+            sys.executable,
+            "-c",
+            "import sys; import latentwire_adapter.train as t; t.run_checks = lambda *a: {}; from latentwire_adapter.cli import main; sys.exit(main())",
+        ]
         folder = tmp_path / f"n{n}"
         command = command if n == 1 else [sys.executable, "-m", "latentwire_adapter"]
         done = subprocess.run(
@@ -285,6 +328,11 @@ def test_two_processes_score_exactly_what_one_does(trained, small, tmp_path):
             capture_output=True, text=True, cwd=tmp_path,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-2000:]
-        found.append([{k: q[k] for k in ("id", "prediction", "em", "f1", "error")} for q in read_predictions(folder)["questions"]])
+        found.append(
+            [
+                {k: q[k] for k in ("id", "prediction", "em", "f1", "error")}
+                for q in read_predictions(folder)["questions"]
+            ]
+        )
     assert found[0] == found[1]
     assert replace(CPU, threads=2).threads == 2

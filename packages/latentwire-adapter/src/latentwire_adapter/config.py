@@ -62,7 +62,8 @@ class Reading:
     seed: NonNegativeInt = 0
     """Seed of random projections, of the adapter and the order of its rows."""
 
-    __post_init__ = check_bounds
+    def __post_init__(self) -> None:
+        check_bounds(self)
 
 
 @dataclass(frozen=True)

@@ -289,11 +289,11 @@ def count_tokens(rows: Iterable[Sequence[int]], types: int) -> Tensor:
     return torch.bincount(flat, minlength=types).double()
 
 
-def training_counts(config: FitConfig, tokenizer: Any, types: int, context: int) -> tuple[Tensor, dict[str, int]]:
+def training_counts(config: FitConfig, tokenizer: Any, types: int, context: int) -> tuple[Tensor, dict[str, Any]]:
     """(counts_V over prompts and further text, what was counted). UserError for text that is not there."""
     prompts = training_prompts(config, tokenizer, context, config.samples)
     counts_V = count_tokens((prompts.prefix_T + p.asked_T for p in prompts.prompts), types)
-    about = {"prompts": len(prompts.prompts), "prompt_tokens": int(counts_V.sum())}
+    about: dict[str, Any] = {"prompts": len(prompts.prompts), "prompt_tokens": int(counts_V.sum())}
     if config.fit_text is not None:
         counts_V += count_tokens(
             tokenizer(_texts(config.fit_text), add_special_tokens=False, verbose=False)["input_ids"], types

@@ -152,7 +152,9 @@ def report_suite(record: Record) -> Report:
     arms = [(arm, "") for arm in UNCOMPRESSED] + [
         (arm, ratio) for ratio in ratios for arm in dict.fromkeys(table[table["ratio"] == ratio]["arm"])
     ]
-    lines, curves, metrics = [], {}, {}
+    lines: list[Sequence[Any]] = []
+    curves: dict[str, dict[float, Interval]] = {}
+    metrics: dict[str, dict[str, Any]] = {}
     for arm, ratio in arms:
         try:
             asked = questions(table, arm, ratio)
@@ -184,7 +186,9 @@ def report_suite(record: Record) -> Report:
         }
         if ratio:
             curves.setdefault(arm, {})[float(ratio.removesuffix("x"))] = f1
-    levels = {arm: metrics[arm]["f1"] for arm in ("raw", "question_only", "shuffled") if arm in metrics}
+    levels: dict[str, float] = {
+        arm: metrics[arm]["f1"] for arm in ("raw", "question_only", "shuffled") if arm in metrics
+    }
     main_table = Table(
         "Arms", ("arm", "F1", "EM", "retention", "bits a token", "receiver, MB", "ms per 1,000 rows", "ms a question", "band"), lines,
         "Brackets: 95 %, paragraphs drawn. Retention: 0 is the better negative control, 1 the uncompressed prompt. Bits: 16 a float, side channels included. Receiver: what it holds besides the layers. Bands: 70 and 50, absolute, as the original study has them.",

@@ -38,7 +38,8 @@ class Harness:
 
     def answers(self, rows: codecs.Rows | None, size: int, prompts: Prompts | None = None) -> list[list[int]]:
         """New tokens of every prompt, in batches of `size`."""
-        chosen, found = prompts or self.prompts, {}
+        chosen = prompts or self.prompts
+        found: dict[int, list[int]] = {}
         reader = self.reader(rows, chosen)
         for part in batches(chosen, size):
             new = reader.answer([chosen.prompts[i] for i in part], self.config.max_new_tokens)

@@ -315,7 +315,7 @@ class TypeRows:
     @torch.no_grad()
     def arrays(self, adapter: Adapter, compressor: EmbeddingCompressor) -> dict[str, Tensor]:
         """By token type: count, squared distance from the mean, squared errors of adapter and linear inverse."""
-        found = {}
+        found: dict[str, Tensor] = {}
         for name, x_UD, z_UK, count_U in (
             ("seen", self.x_UD, self.z_UK, self.seen_count_U), ("held_out", self.held_x_UD, self.held_z_UK, self.held_count_U),
         ):  # fmt: skip
