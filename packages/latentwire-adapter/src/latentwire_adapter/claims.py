@@ -1,0 +1,250 @@
+"""The study's claims, as data, and what they read of a finished run. F1 in points of 100; paragraphs are the units."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from latentwire_adapter.config import GOOD, FitConfig, Phase1Config, SelfcheckConfig, SuiteConfig
+from latentwire_adapter.evaluation_files import PREDICTIONS, read_predictions
+from latentwire_adapter.metrics import retention as retained
+from studycore.claims import Claim, Measure, NotRun
+from studycore.files import read_json
+from studycore.record import read_arrays
+from studycore.statistics import Interval, bootstrap
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+ORIGINAL, OWN = "the original study's plan", "this study"
+HOW = f"Paired bootstrap over paragraphs, {retained.RESAMPLES} resamples."
+RETAINED = 0.7
+"""Share of the uncompressed prompt's F1 above the negative control: the original study's 70 of 100, made relative."""
+
+
+# --------------------------------------------------------------------------------------------------------- the table
+def questions(table: "DataFrame", arm: str, ratio: str = "") -> list[dict[str, Any]]:
+    """The arm's questions, scores averaged over seeds. NotRun without a finished run."""
+    if table.empty or "questions" not in table:
+        raise NotRun("No arm has been scored yet.")
+    chosen = table[table["arm"] == arm]
+    if ratio:
+        chosen = chosen[chosen["ratio"] == ratio] if "ratio" in chosen else chosen[:0]
+    listed = [rows for rows in chosen["questions"] if isinstance(rows, list)]
+    if not listed:
+        raise NotRun(f"No run of {arm}{f' at {ratio}' if ratio else ''} has been scored.")
+    return retained.over_seeds(listed)
+
+
+def f1_of(arm: str, ratio: str = "") -> Measure:
+    """F1 of an arm."""
+    return _measure(f"f1({arm}{_at(ratio)})", lambda table: retained.mean_f1(questions(table, arm, ratio)))
+
+
+def difference(treated: tuple[str, str], control: tuple[str, str]) -> Measure:
+    """F1 of one (arm, ratio) minus that of another, on the same questions."""
+    text = f"f1_difference({treated[0]}{_at(treated[1])} - {control[0]}{_at(control[1])})"
+    return _measure(text, lambda table: retained.difference(questions(table, *treated), questions(table, *control)))
+
+
+def retention(arm: str, ratio: str) -> Measure:
+    """(F1 - negative control) / (uncompressed - negative control)."""
+
+    def compute(table: "DataFrame") -> Interval:
+        controls = [questions(table, name) for name in ("question_only", "shuffled")]
+        return retained.retention(questions(table, arm, ratio), questions(table, "raw"), controls)
+
+    return _measure(f"retention({arm}{_at(ratio)}, of raw, over the better of question_only and shuffled)", compute)
+
+
+def rank_correlation(arm: str, ratio: str) -> Measure:
+    """Spearman's, over questions, of the paragraph's reconstruction with F1."""
+    return _measure(
+        f"rank_correlation(-error, f1, {arm}{_at(ratio)})",
+        lambda table: retained.rank_correlation(questions(table, arm, ratio)),
+    )
+
+
+def unexplained(decoder: str, kind: str, ratio: str, less: str = "") -> Measure:
+    """Squared error over squared distance from the mean, by token types' counts; `less`: minus another decoder's."""
+
+    def compute(table: "DataFrame") -> Interval:
+        chosen = table[(table["arm"] == "adapter") & (table["ratio"] == ratio)] if "ratio" in table else table[:0]
+        arrays = [a for a in chosen.get("arrays", []) if f"{kind}_count" in a and len(a[f"{kind}_count"]) > 1]
+        if not arrays:
+            raise NotRun(f"No run of adapter at {ratio} has {kind} token types.")
+        first = arrays[0]
+        count = first[f"{kind}_count"].astype(np.float64)
+        errors = [np.mean([a[f"{kind}_{name}"] for a in arrays], axis=0) for name in (decoder, less) if name]
+        error = errors[0] - errors[1] if less else errors[0]
+        return bootstrap(
+            np.stack([count * error, count * first[f"{kind}_spread"]], axis=1),
+            lambda rows: float(rows[:, 0].sum() / rows[:, 1].sum()), retained.RESAMPLES,
+        )  # fmt: skip
+
+    text = f"unexplained({decoder}{f' - {less}' if less else ''}, {kind} types{_at(ratio)})"
+    return Measure(text, lambda table: (compute(table), f"Bootstrap over token types, {retained.RESAMPLES} resamples."))
+
+
+def _measure(text: str, compute: Callable[["DataFrame"], Interval]) -> Measure:
+    return Measure(f"{text}, {retained.RESAMPLES} resamples", lambda table: (compute(table), HOW))
+
+
+def _at(ratio: str) -> str:
+    return f" at {ratio}" if ratio else ""
+
+
+# ----------------------------------------------------------------------------------------------------------- claims
+READS = Claim(
+    "uncompressed_f1",
+    "Uncompressed, the model answers with an F1 of 60 or more",
+    OWN,
+    "80",
+    "F1",
+    f1_of("raw"),
+    above=60.0,
+)
+CONTROL = Claim(
+    "question_only_f1", "Without the paragraph F1 stays under 10", OWN, "0", "F1", f1_of("question_only"), below=10.0
+)
+SAME = Claim(
+    "embeddings_are_ids", "Reading embeddings and reading ids differ by less than 1 point", OWN, "0", "F1 points, size",
+    _measure("size_of_difference(raw - ids)", lambda table: _size(retained.difference(questions(table, "raw"), questions(table, "ids")))),
+    below=1.0,
+)  # fmt: skip
+
+
+def _size(x: Interval) -> Interval:
+    """The interval of the absolute value."""
+    low = 0.0 if x.low <= 0 <= x.high else min(abs(x.low), abs(x.high))
+    return Interval(abs(x.estimate), low, max(abs(x.low), abs(x.high)), x.n)
+
+
+def of_ratio(ratio: str, arms: Sequence[str]) -> list[Claim]:
+    """The claims on one ratio."""
+    found = [
+        Claim(
+            f"f1_{ratio}", f"At {ratio}, trained on reconstruction alone, F1 is {GOOD:g} or more", ORIGINAL, "70 or more", "F1",
+            f1_of("adapter", ratio), above=GOOD,
+        ),
+        Claim(
+            f"retention_{ratio}", f"At {ratio} the adapter keeps {RETAINED:.0%} or more of what the paragraph gives", OWN,
+            "0.7 or more", "retention", retention("adapter", ratio), above=RETAINED,
+        ),
+        Claim(
+            f"correlation_{ratio}", f"At {ratio}, questions whose paragraphs are reconstructed better are answered better", ORIGINAL,
+            "above 0", "Spearman", rank_correlation("adapter", ratio), above=0.0,
+        ),
+        Claim(
+            f"held_out_{ratio}", f"At {ratio} the adapter reconstructs token types that it never saw better than the linear inverse",
+            OWN, "below 0", "unexplained variance, difference", unexplained("adapter", "held_out", ratio, less="linear"), below=0.0,
+        ),
+        Claim(
+            f"seen_{ratio}", f"At {ratio} the adapter reconstructs token types that it trained on better than the linear inverse",
+            OWN, "below 0", "unexplained variance, difference", unexplained("adapter", "seen", ratio, less="linear"), below=0.0,
+        ),
+    ]  # fmt: skip
+    if "linear" in arms:
+        found.append(Claim(
+            f"adapter_vs_linear_{ratio}", f"At {ratio} the adapter answers better than the linear inverse of the same codes", OWN,
+            "above 0", "F1 points", difference(("adapter", ratio), ("linear", ratio)), above=0.0,
+        ))  # fmt: skip
+    if "nearest" in arms:
+        found.append(Claim(
+            f"nearest_{ratio}", f"At {ratio} the nearest row of the receiver's table keeps 95 % or more, with nothing trained", OWN,
+            "1", "retention", retention("nearest", ratio), above=0.95,
+        ))  # fmt: skip
+    if "fewer" in arms:
+        found.append(Claim(
+            f"fewer_{ratio}", f"At {ratio} the adapter answers better than as many bytes in the paragraph's rarest tokens", OWN,
+            "above 0", "F1 points", difference(("adapter", ratio), ("fewer", ratio)), above=0.0,
+        ))  # fmt: skip
+    if "phase2" in arms:
+        found.append(Claim(
+            f"phase2_{ratio}", f"At {ratio} training through the language model raises F1 above phase 1's", ORIGINAL, "above 0",
+            "F1 points", difference(("phase2", ratio), ("adapter", ratio)), above=0.0,
+        ))  # fmt: skip
+    return found
+
+
+def claims(verb: str, config: Any) -> Sequence[Claim]:
+    """The main job is judged by all; a run of one arm by what it alone can show."""
+    if verb == "run":
+        assert isinstance(config, SuiteConfig)
+        from latentwire_adapter.plan import plan
+
+        names = dict.fromkeys(job.labels["ratio"] for job in plan(config) if "ratio" in job.labels)
+        phase2 = {job.labels["ratio"] for job in plan(config) if job.arm == "phase2"}
+        by_ratio = [of_ratio(r, [a for a in config.arms if a != "phase2" or r in phase2]) for r in names]
+        return [READS, CONTROL, SAME, *(claim for found in by_ratio for claim in found)]
+    if verb in ("phase1", "phase2"):
+        arm = "adapter" if verb == "phase1" else "phase2"
+        return [Claim("f1", f"F1 is {GOOD:g} or more", ORIGINAL, "70 or more", "F1", f1_of(arm), above=GOOD)]
+    if verb == "evaluate":
+        return [Claim("f1", f"F1 is {GOOD:g} or more", ORIGINAL, "70 or more", "F1", f1_of(config.arm), above=GOOD)]
+    if verb == "selfcheck":
+        return [
+            Claim(
+                "selfcheck",
+                "Every check of the harness holds",
+                OWN,
+                "0 fail",
+                "checks that fail",
+                _failing(),
+                below=0.5,
+            )
+        ]
+    return [
+        Claim(
+            "kept",
+            "An eighth of the dimensions keeps 90 % or more of the variance",
+            ORIGINAL,
+            "0.9",
+            "share",
+            _kept(),
+            above=0.9,
+        )
+    ]
+
+
+def _failing() -> Measure:
+    def compute(table: "DataFrame") -> tuple[Interval, str]:
+        if table.empty or "failing" not in table:
+            raise NotRun("The checks have not run.")
+        failing = float(table["failing"].iloc[0])
+        return Interval(failing, failing, failing, int(table["checks"].iloc[0])), "Counted."
+
+    return Measure("failing checks", compute)
+
+
+def _kept() -> Measure:
+    def compute(table: "DataFrame") -> tuple[Interval, str]:
+        if table.empty or "kept_8x" not in table:
+            raise NotRun("No fit is finished.")
+        kept = float(table["kept_8x"].iloc[0])
+        return Interval(kept, kept, kept, int(table["types_seen"].iloc[0])), "Exact, of the token types counted."
+
+    return Measure("kept_8x", compute)
+
+
+# ---------------------------------------------------------------------------------------------- what a run's folder says
+def columns(folder: Path, config: Any) -> dict[str, Any]:
+    """What claims and tables read of one finished run."""
+    metrics = read_json(folder / "results.json")["metrics"]
+    if isinstance(config, SelfcheckConfig):
+        return {"arm": "selfcheck", **metrics}
+    found: dict[str, Any] = {"arm": getattr(config, "arm", None) or _arm_of(config), **metrics}
+    if (folder / PREDICTIONS).is_file():
+        found["questions"] = read_predictions(folder)["questions"]
+    if isinstance(config, Phase1Config):
+        found["arrays"] = read_arrays(folder)
+    return found
+
+
+def _arm_of(config: Any) -> str:
+    from latentwire_adapter.config import Phase2Config
+
+    if isinstance(config, Phase2Config):
+        return "phase2"
+    return "adapter" if isinstance(config, Phase1Config) else "fit" if isinstance(config, FitConfig) else ""

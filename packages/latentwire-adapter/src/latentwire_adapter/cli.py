@@ -1,0 +1,85 @@
+"""The command `latentwire-adapter`: the study's declaration, and what `doctor` looks for."""
+
+import sys
+
+from studycore.cli import main as run_command
+from studycore.errors import UserError
+from studycore.study import ManyRuns, OneRun, Study
+
+OPTIONS = "latentwire_adapter.config:Options"
+STUDY = Study(
+    name="latentwire-adapter",
+    distribution="latentwire-adapter",
+    package="latentwire_adapter",
+    question="How much of a prompt survives when each token's embedding is compressed?",
+    verbs={
+        "selfcheck": OneRun(
+            "check the harness with MODEL before anything is trained",
+            config="latentwire_adapter.config:SelfcheckConfig",
+            train="latentwire_adapter.train:selfcheck",
+            options=OPTIONS,
+            first_argument="model",
+            has_steps=False,
+        ),
+        "fit": OneRun(
+            "count a training text's tokens and fit every dimension of the compressor",
+            config="latentwire_adapter.config:FitConfig",
+            train="latentwire_adapter.train:fit",
+            options=OPTIONS,
+            has_steps=False,
+        ),
+        "phase1": OneRun(
+            "fit the compressor, train the adapter on reconstruction alone, answer questions through it",
+            config="latentwire_adapter.config:Phase1Config",
+            train="latentwire_adapter.train:phase1",
+            options=OPTIONS,
+            seeds="latentwire_adapter.plan:suite_of_seeds",
+        ),
+        "phase2": OneRun(
+            "train phase 1's adapter through the frozen language model, where its F1 is below 70",
+            config="latentwire_adapter.config:Phase2Config",
+            train="latentwire_adapter.train:phase2",
+            options=OPTIONS,
+        ),
+        "evaluate": OneRun(
+            "score one arm, such as a negative control or the linear inverse",
+            config="latentwire_adapter.config:EvaluateConfig",
+            train="latentwire_adapter.train:evaluate",
+            options=OPTIONS,
+        ),
+        "run": ManyRuns(
+            "the main job: self-check, phase 1, the decision, phase 2 where it is due, every arm, and the report",
+            config="latentwire_adapter.config:SuiteConfig",
+            plan="latentwire_adapter.plan:plan",
+            of="phase2",
+        ),
+    },
+    claims="latentwire_adapter.claims:claims",
+    columns="latentwire_adapter.claims:columns",
+    report="latentwire_adapter.report:report",
+    doctor="latentwire_adapter.cli:doctor",
+    libraries=("transformers", "accelerate", "datasets"),
+    aliases={"model_id": "model", "save_dir": "output_dir"},
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run_command(STUDY, argv)
+
+
+def doctor() -> list[tuple[str, bool, str]]:
+    """Whether the model and the text of the defaults are there."""
+    from latentwire_adapter.config import EMBEDDED_MODEL
+    from latentwire_adapter.model.language_model import locate
+    from studycore.language import wordnet
+
+    try:
+        model = (f"{EMBEDDED_MODEL} is there: {locate(EMBEDDED_MODEL)}", True, "")
+    except UserError as error:
+        model = (f"{EMBEDDED_MODEL} is there", False, str(error))
+    place = wordnet.find()
+    return [model, (f"WordNet is there{f': {place}' if place else ''}", place is not None, "`make setup` fetches it")]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,213 @@
+"""The settings of every verb. Importing this module must stay cheap: no torch."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import studycore.options
+from studycore.bounds import BelowOne, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, check_bounds
+from studycore.errors import UserError
+
+EMBEDDED_MODEL = "studycore/smollm2-135m-instruct"
+EMBEDDED_DATASET = "studycore/life-sketches"
+FIT_TEXT = "studycore/wordnet"
+UNCOMPRESSED = ("ids", "raw", "question_only", "shuffled")
+"""Arms that need no compressor."""
+COMPRESSED = ("linear", "nearest", "adapter", "int8", "int4", "fewer")
+"""Arms of one ratio; `phase2` comes from the verb of that name."""
+GOOD, PARTIAL = 70.0, 50.0
+"""The original study's bands of F1: validated from the first on, helped from the second on."""
+
+
+def check_local(flag: str, name: str) -> None:
+    """UserError for what can only be a local path (./x, /x, ~/x, x.json) and is not there: no hub is asked for it."""
+    if (name.startswith((".", "/", "~")) or Path(name).suffix == ".json") and not Path(name).exists():
+        raise UserError(f"{flag}: '{name}': there is no such file or folder; check the path")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Which model reads what, and how it is asked. ValueError names the field, its value and the mend."""
+
+    model: str = EMBEDDED_MODEL
+    """Hub id or folder of a causal language model; studycore/... come with the studies."""
+    model_revision: str | None = None
+    """Commit or branch of a hub model; null: the newest."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Precision of the language model; the adapter is always float32."""
+    dataset: str = EMBEDDED_DATASET
+    """rajpurkar/squad, rajpurkar/squad_v2 or another hub dataset of that form, or a file in SQuAD's JSON format."""
+    dataset_revision: str | None = None
+    """Commit or branch of a hub dataset; null: the newest."""
+    split: str = "validation"
+    """Split whose questions are scored; of a JSON file, which has none, all are."""
+    eval_samples: PositiveInt = 400
+    """Questions that are scored."""
+    questions_per_paragraph: PositiveInt = 4
+    """At most so many questions of a paragraph are scored: paragraphs are the independent units."""
+    examples: NonNegativeInt = 4
+    """Paragraphs of worked examples before the question, from the training split; none of their answers is scored."""
+    chat_template: bool = False
+    """Puts the prompt into the model's chat template."""
+    max_length: PositiveInt = 512
+    """Tokens of paragraph and question; the paragraph is cut to fit, the question and its cue never."""
+    max_new_tokens: PositiveInt = 16
+    """Tokens of an answer at most; it ends at the end of the line."""
+    eval_batch_size: PositiveInt = 32
+    """Questions that are answered together."""
+    scope: Literal["prompt", "paragraph"] = "prompt"
+    """What is compressed: the whole prompt as in the original study, or the paragraph alone."""
+    data_seed: NonNegativeInt = 0
+    """Seed of the choice of questions and examples, the same for all arms and seeds."""
+    seed: NonNegativeInt = 0
+    """Seed of random projections, of the adapter and the order of its rows."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+
+
+@dataclass(frozen=True)
+class FitConfig(Reading):
+    """What the compressor is fitted on."""
+
+    samples: PositiveInt = 10000
+    """Training questions whose prompts are counted (each paragraph once a question, as the original study has it)."""
+    fit_text: str | None = FIT_TEXT
+    """More text that is counted, as SQuAD paragraphs know few words: studycore/wordnet's glosses; null: none."""
+    compress_method: Literal["pca", "random"] = "pca"
+    """Principal components, or a random projection."""
+    alpha: NonNegativeFloat = 0.5
+    """A token type weighs count^alpha in the fit of compressor and adapter; 1 is every position once."""
+    held_out_types: BelowOne = 0.1
+    """Share of the token types that no fit sees, drawn among all but the most frequent."""
+    always_seen: NonNegativeInt = 500
+    """The most frequent token types, which are never held out: any text would show them."""
+
+
+@dataclass(frozen=True)
+class Phase1Config(FitConfig):
+    """Compressor and adapter at one ratio, trained on reconstruction alone."""
+
+    ratio: PositiveFloat = 8.0
+    """Dimensions of an embedding over dimensions of its code."""
+    compress_dim: PositiveInt | None = None
+    """Dimensions of the code; null: by the ratio."""
+    adapter_form: Literal["linear_start", "original"] = "linear_start"
+    """Starts at the linear inverse and keeps norms, or the original study's, whose last layer norm makes all rows alike."""
+    adapter_hidden_mult: PositiveInt = 4
+    """Hidden width over the code's."""
+    adapter_dropout: BelowOne = 0.0
+    """Dropout before the last layer; the original study has 0.1."""
+    adapter_lr: PositiveFloat = 1e-3
+    """Peak learning rate of AdamW; it falls along a cosine."""
+    adapter_weight_decay: NonNegativeFloat = 0.01
+    """AdamW's decoupled weight decay."""
+    epochs: NonNegativeInt = 40
+    """Passes over the token types."""
+    batch_size: PositiveInt = 512
+    """Token types in one update, over all processes."""
+    grad_clip: PositiveFloat | None = 1.0
+    """Largest norm of the gradient; null: no clipping."""
+    recon_weight: PositiveFloat = 1.0
+    """Weight of the reconstruction loss."""
+    ce_weight: NonNegativeFloat = 0.0
+    """Weight of a loss through the language model: 0 in phase 1."""
+    pca_samples: PositiveInt | None = None
+    """Of `samples`, how many the compressor's counts are of; null: all, since counting costs the same."""
+    eval_every: PositiveInt = 200
+    """Updates between measurements of the reconstruction."""
+    checkpoint_every: PositiveInt = 500
+    """Updates between checkpoints."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+        if self.ce_weight and type(self) is Phase1Config:
+            raise ValueError(
+                f"ce_weight: {self.ce_weight} is a loss through the language model; phase 1 has none, so use phase2"
+            )
+
+
+@dataclass(frozen=True)
+class Phase2Config(Phase1Config):
+    """Training of phase 1's adapter through the frozen language model."""
+
+    phase1: str | None = None
+    """Folder of the phase 1 run that is gone on from."""
+    only_below: NonNegativeFloat = GOOD
+    """Phase 2 is due when phase 1's F1 is below this; 101 asks for it in any case."""
+    objective: Literal["prompt_ppl", "answer_ce", "kl"] = "kl"
+    """The prompt's perplexity (the original study's), the answer's cross-entropy, or KL to the uncompressed model."""
+    balance: Literal["running_means", "uncertainty", "gradient_norms", "fixed"] = "running_means"
+    """How the two terms are weighed, besides recon_weight and ce_weight."""
+    ce_weight: NonNegativeFloat = 1.0
+    """Weight of the loss through the language model."""
+    steps: NonNegativeInt = 60
+    """Updates."""
+    phase2_batch_size: PositiveInt = 8
+    """Training questions in one update, over all processes."""
+    phase2_lr: PositiveFloat = 3e-4
+    """Peak learning rate of AdamW."""
+    log_every: PositiveInt = 5
+    """Updates between rows of the log."""
+
+
+@dataclass(frozen=True)
+class EvaluateConfig(Reading):
+    """One arm, scored."""
+
+    arm: Literal["ids", "raw", "question_only", "shuffled", "linear", "nearest", "adapter", "int8", "int4", "fewer"] = (
+        "ids"
+    )
+    """ids and raw: uncompressed. linear, nearest: how codes are read without an adapter. int8, int4: the adapter reads
+    quantised codes. fewer: as many bytes in whole tokens. question_only, shuffled: negative controls."""
+    phase1: str | None = None
+    """Folder of the phase 1 run whose compressor and adapter are scored."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+
+
+@dataclass(frozen=True)
+class SelfcheckConfig(Reading):
+    """What is checked before anything is trained."""
+
+    eval_samples: PositiveInt = 4
+    """Questions that the checks answer."""
+
+
+@dataclass(frozen=True)
+class SuiteConfig:
+    """The main job: every arm at every ratio."""
+
+    base: dict[str, Any] = field(default_factory=dict)
+    """Fields of phase1 and phase2 that all share."""
+    ratios: list[float] = field(default_factory=lambda: [4.0, 8.0])
+    """Ratios of the dimensions."""
+    arms: list[str] = field(default_factory=lambda: [*COMPRESSED, "phase2"])
+    """Arms at every ratio, besides the uncompressed ones."""
+    phase2_ratios: list[float] | None = None
+    """Ratios that phase 2 is done at; null: all."""
+    seeds: PositiveInt = 1
+    """Seeds, counted up from base's seed: each its own adapters and its own arms that depend on them."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+        known = [*COMPRESSED, "phase2"]
+        for arm in self.arms:
+            if arm not in known:
+                raise ValueError(f"arms: '{arm}' is none of {', '.join(known)}; give some of these")
+        if not self.ratios or len(set(self.ratios)) != len(self.ratios) or min(self.ratios) <= 1:
+            raise ValueError(f"ratios: {self.ratios} does not fit; give distinct numbers above 1")
+
+
+@dataclass(frozen=True)
+class Options(studycore.options.TrainOptions):
+    """Flags of the verbs with one run."""
+
+    diagnostic_log: str | None = None
+    """A file of JSON lines in the original study's form, besides metrics.jsonl."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.diagnostic_log is not None and Path(self.diagnostic_log).is_dir():
+            raise ValueError(f"diagnostic_log: '{self.diagnostic_log}' is a folder; name a file in it")

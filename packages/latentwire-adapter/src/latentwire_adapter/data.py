@@ -1,0 +1,352 @@
+"""Questions on paragraphs, the prompts that ask them, and how often each token type stands in the training text.
+
+Prompts are tokenised as a whole and then cut at their parts, so that no part has tokens that the text would not have. A
+prompt is: worked examples, the same for all and computed once; the paragraph; the question with its cue.
+
+Shapes: V token types, T tokens.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from latentwire_adapter.config import EMBEDDED_DATASET, FIT_TEXT, FitConfig, Reading, check_local
+from latentwire_adapter.texts import life_sketches
+from studycore.errors import UserError
+from studycore.files import read_json
+from studycore.streams import derive_seed
+
+CUE = "Answer:"
+EXAMPLE_QUESTIONS = 3
+"""Questions of a worked example: that they are of one paragraph shows that each asks for something else."""
+NO_ANSWER = "unanswerable"
+"""What a worked example answers where SQuAD 2.0 has no answer; as a prediction it counts as none."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question."""
+
+    id: str
+    paragraph: str
+    """Identifier of its paragraph: questions of one are not independent."""
+    context: str
+    question: str
+    answers: tuple[str, ...]
+    """All that count as right; empty where SQuAD 2.0 has no answer."""
+
+    @property
+    def answer(self) -> str:
+        """The first, or what an example says for none."""
+        return self.answers[0] if self.answers else NO_ANSWER
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A question as tokens; the worked examples before it are the same for all."""
+
+    question: Question
+    context_T: tuple[int, ...]
+    question_T: tuple[int, ...]
+    """Question and cue."""
+    cut: int = 0
+    """Tokens that the paragraph lost to `max_length`."""
+
+    @property
+    def asked_T(self) -> tuple[int, ...]:
+        """What a compressor sends for this question: all but the worked examples."""
+        return self.context_T + self.question_T
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The scored questions, as tokens."""
+
+    prefix_T: tuple[int, ...]
+    """Worked examples, and what the tokenizer or the chat template puts first."""
+    prompts: tuple[Prompt, ...]
+    fingerprint: str
+    """SHA-256 of all tokens and answers."""
+
+
+# -------------------------------------------------------------------------------------------------------- questions
+def read_questions(config: Reading, split: str, limit: int, per_paragraph: int | None, seed: int) -> list[Question]:
+    """`limit` questions of the split. UserError for what cannot be read, or holds no question.
+
+    Of life sketches the first; of other datasets paragraphs in an order drawn from the seed, as the original study's.
+    """
+    if config.dataset == EMBEDDED_DATASET:
+        if split not in life_sketches.SPLITS:
+            raise UserError(f"split: '{split}' is none of {', '.join(life_sketches.SPLITS)}; give one of these")
+        found: list[Question] = []
+        while len(found) < limit:
+            first = len({question.paragraph for question in found})
+            found += from_squad(life_sketches.squad(split, 64, per_paragraph, first), first)  # type: ignore[arg-type]
+        return found[:limit]
+    if Path(config.dataset).is_file():
+        found = from_squad(_read_file(config.dataset))
+    else:
+        found = _read_hub(config, split)
+    if not found:
+        raise UserError(f"--dataset: '{config.dataset}' ({split}) holds no questions; name another")
+    groups: dict[str, list[Question]] = {}
+    for question in found:
+        groups.setdefault(question.paragraph, []).append(question)
+    order, draw = sorted(groups), Random(derive_seed(seed, "questions", split))
+    draw.shuffle(order)
+    chosen = [question for name in order for question in draw.sample(groups[name], len(groups[name]))[:per_paragraph]]
+    return chosen[:limit]
+
+
+def from_squad(content: Mapping[str, Any], first: int = 0) -> list[Question]:
+    """The questions of a SQuAD file. KeyError, TypeError where it is none."""
+    found = []
+    for number, entry in enumerate(entry for article in content["data"] for entry in article["paragraphs"]):
+        for asked in entry["qas"]:
+            answers = [] if asked.get("is_impossible") else [answer["text"] for answer in asked["answers"]]
+            name = f"paragraph {first + number}"
+            found.append(Question(str(asked["id"]), name, entry["context"], asked["question"].strip(), tuple(answers)))
+    return found
+
+
+def _read_file(path: str) -> Any:
+    check_local("--dataset", path)
+    content = read_json(Path(path))
+    try:
+        from_squad(content)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"--dataset: {path} is no file in SQuAD's JSON format (lacks {error}); see its data, paragraphs, qas"
+        ) from None
+    return content
+
+
+def _read_hub(config: Reading, split: str) -> list[Question]:
+    """A hub dataset of SQuAD's form: id, context, question, answers{text}."""
+    import datasets
+
+    check_local("--dataset", config.dataset)
+    print(f"reading the dataset {config.dataset} ({split}) from the Hugging Face hub")
+    try:
+        rows = datasets.load_dataset(config.dataset, split=split, revision=config.dataset_revision)
+    except Exception as error:  # datasets raises its own, huggingface_hub's and httpx's errors
+        names = {cls.__module__.split(".")[0] for cls in type(error).__mro__}
+        if not {"datasets", "huggingface_hub", "httpx"} & names and not isinstance(error, OSError | ValueError):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"--dataset: '{config.dataset}' ({split}) cannot be read: {reason}; check the name, the split and the network"
+        ) from None
+    if lacking := {"id", "context", "question", "answers"} - set(rows.column_names):
+        raise UserError(f"--dataset: {config.dataset} has no column '{min(lacking)}'; name a dataset of SQuAD's form")
+    paragraphs: dict[str, str] = {}
+    return [
+        Question(
+            str(row["id"]), paragraphs.setdefault(row["context"], f"paragraph {len(paragraphs)}"), row["context"],
+            row["question"].strip(), tuple(row["answers"]["text"]),
+        )
+        for row in rows
+    ]  # fmt: skip
+
+
+def load_squad_subset(
+    split: str = "train", samples: int | None = None, seed: int = 0, v2: bool = False, dataset: str = EMBEDDED_DATASET
+) -> list[dict[str, str]]:
+    """Items with `source` (the prompt) and `answer` (the first right one, "" for none), as the original study has them.
+
+    The default dataset is the embedded one, which needs no hub; `v2` without a dataset means rajpurkar/squad_v2.
+    """
+    name = "rajpurkar/squad_v2" if v2 and dataset == EMBEDDED_DATASET else dataset
+    questions = (
+        read_questions(Reading(dataset=name), split, samples or 10**9, None, seed)
+        if samples or name != EMBEDDED_DATASET
+        else []
+    )
+    if not questions:
+        raise UserError("samples: null does not fit; the embedded paragraphs have no end, so give a number")
+    return [{"source": ask(q.context, q.question), "answer": q.answers[0] if q.answers else ""} for q in questions]
+
+
+# ---------------------------------------------------------------------------------------------------------- prompts
+def ask(context: str, question: str) -> str:
+    """The prompt without examples. Its cue ends without a space: words begin with theirs."""
+    return f"Context: {context}\nQuestion: {question}\n{CUE}"
+
+
+def worked_examples(config: Reading, scored: Sequence[Question]) -> list[list[Question]]:
+    """Paragraphs of the training split with up to EXAMPLE_QUESTIONS questions each, whose answers no scored one has."""
+    if config.examples == 0:
+        return []
+    right = {answer.lower() for question in scored for answer in question.answers}
+    paragraphs = {question.context for question in scored}
+    found: dict[str, list[Question]] = {}
+    split = "train" if not Path(config.dataset).is_file() else config.split
+    for question in read_questions(config, split, 400 * EXAMPLE_QUESTIONS, EXAMPLE_QUESTIONS, config.data_seed + 1):
+        short = len(question.context) < 700 and len(question.answer) < 40
+        if short and question.context not in paragraphs and not right & set(map(str.lower, question.answers)):
+            found.setdefault(question.context, []).append(question)
+        if len(found) > config.examples:
+            break
+    if len(found) < config.examples:
+        raise UserError(
+            f"examples: {config.examples} are not to be had of '{config.dataset}' besides the scored; give {len(found)}"
+        )
+    return list(found.values())[: config.examples]
+
+
+def shown(examples: Sequence[Sequence[Question]]) -> str:
+    """The worked examples as they stand before a question."""
+    text = ""
+    for asked in examples:
+        text += f"Context: {asked[0].context}\n"
+        text += "".join(f"Question: {q.question}\n{CUE} {q.answer}\n" for q in asked) + "\n"
+    return text
+
+
+def encode(text: str, boundaries: Sequence[int], tokenizer: Any, special: bool) -> list[list[int]]:
+    """The text's tokens in parts that begin at the given characters; a token belongs to the part it begins in."""
+    encoded = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
+    parts: list[list[int]] = [[] for _ in range(len(boundaries) + 1)]
+    for token, (start, end) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
+        # Special tokens are of no characters; white space that belongs to the next word is where the word is.
+        place = 0 if end == 0 else sum(start >= boundary for boundary in boundaries)
+        parts[place].append(token)
+    return parts
+
+
+def build_prompts(
+    config: Reading, tokenizer: Any, questions: Sequence[Question], examples: Sequence[Sequence[Question]], context: int
+) -> Prompts:
+    """Prompts of the questions. UserError when the worked examples and a question don't fit into `context` tokens."""
+    before_all = shown(examples)
+    prefix: list[int] | None = None
+    prompts = []
+    for question in questions:
+        asked = before_all + ask(question.context, question.question)
+        text = asked
+        if config.chat_template:
+            text = tokenizer.apply_chat_template(
+                [{"role": "user", "content": asked}], tokenize=False, add_generation_prompt=True
+            )
+        start = text.index(asked) + len(before_all)
+        middle = start + len(
+            f"Context: {question.context}"
+        )  # the line's end is the question's: cutting the paragraph leaves it
+        before, paragraph, rest = encode(text, [start, middle], tokenizer, not config.chat_template)
+        prefix = before if prefix is None else prefix
+        if before != prefix:
+            raise UserError(
+                f"--model: the tokenizer joins the worked examples with paragraph '{question.paragraph}'; give --examples 0"
+            )
+        room = min(config.max_length, context - len(prefix) - config.max_new_tokens) - len(rest)
+        if room < 0:
+            raise UserError(
+                f"examples: {config.examples} worked examples of {len(prefix)} tokens, a question of {len(rest)} and an answer "
+                f"exceed {context} tokens (max_length {config.max_length}); give fewer, or a longer max_length"
+            )
+        prompts.append(Prompt(question, tuple(paragraph[:room]), tuple(rest), max(len(paragraph) - room, 0)))
+    assert prefix is not None
+    material = [prefix, *((p.context_T, p.question_T, p.question.answers) for p in prompts)]
+    return Prompts(tuple(prefix), tuple(prompts), hashlib.sha256(repr(material).encode()).hexdigest())
+
+
+def scored_prompts(config: Reading, tokenizer: Any, context: int) -> Prompts:
+    """What an arm is scored on: a function of the configuration."""
+    questions = read_questions(
+        config, config.split, config.eval_samples, config.questions_per_paragraph, config.data_seed
+    )
+    return build_prompts(config, tokenizer, questions, worked_examples(config, questions), context)
+
+
+def training_prompts(config: FitConfig, tokenizer: Any, context: int, limit: int) -> Prompts:
+    """Prompts of training questions without worked examples. The scored paragraphs are not among them."""
+    split = "train" if not Path(config.dataset).is_file() else config.split
+    scored = {
+        q.context
+        for q in read_questions(
+            config, config.split, config.eval_samples, config.questions_per_paragraph, config.data_seed
+        )
+    }
+    found = [
+        q for q in read_questions(config, split, limit + 4 * len(scored), None, config.seed) if q.context not in scored
+    ]
+    if not found:
+        raise UserError(f"--dataset: '{config.dataset}' has no training questions besides the scored; score fewer")
+    plain = replace(config, examples=0)
+    return build_prompts(plain, tokenizer, found[:limit], [], context)
+
+
+# ----------------------------------------------------------------------------------------------------------- counts
+def count_tokens(rows: Iterable[Sequence[int]], types: int) -> Tensor:
+    """How often each token type stands in the rows: counts_V, float64."""
+    flat = torch.tensor([token for row in rows for token in row], dtype=torch.int64)
+    return torch.bincount(flat, minlength=types).double()
+
+
+def training_counts(config: FitConfig, tokenizer: Any, types: int, context: int) -> tuple[Tensor, dict[str, Any]]:
+    """(counts_V over prompts and further text, what was counted). UserError for text that is not there."""
+    prompts = training_prompts(config, tokenizer, context, config.samples)
+    counts_V = count_tokens((prompts.prefix_T + p.asked_T for p in prompts.prompts), types)
+    about: dict[str, Any] = {"prompts": len(prompts.prompts), "prompt_tokens": int(counts_V.sum())}
+    if config.fit_text is not None:
+        counts_V += count_tokens(
+            tokenizer(_texts(config.fit_text), add_special_tokens=False, verbose=False)["input_ids"], types
+        )
+    about |= {"tokens": int(counts_V.sum()), "types": int((counts_V > 0).sum())}
+    return counts_V, about
+
+
+def _texts(source: str) -> list[str]:
+    """Documents: WordNet's training glosses, or the lines of a text file."""
+    if source == FIT_TEXT:
+        from studycore.language import wordnet
+
+        return wordnet.texts("train")
+    if not Path(source).is_file():
+        raise UserError(f"fit_text: '{source}' is no file; give a text file, {FIT_TEXT}, or null")
+    from studycore.files import read_text
+
+    return [line for line in read_text(Path(source)).splitlines() if line.strip()]
+
+
+def held_out_types(counts_V: Tensor, share: float, always_seen: int) -> Tensor:
+    """mask_V of the types that no fit sees: by a hash of their number, so that each fit leaves out the same."""
+    rank_V = torch.empty_like(counts_V, dtype=torch.int64)
+    rank_V[torch.argsort(counts_V, descending=True, stable=True)] = torch.arange(len(counts_V))
+    drawn_V = torch.tensor([life_sketches.share_of(f"type {token}") < share for token in range(len(counts_V))])
+    return drawn_V & (rank_V >= always_seen)
+
+
+def shuffled_contexts(prompts: Prompts) -> Prompts:
+    """Every question with the paragraph of another: paragraphs are moved on by one in their order."""
+    names = list(dict.fromkeys(p.question.paragraph for p in prompts.prompts))
+    if len(names) < 2:
+        raise UserError(
+            "eval_samples: the questions are of one paragraph, and none is left to exchange it with; give more"
+        )
+    first = {p.question.paragraph: p.context_T for p in reversed(prompts.prompts)}
+    following = dict(zip(names, names[1:] + names[:1], strict=True))
+    moved = [replace(p, context_T=first[following[p.question.paragraph]]) for p in prompts.prompts]
+    return replace(prompts, prompts=tuple(moved))
+
+
+def without_contexts(prompts: Prompts) -> Prompts:
+    """The questions alone."""
+    return replace(prompts, prompts=tuple(replace(p, context_T=()) for p in prompts.prompts))
+
+
+def fewer_tokens(prompts: Prompts, ratio: float, counts_V: Tensor) -> Prompts:
+    """As many bytes in whole tokens: 1/ratio of paragraph and question. The question stays whole, and of the paragraph
+    the rarest tokens, in their order: a token's self-information under the unigram model of the training text."""
+    kept = []
+    for p in prompts.prompts:
+        n = max(int(len(p.asked_T) / ratio) - len(p.question_T), 0)
+        rarest = sorted(range(len(p.context_T)), key=lambda i: (float(counts_V[p.context_T[i]]), i))[:n]
+        kept.append(replace(p, context_T=tuple(p.context_T[i] for i in sorted(rarest))))
+    return replace(prompts, prompts=tuple(kept))

@@ -1,0 +1,147 @@
+"""One harness for every arm: the same prompts, the same decoding, the same scores; what differs is which rows arrive.
+
+Shapes: V token types, U of them in the prompts, T tokens, D dimensions.
+"""
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from latentwire_adapter.config import Reading
+from latentwire_adapter.data import NO_ANSWER, Prompt, Prompts
+from latentwire_adapter.evaluation_files import PREDICTIONS
+from latentwire_adapter.metrics.squad import exact_match, f1, normalize_answer
+from latentwire_adapter.model.codecs import Rows, Table
+from latentwire_adapter.model.language_model import LanguageModel, Reader, batches, text_of
+from studycore.files import write_json
+from studycore.run import Run
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What is scored."""
+
+    name: str
+    prompts: Prompts
+    rows: Rows | None
+    """None: the model reads token ids."""
+    seen_V: Tensor | None = None
+    """Token types that the fits saw; None where nothing is fitted."""
+
+
+def readers(arm: Arm, lm: LanguageModel, config: Reading, raw: Rows) -> tuple[Reader, float]:
+    """(the reader of the arm's prompts, seconds in which the rows of their token types were made)."""
+    began = time.perf_counter()
+    if arm.rows is None:
+        return Reader(lm, arm.prompts.prefix_T, None), 0.0
+    ids = torch.tensor(
+        sorted({*arm.prompts.prefix_T, *(t for p in arm.prompts.prompts for t in p.asked_T)}), device=lm.device
+    )
+    arrived, sent = Table(ids, in_precision(lm, arm.rows)), Table(ids, in_precision(lm, raw))
+    seconds = time.perf_counter() - began
+    return Reader(lm, arm.prompts.prefix_T, arrived, None if config.scope == "prompt" else sent), seconds
+
+
+def in_precision(lm: LanguageModel, rows: Rows) -> Rows:
+    """The rows in the model's precision: the one place where they are cast."""
+    return lambda ids_U: rows(ids_U).to(lm.table_VD.dtype)
+
+
+def error_by_type(lm: LanguageModel, rows: Rows, raw: Rows, ids_U: Tensor) -> tuple[Tensor, Tensor]:
+    """(squared error_U, squared norm of the row_U) of token types."""
+    sent_UD, arrived_UD = raw(ids_U), in_precision(lm, rows)(ids_U).float()
+    return (arrived_UD - sent_UD).square().sum(1), sent_UD.square().sum(1)
+
+
+def score(arm: Arm, lm: LanguageModel, config: Reading, raw: Rows, run: Run) -> list[dict[str, Any]]:
+    """Answers every question and writes predictions.json; the same in each process. A row a question, in their order.
+
+    Batches are those of one process, dealt out to all: with two processes the scores are exactly the same.
+    """
+    reader, seconds = readers(arm, lm, config, raw)
+    work = list(batches(arm.prompts, config.eval_batch_size))
+    mine: dict[int, tuple[str, float]] = {}
+    for number in run.steps(len(work), loop="answers", unit="batch"):
+        if run.ended():
+            break
+        if number % run.world == run.rank:
+            began = time.perf_counter()
+            answers = reader.answer([arm.prompts.prompts[i] for i in work[number]], config.max_new_tokens)
+            spent = (time.perf_counter() - began) / len(work[number])
+            mine |= {i: (text_of(lm, tokens), spent) for i, tokens in zip(work[number], answers, strict=True)}
+    found = gathered(mine, run)
+    errors = [reconstruction_of(arm, lm, raw, prompt) for prompt in arm.prompts.prompts]
+    rows = [
+        {**scored(prompt, found[i][0]), "seconds": found[i][1], **errors[i]}
+        for i, prompt in enumerate(arm.prompts.prompts)
+    ]
+    if run.is_main and not run.dry:
+        write_json(run.folder / PREDICTIONS, {"arm": arm.name, "decode_seconds": seconds, "questions": rows})
+    return rows
+
+
+def gathered(mine: Mapping[int, tuple[str, float]], run: Run) -> dict[int, tuple[str, float]]:
+    """All processes' answers."""
+    if run.world == 1:
+        return dict(mine)
+    from accelerate.utils import gather_object
+
+    return dict(gather_object(list(mine.items())))
+
+
+def scored(prompt: Prompt, text: str) -> dict[str, Any]:
+    """One question's scores. What an example says for no answer counts as none."""
+    prediction = "" if not prompt.question.answers and normalize_answer(text) == NO_ANSWER else text
+    gold = prompt.question.answers
+    return {
+        "id": prompt.question.id, "paragraph": prompt.question.paragraph, "question": prompt.question.question,
+        "answers": list(gold), "prediction": prediction, "em": exact_match(prediction, gold), "f1": f1(prediction, gold),
+        "tokens": len(prompt.asked_T), "paragraph_tokens": len(prompt.context_T), "cut": prompt.cut,
+    }  # fmt: skip
+
+
+def reconstruction_of(arm: Arm, lm: LanguageModel, raw: Rows, prompt: Prompt) -> dict[str, Any]:
+    """Of one question's paragraph: the squared error over the squared norm of its rows, and of the answer's tokens alone;
+    whether the fits saw all of the answer's token types. Empty where nothing is reconstructed."""
+    if arm.rows is None or arm.seen_V is None or not prompt.context_T:
+        return {}
+    ids_T = torch.tensor(prompt.context_T, device=lm.device)
+    error_T, norm_T = error_by_type(lm, arm.rows, raw, ids_T)
+    result: dict[str, Any] = {"error": float(error_T.sum() / norm_T.sum())}
+    inside = answer_positions(lm, prompt)
+    if inside:
+        place = torch.tensor(inside, device=lm.device)
+        result |= {
+            "answer_error": float(error_T[place].sum() / norm_T[place].sum()),
+            "answer_seen": bool(arm.seen_V.to(lm.device)[ids_T[place]].all()),
+        }
+    return result
+
+
+def answer_positions(lm: LanguageModel, prompt: Prompt) -> list[int]:
+    """Where the answer's tokens stand in the paragraph; empty when it is cut off, or none."""
+    if not prompt.question.answers:
+        return []
+    answer = prompt.question.answer
+    for text in (f" {answer}", answer):
+        wanted = tuple(lm.tokenizer(text, add_special_tokens=False)["input_ids"])
+        for start in range(len(prompt.context_T) - len(wanted) + 1):
+            if prompt.context_T[start : start + len(wanted)] == wanted:
+                return list(range(start, start + len(wanted)))
+    return []
+
+
+def summary(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """Means over questions, EM and F1 from 0 to 100."""
+    listed = list(rows)
+    n = len(listed)
+    return {
+        "f1": 100 * sum(row["f1"] for row in listed) / n, "em": 100 * sum(row["em"] for row in listed) / n,
+        "eval_samples": n, "empty_rate": sum(not row["prediction"] for row in listed) / n,
+        "cut_rate": sum(row["cut"] > 0 for row in listed) / n, "seconds_per_question": sum(row["seconds"] for row in listed) / n,
+        "paragraphs": len({row["paragraph"] for row in listed}), "tokens_per_question": sum(row["tokens"] for row in listed) / n,
+    }  # fmt: skip

@@ -1,0 +1,132 @@
+"""Losses of reconstruction and through the language model, and how the two are weighed.
+
+Shapes: U token types, N rows, B questions, T tokens, D dimensions, V vocabulary.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from latentwire_adapter.data import Prompt
+from latentwire_adapter.model.language_model import LanguageModel, embed_with, left_padded
+
+
+def reconstruction_loss(y_UD: Tensor, x_UD: Tensor, weights_U: Tensor, variance: float, total: float) -> Tensor:
+    """Squared error of weighted rows over their variance: 1 for the mean row, 0 for no error (unexplained variance).
+
+    `variance`: weighted mean squared distance of all rows from their mean; `total`: weight that the sum is divided by.
+    """
+    return (weights_U * (y_UD - x_UD).square().sum(1)).sum() / (total * variance)
+
+
+class PromptLosses:
+    """Losses of a batch of questions read through reconstructed rows by the frozen model."""
+
+    def __init__(self, lm: LanguageModel, prompts: Sequence[Prompt], prefix_T: Sequence[int], objective: str):
+        """Each row: prompt, then the answer. "prompt_ppl" predicts the prompt's tokens, "answer_ce" the answer's, "kl" both."""
+        self.lm, self.objective = lm, objective
+        asked = [[*prefix_T, *p.asked_T] for p in prompts]
+        answers = [
+            []
+            if objective == "prompt_ppl"
+            else lm.tokenizer(f" {p.question.answer}\n", add_special_tokens=False)["input_ids"]
+            for p in prompts
+        ]
+        rows = [[*a, *b] for a, b in zip(asked, answers, strict=True)]
+        self.ids_BT, self.mask_BT = left_padded(rows, lm.device)
+        length = self.ids_BT.shape[1]
+        self.compressed_BT, self.scored_BT = torch.zeros_like(self.mask_BT), torch.zeros_like(self.mask_BT)
+        for row, (prompt, answer) in enumerate(zip(asked, answers, strict=True)):
+            start, end = length - len(prompt) - len(answer), length - len(answer)
+            self.compressed_BT[row, start:end] = 1
+            # A scored position is that of a target; what has nothing before it is no target, and padding never is.
+            first = end if objective == "answer_ce" else start + 1
+            last = end if objective == "prompt_ppl" else length
+            self.scored_BT[row, first:last] = 1
+
+    def logits(self, rows_BTD: Tensor) -> Tensor:
+        """Logits of the scored targets, [targets, V]."""
+        position_BT = (self.mask_BT.cumsum(1) - 1).clamp(min=0)
+        embeds = embed_with(self.lm, lambda _: rows_BTD, self.ids_BT, self.mask_BT)
+        out = self.lm.model(
+            inputs_embeds=embeds, attention_mask=self.mask_BT, position_ids=position_BT, use_cache=False
+        )
+        return out.logits[:, :-1][self.scored_BT[:, 1:].bool()].float()
+
+    def rows(self, arrived: Tensor) -> Tensor:
+        """Reconstructed rows where the prompt is, the model's own where the answer is; in the model's precision."""
+        raw_BTD = self.lm.table_VD[self.ids_BT]
+        return torch.where(self.compressed_BT[..., None].bool(), arrived.to(raw_BTD.dtype), raw_BTD)
+
+    @torch.no_grad()
+    def uncompressed(self) -> Tensor:
+        """Logits with the model's own rows."""
+        return self.logits(self.lm.table_VD[self.ids_BT])
+
+    def __call__(self, arrived_BTD: Tensor, reference: Tensor) -> tuple[Tensor, float]:
+        """(loss, its floor: what the uncompressed prompt has). `reference`: what `uncompressed` gives."""
+        logits = self.logits(self.rows(arrived_BTD))
+        if self.objective == "kl":
+            log_p, log_q = reference.log_softmax(-1), logits.log_softmax(-1)
+            return (log_p.exp() * (log_p - log_q)).sum(-1).mean(), 0.0
+        targets = self.ids_BT[:, 1:][self.scored_BT[:, 1:].bool()]
+        floor = float(nn.functional.cross_entropy(reference, targets))
+        return nn.functional.cross_entropy(logits, targets), floor
+
+
+class Balance:
+    """Weights of the terms of a sum of losses, from what is known before each update.
+
+    "fixed": as given. "running_means": 1 / mean of the excess over the floor, means bias-corrected as Adam's are, so that the
+    first weight is no accident. "uncertainty": exp(-s) of Kendall et al. (2018), s trained as sum exp(-s) L + s by the same
+    gradient descent. "gradient_norms": each term's gradient brought to the mean of the norms, norms averaged likewise.
+    """
+
+    def __init__(self, method: str, weights: Mapping[str, float], decay: float = 0.9, rate: float = 0.05):
+        self.method, self.given, self.decay, self.rate = method, dict(weights), decay, rate
+        self.means = dict.fromkeys(weights, 0.0)
+        self.log_variances = dict.fromkeys(weights, 0.0)
+        self.updates = 0
+
+    def weigh(
+        self, losses: Mapping[str, float], floors: Mapping[str, float], norms: Mapping[str, float]
+    ) -> dict[str, float]:
+        """Term -> weight of this update."""
+        self.updates += 1
+        observed = (
+            norms if self.method == "gradient_norms" else {k: max(v - floors[k], 1e-6) for k, v in losses.items()}
+        )
+        for name, value in observed.items():
+            self.means[name] = self.decay * self.means[name] + (1 - self.decay) * value
+        corrected = {name: max(m / (1 - self.decay**self.updates), 1e-12) for name, m in self.means.items()}
+        if self.method == "fixed":
+            return dict(self.given)
+        if self.method == "running_means":
+            return {name: self.given[name] / corrected[name] for name in corrected}
+        if self.method == "gradient_norms":
+            middle = sum(corrected.values()) / len(corrected)
+            return {name: self.given[name] * middle / corrected[name] for name in corrected}
+        weights = {name: self.given[name] * math.exp(-s) for name, s in self.log_variances.items()}
+        for name in self.log_variances:
+            self.log_variances[name] -= self.rate * (1 - math.exp(-self.log_variances[name]) * losses[name])
+        return weights
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"means": dict(self.means), "log_variances": dict(self.log_variances), "updates": self.updates}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """From `state`."""
+        if state:
+            self.means, self.log_variances = dict(state["means"]), dict(state["log_variances"])
+            self.updates = int(state["updates"])
+
+
+def gradient_shares(norms: Mapping[str, float], weights: Mapping[str, float]) -> dict[str, float]:
+    """Term -> its share of the sum of weighted gradient norms."""
+    sizes = {name: weights[name] * norms[name] for name in norms}
+    whole = sum(sizes.values())
+    return {name: size / whole if whole > 0 else 0.0 for name, size in sizes.items()}

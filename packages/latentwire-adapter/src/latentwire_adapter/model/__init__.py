@@ -1,0 +1,1 @@
+"""The language model, the compressor, the adapter, and what they make of token ids."""

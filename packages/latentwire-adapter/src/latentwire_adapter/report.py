@@ -1,0 +1,318 @@
+"""The reports of a run and of the main job, from what their folders hold."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from latentwire_adapter.claims import questions
+from latentwire_adapter.config import GOOD, PARTIAL, UNCOMPRESSED, Reading
+from latentwire_adapter.figures import plot_bars, plot_curve, plot_questions, plot_training
+from latentwire_adapter.metrics import retention as retained
+from latentwire_adapter.metrics.reconstruction import rows_of
+from studycore.claims import NotRun
+from studycore.errors import UserError
+from studycore.record import Record
+from studycore.report import Picture, Report, Table, number
+from studycore.statistics import Interval
+
+QUESTION = "Does a prompt survive when each token's embedding is compressed eightfold and rebuilt, so that questions on it are still answered?"
+RECONSTRUCTS = ("linear", "nearest", "adapter", "int8", "int4", "phase2")
+
+
+def report(record: Record) -> Report:
+    """Of a run or of the main job. UserError for a run that has not ended."""
+    if record.verb == "run":
+        return report_suite(record)
+    if record.table.empty:
+        raise UserError(
+            f"{record.folder}: the run is {record.manifest['state']}; `latentwire-adapter resume {record.folder}` continues it"
+        )
+    return {"selfcheck": report_selfcheck, "fit": report_fit}.get(record.verb, report_arm)(record)
+
+
+def band(f1: float) -> str:
+    """The original study's words for an absolute F1."""
+    return (
+        "validated"
+        if f1 >= GOOD
+        else "helped, needs generation-aware training"
+        if f1 >= PARTIAL
+        else "failed: too lossy, or the wrong adapter"
+    )
+
+
+def optional(compute: Callable[[], Interval]) -> Interval | None:
+    """None where a figure's inputs are missing."""
+    try:
+        return compute()
+    except NotRun:
+        return None
+
+
+def shown(interval: Interval | None) -> str | None:
+    """A figure with its interval."""
+    return (
+        None if interval is None else f"{number(interval.estimate)} [{number(interval.low)}, {number(interval.high)}]"
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------ one run
+def report_selfcheck(record: Record) -> Report:
+    """Of the checks."""
+    rows = rows_of(record.folder, "check")
+    failing = [row["check"] for row in rows if not row["holds"]]
+    answer = f"All {len(rows)} checks hold." if not failing else f"{', '.join(failing)}: does not hold."
+    table = Table(
+        "Checks",
+        ("check", "holds", "what is wrong"),
+        [(r["check"], "yes" if r["holds"] else "no", r["wrong"]) for r in rows],
+    )
+    picture = plot_bars(
+        [r["check"] for r in rows],
+        [float(r["holds"]) for r in rows],
+        "1: holds",
+        record.folder / "figures" / "checks.svg",
+    )
+    return Report(
+        f"latentwire-adapter selfcheck: {record.config.model}",
+        QUESTION,
+        answer,
+        [table],
+        [Picture(picture, "The checks of the harness.")],
+        notes(record.config),
+    )
+
+
+def report_fit(record: Record) -> Report:
+    """Of a fit."""
+    kept = {k.removeprefix("kept_"): v for k, v in record.metrics.items() if k.startswith("kept_")}
+    answer = f"An eighth of the dimensions keeps {kept['8x']:.1%} of the variance of the tokens counted."
+    picture = plot_bars(
+        list(kept), list(kept.values()), "share of the variance kept", record.folder / "figures" / "kept.svg"
+    )
+    values = Table("What was counted", ("quantity", "value"), list(record.metrics.items()))
+    return Report(
+        f"latentwire-adapter fit: {record.config.model}",
+        QUESTION,
+        answer,
+        [values],
+        [Picture(picture, "Variance kept, by ratio.")],
+        notes(record.config),
+    )
+
+
+def report_arm(record: Record) -> Report:
+    """Of one arm."""
+    metrics, row = record.metrics, record.table.iloc[0]
+    if not metrics.get("due", True):
+        text = f"Phase 2 was not due: phase 1's F1 is {metrics['phase1_f1']:.1f}, which is not below {record.config.only_below:g}."
+        return Report("latentwire-adapter phase2", QUESTION, text, [], [], notes(record.config))
+    asked = row["questions"]
+    f1 = optional(lambda: retained.mean_f1(asked))
+    answer = f"{row['arm']}: F1 {metrics['f1']:.1f}, EM {metrics['em']:.1f} on {metrics['eval_samples']} questions; by the original study's bands: {band(metrics['f1'])}."
+    wrong = [(q["question"], " / ".join(q["answers"]), q["prediction"]) for q in asked if q["f1"] < 1][:20]
+    tables = [
+        Table("Figures", ("quantity", "value"), [("F1 [95 % over paragraphs]", shown(f1)), *((k, v) for k, v in metrics.items() if isinstance(v, int | float))]),
+        Table("Questions that were not answered right", ("question", "right", "answered"), wrong, "The first 20.", folded=True),
+    ]  # fmt: skip
+    training = rows_of(record.folder, "train_step")
+    if record.verb == "phase1" and training:
+        picture = Picture(
+            plot_training(training, metrics, record.folder / "figures" / "training.svg"),
+            "Unexplained variance over training.",
+        )
+    else:
+        right = [
+            sum(q["f1"] == 1 for q in asked),
+            sum(0 < q["f1"] < 1 for q in asked),
+            sum(q["f1"] == 0 for q in asked),
+        ]
+        picture = Picture(
+            plot_bars(["right", "in part", "wrong"], right, "questions", record.folder / "figures" / "questions.svg"),
+            "Questions by their F1.",
+        )
+    return Report(
+        f"latentwire-adapter {record.verb}: {row['arm']}", QUESTION, answer, tables, [picture], notes(record.config)
+    )
+
+
+def notes(config: Reading) -> list[str]:
+    """Decisions that a reader of the numbers should know."""
+    return [
+        f"{config.model} reads {config.dataset} ({config.split}), {config.eval_samples} questions, at most {config.questions_per_paragraph} a paragraph, after {config.examples} worked examples. Greedy decoding to the end of the line, {config.max_new_tokens} tokens at most.",
+        f"Compressed: the whole {config.scope}. Generated tokens are the model's own rows.",
+        "EM and F1 are SQuAD's official ones, the best over the right answers; intervals draw paragraphs, since questions of one are not independent.",
+    ]
+
+
+# ----------------------------------------------------------------------------------------------------------- main job
+def report_suite(record: Record) -> Report:
+    """Of every arm that is done."""
+    table = record.table
+    ratios = list(dict.fromkeys(table["ratio"].dropna())) if "ratio" in table else []
+    arms = [(arm, "") for arm in UNCOMPRESSED] + [
+        (arm, ratio) for ratio in ratios for arm in dict.fromkeys(table[table["ratio"] == ratio]["arm"])
+    ]
+    lines: list[Sequence[Any]] = []
+    curves: dict[str, dict[float, Interval]] = {}
+    metrics: dict[str, dict[str, Any]] = {}
+    for arm, ratio in arms:
+        try:
+            asked = questions(table, arm, ratio)
+        except NotRun:
+            continue
+        rows = table[(table["arm"] == arm) & ((table["ratio"] == ratio) if ratio else True)]
+        f1, kept = retained.mean_f1(asked), retention_of(record, asked)
+        em = sum(q["em"] for q in asked) * 100 / len(asked)
+        bits, seconds = float(rows["bits_per_token"].mean()), float(rows["seconds_per_question"].mean())
+        size, micro = float(rows["receiver_bytes"].mean()) / 1e6, _mean(rows, "rows_seconds_per_1000_types", 1e3)
+        lines.append(
+            (
+                f"{arm} {ratio}".strip(),
+                shown(f1),
+                em,
+                shown(kept),
+                bits,
+                size,
+                micro,
+                1000 * seconds,
+                band(f1.estimate).split(",")[0].split(":")[0],
+            )
+        )
+        metrics[f"{arm}_{ratio}".strip("_")] = {
+            "f1": f1.estimate,
+            "em": em,
+            "bits_per_token": bits,
+            **({} if kept is None else {"retention": kept.estimate}),
+        }
+        if ratio:
+            curves.setdefault(arm, {})[float(ratio.removesuffix("x"))] = f1
+    levels: dict[str, float] = {
+        arm: metrics[arm]["f1"] for arm in ("raw", "question_only", "shuffled") if arm in metrics
+    }
+    main_table = Table(
+        "Arms", ("arm", "F1", "EM", "retention", "bits a token", "receiver, MB", "ms per 1,000 rows", "ms a question", "band"), lines,
+        "Brackets: 95 %, paragraphs drawn. Retention: 0 is the better negative control, 1 the uncompressed prompt. Bits: 16 a float, side channels included. Receiver: what it holds besides the layers. Bands: 70 and 50, absolute, as the original study has them.",
+    )  # fmt: skip
+    pictures = [
+        Picture(
+            plot_curve(curves, levels, record.folder / "figures" / "curve.svg"),
+            "F1 by ratio, with 95 % intervals over paragraphs.",
+        )
+    ]
+    by_error = {
+        f"{arm} {ratio}": questions(table, arm, ratio)
+        for arm, ratio in arms
+        if f"{arm}_{ratio}" in metrics and arm in ("linear", "adapter", "phase2")
+    }
+    if any("error" in q for asked in by_error.values() for q in asked):
+        pictures.append(
+            Picture(
+                plot_questions(by_error, record.folder / "figures" / "questions.svg"),
+                "F1 of questions grouped by how well their paragraph came back.",
+            )
+        )
+    tables = [main_table, reconstruction_table(record, ratios), ledger_table(record)]
+    if record.missing:
+        tables.append(Table("Runs that did not finish", ("run", "reason"), list(record.missing.items())))
+    text_notes = [*notes(first_reading(record)), *explanations(record)]
+    counted = {"runs": len(table), "failed": len(record.missing), "arms": metrics}
+    return Report(
+        "latentwire-adapter: what survives", QUESTION, answer_of(metrics, ratios), tables, pictures, text_notes, counted
+    )
+
+
+def _mean(rows: Any, name: str, factor: float) -> float | None:
+    value = rows[name].mean() * factor if name in rows else float("nan")
+    return None if value != value else float(value)
+
+
+def retention_of(record: Record, asked: Sequence[Mapping[str, Any]]) -> Interval | None:
+    """Of an arm's questions; None where a control is missing."""
+    return optional(lambda: retained.retention(
+        asked, questions(record.table, "raw"), [questions(record.table, name) for name in ("question_only", "shuffled")]
+    ))  # fmt: skip
+
+
+def first_reading(record: Record) -> Reading:
+    """What all arms share: that of the first run that is no self-check, which answers fewer questions."""
+    from latentwire_adapter.plan import plan
+
+    return next(job.config for job in plan(record.config) if job.verb == "evaluate")  # type: ignore[no-any-return]
+
+
+def reconstruction_table(record: Record, ratios: Sequence[str]) -> Table:
+    """Unexplained variance of adapter and linear inverse, and F1 by whether the answer's tokens were seen."""
+    lines = []
+    for ratio in ratios:
+        rows = record.table[(record.table["arm"] == "adapter") & (record.table["ratio"] == ratio)]
+        if rows.empty:
+            continue
+        cells: list[Any] = [
+            _mean(rows, name, 1.0)
+            for name in (
+                "linear_nmse",
+                "nmse",
+                "linear_held_out_nmse",
+                "held_out_nmse",
+                "recon_cosine_sim",
+                "norm_ratio",
+            )
+        ]
+        for arm in ("linear", "adapter"):
+            asked = optional_questions(record, arm, ratio)
+            for seen in (True, False):
+                scores = [100 * q["f1"] for q in asked if q.get("answer_seen") is seen]
+                cells.append(f"{sum(scores) / len(scores):.1f} (n {len(scores)})" if scores else None)
+        lines.append((ratio, *cells))
+    columns = (
+        "ratio", "unexplained, seen: linear", "adapter", "held out: linear", "adapter", "cosine", "norm ratio",
+        "F1, answer seen: linear", "held out", "F1, answer seen: adapter", "held out",
+    )  # fmt: skip
+    note = "Seen: token types that the fits were given, by their counts. Held out: types that no fit saw. An adapter that wins on the former alone remembers types."
+    return Table("Reconstruction: what is remembered and what carries over", columns, lines, note)
+
+
+def optional_questions(record: Record, arm: str, ratio: str) -> list[dict[str, Any]]:
+    """Empty where the arm has not run."""
+    try:
+        return questions(record.table, arm, ratio)
+    except NotRun:
+        return []
+
+
+def ledger_table(record: Record) -> Table:
+    """Other ways to send a token."""
+    fits = record.table[record.table["arm"] == "fit"] if "token_id_bits" in record.table else record.table[:0]
+    names = {
+        "token_id_bits": "the token's number",
+        "unigram_entropy_bits": "its information under the unigram model",
+        "text_bits": "its text in UTF-8",
+    }
+    lines = [(words, float(fits[name].iloc[0])) for name, words in names.items()] if len(fits) else []
+    return Table(
+        "Other ways to send a token",
+        ("way", "bits a token"),
+        lines,
+        "Who holds the model holds its table: a token's number says which row is meant, without loss.",
+    )
+
+
+def explanations(record: Record) -> list[str]:
+    """What dimension reduction by token can and cannot win."""
+    return [
+        "A code of fewer dimensions never beats the token's number: the receiver that has the model has its table. What it can save is the table itself at rest, and what it can show is how much error in its embeddings a model bears.",
+        "The nearest row needs the receiver's whole table; its code is then only a long name for a token.",
+        "The worked examples are sent once for all questions and are not counted; they are compressed like the rest of the prompt (in `fewer` they, and the question, are whole, and the paragraph gets what bytes are left).",
+    ]
+
+
+def answer_of(metrics: Mapping[str, Any], ratios: Sequence[str]) -> str:
+    """The original study's question, as far as these figures answer it."""
+    if "raw" not in metrics or not ratios:
+        return "The uncompressed prompt has not been scored yet."
+    parts = [
+        f"{r}: adapter {metrics[f'adapter_{r}']['f1']:.1f}"
+        + (f", linear inverse {metrics[f'linear_{r}']['f1']:.1f}" if f"linear_{r}" in metrics else "")
+        for r in ratios if f"adapter_{r}" in metrics
+    ]  # fmt: skip
+    return f"Uncompressed F1 {metrics['raw']['f1']:.1f}; {'; '.join(parts)}."

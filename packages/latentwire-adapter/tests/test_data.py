@@ -1,0 +1,200 @@
+"""Paragraphs, prompts, counts."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from latentwire_adapter.config import Reading
+from latentwire_adapter.data import (
+    CUE,
+    build_prompts,
+    count_tokens,
+    fewer_tokens,
+    held_out_types,
+    load_squad_subset,
+    read_questions,
+    scored_prompts,
+    shown,
+    shuffled_contexts,
+    training_prompts,
+    without_contexts,
+    worked_examples,
+)
+from latentwire_adapter.texts import life_sketches
+from studycore.errors import UserError
+
+
+@pytest.mark.parametrize("split", life_sketches.SPLITS)
+def test_answers_are_spans_and_every_question_is_answered_once(split):
+    for i in range(60):
+        entry = life_sketches.paragraph(split, i)
+        assert 5 <= len(entry["qas"]) <= 8
+        for asked in entry["qas"]:
+            (answer,) = asked["answers"]
+            assert entry["context"][answer["answer_start"] :].startswith(answer["text"])
+        answers = [asked["answers"][0]["text"] for asked in entry["qas"]]
+        assert len(set(answers)) == len(answers)
+
+
+def test_splits_share_no_value_name_or_wording():
+    parts = {
+        split: {(kind, word) for kind, words in life_sketches.values(split).items() for word in words}
+        for split in life_sketches.SPLITS
+    }
+    words = {split: {word for _, word in part} for split, part in parts.items()}
+    assert not words["train"] & words["validation"]
+    assert not words["train"] & words["development"]
+    assert not words["development"] & words["validation"]
+    assert min(len(life_sketches.values(split)[kind]) for split in words for kind in life_sketches.values(split)) >= 5
+    used = [set(way) for way in life_sketches.WORDINGS.values()]
+    assert sorted(number for way in used for number in way) == [0, 1, 2, 3, 4]
+    total = sum(len(values) for part in [life_sketches.values(s) for s in words] for values in part.values())
+    assert total > 1500
+
+
+def test_a_paragraph_is_a_function_of_split_and_index():
+    assert life_sketches.paragraph("train", 5) == life_sketches.paragraph("train", 5)
+    contexts = {life_sketches.paragraph("train", i)["context"] for i in range(200)}
+    assert len(contexts) == 200
+
+
+def test_parts_of_a_prompt_are_the_tokens_of_the_whole(reading, lm, prompts):
+    examples = worked_examples(reading, read_questions(reading, "validation", 6, 2, 0))
+    for prompt in prompts.prompts:
+        q = prompt.question
+        text = f"{shown(examples)}Context: {q.context}\nQuestion: {q.question}\n{CUE}"
+        whole = lm.tokenizer(text)["input_ids"]
+        assert list(prompts.prefix_T + prompt.context_T + prompt.question_T) == whole
+        assert lm.tokenizer.decode(prompt.question_T) == f"\nQuestion: {q.question}\n{CUE}"
+
+
+def test_the_chat_template_stands_around_it(reading, lm):
+    lm.tokenizer.chat_template = "{% for m in messages %}<user>{{ m['content'] }}</user>{% endfor %}{% if add_generation_prompt %}<model>{% endif %}"
+    try:
+        chat = scored_prompts(replace(reading, chat_template=True), lm.tokenizer, lm.context)
+    finally:
+        lm.tokenizer.chat_template = None
+    assert lm.tokenizer.decode(chat.prefix_T).startswith("<user>Context:")
+    assert lm.tokenizer.decode(chat.prompts[0].question_T).endswith(f"{CUE}</user><model>")
+
+
+def test_truncation_takes_the_paragraph_alone(reading, lm):
+    questions = read_questions(reading, "validation", 2, 1, 0)
+    plain = build_prompts(reading, lm.tokenizer, questions, [], 1024).prompts[0]
+    room = len(plain.question_T) + 7
+    cut = build_prompts(replace(reading, max_length=room), lm.tokenizer, questions, [], 1024).prompts[0]
+    assert cut.question_T == plain.question_T
+    assert cut.context_T == plain.context_T[:7]
+    assert cut.cut == len(plain.context_T) - 7
+    with pytest.raises(UserError, match="exceed 40 tokens"):
+        build_prompts(replace(reading, max_length=3), lm.tokenizer, questions, [], 40)
+
+
+def test_worked_examples_answer_nothing_that_is_scored(reading):
+    scored = read_questions(reading, "validation", 200, 4, 0)
+    right = {answer for question in scored for answer in question.answers}
+    examples = worked_examples(replace(reading, examples=4), scored)
+    assert len(examples) == 4
+    assert not right & {q.answer for asked in examples for q in asked}
+    assert all(len({q.context for q in asked}) == 1 for asked in examples)
+
+
+def test_controls(prompts, reading):
+    moved = shuffled_contexts(prompts)
+    for before, after in zip(prompts.prompts, moved.prompts, strict=True):
+        assert after.question == before.question
+        assert after.context_T != before.context_T
+    assert sorted({p.context_T for p in moved.prompts}) == sorted({p.context_T for p in prompts.prompts})
+    assert all(p.context_T == () and p.question_T for p in without_contexts(prompts).prompts)
+
+
+def test_fewer_tokens_keeps_the_rarest_in_their_order_at_equal_bytes(prompts):
+    counts_V = torch.arange(500.0)
+    for before, after in zip(prompts.prompts, fewer_tokens(prompts, 2.0, counts_V).prompts, strict=True):
+        assert after.question_T == before.question_T
+        assert len(after.asked_T) == len(before.asked_T) // 2
+        kept = list(after.context_T)
+        assert max(kept) <= sorted(before.context_T)[len(kept) - 1]
+        positions = iter(before.context_T)
+        assert all(token in positions for token in kept)
+    assert all(p.context_T == () for p in fewer_tokens(prompts, 1000.0, counts_V).prompts)
+
+
+def test_counts():
+    assert count_tokens([[1, 1, 3], [3]], 5).tolist() == [0, 2, 0, 2, 0]
+
+
+def test_held_out_types_leave_the_most_frequent_and_are_always_the_same():
+    counts_V = torch.cat([torch.full((100,), 50.0), torch.ones(4000)])
+    held_V = held_out_types(counts_V, 0.2, 100)
+    assert not held_V[:100].any()
+    assert 0.16 < held_V[100:].double().mean() < 0.24
+    assert torch.equal(held_V[:100], held_out_types(counts_V.flip(0), 0.2, 0)[:100] & False)
+    assert not held_out_types(counts_V, 0.0, 100).any()
+    other = held_out_types(torch.rand(4100, generator=torch.Generator().manual_seed(0)), 0.2, 0)
+    assert torch.equal(other[100:], held_out_types(counts_V, 0.2, 0)[100:])
+
+
+def test_training_prompts_hold_none_of_the_scored_paragraphs(small, lm, squad_file):
+    config = small(dataset=str(squad_file), examples=0)
+    scored = {p.question.context for p in scored_prompts(config, lm.tokenizer, 1024).prompts}
+    taught = training_prompts(config, lm.tokenizer, 1024, 100)
+    assert len(taught.prompts) == 12 * 3 - 3 * len(scored)
+    assert not scored & {p.question.context for p in taught.prompts}
+
+
+def test_a_file_in_squads_format_reads_as_what_it_was_made_from(squad_file):
+    questions = read_questions(Reading(dataset=str(squad_file)), "x", 1000, None, 0)
+    made = [q for i in range(12) for q in life_sketches.paragraph("train", i, 3)["qas"]]
+    assert {q.id: q.answers for q in questions} == {q["id"]: (q["answers"][0]["text"],) for q in made}
+    capped = read_questions(Reading(dataset=str(squad_file)), "x", 5, 1, 0)
+    assert len(capped) == len({q.paragraph for q in capped}) == 5
+    assert capped == read_questions(Reading(dataset=str(squad_file)), "x", 5, 1, 0)
+    assert capped != read_questions(Reading(dataset=str(squad_file)), "x", 5, 1, 1)
+
+
+def test_questions_without_an_answer(tmp_path):
+    asked = {"id": 1, "question": " Who? ", "answers": [{"text": "x", "answer_start": 0}], "is_impossible": True}
+    path = tmp_path / "v2.json"
+    path.write_text(json.dumps({"data": [{"paragraphs": [{"context": "x y", "qas": [asked]}]}]}))
+    (question,) = read_questions(Reading(dataset=str(path)), "validation", 5, None, 0)
+    assert question.answers == ()
+    assert (question.id, question.question) == ("1", "Who?")
+    path.write_text('{"data": [{"paragraphs": [{"text": 1}]}]}')
+    with pytest.raises(UserError, match="SQuAD's JSON format"):
+        read_questions(Reading(dataset=str(path)), "validation", 5, None, 0)
+
+
+def test_a_hub_dataset_is_read_through_datasets(monkeypatch):
+    import datasets
+
+    rows = {
+        "id": ["a", "b"],
+        "context": ["One.", "One."],
+        "question": ["q1", "q2"],
+        "answers": [{"text": ["x", "y"]}, {"text": []}],
+    }
+    asked = {}
+
+    def load_dataset(name, split, revision):
+        asked.update(name=name, split=split, revision=revision)
+        return datasets.Dataset.from_dict(rows)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    found = read_questions(Reading(dataset="rajpurkar/squad_v2", dataset_revision="abc"), "validation", 9, None, 0)
+    assert asked == {"name": "rajpurkar/squad_v2", "split": "validation", "revision": "abc"}
+    assert {q.id: q.answers for q in found} == {"a": ("x", "y"), "b": ()}
+    assert len({q.paragraph for q in found}) == 1
+    del rows["answers"]
+    with pytest.raises(UserError, match="'answers'"):
+        read_questions(Reading(dataset="rajpurkar/squad"), "validation", 9, None, 0)
+
+
+def test_load_squad_subset_needs_no_hub_and_a_number():
+    items = load_squad_subset("train", 10)
+    assert len(items) == 10
+    assert load_squad_subset("train", 10) == items
+    with pytest.raises(UserError, match="samples"):
+        load_squad_subset("train")

@@ -1,0 +1,230 @@
+"""Reading by embeddings: the same tokens as transformers generates, models that scale, models that are refused."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import make_tokenizer, tiny_llama
+
+from latentwire_adapter.config import Reading
+from latentwire_adapter.data import Prompt, Question
+from latentwire_adapter.model import codecs
+from latentwire_adapter.model.language_model import Reader, batches, load_language_model, locate, text_of, wrap
+from latentwire_adapter.selfcheck import Harness, selfcheck
+from studycore.errors import UserError
+
+
+def prompt(context, question, paragraph="p"):
+    return Prompt(Question("q", paragraph, "", "", ("x",)), tuple(context), tuple(question))
+
+
+def alone(lm, ids, n):
+    """Greedy tokens by whole passes of the model, one at a time, without any cache."""
+    found = []
+    for _ in range(n):
+        token = int(lm.model(input_ids=torch.tensor([ids + found])).logits[0, -1].argmax())
+        if token in lm.ends:
+            break
+        found.append(token)
+    return found
+
+
+def test_answers_are_those_of_whole_passes_with_any_padding_and_prefix(lm):
+    prompts = [prompt([5, 6, 7, 8, 9, 10], [20, 21]), prompt([5, 6, 7, 8, 9, 10], [22, 23, 24, 25]), prompt([40], [30])]
+    for prefix in ((), (3, 4, 11)):
+        for embed in (None, codecs.raw(lm.table_VD)):
+            found = Reader(lm, prefix, embed).answer(prompts, 5)
+            assert found == [alone(lm, [*prefix, *p.asked_T], 5) for p in prompts]
+    assert len(set(map(tuple, found))) > 1
+
+
+def test_answers_without_a_paragraph(lm):
+    mixed = [prompt([], [20, 21]), prompt([5, 6], [20, 21])]
+    for prefix in ((), (3, 4)):
+        found = Reader(lm, prefix, codecs.raw(lm.table_VD)).answer(mixed, 4)
+        assert found == [alone(lm, [*prefix, *p.asked_T], 4) for p in mixed]
+        assert Reader(lm, prefix, None).answer(mixed[:1], 4) == found[:1]
+
+
+def test_an_answer_ends_before_its_end(lm):
+    whole = Reader(lm, (3,), None).answer([prompt([5, 6], [20])], 6)[0]
+    stopped = replace(lm, ends=frozenset({whole[2]}))
+    assert Reader(stopped, (3,), None).answer([prompt([5, 6], [20])], 6)[0] == whole[: whole.index(whole[2])]
+    assert lm.tokenizer.convert_tokens_to_ids("\u010a") in lm.ends
+    assert lm.tokenizer.eos_token_id in lm.ends
+    assert text_of(lm, lm.tokenizer(" a name \nmore")["input_ids"]) == "a name"
+
+
+def test_another_embedding_for_all_but_the_paragraph(lm):
+    table = codecs.raw(lm.table_VD)
+
+    def noisy(ids):
+        return table(ids) + 0.5
+
+    p = [prompt([5, 6, 7], [20, 21])]
+    both = Reader(lm, (3,), noisy, table).first_logits(p)[2]
+    rows = torch.cat([table(torch.tensor([3])), noisy(torch.tensor([5, 6, 7])), table(torch.tensor([20, 21]))])[None]
+    expected = lm.model(inputs_embeds=rows).logits[0, -1]
+    torch.testing.assert_close(both[0], expected.detach(), rtol=1e-4, atol=1e-4)
+
+
+def test_batches_hold_every_question_once_and_whole_paragraphs_by_length(prompts):
+    parts = list(batches(prompts, 4))
+    assert sorted(i for part in parts for i in part) == list(range(len(prompts.prompts)))
+    assert max(map(len, parts)) <= 4
+    homes = [{prompts.prompts[i].context_T for i in part} for part in parts]
+    assert sum(map(len, homes)) == len(set().union(*homes))
+    assert [len(list(part)) for part in batches(prompts, 1)] == [1] * len(prompts.prompts)
+
+
+def test_rows_of_another_precision_are_refused(lm):
+    with pytest.raises(TypeError, match="float64"):
+        Reader(lm, (3,), lambda ids: lm.table_VD[ids].double())
+
+
+def tiny_gemma():
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    torch.manual_seed(0)
+    config = Gemma2Config(
+        vocab_size=500, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=8,
+        intermediate_size=24, max_position_embeddings=256, initializer_range=0.3, sliding_window=64, pad_token_id=0,
+        bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    return Gemma2ForCausalLM(config)
+
+
+def tiny_granite():
+    from transformers import GraniteConfig, GraniteForCausalLM
+
+    torch.manual_seed(0)
+    config = GraniteConfig(
+        vocab_size=500, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+        intermediate_size=24, max_position_embeddings=256, initializer_range=0.3, embedding_multiplier=12.0, pad_token_id=0,
+        bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    return GraniteForCausalLM(config)
+
+
+def tiny_gpt2():
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=500,
+            n_embd=16,
+            n_layer=2,
+            n_head=2,
+            n_positions=256,
+            initializer_range=0.3,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
+    )
+
+
+@pytest.mark.parametrize("model", [tiny_gemma, tiny_granite, tiny_gpt2], ids=lambda f: f.__name__)
+def test_models_that_scale_or_add_positions_read_rows_as_they_read_ids(model):
+    lm = wrap(model(), make_tokenizer())
+    prompts = [prompt([5, 6, 7, 8], [20, 21]), prompt([9], [22, 23, 24])]
+    found = Reader(lm, (3, 4), codecs.raw(lm.table_VD)).answer(prompts, 4)
+    assert found == Reader(lm, (3, 4), None).answer(prompts, 4)
+    assert found == [alone(lm, [3, 4, *p.asked_T], 4) for p in prompts]
+
+
+def test_models_with_embeddings_in_every_layer_are_refused():
+    model = tiny_llama(500)
+    model.config.hidden_size_per_layer_input = 8
+    with pytest.raises(UserError, match="into every layer"):
+        wrap(model, make_tokenizer())
+
+
+def test_what_cannot_be_loaded(tmp_path, folder):
+    for name, word in (
+        (str(tmp_path), "no config.json"),
+        ("/nowhere", "no such file"),
+        ("nobody/nothing", "cannot be loaded"),
+    ):
+        with pytest.raises(UserError, match=word):
+            load_language_model(Reading(model=name), "cpu")
+    assert locate("a/b") == "a/b"
+
+
+def test_a_model_is_loaded_once(reading):
+    assert load_language_model(reading, "cpu") is load_language_model(reading, "cpu")
+
+
+def test_half_precision_reads_its_own_rows(reading):
+    lm = load_language_model(replace(reading, dtype="bfloat16"), "cpu")
+    assert lm.table_VD.dtype == torch.bfloat16
+    found = Reader(lm, (3,), lambda ids: lm.table_VD[ids]).answer([prompt([5, 6], [20])], 3)
+    assert found == Reader(lm, (3,), None).answer([prompt([5, 6], [20])], 3)
+
+
+# ------------------------------------------------------------------------------------------------------- self-check
+@pytest.fixture
+def harness(lm, prompts, reading):
+    return Harness(lm, prompts, reading)
+
+
+def test_every_check_holds_of_a_sound_harness(lm, prompts, reading):
+    assert set(selfcheck(lm, prompts, reading).values()) == {""}
+
+
+def broken(monkeypatch, name, value):
+    from latentwire_adapter.model import language_model
+
+    monkeypatch.setattr(language_model.Reader, name, value)
+
+
+def test_each_check_fails_when_what_it_names_is_broken(harness, monkeypatch, lm, reading, prompts):
+    from latentwire_adapter import selfcheck as checks
+    from latentwire_adapter.model import language_model
+
+    forward = Reader._forward
+
+    def no_mask(self, past, seen, ids, mask, embed):
+        return forward(self, past, torch.ones_like(seen), ids, torch.ones_like(mask), embed)
+
+    with monkeypatch.context() as patch:  # padding is attended
+        patch.setattr(language_model.Reader, "_forward", no_mask)
+        assert "padding" in checks.check_mask_and_positions(harness)
+        assert checks.check_grouping(harness)
+    with monkeypatch.context() as patch:  # rows that are not the model's
+        patch.setattr(harness, "raw", lambda ids: lm.table_VD[ids].roll(1, 0) * 2)
+        assert "by generate" in checks.check_plain_generation(harness)
+    with monkeypatch.context() as patch:  # an adapter that is no identity
+        patch.setattr(checks.Adapter, "forward", lambda self, z: z.roll(1, -1))
+        assert "through the identity" in checks.check_identity_adapter(harness)
+    with monkeypatch.context() as patch:  # a silent cast
+        patch.setattr(
+            language_model,
+            "embed_with",
+            lambda lm, embed, ids, mask: embed(ids).to(lm.table_VD.dtype) * mask[..., None],
+        )
+        assert "were taken" in checks.check_dtype(harness)
+    with monkeypatch.context() as patch:  # truncation from the right, question and all
+        whole = checks.build_prompts
+
+        def cut_right(*arguments):
+            made = whole(*arguments)
+            return replace(made, prompts=tuple(replace(p, question_T=p.question_T[:3]) for p in made.prompts))
+
+        patch.setattr(checks, "build_prompts", cut_right)
+        assert "is left" in checks.check_truncation(harness)
+    with monkeypatch.context() as patch:
+        patch.setattr(harness, "answers", lambda *a: [[], [], [1]])
+        assert "67%" in checks.check_empty_answers(harness)
+    mixed = checks.check_leak(harness, lambda ids: lm.table_VD[ids] + lm.table_VD[ids].mean(0))
+    assert "moved" in mixed
+    other = Harness(replace(lm, table_VD=lm.table_VD * 2), prompts, reading)
+    assert "other rows" in checks.check_table(other)
+
+
+def test_a_failing_check_is_named():
+    from latentwire_adapter.selfcheck import demand
+
+    demand({"table": "", "leak": ""})
+    with pytest.raises(UserError, match=r"^selfcheck leak: rows moved; nothing is measured"):
+        demand({"table": "", "leak": "rows moved"})

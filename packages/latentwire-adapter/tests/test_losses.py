@@ -1,0 +1,96 @@
+"""Losses, their masks, and how they are weighed."""
+
+import pytest
+import torch
+
+from latentwire_adapter.losses import Balance, PromptLosses, gradient_shares, reconstruction_loss
+
+
+def test_weighted_types_have_the_loss_and_the_optimum_of_positions():
+    draw = torch.Generator().manual_seed(0)
+    z_UK, x_UD = torch.randn(40, 3, generator=draw).double(), torch.randn(40, 5, generator=draw).double()
+    counts_U = torch.randint(1, 9, (40,), generator=draw)
+    z_NK, x_ND = z_UK.repeat_interleave(counts_U, 0), x_UD.repeat_interleave(counts_U, 0)
+    mean_D = x_ND.mean(0)
+    variance = float((x_ND - mean_D).square().sum(1).mean())
+    guess = torch.randn(3, 5, generator=draw).double()
+    by_type = reconstruction_loss(z_UK @ guess, x_UD, counts_U.double(), variance, float(counts_U.sum()))
+    by_position = (z_NK @ guess - x_ND).square().sum() / (x_ND - mean_D).square().sum()
+    torch.testing.assert_close(by_type, by_position)
+    assert float(
+        reconstruction_loss(mean_D.expand(40, 5), x_UD, counts_U.double(), variance, float(counts_U.sum()))
+    ) == pytest.approx(1)
+    root_U1 = counts_U.double().sqrt()[:, None]
+    torch.testing.assert_close(
+        torch.linalg.lstsq(z_UK * root_U1, x_UD * root_U1).solution, torch.linalg.lstsq(z_NK, x_ND).solution
+    )
+
+
+@pytest.mark.parametrize("objective", ["prompt_ppl", "answer_ce", "kl"])
+def test_losses_through_the_model_score_what_they_say(lm, prompts, objective):
+    asked = list(prompts.prompts[:3])
+    through = PromptLosses(lm, asked, prompts.prefix_T, objective)
+    total = 0.0
+    n = 0
+    for prompt in asked:
+        before = [*prompts.prefix_T, *prompt.asked_T]
+        answer = [] if objective == "prompt_ppl" else lm.tokenizer(f" {prompt.question.answer}\n")["input_ids"]
+        ids = torch.tensor([[*before, *answer]])
+        logits = lm.model(input_ids=ids).logits[0, :-1].float()
+        first = len(before) if objective == "answer_ce" else 1
+        nll = torch.nn.functional.cross_entropy(logits[first - 1 :], ids[0, first:], reduction="none")
+        total, n = total + float(nll.detach().sum()), n + len(nll)
+    rows_BTD = lm.table_VD[through.ids_BT]
+    loss, floor = through(rows_BTD, through.uncompressed())
+    if objective == "kl":
+        assert float(loss) == pytest.approx(0, abs=1e-6)
+        assert floor == 0
+        assert float(through(rows_BTD + 0.3, through.uncompressed())[0]) > 1e-3
+        assert len(through.uncompressed()) == n
+    else:
+        assert float(loss) == pytest.approx(total / n, rel=1e-4)
+        assert floor == pytest.approx(total / n, rel=1e-4)
+
+
+def test_the_answer_is_read_as_it_is(lm, prompts):
+    """Only the prompt's rows are replaced, and padding is not scored."""
+    through = PromptLosses(lm, list(prompts.prompts), prompts.prefix_T, "answer_ce")
+    arrived = torch.full((*through.ids_BT.shape, lm.table_VD.shape[1]), 7.0)
+    replaced = (through.rows(arrived) == 7).all(-1)
+    assert torch.equal(replaced, through.compressed_BT.bool())
+    assert not (through.scored_BT.bool() & (through.mask_BT == 0)).any()
+    assert not (through.scored_BT.bool() & through.compressed_BT.bool()).any()
+
+
+def test_running_means_are_bias_corrected_and_above_the_floor():
+    balance = Balance("running_means", {"a": 1.0, "b": 1.0})
+    first = balance.weigh({"a": 0.5, "b": 3.0}, {"a": 0.0, "b": 2.0}, {"a": 1.0, "b": 1.0})
+    assert first == {
+        "a": pytest.approx(2.0),
+        "b": pytest.approx(1.0),
+    }  # not 1e8 of an empty mean, nor 1/3 with the floor
+    for _ in range(200):
+        last = balance.weigh({"a": 0.25, "b": 2.1}, {"a": 0.0, "b": 2.0}, {"a": 1.0, "b": 1.0})
+    assert last == {"a": pytest.approx(4.0), "b": pytest.approx(10.0)}
+
+
+def test_gradient_norms_are_made_equal():
+    balance = Balance("gradient_norms", {"a": 1.0, "b": 1.0})
+    norms = {"a": 0.1, "b": 10.0}
+    weights = balance.weigh({"a": 1.0, "b": 1.0}, {"a": 0.0, "b": 0.0}, norms)
+    assert gradient_shares(norms, weights) == {"a": pytest.approx(0.5), "b": pytest.approx(0.5)}
+
+
+def test_uncertainty_weights_approach_one_over_the_loss():
+    balance = Balance("uncertainty", {"a": 1.0, "b": 1.0})
+    for _ in range(2000):
+        weights = balance.weigh({"a": 0.2, "b": 4.0}, {"a": 0.0, "b": 0.0}, {})
+    assert weights == {"a": pytest.approx(5.0, rel=0.01), "b": pytest.approx(0.25, rel=0.01)}
+
+
+def test_fixed_weights_stay_and_state_comes_back():
+    assert Balance("fixed", {"a": 3.0}).weigh({"a": 9.0}, {"a": 0.0}, {}) == {"a": 3.0}
+    one, other = Balance("running_means", {"a": 1.0}), Balance("running_means", {"a": 1.0})
+    one.weigh({"a": 9.0}, {"a": 0.0}, {})
+    other.restore(one.state())
+    assert one.weigh({"a": 1.0}, {"a": 0.0}, {}) == other.weigh({"a": 1.0}, {"a": 0.0}, {})

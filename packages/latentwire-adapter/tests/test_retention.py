@@ -1,0 +1,166 @@
+"""Intervals over paragraphs on fabricated answers: planted effects are found, and noise is not."""
+
+import numpy as np
+import pytest
+
+from latentwire_adapter.claims import (
+    claims,
+    columns,
+    difference,
+    f1_of,
+    of_ratio,
+    rank_correlation,
+    retention,
+    unexplained,
+)
+from latentwire_adapter.config import EvaluateConfig, Phase1Config, SuiteConfig
+from latentwire_adapter.metrics import retention as retained
+from studycore.claims import NotRun, as_stored, judge_all
+from studycore.statistics import Interval
+
+
+def asked(scores, per_paragraph=2, **more):
+    """Questions with these F1 (0 to 1)."""
+    return [
+        {
+            "id": str(i),
+            "paragraph": f"p{i // per_paragraph}",
+            "f1": float(s),
+            "em": float(s == 1),
+            **{k: v[i] for k, v in more.items()},
+        }
+        for i, s in enumerate(scores)
+    ]
+
+
+def table(**arms):
+    import pandas as pd
+
+    rows = [
+        {"arm": name.partition("__")[0], "ratio": name.partition("__")[2] or None, "seed": 0, "questions": q}
+        for name, q in arms.items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def draws(seed, n=60, p=0.5):
+    return (np.random.default_rng(seed).random(n) < p).astype(float)
+
+
+def verdict(measure, of, **threshold):
+    from studycore.claims import Claim
+
+    claim = Claim("x", "x", "x", "x", "x", measure, **threshold)
+    (found,) = judge_all([claim], of, [as_stored(claim)])
+    return found
+
+
+def test_f1_by_hand():
+    found = retained.mean_f1(asked([1, 0, 1, 1]))
+    assert found.estimate == 75
+    assert found.n == 2
+    assert 50 <= found.low <= found.high <= 100
+
+
+def test_questions_of_a_paragraph_count_as_one():
+    """Ten copies of each question make no interval narrower."""
+    one = retained.mean_f1(asked(draws(0, 40), 1))
+    many = retained.mean_f1(asked(np.repeat(draws(0, 40), 10), 10))
+    assert many.n == one.n == 40
+    assert many.high - many.low == pytest.approx(one.high - one.low, rel=0.05)
+
+
+def test_retention_by_hand_and_with_the_better_control():
+    treated, whole = asked([1, 0, 1, 0]), asked([1, 1, 1, 1])
+    nothing, quarter = asked([0, 0, 0, 0]), asked([1, 0, 0, 0])
+    assert retained.retention(treated, whole, [nothing, nothing]).estimate == pytest.approx(0.5)
+    assert retained.retention(treated, whole, [nothing, quarter]).estimate == pytest.approx((50 - 25) / (100 - 25))
+    with pytest.raises(NotRun, match="nothing to retain"):
+        retained.retention(treated, nothing, [whole, nothing])
+    with pytest.raises(NotRun, match="other questions"):
+        retained.retention(treated[:2], whole, [nothing])
+
+
+def test_pairing_finds_what_unpaired_noise_would_hide():
+    base = draws(1, 200)
+    better = np.minimum(base + (np.arange(200) % 8 == 0), 1)
+    found = retained.difference(asked(better), asked(base))
+    assert found.low > 0
+    noise = retained.difference(asked(draws(2, 200)), asked(draws(3, 200)))
+    assert noise.low < 0 < noise.high
+
+
+def test_measures_support_refute_and_stay_open():
+    of = table(raw=asked(np.ones(60)), question_only=asked(np.zeros(60)), shuffled=asked(np.zeros(60)),
+               adapter__8x=asked(draws(4, p=0.97)), linear__8x=asked(draws(5, p=0.2)), fewer__8x=asked(draws(6, p=0.97)))  # fmt: skip
+    assert verdict(f1_of("adapter", "8x"), of, above=70.0)["verdict"] == "supported"
+    assert verdict(f1_of("linear", "8x"), of, above=70.0)["verdict"] == "refuted"
+    assert verdict(retention("adapter", "8x"), of, above=0.7)["verdict"] == "supported"
+    assert verdict(retention("linear", "8x"), of, above=0.7)["verdict"] == "refuted"
+    assert verdict(retention("linear", "8x"), of, above=0.2)["verdict"] == "inconclusive"
+    assert verdict(difference(("adapter", "8x"), ("linear", "8x")), of, above=0.0)["verdict"] == "supported"
+    assert verdict(difference(("linear", "8x"), ("adapter", "8x")), of, above=0.0)["verdict"] == "refuted"
+    assert verdict(difference(("adapter", "8x"), ("fewer", "8x")), of, above=0.0)["verdict"] == "inconclusive"
+    missing = verdict(f1_of("adapter", "4x"), of, above=70.0)
+    assert (missing["verdict"], missing["measured"]) == ("not run", None)
+    assert verdict(retention("adapter", "8x"), of[of["arm"] != "shuffled"], above=0.7)["verdict"] == "not run"
+
+
+def test_rank_correlation_on_planted_truth_and_noise():
+    error = np.random.default_rng(7).random(120)
+    planted = asked((error < 0.5).astype(float), error=error)
+    assert verdict(rank_correlation("adapter", "4x"), table(adapter__4x=planted), above=0.0)["verdict"] == "supported"
+    turned = asked((error > 0.5).astype(float), error=error)
+    assert verdict(rank_correlation("adapter", "4x"), table(adapter__4x=turned), above=0.0)["verdict"] == "refuted"
+    noise = asked(draws(8, 120), error=error)
+    assert verdict(rank_correlation("adapter", "4x"), table(adapter__4x=noise), above=0.0)["verdict"] == "inconclusive"
+    all_wrong = asked(np.zeros(120), error=error)
+    assert verdict(rank_correlation("adapter", "4x"), table(adapter__4x=all_wrong), above=0.0)["verdict"] == "not run"
+
+
+def test_unexplained_variance_of_types():
+    import pandas as pd
+
+    random = np.random.default_rng(0)
+    spread, count = random.random(200) + 1, random.integers(1, 9, 200).astype(np.float32)
+    arrays = {
+        "held_out_count": count,
+        "held_out_spread": spread,
+        "held_out_adapter": 0.3 * spread,
+        "held_out_linear": 0.5 * spread,
+    }
+    of = pd.DataFrame([{"arm": "adapter", "ratio": "4x", "arrays": arrays}])
+    better = verdict(unexplained("adapter", "held_out", "4x", less="linear"), of, below=0.0)
+    assert better["verdict"] == "supported"
+    assert better["measured"] == pytest.approx(-0.2)
+    assert verdict(unexplained("linear", "held_out", "4x", less="adapter"), of, below=0.0)["verdict"] == "refuted"
+    noise = arrays | {"held_out_adapter": (0.5 + 0.4 * random.standard_normal(200)) * spread}
+    of = pd.DataFrame([{"arm": "adapter", "ratio": "4x", "arrays": noise}])
+    assert verdict(unexplained("adapter", "held_out", "4x", less="linear"), of, below=0.0)["verdict"] == "inconclusive"
+    assert verdict(unexplained("adapter", "seen", "4x"), of, below=0.0)["verdict"] == "not run"
+
+
+def test_seeds_are_averaged_before_paragraphs_are_drawn():
+    both = retained.over_seeds([asked([1, 0]), asked([0, 0])])
+    assert [row["f1"] for row in both] == [0.5, 0.0]
+    with pytest.raises(NotRun, match="other questions"):
+        retained.over_seeds([asked([1, 0]), asked([1])])
+
+
+def test_claims_have_distinct_names_and_fit_their_arms():
+    every = claims("run", SuiteConfig(ratios=[2.0, 8.0]))
+    assert len({claim.id for claim in every}) == len(every)
+    assert {f"f1_{r}" for r in ("2x", "8x")} <= {claim.id for claim in every}
+    few = claims("run", SuiteConfig(ratios=[8.0], arms=["linear", "phase2"], phase2_ratios=[4.0]))
+    assert not {"nearest_8x", "phase2_8x"} & {claim.id for claim in few}
+    assert len(of_ratio("8x", [])) == 5
+    for verb, config in (("evaluate", EvaluateConfig(arm="linear")), ("phase1", Phase1Config())):
+        assert [claim.id for claim in claims(verb, config)] == ["f1"]
+
+
+def test_the_better_half_of_an_interval_around_zero_is_zero():
+    from latentwire_adapter.claims import _size
+
+    assert _size(Interval(-2, -3, 1, 5)) == Interval(2, 0, 3, 5)
+    assert _size(Interval(-2, -3, -1, 5)) == Interval(2, 1, 3, 5)
+    assert callable(columns)

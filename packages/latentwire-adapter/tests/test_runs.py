@@ -1,0 +1,338 @@
+"""Runs in this process: phase 1 and 2, every arm, resuming, the main job, two processes."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import CPU
+
+from latentwire_adapter import train as train_module
+from latentwire_adapter.cli import STUDY
+from latentwire_adapter.config import EvaluateConfig, FitConfig, Phase2Config, SelfcheckConfig, SuiteConfig
+from latentwire_adapter.evaluation_files import read_predictions
+from latentwire_adapter.model.adapter import Adapter
+from latentwire_adapter.model.compressor import EmbeddingCompressor
+from latentwire_adapter.plan import plan, suite_of_seeds
+from studycore.configuration import to_dict
+from studycore.errors import Stopped, UserError
+from studycore.execution import make_runs, report_on
+from studycore.files import read_json
+from studycore.metrics_log import read_rows
+from studycore.options import SweepOptions
+from studycore.run import Run
+
+
+@pytest.fixture(autouse=True)
+def checked(monkeypatch):
+    """The checks have tests of their own."""
+    monkeypatch.setattr(train_module, "run_checks", lambda *a: {"table": ""})
+
+
+@pytest.fixture
+def trained(make, small, tmp_path):
+    """A finished phase 1 run."""
+    return make("phase1", small(), tmp_path / "phase1_4x")
+
+
+def metrics(folder):
+    return read_json(folder / "results.json")["metrics"]
+
+
+def of(cls, config, **more):
+    names = set(cls.__dataclass_fields__)
+    return cls(**({k: v for k, v in to_dict(config).items() if k in names} | more))
+
+
+def test_phase1_improves_on_the_inverse_it_starts_from_and_says_what_the_original_logged(trained, small):
+    found = metrics(trained)
+    rows = [row for row in read_rows(trained / "metrics.jsonl") if row["type"] == "train_step"]
+    assert rows[0]["nmse"] == pytest.approx(found["linear_nmse"], rel=1e-4)
+    assert found["nmse"] < found["linear_nmse"]
+    original = {
+        "step",
+        "epoch",
+        "timestamp",
+        "loss",
+        "recon_mse",
+        "recon_cosine_sim",
+        "recon_rel_error",
+        "lr",
+        "compression_ratio",
+        "batch_size",
+    }
+    assert all(original <= set(row) for row in rows)
+    (last,) = [row for row in read_rows(trained / "metrics.jsonl") if row["type"] == "full_eval"]
+    assert {"f1", "em", "eval_samples"} <= set(last)
+    assert found["dimensions"] == 8
+    assert found["positions_per_row"] > 1
+    assert {"norm_ratio", "held_out_nmse", "linear_held_out_nmse", "bits_per_token", "f1", "em"} <= set(found)
+    assert found["bits_per_token"] == 8 * 16
+
+
+def test_what_phase1_saves_is_what_it_scored(trained, small, make, tmp_path):
+    """Loaded by `evaluate`, the adapter answers as it did in its own run."""
+    again = make("evaluate", of(EvaluateConfig, small(), arm="adapter", phase1=str(trained)), tmp_path / "again")
+    keep = ("id", "prediction", "f1", "em", "error")
+    one, other = ([{k: q[k] for k in keep} for q in read_predictions(f)["questions"]] for f in (trained, again))
+    assert one == other
+    assert EmbeddingCompressor.from_pretrained(trained / "compressor").output_dim == 8
+    assert Adapter.from_pretrained(trained / "adapter").arguments["d_model"] == 32
+
+
+def test_held_out_types_are_in_no_fit(small, lm, monkeypatch):
+    fit = train_module.make_fit(small(), lm, 8)
+    weights_V = fit.weights(0.5)
+    assert (weights_V[fit.held_V] == 0).all()
+    assert (fit.counts_V[fit.held_V] > 0).any()
+    seen_V = (fit.counts_V > 0) & ~fit.held_V
+    torch.testing.assert_close(
+        weights_V[seen_V] / weights_V[seen_V].sum(), fit.counts_V[seen_V].sqrt() / fit.counts_V[seen_V].sqrt().sum()
+    )
+    data = train_module.TypeRows(lm, fit, small())
+    assert not fit.held_V[data.ids_U].any()
+    expected = EmbeddingCompressor(32, 8).fit_counts(lm.table_VD[seen_V], fit.counts_V[seen_V].sqrt())
+    torch.testing.assert_close(fit.compressor.projection, expected.projection, rtol=1e-3, atol=1e-4)
+
+
+def test_a_batch_is_dealt_out_to_the_processes(small, lm):
+    config = small()
+    data = train_module.TypeRows(lm, train_module.make_fit(config, lm, 8), config)
+    whole, weight = data.batch(config, 3, 5, 0, 1)
+    parts = [data.batch(config, 3, 5, rank, 2) for rank in (0, 1)]
+    assert sorted(torch.cat([rows for rows, _ in parts]).tolist()) == sorted(whole.tolist())
+    assert all(share == pytest.approx(weight / 2) for _, share in parts)
+    epoch = torch.cat([data.batch(config, step, 5, 0, 1)[0] for step in range(5)])
+    assert len(set(epoch.tolist())) == len(epoch)
+
+
+def test_a_stopped_run_goes_on_to_the_same_bits(trained, make, small, tmp_path, monkeypatch):
+    saving, calls = Run.saving, []
+
+    def stop_at_seven(self, n):
+        calls.append(self.index)
+        self.stopping = self.index == 7
+        return saving(self, n)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "saving", stop_at_seven)
+        with pytest.raises(Stopped):
+            make("phase1", small(), tmp_path / "stopped")
+    assert max(calls) == 7
+    make("phase1", small(), tmp_path / "stopped", resume=True)
+    for name in ("adapter", "compressor"):
+        files = [(f / name / "model.safetensors").read_bytes() for f in (trained, tmp_path / "stopped")]
+        assert files[0] == files[1]
+    same = [[q["prediction"] for q in read_predictions(f)["questions"]] for f in (trained, tmp_path / "stopped")]
+    assert same[0] == same[1]
+
+
+def test_the_losses_are_the_committed_ones(make, small, tmp_path):
+    """A change that does not mean to alter the training leaves the series as it is."""
+    from pathlib import Path
+
+    make("phase1", small(epochs=8, eval_every=2), tmp_path / "series")
+    series = [row["loss"] for row in read_rows(tmp_path / "series" / "metrics.jsonl") if row["type"] == "train_step"]
+    committed = Path(__file__).parent / "loss_series.json"
+    if not committed.exists():
+        committed.write_text(json.dumps(series))
+    assert series == pytest.approx(json.loads(committed.read_text()), rel=1e-3)
+
+
+@pytest.mark.parametrize("arm", ["linear", "nearest", "int8", "int4", "fewer", "raw", "question_only", "shuffled"])
+def test_every_arm_is_scored_by_the_same_harness(arm, trained, small, make, tmp_path):
+    folder = make("evaluate", of(EvaluateConfig, small(), arm=arm, phase1=str(trained)), tmp_path / arm)
+    found, rows = metrics(folder), read_predictions(folder)["questions"]
+    assert [q["id"] for q in rows] == [q["id"] for q in read_predictions(trained)["questions"]]
+    expected = {"linear": 128, "nearest": 128, "int8": 8 * 8 + 16, "int4": 4 * 8 + 16, "raw": 512, "shuffled": 512}
+    if arm in expected:
+        assert found["bits_per_token"] == expected[arm]
+    else:
+        assert found["bits_per_token"] < 512
+    if arm == "nearest":
+        assert 0 < found["snap_accuracy"] <= 1
+    report = report_on(STUDY, folder)
+    assert report.table.iloc[0]["arm"] == arm
+
+
+def test_ids_and_raw_answer_the_same_token_for_token(small, make, tmp_path):
+    rows = [
+        read_predictions(make("evaluate", of(EvaluateConfig, small(), arm=arm), tmp_path / arm))["questions"]
+        for arm in ("ids", "raw")
+    ]
+    assert [q["prediction"] for q in rows[0]] == [q["prediction"] for q in rows[1]]
+    assert any(q["prediction"] for q in rows[0])
+
+
+@pytest.mark.parametrize(
+    ("objective", "balance"), [("kl", "running_means"), ("prompt_ppl", "gradient_norms"), ("answer_ce", "uncertainty")]
+)
+def test_phase2_trains_through_the_model_and_logs_both_shares(objective, balance, trained, small, make, tmp_path):
+    config = of(Phase2Config, small(), phase1=str(trained), objective=objective, balance=balance, ce_weight=1.0, steps=6,
+                phase2_batch_size=2, phase2_lr=3e-3, log_every=1)  # fmt: skip
+    folder = make("phase2", config, tmp_path / "phase2")
+    rows = [row for row in read_rows(folder / "metrics.jsonl") if row["type"] == "train_step"]
+    assert len(rows) == 6
+    for row in rows:
+        assert row["share_reconstruction"] + row[f"share_{objective}"] == pytest.approx(1)
+        assert row[f"{objective}_loss"] >= 0
+    if balance == "gradient_norms":
+        assert rows[0]["share_reconstruction"] == pytest.approx(0.5)
+    assert metrics(folder)["due"] is True
+    assert (folder / "adapter" / "model.safetensors").read_bytes() != (
+        trained / "adapter" / "model.safetensors"
+    ).read_bytes()
+    weights = torch.cat([p.flatten() for p in Adapter.from_pretrained(folder / "adapter").parameters()])
+    assert torch.isfinite(weights).all()
+
+
+def test_phase2_lowers_the_loss_it_trains_on(trained, small, make, tmp_path, monkeypatch):
+    real = train_module.training_prompts
+
+    def two(*arguments):
+        found = real(*arguments)
+        return replace(found, prompts=found.prompts[:2])
+
+    monkeypatch.setattr(train_module, "training_prompts", two)
+    config = of(Phase2Config, small(), phase1=str(trained), objective="kl", balance="fixed", ce_weight=1.0, recon_weight=1e-6, steps=50,
+                phase2_batch_size=2, phase2_lr=1e-2, log_every=1)  # fmt: skip
+    rows = [
+        row
+        for row in read_rows(make("phase2", config, tmp_path / "p") / "metrics.jsonl")
+        if row["type"] == "train_step"
+    ]
+    assert sum(r["kl_loss"] for r in rows[-5:]) < 0.8 * sum(r["kl_loss"] for r in rows[:5])
+
+
+def test_phase2_is_not_due_above_the_threshold(trained, small, make, tmp_path):
+    config = of(Phase2Config, small(), phase1=str(trained), only_below=0.0, ce_weight=1.0)
+    folder = make("phase2", config, tmp_path / "phase2")
+    assert metrics(folder)["due"] is False
+    assert not (folder / "predictions.json").exists()
+    report_on(STUDY, folder)
+    assert "not due" in (folder / "report.md").read_text()
+
+
+def test_a_failing_check_stops_what_comes_after(monkeypatch, make, small, tmp_path):
+    monkeypatch.setattr(train_module, "run_checks", lambda *a: {"table": "", "dtype": "rows were taken"})
+    for verb, config in (
+        ("selfcheck", of(SelfcheckConfig, small())),
+        ("phase1", small()),
+        ("evaluate", of(EvaluateConfig, small())),
+    ):
+        with pytest.raises(UserError, match="selfcheck dtype"):
+            make(verb, config, tmp_path / verb)
+        assert read_json(tmp_path / verb / "manifest.json")["state"] == "failed"
+        assert not (tmp_path / verb / "predictions.json").exists()
+
+
+def test_random_projections_and_the_original_form_run_too(make, small, tmp_path):
+    folder = make(
+        "phase1",
+        small(compress_method="random", adapter_form="original", adapter_dropout=0.1, compress_dim=5),
+        tmp_path / "r",
+    )
+    assert metrics(folder)["dimensions"] == 5
+    fit = make("fit", of(FitConfig, small()), tmp_path / "fit")
+    shared = make("phase1", small(), tmp_path / "of_fit", needs={"fit": fit})
+    alone = make("phase1", small(), tmp_path / "alone")
+    torch.testing.assert_close(metrics(shared)["nmse"], metrics(alone)["nmse"], rtol=1e-4, atol=1e-6)
+
+
+def test_compressing_the_paragraph_alone_leaves_the_rest(make, small, trained, tmp_path):
+    both = [
+        make("evaluate", of(EvaluateConfig, small(), arm="linear", phase1=str(trained), scope=scope), tmp_path / scope)
+        for scope in ("prompt", "paragraph")
+    ]
+    answers = [[q["prediction"] for q in read_predictions(folder)["questions"]] for folder in both]
+    assert answers[0] != answers[1]
+
+
+# ------------------------------------------------------------------------------------------------------- the main job
+def suite(small, **more):
+    base = {k: v for k, v in to_dict(small()).items() if k not in ("ratio", "ce_weight", "compress_dim")}
+    values = {"base": base | {"steps": 2, "phase2_batch_size": 2}, "ratios": [4.0]} | more
+    return SuiteConfig(**values)
+
+
+def test_the_plan_names_every_arm_at_every_ratio(small):
+    jobs = {job.name: job for job in plan(suite(small, ratios=[2.0, 16.0]))}
+    assert list(jobs)[:6] == ["selfcheck", "fit", "ids", "raw", "question_only", "shuffled"]
+    assert {
+        f"{arm}_{r}"
+        for arm in ("phase1", "linear", "nearest", "int8", "int4", "fewer", "phase2")
+        for r in ("2x", "16x")
+    } < set(jobs)
+    assert jobs["phase2_16x"].needs == ("selfcheck", "phase1_16x")
+    assert jobs["phase1_2x"].config.ratio == 2.0
+    two = plan(suite(small, seeds=2, arms=["linear"]))
+    assert [job.name for job in two if job.arm == "linear"] == ["linear_4x_s0", "linear_4x_s1"]
+    assert {job.config.data_seed for job in two} == {0}
+    verb, several = suite_of_seeds(small(), 3)
+    assert (verb, several.seeds, several.ratios) == ("run", 3, [4.0])
+    plan(several)
+
+
+def test_the_main_job_goes_on_arm_by_arm(small, tmp_path, monkeypatch, capsys):
+    chosen = suite(small, arms=["linear", "fewer", "phase2"])
+    options = SweepOptions(device="cpu", threads=1, processes=1)
+    from studycore import execution
+    from studycore.jobs import run_in_processes
+
+    def in_process(work, values, schedule, stop, processes):
+        while names := schedule.take():
+            for name, ended in zip(names, work([values[n] for n in names]), strict=True):
+                yield from schedule.end(name, ended)
+
+    monkeypatch.setattr(execution, "run_in_processes", in_process)
+    real = train_module.phase2
+
+    def fails(*arguments):
+        raise RuntimeError("killed")
+
+    monkeypatch.setattr(train_module, "phase2", fails)
+    with pytest.raises(UserError, match="1 of 10 runs failed, first phase2_4x"):
+        make_runs(STUDY, "run", chosen, tmp_path / "run", options)
+    stamps = {p.parent.name: p.stat().st_mtime_ns for p in (tmp_path / "run").glob("*/predictions.json")}
+    assert len(stamps) == 7
+    monkeypatch.setattr(train_module, "phase2", real)
+    make_runs(STUDY, "run", chosen, tmp_path / "run", options, resume=True)
+    again = {p.parent.name: p.stat().st_mtime_ns for p in (tmp_path / "run").glob("*/predictions.json")}
+    assert {k: again[k] for k in stamps} == stamps
+    results = read_json(tmp_path / "run" / "results.json")
+    assert {"adapter_4x", "linear_4x", "fewer_4x", "phase2_4x", "raw"} <= set(results["metrics"]["arms"])
+    assert {c["verdict"] for c in results["claims"]} <= {"supported", "refuted", "inconclusive", "not run"}
+    assert all(c["registered"] for c in results["claims"])
+    text = (tmp_path / "run" / "report.md").read_text()
+    for word in ("retention", "token's number", "held out", "bits a token"):
+        assert word in text
+    assert run_in_processes
+
+
+def test_two_processes_score_exactly_what_one_does(trained, small, tmp_path):
+    config = of(EvaluateConfig, small(), arm="linear", phase1=str(trained), eval_batch_size=2)
+    flags = [f"--{k}={v}" for k, v in to_dict(config).items() if v is not None]
+    found = []
+    for n in (1, 2):
+        command = [
+            sys.executable,
+            "-c",
+            "import sys; import latentwire_adapter.train as t; t.run_checks = lambda *a: {}; from latentwire_adapter.cli import main; sys.exit(main())",
+        ]
+        folder = tmp_path / f"n{n}"
+        command = command if n == 1 else [sys.executable, "-m", "latentwire_adapter"]
+        done = subprocess.run(
+            [*command, "evaluate", *flags, "--device", "cpu", "--threads", "1", "--num-processes", str(n), "--output-dir", str(folder)],
+            capture_output=True, text=True, cwd=tmp_path,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
+        found.append(
+            [
+                {k: q[k] for k in ("id", "prediction", "em", "f1", "error")}
+                for q in read_predictions(folder)["questions"]
+            ]
+        )
+    assert found[0] == found[1]
+    assert replace(CPU, threads=2).threads == 2
