@@ -26,7 +26,7 @@ TEMPLATES = (
     "She told me about the", "It was a story about a", "They were talking about the", "He had never seen a",
     "The book describes the", "We know little about the", "In the picture there was a", "Everyone had heard of the",
 )  # fmt: skip
-LARGEST = 0.15
+LARGEST = 0.05
 """A parent holds at most this share of all words: entity and the like are no concepts to compare."""
 
 Words = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]

@@ -22,6 +22,8 @@ from studycore.errors import UserError
 
 SYNTHETIC = "synthetic-tree"
 """The "model" that is no language model: a planted tree of concepts with exact ground truth."""
+DEFAULT = "smollm2-quick"
+"""The configuration that is read without --config."""
 FLAT = ("topk", "batchtopk", "matryoshka")
 BASELINES = ("random", *FLAT)
 CONTROLS = ("random_teacher", "frozen_random", "no_causal_ortho", "euclidean", "top2", "random_projectors")
@@ -439,6 +441,10 @@ class StudyConfig:
 
 def with_flags(file: dict[str, Any], flags: dict[str, Any], of_runs: dict[str, Any]) -> dict[str, Any]:
     """The file's sections with the flags of a training put where the file has their keys. UserError for --arm."""
+    if not file:
+        from studycore.configuration import find_config, read_yaml
+
+        file = read_yaml(find_config(DEFAULT, "polytope_hsae"))
     if "arm" in of_runs:
         raise UserError("--arm: a phase trains several; list them under training.arms")
     values = {**file, **flags}
