@@ -60,14 +60,16 @@ def main(argv: list[str] | None = None) -> int:
 
 def doctor() -> list[tuple[str, bool, str]]:
     """Whether the models and the texts of the defaults are there."""
-    from studycore.language import reference_lm, wordnet
+    from studycore.language import embedded, wordnet
 
-    try:
-        model = (f"{reference_lm.NAME} is there: {reference_lm.locate(reference_lm.NAME)}", True, "")
-    except UserError as error:
-        model = (f"{reference_lm.NAME} is there", False, str(error))
+    checks = []
+    for name in embedded.MODELS:
+        try:
+            checks.append((f"{name} is there: {embedded.locate(name)}", True, ""))
+        except UserError as error:
+            checks.append((f"{name} is there", False, str(error)))
     place = wordnet.find()
-    return [model, (f"WordNet is there{f': {place}' if place else ''}", place is not None, "`make setup` fetches it")]
+    return [*checks, (f"WordNet is there{f': {place}' if place else ''}", place is not None, "`make setup` fetches it")]
 
 
 if __name__ == "__main__":

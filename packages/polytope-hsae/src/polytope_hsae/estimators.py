@@ -45,12 +45,13 @@ def concept_vector(g_nD: Tensor, shrinkage: float | None = None) -> Tensor:
     keep = ((1 - a) / n)[..., None, None]
     system = keep * system
     system.diagonal(dim1=-2, dim2=-1).add_((a * mu)[..., None])
+    factor = torch.linalg.cholesky(system)
     if dual:
         # C^-1 m = (m - keep Xt (keep X Xt + a mu I)^-1 X m) / (a mu); the direction needs no scale.
-        solved_n1 = torch.linalg.solve(system, centred_nD @ mean_D.mT)
+        solved_n1 = torch.cholesky_solve(centred_nD @ mean_D.mT, factor)
         direction_1D = mean_D - keep * (solved_n1.mT @ centred_nD)
     else:
-        direction_1D = torch.linalg.solve(system, mean_D.mT).mT
+        direction_1D = torch.cholesky_solve(mean_D.mT, factor).mT
     direction_1D = direction_1D / direction_1D.norm(dim=-1, keepdim=True)
     return ((mean_D * direction_1D).sum(-1, keepdim=True) * direction_1D).squeeze(-2)
 

@@ -48,7 +48,7 @@ def load_tokenizer(name: str, revision: str | None = None) -> Any:
 
 def _place(name: str) -> str:
     """What from_pretrained takes."""
-    from studycore.language.reference_lm import locate
+    from studycore.language.embedded import locate
 
     if name.startswith((".", "/", "~")) and not (Path(name) / "config.json").is_file():
         raise UserError(f"model.name: '{name}' is no folder of a Hugging Face model; check the path")
