@@ -1,0 +1,336 @@
+"""Activations with their labels: captured from a language model into shards named by their content, or planted.
+
+A shard's name is the SHA-256 of the model's weights, its precision and the shard's tokens. Shards lie beside the runs, so
+that no activation is computed twice, whatever else of the configuration changes, and a capture that was cut off goes on.
+They are written in the order of the text and read through memory maps in any order: training draws across documents.
+
+An activation predicts the next token; its label is the concept of that token. Shapes: N activations, D width, T tokens of
+a window.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from polytope_hsae import synthetic
+from polytope_hsae.concepts import ESTIMATE, Hierarchy, load_hierarchy, prompts
+from polytope_hsae.config import SYNTHETIC, ActivationConfig
+from polytope_hsae.language import check_capture, final_activations, fingerprint, load_model, load_tokenizer, pad
+from studycore.configuration import from_dict, read_yaml
+from studycore.errors import UserError
+from studycore.files import read_json, read_text, sync_folder, write_json
+from studycore.run import Run
+from studycore.streams import derive_seed, generator
+
+TRAIN, CHOOSE, TEST = 0, 1, 2
+"""The splits."""
+CACHE = Path("runs") / "polytope-hsae" / "cache" / "shards"
+
+
+# ----------------------------------------------------------------------------------------------------------- reading
+class Store:
+    """The activations of a finished job, by memory map."""
+
+    def __init__(self, folder: Path, hierarchy: Hierarchy):
+        from safetensors.numpy import load_file
+
+        self.folder, self.hierarchy = folder, hierarchy
+        index = read_json(folder / "index.json")
+        self.width: int = index["width"]
+        self.arrays = load_file(folder / "arrays.safetensors")
+        self.places = [Path(index["cache"]) / f"{shard['key']}.f32" for shard in index["shards"]]
+        self.starts = np.cumsum([0, *(shard["rows"] for shard in index["shards"])])
+        if missing := [path for path in self.places if not path.exists()]:
+            raise UserError(f"{missing[0]}: the shard is gone; remove {folder}, and it is captured again")
+        self.maps = [np.memmap(path, np.float32, "r").reshape(-1, self.width) for path in self.places]
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def rows(self, indices: np.ndarray) -> Tensor:
+        """[n, D] activations."""
+        found = np.empty((len(indices), self.width), np.float32)
+        shard = np.searchsorted(self.starts, indices, "right") - 1
+        for number in np.unique(shard):
+            chosen = shard == number
+            found[chosen] = self.maps[number][indices[chosen] - self.starts[number]]
+        return torch.from_numpy(found)
+
+    def split(self, which: int) -> np.ndarray:
+        """Indices of a split."""
+        return np.flatnonzero(self.arrays["split"] == which)
+
+    def sample(self, which: int, count: int) -> np.ndarray:
+        """Up to `count` indices of a split, always the same, in order."""
+        every = self.split(which)
+        order = torch.randperm(len(every), generator=generator(0, "sample", which)).numpy()
+        return np.sort(every[order[:count]])
+
+    @cached_property
+    def _labels(self) -> np.ndarray:
+        """[N, P] child that is on (their number for the parent alone), -1 where the parent is off."""
+        if "child" in self.arrays:
+            return self.arrays["child"]
+        labels = self.hierarchy.labels()
+        table = np.full((max([0, *labels, int(self.arrays["next"].max())]) + 2, len(self.hierarchy.parents)), -1, np.int8)
+        for token, (p, c) in labels.items():
+            table[token, p] = c
+        return table[self.arrays["next"]]  # a missing next token, -1, reads the last row, which has no label
+
+    def labels(self, indices: np.ndarray) -> Tensor:
+        """[n, P] child that is on with its parent (the number of children for the parent alone), -1 where it is off."""
+        return torch.from_numpy(self._labels[indices].astype(np.int64))
+
+    def held_out(self, indices: np.ndarray) -> Tensor:
+        """[n] whether no concept's vector was estimated from the next token; all of a planted tree's."""
+        if self.next_tokens is None:
+            return torch.ones(len(indices), dtype=torch.bool)
+        known = np.array(sorted(self.hierarchy.labels(ESTIMATE)))
+        return torch.from_numpy(~np.isin(self.arrays["next"][indices], known))
+
+    @property
+    def next_tokens(self) -> np.ndarray | None:
+        """[N] of a language model, -1 where there is none."""
+        return self.arrays.get("next") if "child" not in self.arrays else None
+
+    def context(self, index: int, before: int = 10) -> str:
+        """The text up to an activation's token, and the next one in brackets; of a planted tree its labels."""
+        if "child" in self.arrays:
+            on = [(p, int(c)) for p, c in enumerate(self._labels[index]) if c >= 0]
+            names = [(self.hierarchy.parents[p], c) for p, c in on]
+            return ", ".join(p.name if c == len(p.children) else p.children[c].name for p, c in names)
+        start = index
+        document = self.arrays["document"]
+        while start > max(0, index - before) and document[start - 1] == document[index]:
+            start -= 1
+        text = self._tokenizer.decode(self.arrays["token"][start : index + 1].tolist(), skip_special_tokens=True)
+        following = int(self.arrays["next"][index])
+        return text + (f" [{self._tokenizer.decode([following]).strip()}]" if following >= 0 else "")
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(self.folder / "tokenizer")
+
+
+def open_store(geometry: Path, activations: Path) -> Store:
+    """Of the folders of the two jobs."""
+    return Store(activations, load_hierarchy(geometry / "concepts.json"))
+
+
+def batches(indices: np.ndarray, size: int, seed: int, step: int) -> np.ndarray:
+    """The batch of a step: positions step * size and on in the epochs' orders, laid end to end. A function of (seed, step)."""
+    found = []
+    position, end = step * size, (step + 1) * size
+    while position < end:
+        epoch, place = divmod(position, len(indices))
+        count = min(end - position, len(indices) - place)
+        found.append(indices[_order(len(indices), seed, epoch)[place : place + count]])
+        position += count
+    return np.concatenate(found)
+
+
+_orders: dict[tuple[int, int, int], np.ndarray] = {}
+
+
+def _order(count: int, seed: int, epoch: int) -> np.ndarray:
+    key = (count, seed, epoch)
+    if key not in _orders:
+        if len(_orders) > 3:
+            _orders.clear()
+        _orders[key] = torch.randperm(count, generator=generator(seed, "order", epoch)).numpy()
+    return _orders[key]
+
+
+# ---------------------------------------------------------------------------------------------------------- capturing
+@dataclass(frozen=True)
+class Sequences:
+    """What goes through the model: windows of one length, or prompts padded on the right."""
+
+    rows: list[list[int]]
+    """Tokens."""
+    following: list[int]
+    """The token after each row, -1 for none."""
+    split: list[int]
+    documents: list[list[int]]
+
+    def shards(self, tokens: int) -> Iterator["Sequences"]:
+        """Parts of about `tokens` tokens each."""
+        part, size = [], 0
+        for i, row in enumerate(self.rows):
+            part.append(i)
+            size += len(row)
+            if size >= tokens or i + 1 == len(self.rows):
+                yield self.take(part)
+                part, size = [], 0
+
+    def take(self, part: Sequence[int]) -> "Sequences":
+        return Sequences(*([values[i] for i in part] for values in (self.rows, self.following, self.split, self.documents)))  # type: ignore[arg-type]
+
+
+def capture(config: ActivationConfig, run: Run) -> None:
+    """The job: every shard that is not there yet, then the labels of all."""
+    hierarchy = load_hierarchy(run.needs["geometry"] / "concepts.json")
+    if config.model == SYNTHETIC:
+        _plant(config, run)
+        return
+    tokenizer = load_tokenizer(config.model, config.model_revision)
+    model = load_model(config.model, config.model_revision, config.dtype)
+    weights = fingerprint(model)
+    sequences = gather(config, hierarchy, tokenizer)
+    shards = list(sequences.shards(config.shard_size_tokens))
+    keys = [_key(weights, config.dtype, shard) for shard in shards]
+    data = {"model": weights, "tokens": hashlib.sha256("".join(keys).encode()).hexdigest()}
+    run.begin(data=data, hook="what the unembedding reads: the output of the final norm")
+    model = run.accelerator.prepare_model(model.to(run.device), evaluation_mode=True)
+    check_capture(model, torch.tensor(sequences.rows[0])[None].to(run.device))
+    CACHE.mkdir(parents=True, exist_ok=True)
+    for number in run.steps(len(shards), unit="shard"):
+        if run.ended():
+            break
+        path = CACHE / f"{keys[number]}.f32"
+        if number % run.world == run.rank and not path.exists():
+            _write(path, model, shards[number], config.batch_size, tokenizer.eos_token_id or 0, run.device)
+    run.accelerator.wait_for_everyone()
+    if run.is_main:
+        tokenizer.save_pretrained(run.folder / "tokenizer")
+        index = [{"key": key, "rows": sum(map(len, shard.rows))} for key, shard in zip(keys, shards, strict=True)]
+        width = int(model.get_output_embeddings().weight.shape[1])
+        write_json(run.folder / "index.json", {"width": width, "cache": str(CACHE.absolute()), "shards": index})
+    flat = [token for row in sequences.rows for token in row]
+    after = [t for row, last in zip(sequences.rows, sequences.following, strict=True) for t in [*row[1:], last]]
+    split = [s for row, s in zip(sequences.rows, sequences.split, strict=True) for _ in row]
+    document = [d for row in sequences.documents for d in row]
+    labels = hierarchy.labels()
+    run.results(
+        {"activations": len(flat), "shards": len(shards), "labelled": sum(t in labels for t in after)},
+        {"token": torch.tensor(flat, dtype=torch.int32), "next": torch.tensor(after, dtype=torch.int32),
+         "split": torch.tensor(split, dtype=torch.int8), "document": torch.tensor(document, dtype=torch.int32)},
+    )  # fmt: skip
+
+
+def gather(config: ActivationConfig, hierarchy: Hierarchy, tokenizer: Any) -> Sequences:
+    """Prompts, then windows of text, token_budget tokens in all. UserError when the text is too short."""
+    end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
+    texts = prompts(hierarchy, config.prompts_per_concept, config.seed)
+    rows = [[*end, *ids] for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]] if texts else []
+    splits = [_split_of(text, config.data_split) for text in texts]
+    found = Sequences(rows, [-1] * len(rows), splits, [[-1 - i] * len(row) for i, row in enumerate(rows)])
+    left = config.token_budget - sum(map(len, rows))
+    if left < config.window_length:
+        raise UserError(f"data.token_budget: {config.token_budget} leaves {left} tokens beside the prompts; raise it")
+    streams: dict[int, tuple[list[int], list[int]]] = {split: ([], []) for split in (TRAIN, CHOOSE, TEST)}
+    size = config.window_length
+    for number, text in enumerate(documents(config)):
+        ids = [*end, *tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]]
+        tokens, owners = streams[_split_of(text, config.data_split)]
+        tokens += ids
+        owners += [number] * len(ids)
+        if sum(max(0, len(t) - 1) // size * size for t, _ in streams.values()) >= left:
+            break
+    for split, (tokens, owners) in streams.items():
+        for start in range(0, (len(tokens) - 1) // size * size, size):
+            if left < size:
+                break
+            left -= size
+            found.rows.append(tokens[start : start + size])
+            found.following.append(tokens[start + size])
+            found.split.append(split)
+            found.documents.append(owners[start : start + size])
+    if left >= size:
+        raise UserError(f"data.token_budget: the texts of {config.source} end {left} tokens before {config.token_budget}; lower it")  # fmt: skip
+    return found
+
+
+def documents(config: ActivationConfig) -> Iterator[str]:
+    """The texts, in an order drawn by the seed; of a hub dataset in its own."""
+    if config.source == "studycore/wordnet":
+        from studycore.language import wordnet
+
+        texts = [document.text for document in wordnet.documents()]
+    elif config.source.endswith((".txt", ".jsonl")):
+        lines = read_text(Path(config.source)).splitlines()
+        try:
+            texts = [json.loads(line)["text"] for line in lines] if config.source.endswith(".jsonl") else lines
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"data.source: {config.source} has a line without JSON and a 'text'; mend it") from None
+        texts = [text for text in texts if text.strip()]
+    else:
+        yield from _hub_texts(config.source)
+        return
+    for i in torch.randperm(len(texts), generator=generator(config.seed, "documents")).tolist():
+        yield texts[i]
+
+
+def _hub_texts(source: str) -> Iterator[str]:
+    import datasets
+
+    name, _, configuration = source.partition(":")
+    print(f"reading the dataset {name} from the Hugging Face hub")
+    try:
+        for row in datasets.load_dataset(name, configuration or None, split="train", streaming=True):
+            yield row["text"]
+    except (OSError, ValueError, KeyError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise UserError(f"data.source: '{source}' cannot be read: {said}; give studycore/wordnet, a file, or another dataset") from None  # fmt: skip
+
+
+def _split_of(text: str, shares: Sequence[float]) -> int:
+    """By a hash of the text, so that equal texts are in one split."""
+    place = derive_seed(0, "split", text) / 2**63
+    return TRAIN if place < shares[0] else CHOOSE if place < shares[0] + shares[1] else TEST
+
+
+def _key(weights: str, dtype: str, shard: Sequences) -> str:
+    return hashlib.sha256(f"{weights} {dtype} {shard.rows}".encode()).hexdigest()
+
+
+def _write(path: Path, model: Any, shard: Sequences, batch: int, fill: int, device: str) -> None:
+    """The shard's activations, in the order of its tokens; the file appears whole."""
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    with open(temporary, "wb") as file:
+        for start in range(0, len(shard.rows), batch):
+            part = shard.rows[start : start + batch]
+            ids_BT, mask_BT = pad(part, fill)
+            x_BTD = final_activations(model, ids_BT.to(device), mask_BT.to(device)).cpu()
+            file.write(x_BTD[mask_BT.bool()].numpy().tobytes())
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    sync_folder(path.parent)
+
+
+def _plant(config: ActivationConfig, run: Run) -> None:
+    """Activations of the planted tree, as one shard."""
+    x_ND, child_NP = synthetic.activations(config, config.token_budget, config.seed)
+    key = hashlib.sha256(x_ND.tobytes()).hexdigest()
+    run.begin(data={"planted": key})
+    CACHE.mkdir(parents=True, exist_ok=True)
+    path = CACHE / f"{key}.f32"
+    if not path.exists():
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        x_ND.tofile(temporary)
+        os.replace(temporary, path)
+    shards = [{"key": key, "rows": len(x_ND)}]
+    write_json(run.folder / "index.json", {"width": x_ND.shape[1], "cache": str(CACHE.absolute()), "shards": shards})
+    place = torch.rand(len(x_ND), generator=generator(config.seed, "splits"))
+    split = (place >= config.data_split[0]).to(torch.int8) + (place >= sum(config.data_split[:2])).to(torch.int8)
+    run.results(
+        {"activations": len(x_ND), "shards": 1, "labelled": int((child_NP >= 0).any(1).sum())},
+        {"child": torch.from_numpy(child_NP), "split": split},
+    )
+
+
+def read_source(folder: Path) -> ActivationConfig:
+    """The configuration of a finished job."""
+    return from_dict(ActivationConfig, read_yaml(folder / "config.yaml"), str(folder))

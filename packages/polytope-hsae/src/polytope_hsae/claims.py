@@ -1,0 +1,93 @@
+"""The study's claims, as data, and what they read of a finished job.
+
+Of the geometry: medians over concepts, each with its exact binomial interval, since a model has one unembedding. Of
+autoencoders: paired differences over seeds.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from polytope_hsae.config import StudyConfig
+from studycore.claims import Claim, Measure, NotRun
+from studycore.files import read_json
+from studycore.measures import paired_difference, paired_ratio
+from studycore.statistics import Interval
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+ORIGINAL, OWN = "the original study's expected results", "this study"
+PARK = "Park et al., arXiv:2406.01506"
+
+
+def of_geometry(name: str) -> Measure:
+    """A median over concepts with its interval."""
+
+    def compute(table: "DataFrame") -> tuple[Interval, str]:
+        columns = [f"{name}_{part}" for part in ("median", "low", "high", "n")]
+        if table.empty or not set(columns) <= set(table.columns) or table[columns].dropna().empty:
+            raise NotRun("Phase 1 is not done.")
+        middle, low, high, n = table[columns].dropna().iloc[0]
+        return Interval(float(middle), float(low), float(high), int(n)), "Median over concepts, exact binomial interval."
+
+    return Measure(f"median({name}) over concepts", compute)
+
+
+def claims(verb: str, config: Any) -> Sequence[Claim]:
+    """What a phase is judged by; a single job by none."""
+    if not isinstance(config, StudyConfig):
+        return ()
+    order = ["phase1", "phase2", "phase3", "phase4"]
+    reached = len(order) if verb == "all" else order.index(verb) + 1
+    arms = set(config.arms)
+    found = [*GEOMETRY]
+    if reached >= 3:
+        found += [claim for needed, claim in TRAINED if needed <= arms]
+    if reached >= 4:
+        found += STEERED
+    return found
+
+
+GEOMETRY = (
+    Claim("held_out_projection", "Words that took no part in estimating project on their concept's vector", PARK, "about 1",
+          "of the vector", of_geometry("held_out_projection"), above=0.5),
+    Claim("disjoint_angle_null", "Estimated from disjoint words, child minus parent is nearer to a right angle with its parent than shuffled rows are",
+          OWN, "below 0", "degrees from the null's median", of_geometry("disjoint_angle_minus_shuffled"), below=0.0),
+    Claim("median_angle", "The median causal angle is at least 80 degrees (as pure noise has it too: nested words give 90 by algebra)", ORIGINAL,
+          ">= 80", "degrees", of_geometry("nested_angle"), above=80.0),
+    Claim("own_parent", "A child's held-out words project on its parent, estimated without them", OWN, "above 0.25",
+          "of the parent's vector", of_geometry("projection_on_own_parent"), above=0.25),
+    Claim("ratio_invariance", "Adding a parent leaves the odds among its children's words as they were (median divergence)", ORIGINAL,
+          "< 0.10", "nats", of_geometry("ratio_invariance_kl"), below=0.1),
+)  # fmt: skip
+TRAINED: tuple[tuple[set[str], Claim], ...] = (
+    (set(), Claim("purity", "Starting from the teacher raises purity by 10 points", ORIGINAL, ">= +0.10", "share of activation",
+                  paired_difference("purity", "teacher", "random"), above=0.10)),
+    (set(), Claim("leakage", "Starting from the teacher lowers leakage by a fifth", ORIGINAL, "<= -20 %", "% change",
+                  paired_ratio("leakage", "teacher", "random", percent=True), below=-20.0)),
+    (set(), Claim("reconstruction_parity", "The teacher costs less than 2 points of explained variance", ORIGINAL, "similar",
+                  "explained variance", paired_difference("explained_variance", "teacher", "random"), above=-0.02)),
+    ({"random_teacher"}, Claim("purity_beside_random_teacher", "The teacher's directions, not their angles, raise purity: against a random teacher of equal angles",
+                               OWN, "above 0", "share of activation", paired_difference("purity", "teacher", "random_teacher"), above=0.0)),
+    ({"random_teacher"}, Claim("leakage_beside_random_teacher", "The teacher leaks less than a random teacher of equal angles", OWN, "below 0", "% change",
+                               paired_ratio("leakage", "teacher", "random_teacher", percent=True), below=0.0)),
+    ({"frozen_random"}, Claim("purity_beside_frozen_random", "The teacher's purity is above that of a random decoder that was never trained", OWN, "above 0",
+                              "share of activation", paired_difference("purity", "teacher", "frozen_random"), above=0.0)),
+    ({"euclidean"}, Claim("purity_beside_euclidean", "A causal teacher's purity is above a Euclidean teacher's", OWN, "above 0", "share of activation",
+                          paired_difference("purity", "teacher", "euclidean"), above=0.0)),
+    (set(), Claim("absorption", "Starting from the teacher lowers absorption", OWN, "below 0", "share of activations",
+                  paired_difference("absorption", "teacher", "random"), below=0.0)),
+    (set(), Claim("soft_absorption", "Starting from the teacher lowers soft absorption: how far a parent falls when its child is on", OWN, "below 0",
+                  "share of activation", paired_difference("soft_absorption", "teacher", "random"), below=0.0)),
+)  # fmt: skip
+STEERED = (
+    Claim("steering_leakage", "Starting from the teacher lowers steering's leakage by a fifth", ORIGINAL, "<= -20 %", "% change",
+          paired_ratio("steering_leakage", "teacher", "random", percent=True), below=-20.0),
+)  # fmt: skip
+
+
+def columns(folder: Path, config: Any) -> dict[str, Any]:
+    """The metrics of a finished job."""
+    found: dict[str, Any] = read_json(folder / "results.json")["metrics"]
+    return found

@@ -1,0 +1,76 @@
+"""The command `polytope-hsae`: the study's declaration."""
+
+import sys
+
+from studycore.cli import main as run_command
+from studycore.errors import UserError
+from studycore.study import ManyRuns, OneRun, Study
+
+PLANS = {
+    "phase1": "concepts, causal geometry and teacher vectors, with their tests against nulls",
+    "phase2": "activations, and autoencoders that know nothing of phase 1",
+    "phase3": "autoencoders that start from the teacher vectors, and their controls",
+    "phase4": "steering, cross-entropy and stability of all of them",
+}
+STUDY = Study(
+    name="polytope-hsae",
+    distribution="polytope-hsae",
+    package="polytope_hsae",
+    question="Do concepts form a hierarchy in a language model's unembedding, and does an autoencoder that starts from it keep it?",
+    verbs={
+        "all": ManyRuns(
+            "all four phases", config="polytope_hsae.config:StudyConfig", plan="polytope_hsae.plan:phase4", of="train",
+            resolve="polytope_hsae.config:with_flags",
+        ),
+        **{
+            phase: ManyRuns(
+                summary, config="polytope_hsae.config:StudyConfig", plan=f"polytope_hsae.plan:{phase}", of="train",
+                resolve="polytope_hsae.config:with_flags",
+            )
+            for phase, summary in PLANS.items()
+        },
+        "geometry": OneRun(
+            "a job: phase 1 of a model", config="polytope_hsae.config:GeometryConfig", train="polytope_hsae.teacher:extract",
+            has_steps=False,
+        ),
+        "activations": OneRun(
+            "a job: activations with labels", config="polytope_hsae.config:ActivationConfig",
+            train="polytope_hsae.activations:capture", has_steps=False,
+        ),
+        "train": OneRun(
+            "a job: one autoencoder", config="polytope_hsae.config:TrainConfig", train="polytope_hsae.training:train",
+            has_steps=False,
+        ),
+        "evaluate": OneRun(
+            "a job: steering and cross-entropy of one autoencoder", config="polytope_hsae.config:EvaluateConfig",
+            train="polytope_hsae.steering:evaluate", has_steps=False,
+        ),
+    },
+    claims="polytope_hsae.claims:claims",
+    columns="polytope_hsae.claims:columns",
+    report="polytope_hsae.report:report",
+    doctor="polytope_hsae.cli:doctor",
+    libraries=("accelerate", "transformers"),
+)  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run_command(STUDY, argv)
+
+
+def doctor() -> list[tuple[str, bool, str]]:
+    """Whether the models and the texts of the defaults are there."""
+    from studycore.language import embedded, wordnet
+
+    checks = []
+    for name in embedded.MODELS:
+        try:
+            checks.append((f"{name} is there: {embedded.locate(name)}", True, ""))
+        except UserError as error:
+            checks.append((f"{name} is there", False, str(error)))
+    place = wordnet.find()
+    return [*checks, (f"WordNet is there{f': {place}' if place else ''}", place is not None, "`make setup` fetches it")]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

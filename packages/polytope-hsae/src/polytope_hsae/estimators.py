@@ -1,0 +1,68 @@
+"""The vector of a concept: linear discriminant of its own words, with its length (Park et al., arXiv:2406.01506, eq. 4.1).
+
+With m the mean and C the Ledoit-Wolf covariance of a concept's n words in the unified space, the direction is C^-1 m and
+the vector is the mean's projection on it: v = (m . u) u. Since C = (1 - a) S + a mu I, and S has rank below n, C^-1 m needs an
+n x n system alone (Woodbury), and a and mu follow from the n x n Gram matrix.
+
+Shapes: B batches, n words, D width.
+"""
+
+import torch
+from torch import Tensor
+
+
+def ledoit_wolf(gram_Bnn: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """(a, mu) of C = (1 - a) S + a mu I, each [B], from the Gram matrix of centred rows (Ledoit and Wolf 2004)."""
+    n = gram_Bnn.shape[-1]
+    diagonal_Bn = gram_Bnn.diagonal(dim1=-2, dim2=-1)
+    return _shrinkage(diagonal_Bn.sum(-1), gram_Bnn.square().sum((-2, -1)), diagonal_Bn.square().sum(-1), n, width)
+
+
+def _shrinkage(trace: Tensor, square: Tensor, fourth: Tensor, n: int, width: int) -> tuple[Tensor, Tensor]:
+    """The same from the trace and squared norm of the scatter matrix and the sum of the rows' norms to the fourth."""
+    mu = trace / (n * width)
+    distance = square / n**2 / width - mu**2
+    noise = (fourth / n - square / n**2) / (width * n)
+    return torch.minimum(noise, distance) / distance, mu
+
+
+def concept_vector(g_nD: Tensor, shrinkage: float | None = None) -> Tensor:
+    """[..., D] vectors of concepts whose words are the rows of [..., n, D] (float64, n >= 2), in the unified space.
+
+    `shrinkage` replaces Ledoit and Wolf's a.
+    """
+    n, width = g_nD.shape[-2:]
+    mean_D = g_nD.mean(-2, keepdim=True)
+    centred_nD = g_nD - mean_D
+    dual = n <= width
+    system = centred_nD @ centred_nD.mT if dual else centred_nD.mT @ centred_nD
+    if dual:
+        a, mu = ledoit_wolf(system, width)
+    else:
+        trace = system.diagonal(dim1=-2, dim2=-1).sum(-1)
+        a, mu = _shrinkage(trace, system.square().sum((-2, -1)), centred_nD.square().sum(-1).square().sum(-1), n, width)
+    a = a if shrinkage is None else torch.full_like(a, shrinkage)
+    keep = ((1 - a) / n)[..., None, None]
+    system = keep * system
+    system.diagonal(dim1=-2, dim2=-1).add_((a * mu)[..., None])
+    factor = torch.linalg.cholesky(system)
+    if dual:
+        # C^-1 m = (m - keep Xt (keep X Xt + a mu I)^-1 X m) / (a mu); the direction needs no scale.
+        solved_n1 = torch.cholesky_solve(centred_nD @ mean_D.mT, factor)
+        direction_1D = mean_D - keep * (solved_n1.mT @ centred_nD)
+    else:
+        direction_1D = torch.cholesky_solve(mean_D.mT, factor).mT
+    direction_1D = direction_1D / direction_1D.norm(dim=-1, keepdim=True)
+    return ((mean_D * direction_1D).sum(-1, keepdim=True) * direction_1D).squeeze(-2)
+
+
+def concept_vector_pinv(g_nD: Tensor) -> Tensor:
+    """The same by the dense D x D pseudo-inverse, as in the paper's code: slow, for tests and the benchmark."""
+    n, width = g_nD.shape
+    mean_D = g_nD.mean(0)
+    centred_nD = g_nD - mean_D
+    a, mu = ledoit_wolf(centred_nD @ centred_nD.T, width)
+    covariance_DD = (1 - a) * centred_nD.T @ centred_nD / n + a * mu * torch.eye(width, dtype=g_nD.dtype)
+    direction_D = torch.linalg.pinv(covariance_DD, hermitian=True) @ mean_D
+    direction_D = direction_D / direction_D.norm()
+    return (mean_D @ direction_D) * direction_D

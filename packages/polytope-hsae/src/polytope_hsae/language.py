@@ -1,0 +1,108 @@
+"""A causal language model: its unembedding, and what the unembedding reads.
+
+The residual stream is taken where the head reads it, after the final norm: so the logits of a changed activation are its
+product with the unembedding, exactly, and need no run of the model.
+
+Shapes: B sequences, T tokens, D width, V words.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from studycore.errors import UserError
+
+
+def load_model(name: str, revision: str | None = None, dtype: str = "fp32") -> Any:
+    """The model, for evaluation. UserError when there is none, or its head is not a plain product."""
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    place = _place(name)
+    if not Path(place).exists():
+        print(f"loading the model {name} from the Hugging Face hub")
+    precision = torch.float32 if dtype == "fp32" else torch.bfloat16
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(place, revision=revision, dtype=precision)
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+        raise _unloadable(name, error) from None
+    head = model.get_output_embeddings()
+    if head is None or getattr(head, "bias", None) is not None:
+        raise UserError(f"model.name: '{name}' has no unembedding without a bias, whose geometry this study reads; take another")  # fmt: skip
+    return model.eval()
+
+
+def load_tokenizer(name: str, revision: str | None = None) -> Any:
+    """UserError when the model has none."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(_place(name), revision=revision)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise _unloadable(name, error) from None
+
+
+def _place(name: str) -> str:
+    """What from_pretrained takes."""
+    from studycore.language.embedded import locate
+
+    if name.startswith((".", "/", "~")) and not (Path(name) / "config.json").is_file():
+        raise UserError(f"model.name: '{name}' is no folder of a Hugging Face model; check the path")
+    return locate(name)
+
+
+def _unloadable(name: str, error: Exception) -> UserError:
+    said = " ".join(str(error).split()).split(". ")[0].rstrip(".")[:240]
+    return UserError(f"model.name: '{name}' cannot be loaded: {said}; give a hub id or a folder")
+
+
+def unembedding(model: Any) -> Tensor:
+    """[V, D] rows that logits are products with, float32."""
+    return model.get_output_embeddings().weight.detach().float()
+
+
+def fingerprint(model: Any) -> str:
+    """SHA-256 of all weights."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+@torch.no_grad()
+def final_activations(model: Any, ids_BT: Tensor, mask_BT: Tensor | None = None) -> Tensor:
+    """[B, T, D] what the head reads, without the product with the head, which costs more than all layers of a small model."""
+    output = model.base_model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False)
+    return output.last_hidden_state.float()
+
+
+@torch.no_grad()
+def check_capture(model: Any, ids_BT: Tensor) -> None:
+    """UserError where the head reads something else than `final_activations` gives, found with a forward hook."""
+    read: list[Tensor] = []
+    hook = model.get_output_embeddings().register_forward_pre_hook(lambda module, inputs: read.append(inputs[0]))
+    try:
+        model(input_ids=ids_BT, use_cache=False)
+    finally:
+        hook.remove()
+    ours = final_activations(model, ids_BT)
+    if not torch.allclose(read[0].float(), ours, rtol=1e-3, atol=1e-3 * float(ours.abs().max())):
+        raise UserError(
+            f"model.name: the head of a {model.config.model_type} reads something else than its base model's last state; take another model"
+        )
+
+
+def pad(rows: Sequence[Sequence[int]], fill: int) -> tuple[Tensor, Tensor]:
+    """([B, T] tokens, [B, T] mask), padded on the right."""
+    length = max(map(len, rows))
+    ids = torch.full((len(rows), length), fill)
+    mask = torch.zeros(len(rows), length, dtype=torch.long)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row)
+        mask[i, : len(row)] = 1
+    return ids, mask

@@ -1,0 +1,309 @@
+"""What is measured of a trained autoencoder on held-out activations with labels.
+
+Concepts are matched to latents on one split and measured on another; where words have parts, on words from which no vector
+was estimated. A metric without its inputs is an error, never a 0.
+
+Shapes: N activations, D width, F latents in all (parents first), M parents, P concepts, R pairs.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from polytope_hsae.activations import CHOOSE, TEST, Store
+from polytope_hsae.models import dense_codes, dense_decoder
+from studycore.streams import generator
+
+LEAST = 5
+"""Test activations that a concept must have to count."""
+SPLIT_GAIN = 0.03
+"""F1 that a second latent must add for a concept to be split (Karvonen et al., SAEBench: k-sparse probing)."""
+MOST_PAIRS = 512
+CHUNK = 4096
+
+
+# ------------------------------------------------------------------------------------------------------ reconstruction
+class ExplainedVariance:
+    """1 - sum |x - x^|^2 / sum |x - mean|^2 over everything that was added, in float64.
+
+    The mean is that of all inputs: predicting it scores 0, the identity 1. (A mean per batch flatters; a missing mean, as in
+    SAELens until 2026, flatters more.)
+    """
+
+    def __init__(self) -> None:
+        self.error = self.square = 0.0
+        self.total: Any = 0.0
+        self.count = 0
+
+    def add(self, x_ND: Tensor, x_hat_ND: Tensor) -> None:
+        x = x_ND.double()
+        self.error += float((x - x_hat_ND.double()).square().sum())
+        self.square += float(x.square().sum())
+        self.total = self.total + x.sum(0)
+        self.count += len(x)
+
+    def value(self) -> float:
+        """ValueError before two inputs that differ."""
+        if self.count < 2:
+            raise ValueError(f"explained variance: {self.count} activations have no variance; add more")
+        variance = self.square - float(self.total.square().sum()) / self.count
+        if not variance > 0:
+            raise ValueError("explained variance: all activations are equal; add others")
+        return 1 - self.error / variance
+
+
+def explained_variance(model: Any, x_ND: Tensor) -> float:
+    found = ExplainedVariance()
+    for part in x_ND.split(CHUNK):
+        found.add(part, model(part))
+    return found.value()
+
+
+def cross_entropy(x_ND: Tensor, unembedding_VD: Tensor, next_N: Tensor) -> float:
+    """Nats of the next tokens under the model's own head."""
+    total = 0.0
+    for x_nD, next_n in zip(x_ND.split(256), next_N.split(256), strict=True):
+        total += float(torch.nn.functional.cross_entropy(x_nD @ unembedding_VD.T, next_n, reduction="sum"))
+    return total / len(x_ND)
+
+
+def ce_recovered(model: Any, x_ND: Tensor, mean_D: Tensor, unembedding_VD: Tensor, next_N: Tensor) -> dict[str, float]:
+    """Share of the cross-entropy that is lost when every activation becomes the mean and that reconstructions get back.
+
+    The head is a product, so this is the language model's own cross-entropy with the activations replaced. ValueError where
+    the mean loses nothing.
+    """
+    clean, ours = cross_entropy(x_ND, unembedding_VD, next_N), cross_entropy(model(x_ND), unembedding_VD, next_N)
+    ablated = cross_entropy(mean_D.expand_as(x_ND), unembedding_VD, next_N)
+    if not ablated > clean:
+        raise ValueError(f"cross-entropy: {ablated} with the mean is not above {clean}; the activations predict nothing")
+    recovered = (ablated - ours) / (ablated - clean)
+    return {"ce_clean": clean, "ce_reconstructed": ours, "ce_ablated": ablated, "ce_recovered": recovered, "1-CE": 1 - recovered}  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------- labelled metrics
+def correlations(codes_NF: Tensor, on_NP: Tensor) -> Tensor:
+    """[F, P] Pearson correlation of each latent's code with each label; 0 for a latent that never fires."""
+    codes, on = codes_NF.double(), on_NP.double()
+    codes, on = codes - codes.mean(0), on - on.mean(0)
+    scale = codes.norm(dim=0)[:, None] * on.norm(dim=0)[None]
+    return torch.where(scale > 0, codes.T @ on / scale.clamp_min(1e-30), 0.0)
+
+
+def f1(fires_NF: Tensor, on_N: Tensor) -> Tensor:
+    """[F] of firing as a prediction of the label."""
+    hits = (fires_NF & on_N[:, None]).sum(0).double()
+    return 2 * hits / (fires_NF.sum(0) + on_N.sum()).clamp_min(1)
+
+
+@dataclass(frozen=True)
+class Matching:
+    """Latents of the concepts."""
+
+    parent_P: Tensor
+    """The latent whose code correlates most with each parent."""
+    second_P: Tensor
+    """The one that adds most to its F1."""
+    child_PC: Tensor
+    """The latent of each child, another than its parent's; -1 where the child has no activations."""
+
+
+def match(codes_NF: Tensor, labels_NP: Tensor, parents: int, children: int) -> Matching:
+    """On the activations for choosing. `parents` latents may stand for a parent; any for a child."""
+    on_NP = labels_NP >= 0
+    best_P = correlations(codes_NF[:, :parents], on_NP).argmax(0)
+    second, child = [], []
+    fires_NF = codes_NF > 0
+    for p, j in enumerate(best_P.tolist()):
+        union = fires_NF[:, :parents] | fires_NF[:, j : j + 1]
+        gain = f1(union, on_NP[:, p])
+        gain[j] = -1
+        second.append(int(gain.argmax()))
+        of_children = torch.stack([labels_NP[:, p] == c for c in range(children)], 1)
+        on_FC = correlations(codes_NF[on_NP[:, p]], of_children[on_NP[:, p]]) if on_NP[:, p].sum() > 1 else torch.zeros(codes_NF.shape[1], children)  # fmt: skip
+        on_FC[j] = -1
+        chosen = on_FC.argmax(0)
+        chosen[of_children.sum(0) == 0] = -1
+        child.append(chosen)
+    return Matching(best_P, torch.tensor(second), torch.stack(child))
+
+
+def concept_metrics(codes_NF: Tensor, labels_NP: Tensor, matching: Matching) -> dict[str, float]:
+    """Means over concepts with LEAST activations or more. ValueError where none has.
+
+    purity: share of the parent latent's activation that falls on its concept. leakage: how often it fires on activations of
+    other concepts alone. split: share of concepts to whose F1 a second latent adds SPLIT_GAIN. absorption: of the
+    activations of a child, the share on which the parent's latent is silent while the child's fires.
+    """
+    on_NP = labels_NP >= 0
+    found: dict[str, list[float]] = {name: [] for name in ("purity", "purity_original", "recall", "leakage", "split", "absorption")}  # fmt: skip
+    for p, j in enumerate(matching.parent_P.tolist()):
+        on_N, code_N = on_NP[:, p], codes_NF[:, j]
+        others_N = ~on_N & on_NP.any(1)
+        if on_N.sum() < LEAST or others_N.sum() < LEAST:
+            continue
+        # A latent that never fires on the test has no activation that could fall on its concept.
+        found["purity"].append(float(code_N[on_N].sum() / code_N.sum()) if float(code_N.sum()) > 0 else 0.0)
+        found["purity_original"].append(float(code_N[on_N].mean() / (code_N[~on_N].mean() + 1e-8)))
+        found["recall"].append(float((code_N[on_N] > 0).double().mean()))
+        found["leakage"].append(float((code_N[others_N] > 0).double().mean()))
+        fires_NF = codes_NF[:, [j, int(matching.second_P[p])]] > 0
+        both = f1(torch.stack([fires_NF[:, 0], fires_NF.any(1)], 1), on_N)
+        found["split"].append(float(both[1] - both[0] > SPLIT_GAIN))
+        for c, child in enumerate(matching.child_PC[p].tolist()):
+            of_child_N = labels_NP[:, p] == c
+            if child >= 0 and of_child_N.sum() >= LEAST:
+                absorbed = (code_N[of_child_N] == 0) & (codes_NF[of_child_N, child] > 0)
+                found["absorption"].append(float(absorbed.double().mean()))
+    if not found["purity"] or not found["absorption"]:
+        raise ValueError(
+            f"purity, absorption: no concept has {LEAST} test activations; raise data.token_budget or lower concepts.parents"
+        )
+    means = {name: sum(values) / len(values) for name, values in found.items()}
+    return {**means, "concepts_measured": float(len(found["purity"]))}
+
+
+# ------------------------------------------------------------------------------------- learned parents and children
+def learned_pairs(model: Any, codes_NF: Tensor) -> Tensor:
+    """[R, 2] (parent, child) latents: those of the architecture, or by co-activation.
+
+    By co-activation: a latent's parent is the one that fires most often when it does, among those that fire more often in
+    all (Matryoshka: among the innermost dictionary, for the latents outside it).
+    """
+    config = model.config
+    fires_NF = (codes_NF > 0).double()
+    count_F = fires_NF.sum(0)
+    alive = count_F >= LEAST
+    if config.kind == "hierarchical":
+        child = torch.arange(config.m_top, config.features)
+        pairs = torch.stack([(child - config.m_top) // config.m_low, child], 1)
+    else:
+        both_FF = fires_NF.T @ fires_NF
+        allowed_FF = count_F[:, None] > count_F[None]
+        if config.kind == "matryoshka":
+            inner = torch.arange(config.features) < config.inner_widths[0]
+            allowed_FF = inner[:, None] & ~inner[None]
+        given_FF = torch.where(allowed_FF, both_FF, -1.0)
+        child = torch.arange(config.features)
+        pairs = torch.stack([given_FF.argmax(0), child], 1)[given_FF.max(0).values > 0]
+    pairs = pairs[alive[pairs[:, 0]] & alive[pairs[:, 1]]]
+    return pairs[count_F[pairs[:, 1]].argsort(descending=True, stable=True)[:MOST_PAIRS]]
+
+
+def hierarchy_metrics(x_ND: Tensor, codes_NF: Tensor, decoder_FD: Tensor, bias_D: Tensor, pairs_R2: Tensor) -> dict[str, float]:
+    """Grandien et al. 2026 (arXiv:2606.22994) and Tree SAE's condition (arXiv:2605.07922), means over pairs.
+
+    inclusion: P(parent | child). coverage: P(some child | parent), over parents. hard_absorption: P(parent silent | child).
+    soft_absorption: by regression on inputs where both fire, the share by which the parent's activation falls at the child's
+    mean. distinct_siblings: 1 - Jaccard overlap of two children of one parent. co_correlation: of the two where both fire.
+    reconstruction_gain: where both fire, the share of |x - b - parent|^2 that the child takes away; reconstruction_condition:
+    how many pairs take some away. x is scaled. ValueError for no pairs.
+    """
+    if len(pairs_R2) == 0:
+        raise ValueError("inclusion: no parent and child fire often enough to be measured; train longer")
+    fires_NF = codes_NF > 0
+    parent_R, child_R = pairs_R2.T
+    found: dict[str, list[float]] = {name: [] for name in ("soft_absorption", "co_correlation", "reconstruction_gain")}
+    inclusion_R = torch.empty(len(pairs_R2), dtype=torch.float64)
+    for r, (j, i) in enumerate(pairs_R2.tolist()):
+        child_on = fires_NF[:, i]
+        both = child_on & fires_NF[:, j]
+        inclusion_R[r] = float(both.sum()) / float(child_on.sum())
+        a, c = codes_NF[both, j].double(), codes_NF[both, i].double()
+        if len(a) >= LEAST and float(c.var()) > 0 and float(a.var()) > 0:
+            slope = float(((a - a.mean()) * (c - c.mean())).mean() / c.var(unbiased=False))
+            found["soft_absorption"].append(-slope * float(c.mean() / a.mean()))
+            found["co_correlation"].append(float(torch.corrcoef(torch.stack([a, c]))[0, 1]))
+            rest = x_ND[both] - bias_D - codes_NF[both, j, None] * decoder_FD[j]
+            after = rest - codes_NF[both, i, None] * decoder_FD[i]
+            before = float(rest.square().sum())
+            found["reconstruction_gain"].append((before - float(after.square().sum())) / before)
+    coverage, jaccard = [], []
+    for j in parent_R.unique().tolist():
+        children = child_R[parent_R == j]
+        of_children = fires_NF[:, children]
+        coverage.append(float((of_children.any(1) & fires_NF[:, j]).sum() / fires_NF[:, j].sum()))
+        for one, other in zip(range(len(children)), range(1, len(children)), strict=False):
+            either = float((of_children[:, one] | of_children[:, other]).sum())
+            jaccard.append(float((of_children[:, one] & of_children[:, other]).sum()) / either)
+    result = {"inclusion": float(inclusion_R.mean()), "hard_absorption": float(1 - inclusion_R.mean()),
+              "coverage": sum(coverage) / len(coverage)}  # fmt: skip
+    result |= {name: sum(values) / len(values) for name, values in found.items() if values}
+    if found["reconstruction_gain"]:
+        gains = found["reconstruction_gain"]
+        result["reconstruction_condition"] = sum(gain > 0 for gain in gains) / len(gains)
+    if jaccard:
+        result["distinct_siblings"] = 1 - sum(jaccard) / len(jaccard)
+    return result
+
+
+def matched_pairs(codes_NF: Tensor, pairs_R2: Tensor, parents: int, seed: int) -> Tensor:
+    """The null: each child with another parent, drawn among the five whose rate is nearest to its own parent's."""
+    rate_F = (codes_NF > 0).double().mean(0)
+    pool = rate_F[:parents].nonzero()[:, 0]
+    draw = generator(seed, "matched pairs")
+    drawn = []
+    for j, i in pairs_R2.tolist():
+        near = pool[(pool != j) & (pool != i)]
+        near = near[(rate_F[near] - rate_F[j]).abs().argsort(stable=True)[:5]]
+        if len(near):
+            drawn.append([int(near[int(torch.randint(len(near), (1,), generator=draw))]), i])
+    return torch.tensor(drawn).reshape(-1, 2)
+
+
+# ------------------------------------------------------------------------------------------------------------- all of them
+@torch.no_grad()
+def sae_metrics(model: Any, store: Store, size: int, seed: int) -> tuple[dict[str, float], Matching]:
+    """Of a trained model: reconstruction, sparsity, usage, labels, learned hierarchy with its null."""
+    config = model.config
+    parents = config.m_top
+    choose, test = store.sample(CHOOSE, size), store.sample(TEST, size)
+    x_choose, x_ND = store.rows(choose), store.rows(test)
+    codes_NF = dense_codes(model, x_ND)
+    value = explained_variance(model, x_ND)
+    fires_F = codes_NF > 0
+    metrics = {
+        "explained_variance": value, "1-EV": 1 - value,
+        "parents_active": float(fires_F[:, :parents].sum(1).double().mean()),
+        "latents_active": float(fires_F.sum(1).double().mean()),
+        "latents_used": float(fires_F.any(0).double().mean()),
+        "parents_used": float(fires_F[:, :parents].any(0).double().mean()),
+    }  # fmt: skip
+    labels, held_out = store.labels(test), store.held_out(test)
+    children = max(len(parent.children) for parent in store.hierarchy.parents)
+    matching = match(dense_codes(model, x_choose), store.labels(choose), parents, children)
+    metrics |= concept_metrics(codes_NF[held_out], labels[held_out], matching)
+    scaled = x_ND * config.input_scale
+    pairs = learned_pairs(model, codes_NF)
+    metrics["pairs"] = float(len(pairs))
+    decoder = dense_decoder(model)
+    metrics |= hierarchy_metrics(scaled, codes_NF, decoder, model.bias, pairs)
+    null = matched_pairs(codes_NF, pairs, parents, seed)
+    if len(null):
+        found = hierarchy_metrics(scaled, codes_NF, decoder, model.bias, null)
+        metrics |= {f"{name}_null": v for name, v in found.items()}
+    return metrics, matching
+
+
+def steps_to_convergence(rows: list[Mapping[str, Any]], share: float = 0.99) -> int:
+    """The first evaluated step from which explained variance stays at `share` of its last value or above. ValueError for none."""
+    values = [(int(row["step"]), float(row["explained_variance"])) for row in rows if "explained_variance" in row]
+    if not values:
+        raise ValueError("steps to convergence: no evaluation was made; lower training.val_every")
+    threshold = share * values[-1][1]
+    reached = values[-1][0]
+    for step, value in reversed(values):
+        if value < threshold:
+            break
+        reached = step
+    return reached
+
+
+def stability(decoder_FD: Tensor, other_FD: Tensor) -> float:
+    """Mean over latents of the largest cosine with a latent of another seed's decoder."""
+    one = decoder_FD / decoder_FD.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    other = other_FD / other_FD.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    return float((one @ other.T).max(1).values.mean())

@@ -1,0 +1,112 @@
+"""The report of a phase, or of a single job, from what its folder holds."""
+
+from polytope_hsae.visualization import pictures_of
+from studycore.record import Record
+from studycore.report import Report, Table
+
+QUESTION = (
+    "Do concepts form a hierarchy in the unembedding, and does an autoencoder that starts from it keep it better than "
+    "one that starts at random?"
+)
+ARM_COLUMNS = (
+    "explained_variance", "ce_recovered", "purity", "leakage", "split", "absorption", "steering_leakage", "steering_success",
+    "steps_to_convergence", "stability",
+)  # fmt: skip
+YARDSTICKS = (
+    "inclusion", "coverage", "hard_absorption", "soft_absorption", "distinct_siblings", "co_correlation", "reconstruction_gain",
+    "reconstruction_condition",
+)  # fmt: skip
+
+
+def report(record: Record) -> Report:
+    """Of any folder."""
+    if record.verb in ("geometry", "activations", "train", "evaluate"):
+        rows = [(name, value) for name, value in record.metrics.items()]
+        return Report(f"polytope-hsae {record.verb}", QUESTION, f"{len(rows)} metrics.", [Table("Metrics", ("metric", "value"), rows)])  # fmt: skip
+    table = record.table
+    tables = [geometry_table(record)]
+    arms = [arm for arm in table["arm"].unique() if arm not in ("geometry", "activations")]
+    if arms:
+        tables.append(arm_table(record, arms, "Arms", ARM_COLUMNS, "Means over seeds. purity, leakage, split, absorption: on test activations, whose words no vector was estimated from."))
+        tables.append(arm_table(record, arms, "Learned parents and children", YARDSTICKS, "In brackets the null: the same children with other parents of equal rate. Inclusion is 1 by construction in hierarchical arms.", null=True))
+    if record.missing:
+        tables.append(Table("Jobs that did not finish", ("job", "reason"), list(record.missing.items())))
+    metrics = {arm: {name: value for name, value in _means(record, arm).items()} for arm in arms}
+    return Report("polytope-hsae", QUESTION, answer(record), tables, pictures_of(record), notes(record), {"arms": metrics, "jobs": len(table)})  # fmt: skip
+
+
+def answer(record: Record) -> str:
+    """Two sentences: what the geometry shows beside its null, and what the teacher did."""
+    row = record.table[record.table["arm"] == "geometry"]
+    if row.empty or "held_out_projection_median" not in row:
+        return "Phase 1 is not done."
+    g = row.iloc[0]
+    said = (
+        f"Held-out words project on their concept's vector at {g['held_out_projection_median']:.2f} (shuffled "
+        f"{g['held_out_projection_shuffled_median']:.2f}); child minus parent stands at {g['disjoint_angle_median']:.1f} degrees "
+        f"from disjoint words (shuffled {g['disjoint_angle_shuffled_median']:.1f}), while nested words give "
+        f"{g['nested_angle_median']:.1f} whatever they are (shuffled {g['nested_angle_shuffled_median']:.1f})."
+    )
+    teacher, random = _means(record, "teacher"), _means(record, "random")
+    if "purity" in teacher and "purity" in random:
+        said += (
+            f" Starting from these vectors, the autoencoder has purity {teacher['purity']:.2f} and leakage {teacher['leakage']:.2f}, from "
+            f"a random start {random['purity']:.2f} and {random['leakage']:.2f}, at explained variance "
+            f"{teacher['explained_variance']:.3f} and {random['explained_variance']:.3f}."
+        )
+    return said
+
+
+def _means(record: Record, arm: str) -> dict[str, float]:
+    """Of every number of an arm, over seeds."""
+    rows = record.table[record.table["arm"] == arm]
+    numbers = rows.select_dtypes("number").drop(columns=["seed"], errors="ignore").dropna(axis=1, how="all")
+    return {str(name): float(value) for name, value in numbers.mean().items()}
+
+
+def geometry_table(record: Record) -> Table:
+    """Each statistic beside its nulls."""
+    rows = record.table[record.table["arm"] == "geometry"]
+    g = rows.iloc[0].to_dict() if not rows.empty else {}
+    lines = []
+    for name, label, nulls in (
+        ("held_out_projection", "held-out projection on the own concept", ("shuffled", "sibling_swap", "euclidean")),
+        ("disjoint_angle", "angle, disjoint words (degrees)", ("shuffled", "euclidean")),
+        ("nested_angle", "angle, nested words (degrees)", ("shuffled", "random_parent", "label_permutation", "euclidean")),
+        ("projection_on_own_parent", "projection on the own parent", ()),
+        ("sibling_accuracy", "test words nearest to their own sibling", ("shuffled",)),
+        ("sibling_difference_cosine", "|cosine| of siblings' difference with their parent", ("shuffled",)),
+        ("ratio_invariance_kl", "divergence among siblings when their parent is added (nats)", ()),
+        ("target_shift", "logit that this adds to the parent's words", ()),
+    ):
+        if f"{name}_median" in g:
+            interval = f"[{g[f'{name}_low']:.3g}, {g[f'{name}_high']:.3g}]" if f"{name}_low" in g else ""
+            beside = ", ".join(f"{null.replace('_', ' ')} {g[f'{name}_{null}_median']:.3g}" for null in nulls if f"{name}_{null}_median" in g)  # fmt: skip
+            lines.append((label, float(g[f"{name}_median"]), interval, beside))
+    passed = ", ".join(f"{k.removeprefix('passed_')} {'passes' if v else 'fails'} (p = {g['p_' + k.removeprefix('passed_')]:.3g})" for k, v in g.items() if k.startswith("passed_"))  # fmt: skip
+    return Table("Geometry of concepts", ("statistic", "median", "95 % interval", "nulls"), lines,
+                 f"Gates at a level of 5 %: {passed}. Angles from nested words are 90 by algebra and carry nothing.")  # fmt: skip
+
+
+def arm_table(record: Record, arms: list[str], title: str, names: tuple[str, ...], note: str, null: bool = False) -> Table:
+    """Means over seeds of each arm; what an arm has not is "not run"."""
+    means = {arm: _means(record, arm) for arm in arms}
+    shown = [name for name in names if any(name in m for m in means.values())]
+    rows = []
+    for arm in arms:
+        cells = []
+        for name in shown:
+            value, other = means[arm].get(name), means[arm].get(f"{name}_null")
+            cells.append(f"{value:.3g} ({other:.3g})" if null and value is not None and other is not None else value)
+        seeds = record.table[(record.table["arm"] == arm) & (record.table["phase"] != "phase4")]["seed"].nunique()
+        rows.append((arm, seeds, *cells))
+    return Table(title, ("arm", "seeds", *(name.replace("_", " ") for name in shown)), rows, note)
+
+
+def notes(record: Record) -> list[str]:
+    return [
+        "Gates: p = (1 + draws that reach the statistic) / (1 + draws). Over pure noise each passes in at most 5 % of cases (tested).",
+        "Explained variance against the mean of all test activations; 1-EV and 1-CE in results.json are what is lacking to 1.",
+        "All arms train the same number of steps on the same batches of a seed; flat arms have as many latents in all and as many active.",
+        "random_teacher is the teacher rotated at random in the unified space: every causal angle is the same. frozen_random is that, never trained.",
+    ]

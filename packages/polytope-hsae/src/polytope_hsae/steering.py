@@ -1,0 +1,157 @@
+"""Phase 4: what adding a concept's latent to the residual stream does to the model's logits.
+
+The head is a product, so a step v moves the logit of every word y by gamma(y) . v whatever the context; what all words
+share moves no probability and is taken out. Steering a parent at strength s adds s times the mean code with which its latent
+fires.
+
+Shapes: V words, D width, P concepts, N activations.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from polytope_hsae.activations import CHOOSE, TEST, open_store
+from polytope_hsae.concepts import TEST as TEST_WORDS, Hierarchy
+from polytope_hsae.config import EvaluateConfig
+from polytope_hsae.metrics import ce_recovered, stability
+from polytope_hsae.models import SparseAutoencoder, dense_codes, dense_decoder
+from studycore.configuration import read_yaml
+from studycore.files import write_json
+from studycore.record import read_arrays
+from studycore.run import Run
+
+
+def steering_effects(
+    step_PD: Tensor, unembedding_VD: Tensor, hierarchy: Hierarchy
+) -> tuple[Tensor, Tensor, Tensor]:
+    """([P] target, [P] off target, [P] effect size) of one step for each parent, in logits, on words for testing.
+
+    target: mean shift of the concept's words. off target: mean absolute shift of the other concepts' words. effect size:
+    Cohen's d of its words against the others'.
+    """
+    words = [parent.part(TEST_WORDS) for parent in hierarchy.parents]
+    flat = torch.tensor([token for group in words for token in group])
+    owner = torch.tensor([p for p, group in enumerate(words) for _ in group])
+    shared_P = step_PD @ unembedding_VD.mean(0)
+    moved_PW = step_PD @ unembedding_VD[flat].T - shared_P[:, None]
+    target, off, size = [], [], []
+    for p in range(len(words)):
+        own, others = moved_PW[p, owner == p], moved_PW[p, owner != p]
+        target.append(own.mean())
+        off.append(others.abs().mean())
+        pooled = ((own.var(unbiased=False) + others.var(unbiased=False)) / 2).sqrt().clamp_min(1e-12)
+        size.append((own.mean() - others.mean()) / pooled)
+    return torch.stack(target), torch.stack(off), torch.stack(size)
+
+
+def steering_metrics(
+    model: Any, latent_P: Tensor, x_ND: Tensor, unembedding_VD: Tensor, hierarchy: Hierarchy, strengths: list[float]
+) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """(means over concepts, the curves). Concepts whose latent never fires are failures, with all their effect off target.
+
+    steering_leakage: off target / (off target + max(target, 0)), in [0, 1]. steering_success: share of concepts whose own
+    words move up and more than the others do, in standard deviations above 0.5.
+    """
+    codes_NF = dense_codes(model, x_ND)
+    code_NP = codes_NF[:, latent_P]
+    count_P = (code_NP > 0).sum(0)
+    mean_P = code_NP.sum(0) / count_P.clamp_min(1)
+    step_PD = mean_P[:, None] * dense_decoder(model)[latent_P] / model.config.input_scale
+    target_P, off_P, size_P = steering_effects(step_PD, unembedding_VD, hierarchy)
+    fires_P = count_P > 0
+    leakage_P = torch.where(fires_P, off_P / (off_P + target_P.clamp_min(0)).clamp_min(1e-12), 1.0)
+    success_P = fires_P & (target_P > 0) & (size_P > 0.5)
+    scale = torch.tensor(strengths)
+    metrics = {
+        "steering_leakage": float(leakage_P.mean()), "steering_success": float(success_P.double().mean()),
+        "steering_effect_size": float(torch.where(fires_P, size_P, 0.0).mean()),
+        "steering_target_logit": float(target_P.mean()), "steering_off_target_logit": float(off_P.mean()),
+    }  # fmt: skip
+    # Logits are linear in the strength; probabilities are not.
+    return metrics, {"strengths": scale, "target": scale[:, None] * target_P, "off_target": scale[:, None] * off_P}
+
+
+def target_probability(
+    model: Any, latent_P: Tensor, x_ND: Tensor, unembedding_VD: Tensor, hierarchy: Hierarchy, strengths: list[float]
+) -> Tensor:
+    """[strengths] mean over parents of the change of its test words' probability at real contexts, in nats of its log."""
+    codes_NF = dense_codes(model, x_ND)
+    decoder = dense_decoder(model)
+    logits_NV = x_ND @ unembedding_VD.T
+    found = torch.zeros(len(strengths))
+    for p, j in enumerate(latent_P.tolist()):
+        words = torch.tensor(hierarchy.parents[p].part(TEST_WORDS))
+        code = codes_NF[:, j]
+        step_V = unembedding_VD @ (code[code > 0].mean() if bool((code > 0).any()) else code.sum()).mul(decoder[j] / model.config.input_scale)  # fmt: skip
+        before = logits_NV.log_softmax(1)[:, words].logsumexp(1)
+        for i, strength in enumerate(strengths):
+            after = (logits_NV + strength * step_V).log_softmax(1)[:, words].logsumexp(1)
+            found[i] += (after - before).mean() / len(latent_P)
+    return found
+
+
+def evaluate(config: EvaluateConfig, run: Run) -> None:
+    """The job."""
+    from safetensors.torch import load_file
+
+    names = [name for name in run.needs if name not in ("geometry", "activations")]
+    own = run.needs[names[0]]
+    other = run.needs[names[-1]]
+    store = open_store(run.needs["geometry"], run.needs["activations"])
+    run.begin(data={"autoencoder": own.name})
+    model = SparseAutoencoder.from_pretrained(own / "sae")
+    unembedding_VD = load_file(run.needs["geometry"] / "unembedding.safetensors")["unembedding"]
+    latent_P = torch.from_numpy(read_arrays(own)["parent_of_concept"])
+    x_ND = store.rows(store.sample(CHOOSE, config.ce_size))
+    metrics, arrays = steering_metrics(
+        model, latent_P, x_ND, unembedding_VD, store.hierarchy, config.steering_magnitudes
+    )
+    arrays["log_probability"] = target_probability(
+        model, latent_P, x_ND[:32], unembedding_VD, store.hierarchy, config.steering_magnitudes
+    )
+    if len(names) > 1:
+        metrics["stability"] = stability(dense_decoder(model), dense_decoder(SparseAutoencoder.from_pretrained(other / "sae")))
+    if store.next_tokens is not None:
+        test = store.sample(TEST, config.ce_size)
+        test = test[store.next_tokens[test] >= 0]
+        following = torch.from_numpy(store.next_tokens[test].astype("int64"))
+        mean_D = store.rows(store.sample(TEST, 4096)).mean(0)
+        metrics |= ce_recovered(model, store.rows(test), mean_D, unembedding_VD, following)
+    if model.config.kind == "hierarchical":
+        write_json(run.folder / "tree.json", tree(model, store, latent_P, config))
+    run.results(metrics, arrays)
+
+
+def tree(model: Any, store: Any, latent_P: Tensor, config: EvaluateConfig) -> list[dict[str, Any]]:
+    """Parents with their children and the contexts in which each is strongest, for the page."""
+    indices = store.sample(TEST, 4096)
+    codes_NF = dense_codes(model, store.rows(indices))
+    fires_F = (codes_NF > 0).sum(0)
+    concepts = {int(j): store.hierarchy.parents[p].name for p, j in enumerate(latent_P.tolist())}
+    shape = model.config
+
+    def contexts(latent: int) -> list[str]:
+        best = codes_NF[:, latent].topk(min(config.tree_contexts, len(indices)))
+        return [store.context(int(indices[i])) for v, i in zip(best.values, best.indices, strict=True) if v > 0]
+
+    found = []
+    for j in fires_F[: shape.m_top].argsort(descending=True, stable=True).tolist():
+        if fires_F[j] == 0:
+            continue
+        first = shape.m_top + j * shape.m_low
+        children = [
+            {"latent": i - first, "fires": int(fires_F[i]), "contexts": contexts(i)}
+            for i in range(first, first + shape.m_low)
+            if fires_F[i] > 0
+        ]
+        found.append({"latent": j, "concept": concepts.get(j, ""), "fires": int(fires_F[j]), "contexts": contexts(j),
+                      "children": sorted(children, key=lambda c: -c["fires"])})  # fmt: skip
+    return found
+
+
+def read_evaluation(folder: Path) -> EvaluateConfig:
+    """The configuration of a finished job."""
+    return EvaluateConfig(**read_yaml(folder / "config.yaml"))

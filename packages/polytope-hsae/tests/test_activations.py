@@ -1,0 +1,146 @@
+"""Capturing from tiny models of the architectures that the configurations name, shards, labels, order."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import job
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from polytope_hsae.activations import CACHE, CHOOSE, TEST, TRAIN, batches, gather, open_store
+from polytope_hsae.concepts import Child, Hierarchy, Parent
+from polytope_hsae.config import ActivationConfig
+from polytope_hsae.language import check_capture, final_activations, load_model, load_tokenizer, unembedding
+from polytope_hsae.metrics import cross_entropy
+from studycore.errors import UserError
+
+SHAPES = {
+    "llama": {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1},
+    "gemma": {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8},
+    "gpt_neox": {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer("studycore/wordnet-lm")
+
+
+@pytest.fixture(params=SHAPES)
+def folder(request, tmp_path, tokenizer):
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(request.param, vocab_size=len(tokenizer), **SHAPES[request.param])
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def geometry(tmp_path, tokenizer):
+    """A finished phase 1, as far as a capture reads it: two parents of two children."""
+    words = iter(" dog, cat, horse, cow, oak, pine, rose, lily, fish, tree, bird, plant".split(","))
+    text, parents = {}, []
+
+    def token():
+        (found,) = tokenizer(next(words), add_special_tokens=False)["input_ids"][:1]
+        text[found] = tokenizer.decode([found]).strip()
+        return found
+
+    for p in range(2):
+        children = tuple(Child(f"p{p}c{c}", "", ((token(),), (), (token(),))) for c in range(2))
+        parents.append(Parent(f"p{p}", "", ((token(),), (), (token(),)), children, ((), ())))
+    place = tmp_path / "geometry"
+    place.mkdir()
+    Hierarchy(tuple(parents), text).save(place / "concepts.json")
+    return place
+
+
+def corpus(tmp_path):
+    lines = [f" the dog and the cat number {i} saw a horse under the oak" for i in range(60)]
+    (tmp_path / "text.txt").write_text("\n".join(lines))
+    return str(tmp_path / "text.txt")
+
+
+def config_of(model, tmp_path, **changes):
+    values = {"model": str(model), "source": corpus(tmp_path), "token_budget": 400, "window_length": 16, "shard_size_tokens": 100,
+              "batch_size": 3, "prompts_per_concept": 1}  # fmt: skip
+    return ActivationConfig(**(values | changes))
+
+
+def test_the_head_reads_what_is_captured(folder):
+    model = load_model(str(folder))
+    ids_BT = torch.arange(12).view(2, 6)
+    check_capture(model, ids_BT)
+    logits = model(input_ids=ids_BT).logits.detach()
+    torch.testing.assert_close(final_activations(model, ids_BT) @ unembedding(model).T, logits, rtol=1e-4, atol=1e-4)
+    # So a changed activation has the cross-entropy that the model has with it put in its place.
+    x_ND = final_activations(model, ids_BT)[:, :-1].flatten(0, 1)
+    theirs = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids_BT[:, 1:].flatten())
+    assert cross_entropy(x_ND, unembedding(model), ids_BT[:, 1:].flatten()) == pytest.approx(float(theirs), rel=1e-4)
+
+
+def test_capture_writes_each_shard_once_and_labels_by_the_next_token(folder, tmp_path, geometry, monkeypatch, tokenizer):
+    monkeypatch.chdir(tmp_path)
+    config = config_of(folder, tmp_path)
+    activations = job("activations", config, tmp_path / "one", {"geometry": geometry})
+    store = open_store(geometry, activations)
+    assert len(store) <= 400
+    index = store.split(TRAIN)[-1]
+    document = store.arrays["document"]
+    x_ND = store.rows(np.array([index]))
+    assert x_ND.shape == (1, 16)
+    tokens, following = store.arrays["token"], store.arrays["next"]
+    assert (following[:-1][document[:-1] == document[1:]] == tokens[1:][document[:-1] == document[1:]]).mean() > 0.9
+    labels = store.hierarchy.labels()
+    found = store.labels(np.arange(len(store)))
+    for i in range(len(store)):
+        expected = labels.get(int(following[i]))
+        assert [p for p in range(2) if found[i, p] >= 0] == ([] if expected is None else [expected[0]])
+    # A prompt's rows are those of the model on the prompt alone.
+    model = load_model(str(folder))
+    row = gather(config, store.hierarchy, tokenizer).rows[0]
+    alone = final_activations(model, torch.tensor(row)[None])[0]
+    torch.testing.assert_close(store.rows(np.arange(len(row))), alone, rtol=1e-4, atol=1e-4)
+    written = {path: path.stat().st_mtime_ns for path in CACHE.glob("*.f32")}
+    job("activations", config_of(folder, tmp_path, batch_size=4), tmp_path / "two", {"geometry": geometry})
+    assert {path: path.stat().st_mtime_ns for path in CACHE.glob("*.f32")} == written
+    assert "[" in store.context(int(index))
+
+
+def test_a_text_that_is_too_short_is_a_sentence(tmp_path, geometry, tokenizer):
+    from polytope_hsae.concepts import load_hierarchy
+
+    with pytest.raises(UserError, match="data.token_budget: the texts of .* end"):
+        gather(config_of("x", tmp_path, token_budget=90_000), load_hierarchy(geometry / "concepts.json"), tokenizer)
+
+
+def test_batches_are_a_function_of_seed_and_step_and_cover_every_epoch():
+    indices = np.arange(100, 130)
+    drawn = np.concatenate([batches(indices, 12, 3, step) for step in range(5)])
+    assert sorted(drawn[:30]) == sorted(drawn[30:]) == list(indices)
+    assert not np.array_equal(drawn[:30], drawn[30:])
+    assert np.array_equal(batches(indices, 12, 3, 4), drawn[48:])
+
+
+def test_a_planted_store_has_exact_labels(planted):
+    store = open_store(planted["geometry"], planted["activations"])
+    labels = store.labels(np.arange(len(store)))
+    assert labels.shape == (3000, 4)
+    assert set(labels.unique().tolist()) == {-1, 0, 1, 2, 3}
+    on = (labels >= 0).sum(1)
+    assert (int(on.min()), int(on.max())) == (1, 3)
+    sizes = [len(store.split(which)) for which in (TRAIN, CHOOSE, TEST)]
+    assert sum(sizes) == 3000
+    assert abs(sizes[0] - 2100) < 150
+    assert store.context(0).startswith("p")
+
+
+def test_a_shard_that_is_gone_is_a_sentence(planted, tmp_path):
+    import shutil
+
+    from studycore.files import read_json, write_json
+
+    copy = tmp_path / "activations"
+    shutil.copytree(planted["activations"], copy)
+    write_json(copy / "index.json", read_json(copy / "index.json") | {"cache": str(tmp_path)})
+    with pytest.raises(UserError, match="the shard is gone"):
+        open_store(planted["geometry"], copy)

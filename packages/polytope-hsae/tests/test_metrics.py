@@ -1,0 +1,138 @@
+"""Metrics on codes that are known."""
+
+import pytest
+import torch
+
+from polytope_hsae.metrics import (
+    ExplainedVariance,
+    ce_recovered,
+    concept_metrics,
+    hierarchy_metrics,
+    learned_pairs,
+    match,
+    matched_pairs,
+    stability,
+    steps_to_convergence,
+)
+
+
+def test_explained_variance_is_0_for_the_mean_and_1_for_the_identity_over_any_batches():
+    x_ND = torch.randn(100, 5, generator=torch.Generator().manual_seed(0)) + 7
+    for sizes in ([100], [1, 40, 59]):
+        mean, same = ExplainedVariance(), ExplainedVariance()
+        for part in x_ND.split(sizes):
+            mean.add(part, x_ND.mean(0).expand_as(part))
+            same.add(part, part)
+        assert abs(mean.value()) < 1e-6
+        assert same.value() == 1
+
+
+def test_explained_variance_without_inputs_is_an_error():
+    with pytest.raises(ValueError, match="0 activations have no variance"):
+        ExplainedVariance().value()
+
+
+def test_cross_entropy_recovered():
+    """1 for the activations themselves, 0 for their mean."""
+    draw = torch.Generator().manual_seed(0)
+    x_ND, head = torch.randn(50, 6, generator=draw), torch.randn(20, 6, generator=draw)
+    following = (x_ND @ head.T).argmax(1)
+    mean = x_ND.mean(0)
+    assert ce_recovered(lambda x: x, x_ND, mean, head, following)["ce_recovered"] == pytest.approx(1)
+    found = ce_recovered(lambda x: mean.expand_as(x), x_ND, mean, head, following)
+    assert found["ce_recovered"] == pytest.approx(0, abs=1e-6)
+    assert found["1-CE"] == pytest.approx(1)
+
+
+def labels_and_codes(n=60):
+    """Two parents of two children: latents 0 and 1 are the parents, 2 to 5 the children."""
+    parent = torch.arange(n) % 2
+    child = torch.arange(n) // 2 % 2
+    labels = torch.full((n, 2), -1)
+    labels[torch.arange(n), parent] = child
+    codes = torch.zeros(n, 6)
+    codes[torch.arange(n), parent] = 1 + 0.1 * (torch.arange(n) % 5)
+    codes[torch.arange(n), 2 + 2 * parent + child] = 1 + 0.1 * (torch.arange(n) % 3)
+    return labels, codes
+
+
+def test_perfect_latents_are_pure_and_leak_nothing():
+    labels, codes = labels_and_codes()
+    matching = match(codes, labels, 2, 2)
+    assert matching.parent_P.tolist() == [0, 1]
+    assert matching.child_PC.tolist() == [[2, 3], [4, 5]]
+    found = concept_metrics(codes, labels, matching)
+    assert (found["purity"], found["leakage"], found["split"], found["absorption"], found["recall"]) == (1, 0, 0, 0, 1)
+
+
+def test_a_latent_that_fires_for_both_parents_leaks():
+    labels, codes = labels_and_codes()
+    matching = match(codes, labels, 2, 2)
+    codes[:, 0] = 1
+    found = concept_metrics(codes, labels, matching)
+    assert found["leakage"] == 0.5
+    assert found["purity"] == pytest.approx(0.75)
+
+
+def test_absorption_is_a_silent_parent_beside_its_child():
+    labels, codes = labels_and_codes()
+    matching = match(codes, labels, 2, 2)
+    codes[(labels[:, 0] == 1), 0] = 0
+    found = concept_metrics(codes, labels, matching)
+    assert found["absorption"] == pytest.approx(0.25)
+    assert found["recall"] == pytest.approx(0.75)
+
+
+def test_a_concept_in_two_latents_is_split():
+    labels, codes = labels_and_codes()
+    codes[:, [0, 1]] = 0
+    matching = match(codes, labels, 6, 2)
+    assert concept_metrics(codes, labels, matching)["split"] == 1
+
+
+def test_labels_without_activations_are_an_error():
+    labels, codes = labels_and_codes()
+    with pytest.raises(ValueError, match="purity, absorption: no concept"):
+        concept_metrics(codes, torch.full_like(labels, -1), match(codes, labels, 2, 2))
+
+
+def test_yardsticks_of_pairs():
+    """The child's code takes from its parent's; the pair explains the input exactly."""
+    n = 40
+    child = torch.where(torch.arange(n) % 2 == 0, 0.0, 0.5 + 0.01 * torch.arange(n))
+    codes = torch.stack([2 - child, child], 1)
+    decoder = torch.eye(2)
+    found = hierarchy_metrics(codes @ decoder, codes, decoder, torch.zeros(2), torch.tensor([[0, 1]]))
+    assert found["inclusion"] == 1
+    assert found["coverage"] == 0.5
+    assert found["co_correlation"] == pytest.approx(-1)
+    on = child[child > 0]
+    assert found["soft_absorption"] == pytest.approx(float(on.mean() / (2 - on).mean()), rel=1e-4)
+    assert found["reconstruction_gain"] == pytest.approx(1)
+    assert found["reconstruction_condition"] == 1
+
+
+def test_pairs_by_co_activation_and_their_null():
+    class Flat:
+        class config:  # noqa: N801
+            kind, features, m_top, inner_widths = "topk", 4, 4, ()
+
+    draw = torch.Generator().manual_seed(0)
+    codes = (torch.rand(400, 4, generator=draw) < torch.tensor([0.5, 0.4, 0.0, 0.3])).float()
+    codes[:, 2] = codes[:, 0] * (torch.rand(400, generator=draw) < 0.5)
+    pairs = learned_pairs(Flat, codes)
+    assert [0, 2] in pairs.tolist()
+    null = matched_pairs(codes, pairs, 4, 0)
+    assert not {tuple(p) for p in null.tolist()} & {tuple(p) for p in pairs.tolist()}
+
+
+def test_stability_of_a_permutation_is_1():
+    rows = torch.randn(5, 9, generator=torch.Generator().manual_seed(0))
+    assert stability(rows, 3 * rows[torch.tensor([3, 1, 4, 0, 2])]) == pytest.approx(1)
+
+
+def test_steps_to_convergence():
+    rows = [{"step": s, "explained_variance": v} for s, v in ((0, 0.1), (10, 0.995), (20, 0.5), (30, 0.999), (40, 1.0))]
+    assert steps_to_convergence(rows) == 30
+    with pytest.raises(ValueError, match="no evaluation was made"):
+        steps_to_convergence([{"step": 0, "loss": 1.0}])

@@ -1,0 +1,138 @@
+"""Stages, exact resuming, the teacher's start, and a series of losses that a change must not move unnoticed."""
+
+import json
+
+import pytest
+import torch
+from conftest import job
+
+import polytope_hsae.training as module
+from polytope_hsae.models import SparseAutoencoder
+from polytope_hsae.teacher import initialise, load_teacher
+from studycore.errors import Stopped, UserError
+from studycore.files import read_json
+from studycore.metrics_log import read_rows
+from studycore.stopping import stop_on_signals
+
+SERIES = [0.6376, 0.6061, 0.5540, 0.4984, 0.4411]
+
+
+def train(config, folder, planted, resume=False):
+    return job("train", config, folder, planted, resume)
+
+
+@pytest.mark.parametrize("arm", ["teacher", "batchtopk"])
+def test_a_stopped_and_resumed_run_is_bitwise_the_same(tmp_path, planted, small, arm, monkeypatch):
+    config = small(arm=arm)
+    whole = train(config, tmp_path / "whole", planted)
+    real, count = module.count_firing, 0
+
+    def stop_after_nine(*args):
+        nonlocal count
+        real(*args)
+        count += 1
+        if count == 9:
+            with stop_on_signals() as stop:
+                stop.name = "a test"
+
+    monkeypatch.setattr(module, "count_firing", stop_after_nine)
+    with pytest.raises(Stopped, match="stopped by a test"):
+        train(config, tmp_path / "cut", planted)
+    monkeypatch.undo()
+    train(config, tmp_path / "cut", planted, resume=True)
+    for name in ("sae.safetensors", "cfg.json"):
+        assert (whole / "sae" / name).read_bytes() == (tmp_path / "cut" / "sae" / name).read_bytes()
+    assert read_rows(whole / "metrics.jsonl") == read_rows(tmp_path / "cut" / "metrics.jsonl")
+
+
+def test_stage_a_leaves_the_teachers_decoder_and_stage_b_moves_it(tmp_path, planted, small):
+    config = small(arm="teacher", stage_a_steps=4, stage_b_steps=1)
+    kept = []
+    real = module.count_firing
+
+    def watch(model, *args):
+        kept.append(model.decoder.detach().clone())
+        real(model, *args)
+
+    module.count_firing = watch
+    try:
+        train(config, tmp_path / "run", planted)
+    finally:
+        module.count_firing = real
+    assert all(torch.equal(kept[0], other) for other in kept[:4])
+    assert not torch.equal(kept[3], kept[4])
+
+
+def test_a_frozen_decoder_is_frozen_to_the_end(tmp_path, planted, small):
+    config = small(arm="frozen_random", stage_a_steps=2, stage_b_steps=4)
+    model = SparseAutoencoder.from_pretrained(train(config, tmp_path / "run", planted) / "sae")
+    start = module.build_sae(model.config, module.generator(config.seed, "weights"))
+    initialise(start, load_teacher(planted["geometry"], config), config)
+    for one, other in zip(start.decoders(), model.decoders(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_the_teachers_decoder_is_the_geometry(planted, small):
+    config = small(arm="teacher", energy_threshold=1.0)
+    teacher = load_teacher(planted["geometry"], config)
+    model = module.build_sae(module.shape_of(config, 24, 1.0), torch.Generator().manual_seed(0))
+    kept = initialise(model, teacher, config)
+    units = teacher.parents_PD / teacher.parents_PD.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(model.decoder[:4].detach(), units)
+    atoms, deltas = model.child_atoms()[:4, :3].detach(), teacher.deltas_PCD
+    cosines = torch.nn.functional.cosine_similarity(atoms, deltas, dim=-1)
+    # Three children fit into three dimensions.
+    torch.testing.assert_close(cosines, torch.ones(4, 3), rtol=1e-3, atol=1e-3)
+    assert kept["teacher_energy_kept"] == pytest.approx(1, abs=1e-4)
+
+
+def test_a_random_teacher_keeps_every_causal_angle(planted, small):
+    one, other = (load_teacher(planted["geometry"], small(arm=arm)) for arm in ("teacher", "random_teacher"))
+
+    def angles(teacher):
+        rows = torch.cat([teacher.parents_PD, teacher.deltas_PCD.flatten(0, 1)]) @ teacher.metric_DD
+        rows = rows / rows.norm(dim=1, keepdim=True)
+        return rows @ rows.T
+
+    torch.testing.assert_close(angles(one), angles(other), rtol=1e-3, atol=1e-4)
+    assert float((one.parents_PD - other.parents_PD).norm()) > 0.1
+
+
+def test_more_concepts_than_parents_are_refused(planted, small):
+    with pytest.raises(UserError, match=r"hsae.m_top, hsae.m_low: 3 parents of 4 children cannot start from 4 concepts"):
+        load_teacher(planted["geometry"], small(arm="teacher", m_top=3))
+
+
+def test_flat_arms_have_as_many_latents_and_as_many_active(small):
+    ours = module.shape_of(small(arm="random"), 24, 1.0)
+    for arm in ("topk", "batchtopk", "matryoshka"):
+        flat = module.shape_of(small(arm=arm), 24, 1.0)
+        assert flat.features == ours.features
+        assert flat.topk_parent == ours.topk_parent * (1 + ours.topk_child)
+
+
+def test_arms_train_equally_long(small):
+    for arm in ("random", "teacher", "topk", "frozen_random"):
+        assert sum(stage.steps for stage in module.stages(small(arm=arm))) == 20
+
+
+def test_schedules(small):
+    config = small(lr_warmup_steps=4, lr_schedule="cosine")
+    assert module.schedule(0, config) == pytest.approx(0.25)
+    assert module.schedule(20, config) == pytest.approx(0.1)
+
+
+def test_losses_of_the_first_steps(tmp_path, planted, small):
+    """A change that moves these says why and commits new ones."""
+    folder = train(small(arm="teacher"), tmp_path / "run", planted)
+    losses = [row["loss"] for row in read_rows(folder / "metrics.jsonl") if "loss" in row]
+    assert len(losses) == 20
+    assert losses[::4] == pytest.approx(SERIES, abs=2e-3)
+    metrics = read_json(folder / "results.json")["metrics"]
+    assert {"1-EV", "purity", "leakage", "split", "absorption", "inclusion", "inclusion_null"} <= set(metrics)
+    assert json.loads((folder / "claims.json").read_text()) == []
+
+
+def test_an_odd_batch_is_refused(tmp_path, planted, small):
+    with pytest.raises(UserError, match="batch_size_acts: 5000 is more than the"):
+        train(small(batch_size_acts=5000), tmp_path / "run", planted)
