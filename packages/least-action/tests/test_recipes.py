@@ -90,3 +90,19 @@ def test_optimizer_state_goes_out_and_in_by_name(small, recipe):
         assert torch.equal(value, expected[name]), name
     with pytest.raises(ValueError, match="no parameter"):
         restore_optimizer(model, optimizers[0], {"nothing/exp_avg": torch.zeros(1)})
+
+
+def test_the_constrained_norm_is_its_share_of_the_initial_norm(small, train, tmp_path):
+    """After every update, whatever the learning rate does to it."""
+    from safetensors.torch import load_file
+
+    from studycore.checkpoints import read_index
+
+    config = small(recipe="constrained_norm", constrained_norm_alpha=0.6, epochs=10, lr=0.1)
+    train(config, tmp_path / "run")
+    checkpoints = tmp_path / "run" / "checkpoints"
+    end = load_file(checkpoints / read_index(checkpoints)["last"] / "model.safetensors")
+    names = [name for name, parameter in create_model(config).named_parameters() if parameter.requires_grad]
+    start = torch.cat([parameter.detach().flatten() for parameter in create_model(config).parameters()]).norm()
+    held = torch.cat([end[name].flatten() for name in names]).norm()
+    assert held.item() == pytest.approx(0.6 * start.item(), rel=1e-5)

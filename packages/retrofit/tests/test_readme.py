@@ -55,3 +55,21 @@ def test_the_files_that_the_reading_order_names_exist_and_paragraphs_are_short()
         assert (source / name).exists(), name
     prose = [p for p in README.split("\n\n") if not p.startswith(("    ", "|", "#", "-", "1."))]
     assert max(map(len, prose)) <= 700
+
+
+def test_the_models_that_the_readme_lists_are_those_that_are_tested():
+    from conftest import tiny_configs
+
+    table = README.split("## Models")[1].split("\n## ")[0]
+    listed = {name for line in re.findall(r"^\| (`.*?) \|", table, re.M)[1:] for name in re.findall(r"`(\w+)`", line)}
+    assert listed == {make().model_type for make in tiny_configs().values()}
+
+
+def test_every_fault_names_a_test_that_there_is():
+    table = README.split("## Faults")[1].split("\n## ")[0]
+    lines = [line for line in table.splitlines() if line.startswith("| ")][1:]
+    tests = re.findall(r"`(test_\w+\.py)::(test_\w+)`", table)
+    assert len(lines) >= 10
+    assert all("test" in line or "first of these" in line for line in lines)
+    for file, name in tests:
+        assert f"def {name}(" in (Path(__file__).parent / file).read_text(), name
