@@ -211,6 +211,13 @@ def test_warnings_are_errors_in_the_tests_of_every_package(folder):
     assert options["xfail_strict"] is True
 
 
+def test_environments_run_beside_one_another_with_a_thread_each_and_show_their_output():
+    text = (ROOT / "tox.ini").read_text()
+    assert "\n    OMP_NUM_THREADS = 1\n" in text
+    assert "\nparallel_show_output = true\n" in text
+    assert "run-parallel --parallel 3 " in make("--dry-run", "test", "AT_ONCE=3")
+
+
 def test_ci_runs_what_the_readme_says():
     readme = (ROOT / "README.md").read_text()
     assert "make studies" in readme

@@ -20,9 +20,9 @@ from studycore.jobs import (
     base_of,
     config_of,
     grid_points,
+    in_a_name,
     run_in_processes,
     seeds_from,
-    short,
 )
 from studycore.stopping import StopFlag
 
@@ -62,13 +62,14 @@ def test_names():
     ],
 )  # fmt: skip
 def test_numbers_are_written_shortly(value, text):
-    assert short(value) == text
+    assert in_a_name(value) == text
 
 
 @pytest.mark.parametrize(
     ("base", "grid", "arms", "name", "words"),
     [
-        ({}, {"lr": [1, 2]}, {}, "", ["run", "name every field that varies"]),
+        ({}, {"lr": [1, 2]}, {}, "", ["called run; name every field that varies, for example 'lr{lr}'"]),
+        ({}, {"lr": [1, 2], "p": [3, 5]}, {}, "lr{lr}", ["called lr1, lr2; ", "for example 'lr{lr}_p{p}'"]),
         ({}, {"lr": [1e-3, 1.00000001e-3]}, {}, "lr{lr}", ["lr1e-3"]),
         ({}, {"lr": [1, 1]}, {}, "lr{lr}", ["lr1"]),
         ({}, {"lr": []}, {}, "", ["grid.lr", "[]"]),

@@ -124,6 +124,13 @@ def test_pairs_are_those_that_both_have():
     assert verdict(paired_difference("x", "a", "b"), one_sided, above=0.0)["n"] == 3
     lost = verdict(paired_difference("x", "a", "b"), made[(made["arm"] == "a") | (made["seed"] < 1)], above=0.0)
     assert lost["why"] == "Needs 2 or more finished pairs by seed of a and b; there are 1."
+    alike = paired_ratio("x", "a", "b", alike="that differ in nothing else")
+    lost = verdict(alike, made[(made["arm"] == "a") | (made["seed"] < 1)], above=0.0)
+    assert lost["why"] == "Needs 2 or more finished pairs of a and b that differ in nothing else; there are 1."
+    assert (
+        "geometric mean over pairs that differ in nothing else, Student's t" in verdict(alike, made, above=0.0)["why"]
+    )
+    assert alike.text == paired_ratio("x", "a", "b").text  # words alone: the measure is the same
     zero = made.assign(x=made["x"].where((made["arm"] == "a") | (made["seed"] > 1), 0.0))
     found = verdict(paired_ratio("x", "a", "b"), zero, above=1.0)
     assert found["n"] == SEEDS - 2

@@ -95,7 +95,12 @@ def test_pairs_need_the_same_split_and_start(run, small):
     runs = [run(small(seed=s), 100) for s in range(4)] + [
         run(small(seed=s, weight_decay=0.0, lr=0.5), 900) for s in range(4)
     ]
-    assert verdicts(runs)["weight_decay"] == "not run"
+    claim = next(c for c in claims_on(runs) if c["id"] == "weight_decay")
+    assert (claim["verdict"], claim["why"]) == (
+        "not run",
+        "Needs 2 or more finished pairs of runs without weight decay and runs with it that differ in nothing else; "
+        "there are 0.",
+    )
 
 
 def test_runs_that_never_grok_count_with_their_length_and_are_told(run, small):

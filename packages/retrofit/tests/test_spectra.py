@@ -206,7 +206,7 @@ def test_the_model_is_passed_over_once_and_progress_is_told():
     model, told, calls = tiny_model("llama").eval(), [], []
     ids = torch.randint(0, 64, (5, 12), generator=torch.Generator().manual_seed(2))
     model.base_model.register_forward_pre_hook(lambda *_: calls.append(1))
-    rows = measure_activations(model, ids.repeat(20, 1), told=told.append)
+    rows = measure_activations(model, ids.repeat(20, 1), progress=told.append)
     assert sum(told) == 100 * 12
     assert len(calls) == len(told) == 7
     assert all(row.act_kappa_centred >= row.act_kappa_without_largest >= 1 for row in rows)

@@ -141,8 +141,8 @@ def prune(root: Path, keep: int) -> None:
 
 def steps(root: Path) -> list[Path]:
     """Checkpoint folders by step; what has another name, such as a copy that somebody made, is none."""
-    found = [path for path in root.glob("step-*") if path.name.removeprefix("step-").isdecimal()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+    folders = [path for path in root.glob("step-*") if path.name.removeprefix("step-").isdecimal()]
+    return sorted(folders, key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -163,10 +163,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
         if not (path / name).exists():
             raise UserError(f"{path}/{name}: missing; use another checkpoint")
         try:
-            found = sha256(path / name)
+            checksum = sha256(path / name)
         except OSError as error:
             raise UserError(f"{path}/{name}: cannot be read ({error.strerror}); use another checkpoint") from None
-        if found != expected:
+        if checksum != expected:
             raise UserError(
                 f"{path}/{name}: its checksum differs from the manifest's (damaged); use another checkpoint"
             )
@@ -186,14 +186,16 @@ def load_latest(root: Path) -> Checkpoint | None:
 
     UserError when there are checkpoints and none of them verifies.
     """
-    found = steps(root) if root.is_dir() else []
-    for path in reversed(found):
+    folders = steps(root) if root.is_dir() else []
+    for path in reversed(folders):
         try:
             return load_checkpoint(path)
         except UserError as error:
             print(f"passed over: {error}", file=sys.stderr)
-    if found:
-        raise UserError(f"{root}: none of the {len(found)} checkpoints verifies; remove the folder to start at step 0")
+    if folders:
+        raise UserError(
+            f"{root}: none of the {len(folders)} checkpoints verifies; remove the folder to start at step 0"
+        )
     return None
 
 

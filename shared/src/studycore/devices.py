@@ -13,14 +13,14 @@ def choose_device(name: str) -> tuple[str, str]:
     """(device, reason) for "auto", "cpu", "cuda" or "mps". UserError when the one asked for is not there."""
     import torch
 
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    usable = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
-        if there["cuda"]:
+        if usable["cuda"]:
             return "cuda", f"a CUDA device is there: {torch.cuda.get_device_name()}"
-        return ("mps", "Apple's GPU is there") if there["mps"] else ("cpu", "no GPU is there")
-    if not there.get(name, False):
-        found = [device for device, yes in there.items() if yes]
-        raise UserError(f"--device: '{name}' is not there; this machine has {', '.join(found)} (or use auto)")
+        return ("mps", "Apple's GPU is there") if usable["mps"] else ("cpu", "no GPU is there")
+    if not usable.get(name, False):
+        names = [device for device, yes in usable.items() if yes]
+        raise UserError(f"--device: '{name}' is not there; this machine has {', '.join(names)} (or use auto)")
     return name, "asked for"
 
 
@@ -102,13 +102,13 @@ def _launch(module: str, argv: list[str], processes: int) -> int:
 
 def versions(*distributions: str) -> dict[str, str]:
     """Versions of Python and the named distributions, "not installed" where one is not."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for name in distributions:
         try:
-            found[name] = metadata.version(name)
+            installed[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            installed[name] = "not installed"
+    return installed
 
 
 def describe(device: str) -> dict[str, Any]:

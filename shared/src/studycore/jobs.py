@@ -136,7 +136,7 @@ def grid_points(
         for choice in itertools.product(*grid.values()):
             values = {**base, **changes, **dict(zip(grid, choice, strict=True))}
             try:
-                part = name.format(**{key: short(value) for key, value in values.items()})
+                part = name.format(**{key: in_a_name(value) for key, value in values.items()})
             except KeyError as error:
                 raise UserError(f"name: '{name}' uses {error}, which is not set; name fields of base or grid") from None
             except (ValueError, IndexError, AttributeError) as error:
@@ -147,7 +147,7 @@ def grid_points(
             for seed in seeds:
                 full = f"{label}_s{seed}" if len(seeds) > 1 else label
                 points.append(Point(full, {**values, "seed": seed}, label))
-    check_names([point.name for point in points])
+    check_names([point.name for point in points], "_".join(f"{key}{{{key}}}" for key in grid))
     return points
 
 
@@ -174,17 +174,18 @@ def base_of(config: Any) -> dict[str, Any]:
     return {name: v for name, v in to_dict(config).items() if name == "seed" or getattr(config, name) != defaults[name]}
 
 
-def check_names(names: Sequence[str]) -> None:
-    """UserError for names that are not distinct or cannot be folders of a run."""
+def check_names(names: Sequence[str], example: str = "") -> None:
+    """UserError for names that are not distinct, with a template that makes them so, or that cannot be folders of a run."""
     if unfit := [name for name in names if not re.fullmatch(r"\w[\w.,+=@-]*", name) or name in RESERVED]:
         raise UserError(
             f"name: '{unfit[0]}' cannot be a run's folder; use letters, digits and _.,+=@- in names of arms and runs"
         )
     if doubled := sorted({name for name in names if names.count(name) > 1}):
-        raise UserError(f"name: several runs would be called {', '.join(doubled)}; name every field that varies")
+        mend = "name every field that varies" + (f", for example '{example}'" if example else "")
+        raise UserError(f"name: several runs would be called {', '.join(doubled)}; {mend}")
 
 
-def short(value: Any) -> str:
+def in_a_name(value: Any) -> str:
     """0.001 as 1e-3, 1.0 as 1.0, text as it is."""
     if not isinstance(value, float) or value == 0 or 0.01 <= abs(value) < 1e4:
         return str(value)
@@ -206,7 +207,7 @@ def run_in_processes(
     # One pool per worker: when a worker dies, its pool ends all workers that it has.
     idle: list[ProcessPoolExecutor] = []
     running: dict[Future[list[Ended]], tuple[list[str], ProcessPoolExecutor]] = {}
-    was_told = False
+    was_passed_on = False
     try:
         while running or (schedule.waiting and not stop):
             while len(running) < processes and not stop and (names := schedule.take()):
@@ -217,9 +218,9 @@ def run_in_processes(
                     pool.shutdown()
                     schedule.put_back(names)
             finished, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
-            if stop and not was_told:
-                was_told = True
-                _tell(pool for _, pool in running.values())
+            if stop and not was_passed_on:
+                was_passed_on = True
+                _pass_on(pool for _, pool in running.values())
             for future in finished:
                 names, pool = running.pop(future)
                 error = future.exception()
@@ -243,12 +244,12 @@ def run_in_processes(
                 for name, ended in zip(names, ends, strict=True):
                     yield from schedule.end(name, ended)
     finally:
-        _tell(pool for _, pool in running.values())  # when the caller gives up midway; else nothing is running
+        _pass_on(pool for _, pool in running.values())  # when the caller gives up midway; else nothing is running
         for pool in [*idle, *(pool for _, pool in running.values())]:
             pool.shutdown()
 
 
-def _tell(pools: Iterable[ProcessPoolExecutor]) -> None:
+def _pass_on(pools: Iterable[ProcessPoolExecutor]) -> None:
     for pid in [pid for pool in pools for pid in pool._processes or {}]:
         try:
             os.kill(pid, signal.SIGTERM)

@@ -46,8 +46,11 @@ def geometric_mean(metric: str, arm: Hashable = None, of: str = "arm", censored:
         chosen = chosen[chosen[metric] > 0]
         enough(len(chosen), f"runs{_of(arm)} with a positive {metric}")
         count = int(chosen[censored].sum()) if censored else 0
-        found = ratio_interval([(float(value), 1.0) for value in chosen[metric]], at_least=count > 0)
-        return found, f"Geometric mean over runs{_of(arm)}, Student's t on logarithms.{_censored(count, len(chosen))}"
+        interval = ratio_interval([(float(value), 1.0) for value in chosen[metric]], at_least=count > 0)
+        return (
+            interval,
+            f"Geometric mean over runs{_of(arm)}, Student's t on logarithms.{_censored(count, len(chosen))}",
+        )
 
     return Measure(
         f"geometric_mean({metric}{_args(arm, of)}{f', censored by {censored}' if censored else ''})", compute
@@ -59,42 +62,43 @@ def paired_difference(metric: str, treated: Hashable, control: Hashable, of: str
 
     def compute(table: "DataFrame") -> tuple[Interval, str]:
         both = pairs(table, metric, treated, control, of, by)
-        found = mean_interval(list(both["treated"] - both["control"]))
-        return found, f"{treated} minus {control}, paired by {by}, Student's t."
+        interval = mean_interval(list(both["treated"] - both["control"]))
+        return interval, f"{treated} minus {control}, paired by {by}, Student's t."
 
     return Measure(f"paired_difference({metric}, {treated!r} - {control!r}{_by(of, by)})", compute)
 
 
 def paired_ratio(
     metric: str, treated: Hashable, control: Hashable, of: str = "arm", by: str = "seed", percent: bool = False,
-    censored: str = "",
+    censored: str = "", alike: str = "",
 ) -> Measure:  # fmt: skip
     """Treated over control, paired: geometric mean with Student's t interval on logarithms; `percent`: as a change.
 
     `censored` names the column that is true where the metric, a time, was not reached and is the run's length: a
-    censored treated run makes the ratio a lower bound, a censored control an upper bound.
+    censored treated run makes the ratio a lower bound, a censored control an upper bound. `alike` says in words what the
+    runs of a pair have in common, where the name of the column `by` does not.
     """
 
     def compute(table: "DataFrame") -> tuple[Interval, str]:
-        both = pairs(table, metric, treated, control, of, by)
+        both = pairs(table, metric, treated, control, of, by, alike)
         positive = both[(both["treated"] > 0) & (both["control"] > 0)]
         enough(len(positive), f"pairs of {treated} and {control} with positive {metric}")
         counts = [0, 0]
         if censored:
-            ends = pairs(table, censored, treated, control, of, by).loc[positive.index]
+            ends = pairs(table, censored, treated, control, of, by, alike).loc[positive.index]
             counts = [int((ends[side] > 0).sum()) for side in ("treated", "control")]
         values = list(zip(positive["treated"], positive["control"], strict=True))
-        found = ratio_interval(values, at_least=counts[0] > 0, at_most=counts[1] > 0)
+        interval = ratio_interval(values, at_least=counts[0] > 0, at_most=counts[1] > 0)
         left_out = (
             f" {len(both) - len(positive)} pairs without a positive value are left out."
             if len(both) > len(positive)
             else ""
         )
-        how = f"{treated} over {control}, geometric mean over pairs by {by}, Student's t on logarithms.{left_out}"
+        how = f"{treated} over {control}, geometric mean over pairs {alike or f'by {by}'}, Student's t on logarithms.{left_out}"
         how += _censored(counts[0], len(positive), f" of {treated}") + _censored(
             counts[1], len(positive), f" of {control}"
         )
-        return found.as_percent() if percent else found, how
+        return interval.as_percent() if percent else interval, how
 
     more = f"{', percent' if percent else ''}{f', censored by {censored}' if censored else ''}"
     return Measure(f"paired_ratio({metric}, {treated!r} / {control!r}{_by(of, by)}{more})", compute)
@@ -116,10 +120,10 @@ def correlation(x: str, y: str, arm: Hashable = None, of: str = "arm", within: s
     """Pearson's correlation within a seed of `least` runs or more; Fisher's z, mean over seeds, Student's t."""
 
     def compute(table: "DataFrame") -> tuple[Interval, str]:
-        found = [float(g[x].corr(g[y])) for g in _groups(table, [x, y], arm, of, within, least)]
-        if any(math.isnan(r) for r in found):
+        correlations = [float(g[x].corr(g[y])) for g in _groups(table, [x, y], arm, of, within, least)]
+        if any(math.isnan(r) for r in correlations):
             raise NotRun(f"In a {within} all runs have the same {x} or {y}: there is no correlation.")
-        return fisher_interval(found), f"Within a {within}; Fisher's z, mean over them, Student's t."
+        return fisher_interval(correlations), f"Within a {within}; Fisher's z, mean over them, Student's t."
 
     return Measure(f"correlation({x}, {y}{_args(arm, of)}, within {within}, {least} or more)", compute)
 
@@ -157,13 +161,19 @@ def _has_columns(table: "DataFrame", metric: str, *others: str) -> None:
 
 def by_seed(table: "DataFrame", metric: str, arm: Hashable = None, of: str = "arm") -> "Series[float]":
     """The metric by seed, averaged over a seed's runs. NotRun with fewer than two seeds."""
-    found = rows(table, metric, arm, of).groupby("seed")[metric].mean()
-    enough(len(found), f"seeds{_of(arm)}")
-    return found
+    means = rows(table, metric, arm, of).groupby("seed")[metric].mean()
+    enough(len(means), f"seeds{_of(arm)}")
+    return means
 
 
 def pairs(
-    table: "DataFrame", metric: str, treated: Hashable, control: Hashable, of: str = "arm", by: str = "seed"
+    table: "DataFrame",
+    metric: str,
+    treated: Hashable,
+    control: Hashable,
+    of: str = "arm",
+    by: str = "seed",
+    alike: str = "",
 ) -> "DataFrame":
     """Columns treated and control of every value of `by` that both have, averaged within it. NotRun with fewer than two."""
     import pandas as pd
@@ -173,7 +183,9 @@ def pairs(
         table[table[of] == arm].dropna(subset=[metric, by]).groupby(by)[metric].mean() for arm in (treated, control)
     ]
     both = pd.concat(sides, axis=1, join="inner", keys=["treated", "control"]).astype(float)
-    enough(len(both), f"pairs by {by} of {treated} and {control}")
+    enough(
+        len(both), f"pairs of {treated} and {control} {alike}" if alike else f"pairs by {by} of {treated} and {control}"
+    )
     return both
 
 
@@ -187,10 +199,10 @@ def _groups(
     return groups
 
 
-def enough(there: int, what: str) -> None:
+def enough(count: int, what: str) -> None:
     """NotRun for less than two of something."""
-    if there < 2:
-        raise NotRun(f"Needs 2 or more finished {what}; there are {there}.")
+    if count < 2:
+        raise NotRun(f"Needs 2 or more finished {what}; there are {count}.")
 
 
 def _censored(count: int, n: int, whose: str = "") -> str:

@@ -66,15 +66,15 @@ def slots(address: str, cpus: int = 1, gpus: int = 0) -> int:
     """How many tasks of that size the cluster can run at a time. UserError when it is none, and as in run_on_ray."""
     with _connected(address, cores()) as ray:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    found = sum(
+    tasks = sum(
         int(min(node.get("CPU", 0) // cpus, node.get("GPU", 0) // gpus if gpus else sys.maxsize)) for node in nodes
     )
-    if not found:
+    if not tasks:
         needed = f"{cpus} cores" + (f" and {gpus} GPU" if gpus else "")
         raise UserError(
             f"--address: no machine of the cluster at {address} has {needed}; change --threads, or --device"
         )
-    return found
+    return tasks
 
 
 def load() -> Any:
@@ -101,20 +101,20 @@ def _run(
     )
     losses = dict.fromkeys(values, 0)
     running: dict[Any, list[str]] = {}
-    last_told = -float("inf")
+    last_cancel = -float("inf")
     try:
         while running or (schedule.waiting and not stop):
             while len(running) < at_once and not stop and (names := schedule.take()):
                 running[task.remote(work, [values[name] for name in names])] = names
             finished, _ = ray.wait(list(running), timeout=0.2)
-            if stop and time.monotonic() > last_told + 5:  # again and again: a task may move from queue to worker
-                last_told = time.monotonic()
-                _tell(ray, running)
+            if stop and time.monotonic() > last_cancel + 5:  # again and again: a task may move from queue to worker
+                last_cancel = time.monotonic()
+                _cancel(ray, running)
             for reference in finished:
                 names, ends = running.pop(reference), None
                 try:
-                    was_told, ends = ray.get(reference)
-                    if was_told and not stop and any(ended.state == "stopped" for ended in ends):
+                    was_signalled, ends = ray.get(reference)
+                    if was_signalled and not stop and any(ended.state == "stopped" for ended in ends):
                         ends = None  # its machine ends, and not what was asked for
                 except lost:
                     pass
@@ -141,11 +141,11 @@ def _run(
                     yield from schedule.end(name, ended)
     finally:  # when the caller gives up midway; else nothing is running
         if running and ray.is_initialized():
-            _tell(ray, running)
+            _cancel(ray, running)
             ray.wait(list(running), num_returns=len(running))
 
 
-def _tell(ray: Any, running: Iterable[Any]) -> None:
+def _cancel(ray: Any, running: Iterable[Any]) -> None:
     """Ray takes tasks that have not begun from the queue, and raises SIGINT's handler in the workers of the others."""
     for reference in running:
         ray.cancel(reference, force=False)

@@ -151,8 +151,8 @@ def write_index(root: Path) -> Path:
     root.mkdir(parents=True, exist_ok=True)
     if (root / "index.html").exists() and GENERATOR not in read_text(root / "index.html"):
         raise UserError(f"--runs: {root} holds an index.html of somebody else's; move it, or name another folder")
-    there = {name for name, *_ in studies}
-    missing = [(study.name, study.question) for study in installed_studies() if study.name not in there]
+    shown = {name for name, *_ in studies}
+    missing = [(study.name, study.question) for study in installed_studies() if study.name not in shown]
     context = {"studies": studies, "missing": missing, "exploratory": EXPLORATORY}
     write_atomic(root / "index.html", _environment().get_template("index.html.j2").render(context))
     return root / "index.html"

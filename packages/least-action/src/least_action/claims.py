@@ -19,11 +19,13 @@ from studycore.metrics_log import read_rows
 ORIGINAL, POWER = "the original study", "Power et al. 2022, arXiv:2201.02177"
 DENSE = "dense runs with weight decay"
 WITHOUT_OVER_WITH = paired_ratio(
-    "time", "runs without weight decay", "runs with it", of="decay", by="matched_but_for_decay", censored="censored"
-)
+    "time", "runs without weight decay", "runs with it", of="decay", by="matched_but_for_decay", censored="censored",
+    alike="that differ in nothing else",
+)  # fmt: skip
 ROUTED_OVER_DENSE = paired_ratio(
-    "time", "routed runs", "dense runs", of="routing", by="matched_but_for_routing", censored="censored"
-)
+    "time", "routed runs", "dense runs", of="routing", by="matched_but_for_routing", censored="censored",
+    alike="that differ in nothing else",
+)  # fmt: skip
 
 CLAIMS = (
     Claim(
@@ -75,7 +77,7 @@ def columns(folder: Path, config: TrainerConfig) -> dict[str, Any]:
     events = find_events(rows, config.p, config.event_window)
     time = events.last_epoch if events.grokked_99 is None else events.grokked_99
     last = [row for row in rows if "test_acc" in row][-1]
-    found = {
+    values = {
         **events.as_dict(),
         "time": max(1, time),
         "grokked": events.grokked_99 is not None,
@@ -88,13 +90,13 @@ def columns(folder: Path, config: TrainerConfig) -> dict[str, Any]:
         **{name: last[name] for name in ("train_acc", "test_acc", "train_loss", "test_loss")},
     }
     if events.memorised is not None:
-        found["delay_ratio"] = max(1, time) / max(1, events.memorised)
+        values["delay_ratio"] = max(1, time) / max(1, events.memorised)
     for name, column in (
         ("curvature_ratio", "weight_hessian_trace"),
         ("curvature_per_loss_ratio", "weight_hessian_per_loss"),
     ):
-        found[name] = _after_over_before(rows, events, column)
-    return {name: value for name, value in found.items() if value is not None}
+        values[name] = _after_over_before(rows, events, column)
+    return {name: value for name, value in values.items() if value is not None}
 
 
 MEASURING = (

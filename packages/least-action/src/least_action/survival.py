@@ -40,13 +40,13 @@ def kaplan_meier(times: Sequence[float], observed: Sequence[bool]) -> Survival:
     with np.errstate(all="ignore"), warnings.catch_warnings():  # log(-log(S)) has no value at S = 0 or 1; filled below
         warnings.simplefilter("ignore", RuntimeWarning)
         interval = curve.confidence_interval(0.95, method="log-log")
-    at = np.unique(t[seen])
-    s = np.asarray(curve.evaluate(at))
-    low = np.nan_to_num(np.asarray(interval.low.evaluate(at)), nan=0.0)
+    event_times = np.unique(t[seen])
+    s = np.asarray(curve.evaluate(event_times))
+    low = np.nan_to_num(np.asarray(interval.low.evaluate(event_times)), nan=0.0)
     # Past the last event of an uncensored sample S = 0 has no log-log limit: the last finite one is carried on.
-    high_raw = np.asarray(interval.high.evaluate(at))
+    high_raw = np.asarray(interval.high.evaluate(event_times))
     high = np.where(np.isnan(high_raw), np.minimum.accumulate(np.nan_to_num(high_raw, nan=1.0)), high_raw)
-    return Survival(at.tolist(), s.tolist(), low.tolist(), high.tolist(), len(t), int(seen.sum()))
+    return Survival(event_times.tolist(), s.tolist(), low.tolist(), high.tolist(), len(t), int(seen.sum()))
 
 
 def _first_at_most(times: list[float], values: list[float], level: float) -> float | None:

@@ -212,7 +212,7 @@ def _weights(file: Path, stored: Mapping[str, Any], config: Any, dtype: Any) -> 
     import torch
     from gguf import dequantize
 
-    found = {}
+    weights = {}
     for name, tensor in stored.items():
         kind = tensor.tensor_type.name
         try:
@@ -234,10 +234,10 @@ def _weights(file: Path, stored: Mapping[str, Any], config: Any, dtype: Any) -> 
                         f"of {config.head_dim}; fetch it again"
                     )
                 values = unpermute(values, heads)
-        found[key] = values.to(dtype)
-        if not bool(torch.isfinite(found[key]).all()):
+        weights[key] = values.to(dtype)
+        if not bool(torch.isfinite(weights[key]).all()):
             raise UserError(f"--dtype: {dtype} cannot hold the values of {name}; take float32")
-    return found
+    return weights
 
 
 def weight_name(name: str) -> str | None:

@@ -26,12 +26,12 @@ class NounHierarchy:
         """`name` and every kind below it. UserError for an unknown name."""
         if name not in self.lemmas:
             raise UserError(f"'{name}' is no noun synset of WordNet; names look like dog.n.01")
-        found, todo = {name}, [name]
+        below, todo = {name}, [name]
         while todo:
-            new = [child for child in self.children[todo.pop()] if child not in found]
-            found.update(new)
+            new = [child for child in self.children[todo.pop()] if child not in below]
+            below.update(new)
             todo += new
-        return found
+        return below
 
     def instances_below(self, name: str) -> set[str]:
         """Every instance of `name` or of a kind below it."""

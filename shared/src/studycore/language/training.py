@@ -100,8 +100,8 @@ class Batches:
 
     def rows(self, step: int) -> Tensor:
         """[R, T]: the ids of this step."""
-        at = [divmod(step * self.recipe.rows + row, self.blocks) for row in range(self.recipe.rows)]
-        return torch.from_numpy(np.stack([self.epoch(epoch)[block] for epoch, block in at]))
+        places = [divmod(step * self.recipe.rows + row, self.blocks) for row in range(self.recipe.rows)]
+        return torch.from_numpy(np.stack([self.epoch(epoch)[block] for epoch, block in places]))
 
     def taken(self, step: int) -> Tensor | None:
         """[C]: the tokens that this step's loss takes in, each at random by its probability; None: all of them."""

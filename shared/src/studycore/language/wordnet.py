@@ -104,8 +104,8 @@ def fetch(target: Path | None = None) -> tuple[Path, str]:
     nltk = _nltk()
     if target is not None:
         nltk.data.path.insert(0, str(target))
-    if (found := _present()) and (target is None or found == target / "corpora" / "wordnet"):
-        return found, "it was there"
+    if (present := _present()) and (target is None or present == target / "corpora" / "wordnet"):
+        return present, "it was there"
     for archive in (Path(root) / "corpora" / "wordnet.zip" for root in nltk.data.path):
         if _can_see(archive):
             return _unpack(archive, target), f"from {archive}"
@@ -242,13 +242,13 @@ def documents() -> tuple[Document, ...]:
     a synset's split does not depend on the others. (Where only the definition is the same, such as "attach to", splits
     may differ: 29 of the 5,893 validation documents. Definition and examples are as nltk parts them.)
     """
-    found = []
+    collected = []
     with reading_it():
         for synset in corpus().all_synsets():
             gloss = synset.definition() + "".join(f'; "{example}"' for example in synset.examples())
             text = f" {', '.join(lemma.replace('_', ' ') for lemma in synset.lemma_names())}: {gloss}"
-            found.append(Document(synset.name(), text, split_of(gloss)))
-    return tuple(sorted(found, key=lambda document: document.name))
+            collected.append(Document(synset.name(), text, split_of(gloss)))
+    return tuple(sorted(collected, key=lambda document: document.name))
 
 
 def texts(split: Split) -> list[str]:

@@ -224,7 +224,7 @@ def find_key_frequencies(grid_IJK: Tensor) -> tuple[int, ...]:
     power_XY = slot_power(grid_IJK).cpu()
     # Against rounding: a background of nothing but rounding errors is no measure of anything.
     floor = float(power_XY.mean()) * torch.finfo(grid_IJK.dtype).eps
-    found = []
+    frequencies = []
     for f in range(1, n // 2 + 1):
         other = [y for y in range(1, n) if y not in (f, n - f)]
         if not other:  # a group of 2 or 3
@@ -234,8 +234,8 @@ def find_key_frequencies(grid_IJK: Tensor) -> tuple[int, ...]:
         b = len(other) if nyquist else 2 * len(other)  # slot (n / 2, y) is the conjugate of (n / 2, n - y)
         threshold = 2 * b * ((n // 2 / FALSE_ALARM) ** (1 / b) - 1) * (2 if nyquist else 1)
         if float(power_XY[f, f]) > threshold * max(background, floor):
-            found.append(f)
-    return tuple(found)
+            frequencies.append(f)
+    return tuple(frequencies)
 
 
 @dataclass(frozen=True)

@@ -47,14 +47,14 @@ def measure_activations(
     model: Any,
     ids_NB: Tensor,
     decode: Callable[[int], str] = str,
-    told: Callable[[int], None] = lambda tokens: None,
+    progress: Callable[[int], None] = lambda tokens: None,
 ) -> list[ActivationRow]:
-    """One row per FFN block that has features, from the same tokens; `decode` names a token, `told` hears how many have been seen."""
+    """One row per FFN block that has features, from the same tokens; `decode` names a token, `progress` hears how many have been seen."""
     blocks = [block for block in find_blocks(model) if block.has_features]
     if not blocks:
         return []
     rows, ids_N = [], ids_NB.flatten()
-    for block, m in zip(blocks, activation_moments(model, blocks, ids_NB, told=told), strict=True):
+    for block, m in zip(blocks, activation_moments(model, blocks, ids_NB, progress=progress), strict=True):
         kappas: tuple[float | None, float | None, float | None, float | None] = (None, None, None, None)
         if enough_tokens(m.tokens, len(m.sum_F)):
             e_F = activation_eigenvalues(m, centred=True)

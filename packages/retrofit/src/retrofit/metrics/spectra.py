@@ -139,11 +139,11 @@ def activation_moments(
     ids_NB: Tensor,
     batch: int = 16,
     dtype: torch.dtype = torch.float64,
-    told: Callable[[int], None] = lambda tokens: None,
+    progress: Callable[[int], None] = lambda tokens: None,
 ) -> list[Moments]:
     """Sums over all tokens of `ids_NB` by block (of those that have features), in evaluation mode and the model's precision.
 
-    One pass over the model; `told` hears of every `batch` rows how many tokens they are.
+    One pass over the model; `progress` hears of every `batch` rows how many tokens they are.
     """
     moments: dict[int, Moments] = {}
 
@@ -171,7 +171,7 @@ def activation_moments(
         for part in ids_NB.split(batch):
             # The output layer is not needed.
             model.base_model(input_ids=part.to(device), use_cache=False)
-            told(part.numel())
+            progress(part.numel())
     model.train(was_training)
     for m in moments.values():
         m.gram_FF = m.gram_FF.tril() + m.gram_FF.tril(-1).T
