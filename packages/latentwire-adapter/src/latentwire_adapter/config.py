@@ -118,6 +118,8 @@ class Phase1Config(FitConfig):
     """Updates between measurements of the reconstruction."""
     checkpoint_every: PositiveInt = 500
     """Updates between checkpoints."""
+    quick_eval_samples: NonNegativeInt = 0
+    """Questions that are also answered at each measurement (quick_f1); the original study's 10 showed noise alone."""
 
     def __post_init__(self) -> None:
         check_bounds(self)

@@ -25,7 +25,7 @@ from latentwire_adapter.config import (
     Reading,
     SelfcheckConfig,
 )
-from latentwire_adapter.core_utils import log_diagnostics
+from latentwire_adapter.core_utils import batch_metrics, log_diagnostics
 from latentwire_adapter.data import (
     Prompts,
     fewer_tokens,
@@ -36,14 +36,14 @@ from latentwire_adapter.data import (
     training_prompts,
     without_contexts,
 )
-from latentwire_adapter.evaluation import Arm, score, summary
+from latentwire_adapter.evaluation import Arm, readers, score, summary
 from latentwire_adapter.losses import Balance, PromptLosses, gradient_shares, reconstruction_loss
 from latentwire_adapter.metrics.ledger import ledger, references
 from latentwire_adapter.metrics.reconstruction import reconstruction_metrics
 from latentwire_adapter.model import codecs
 from latentwire_adapter.model.adapter import Adapter, count_parameters
 from latentwire_adapter.model.compressor import EmbeddingCompressor
-from latentwire_adapter.model.language_model import LanguageModel, load_language_model
+from latentwire_adapter.model.language_model import LanguageModel, load_language_model, text_of
 from latentwire_adapter.selfcheck import demand, selfcheck as run_checks
 from studycore.errors import UserError
 from studycore.files import read_json
@@ -215,6 +215,12 @@ def phase1(config: Phase1Config, run: Run) -> None:
                 "type": "train_step", "epoch": step // per_epoch, "loss": loss, **row, "lr": learning_rate(step, total, config.adapter_lr),
                 "compression_ratio": data.x_UD.shape[1] / k, "batch_size": config.batch_size, **gpu_memory(),
             }, step // per_epoch)  # fmt: skip
+            if config.quick_eval_samples and not run.dry:
+                log(
+                    run,
+                    {"type": "quick_eval", "quick_f1": quick_f1(config, lm, prompts, found, adapter)},
+                    step // per_epoch,
+                )
         # save
         if run.saving(config.checkpoint_every):
             run.save()
@@ -254,6 +260,15 @@ def phase1(config: Phase1Config, run: Run) -> None:
         {**data.measure(adapter), **compare, **data.about},
         data.arrays(adapter, found.compressor),
     )
+
+
+def quick_f1(config: Phase1Config, lm: LanguageModel, prompts: Prompts, found: Fit, adapter: Adapter) -> float:
+    """F1, from 0 to 100, of the first questions through the adapter as it is; the same in each process."""
+    few = replace(prompts, prompts=prompts.prompts[: config.quick_eval_samples])
+    arm = Arm("adapter", few, codecs.adapted(lm.table_VD, found.compressor, adapter.eval()))
+    reader, _ = readers(arm, lm, config, codecs.raw(lm.table_VD))
+    texts = [text_of(lm, tokens) for tokens in reader.answer(few.prompts, config.max_new_tokens)]
+    return 100 * batch_metrics(texts, [p.question.answers for p in few.prompts])[1]
 
 
 def fit_of(config: Phase1Config, lm: LanguageModel, k: int, run: Run) -> Fit:
