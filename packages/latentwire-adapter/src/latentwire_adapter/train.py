@@ -65,7 +65,7 @@ class Fit:
     def weights(self, alpha: float) -> Tensor:
         """weights_V = count^alpha of the types that the fits see, else 0; their mean over these is 1."""
         seen_V = (self.counts_V > 0) & ~self.held_V
-        weights_V = torch.where(seen_V, self.counts_V.clamp(min=1) ** alpha, 0.0)
+        weights_V = torch.where(seen_V, self.counts_V.clamp(min=1e-12) ** alpha, 0.0)
         return weights_V / weights_V.sum() * seen_V.sum()
 
 
@@ -145,7 +145,8 @@ def save_fit(found: Fit, folder: Path) -> None:
     from safetensors.torch import save_file
 
     found.compressor.save_pretrained(folder / "compressor")
-    save_file({"counts": found.counts_V.float(), "held_out": found.held_V}, folder / "counts.safetensors")
+    tensors = {"counts": found.counts_V.float(), "held_out": found.held_V}
+    save_file(tensors | {"positions": torch.tensor(found.about["positions"])}, folder / "counts.safetensors")
 
 
 def load_fit(folder: Path, device: torch.device) -> Fit:
@@ -160,7 +161,7 @@ def load_fit(folder: Path, device: torch.device) -> Fit:
         stored["counts"].double(),
         stored["held_out"],
         EmbeddingCompressor.from_pretrained(folder / "compressor").to(device),
-        {},
+        {"positions": int(stored["positions"])},
     )
 
 
@@ -288,7 +289,7 @@ class TypeRows:
     """The token types that the adapter trains on, with their codes and weights, and those that were held out."""
 
     def __init__(self, lm: LanguageModel, found: Fit, config: Phase1Config):
-        weights_V = found.weights(config.alpha)
+        weights_V = found.weights(config.adapter_alpha)
         self.ids_U = weights_V.nonzero().flatten().to(lm.device)
         self.w_U = weights_V.to(lm.device)[self.ids_U].float()
         self.x_UD = lm.table_VD[self.ids_U].float()
@@ -305,8 +306,8 @@ class TypeRows:
         self.code_rms = float((share_U @ self.z_UK.square().mean(1)).sqrt())
         self.row_rms = float(self.mse_unit**0.5)
         self.about = {
-            "rows_per_epoch": len(self.ids_U), "positions": int(found.counts_V.sum()),
-            "positions_per_row": float(found.counts_V.sum()) / len(self.ids_U),
+            "rows_per_epoch": len(self.ids_U), "positions": found.about["positions"],
+            "positions_per_row": found.about["positions"] / len(self.ids_U),
         }  # fmt: skip
 
     def batch(self, config: Phase1Config, step: int, per_epoch: int, rank: int, world: int) -> tuple[Tensor, float]:
