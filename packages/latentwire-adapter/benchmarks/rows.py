@@ -27,7 +27,7 @@ def main() -> None:
     data = TypeRows(lm, fit, config)
     adapter = start_adapter(config, 64, data, fit)
     optimizer = torch.optim.AdamW(adapter.parameters(), 1e-3)
-    rows, positions = len(data.ids_U), int(fit.counts_V.sum())
+    rows, positions = len(data.ids_U), fit.about["positions"]
     steps = -(-rows // config.batch_size)
     began = time.perf_counter()
     for step in range(steps):

@@ -18,6 +18,7 @@ from latentwire_adapter.data import (
     scored_prompts,
     shown,
     shuffled_contexts,
+    training_counts,
     training_prompts,
     without_contexts,
     worked_examples,
@@ -198,3 +199,16 @@ def test_load_squad_subset_needs_no_hub_and_a_number():
     assert load_squad_subset("train", 10) == items
     with pytest.raises(UserError, match="samples"):
         load_squad_subset("train")
+
+
+def test_further_text_has_its_share_of_the_count_however_long_it_is(small, lm, tmp_path):
+    alone, _ = training_counts(small(), lm.tokenizer, 500, 1024)
+    (tmp_path / "text.txt").write_text("a b c zzz\n" * 500)
+    both, about = training_counts(
+        small(fit_text=str(tmp_path / "text.txt"), fit_text_share=0.25), lm.tokenizer, 500, 1024
+    )
+    assert float(alone.sum() / both.sum()) == pytest.approx(0.75)
+    assert (both >= alone).all()
+    assert about["positions"] > 2 * about["prompt_tokens"]
+    with pytest.raises(UserError, match="fit_text: 'x'"):
+        training_counts(small(fit_text="x"), lm.tokenizer, 500, 1024)

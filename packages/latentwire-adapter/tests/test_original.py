@@ -112,12 +112,16 @@ def test_the_smoke_test_of_the_plan(folder, tmp_path, monkeypatch):
         "10",
         "--eval_every",
         "2",
+        "--quick_eval_samples",
+        "2",
     ]
     assert main(["phase1", "--device", "cpu", "--threads", "1", *flags, *here, *small]) == 0
     assert "f1" in read_json(tmp_path / "run" / "results.json")["metrics"]
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert rows[0]["type"] == "train_step"
     assert rows[-1]["type"] == "full_eval"
+    assert all(0 <= row["quick_f1"] <= 100 for row in rows if row["type"] == "quick_eval")
+    assert {row["type"] for row in rows} == {"train_step", "quick_eval", "full_eval"}
     assert all({"step", "epoch", "timestamp"} <= set(row) for row in rows)
 
 

@@ -76,8 +76,10 @@ class FitConfig(Reading):
     """More text that is counted, as SQuAD paragraphs know few words: studycore/wordnet's glosses; null: none."""
     compress_method: Literal["pca", "random"] = "pca"
     """Principal components, or a random projection."""
-    alpha: NonNegativeFloat = 0.5
-    """A token type weighs count^alpha in the fit of compressor and adapter; 1 is every position once."""
+    fit_text_share: BelowOne = 0.1
+    """Share of the whole count that `fit_text` has: it is to show other words, not to outweigh what is compressed."""
+    alpha: NonNegativeFloat = 1.0
+    """A token type weighs count^alpha in the compressor's fit; 1 is every position once."""
     held_out_types: BelowOne = 0.1
     """Share of the token types that no fit sees, drawn among all but the most frequent."""
     always_seen: NonNegativeInt = 500
@@ -94,6 +96,8 @@ class Phase1Config(FitConfig):
     """Dimensions of the code; null: by the ratio."""
     adapter_form: Literal["linear_start", "original"] = "linear_start"
     """Starts at the linear inverse and keeps norms, or the original study's, whose last layer norm makes all rows alike."""
+    adapter_alpha: NonNegativeFloat = 0.5
+    """A token type weighs count^adapter_alpha in the adapter's training: rare types carry the answers."""
     adapter_hidden_mult: PositiveInt = 4
     """Hidden width over the code's."""
     adapter_dropout: BelowOne = 0.0
@@ -118,6 +122,8 @@ class Phase1Config(FitConfig):
     """Updates between measurements of the reconstruction."""
     checkpoint_every: PositiveInt = 500
     """Updates between checkpoints."""
+    quick_eval_samples: NonNegativeInt = 0
+    """Questions that are also answered at each measurement (quick_f1); the original study's 10 showed noise alone."""
 
     def __post_init__(self) -> None:
         check_bounds(self)

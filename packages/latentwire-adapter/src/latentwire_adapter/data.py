@@ -293,12 +293,15 @@ def training_counts(config: FitConfig, tokenizer: Any, types: int, context: int)
     """(counts_V over prompts and further text, what was counted). UserError for text that is not there."""
     prompts = training_prompts(config, tokenizer, context, config.samples)
     counts_V = count_tokens((prompts.prefix_T + p.asked_T for p in prompts.prompts), types)
-    about: dict[str, Any] = {"prompts": len(prompts.prompts), "prompt_tokens": int(counts_V.sum())}
-    if config.fit_text is not None:
-        counts_V += count_tokens(
-            tokenizer(_texts(config.fit_text), add_special_tokens=False, verbose=False)["input_ids"], types
-        )
-    about |= {"tokens": int(counts_V.sum()), "types": int((counts_V > 0).sum())}
+    tokens = int(counts_V.sum())
+    about: dict[str, Any] = {"prompts": len(prompts.prompts), "prompt_tokens": tokens}
+    if config.fit_text is not None and config.fit_text_share > 0:
+        rows = tokenizer(_texts(config.fit_text), add_special_tokens=False, verbose=False)["input_ids"]
+        more_V = count_tokens(rows, types)
+        share = config.fit_text_share / (1 - config.fit_text_share)
+        tokens += int(more_V.sum())
+        counts_V += more_V * (share * counts_V.sum() / more_V.sum())
+    about |= {"positions": tokens, "types": int((counts_V > 0).sum())}
     return counts_V, about
 
 

@@ -25,7 +25,7 @@ from latentwire_adapter.config import (
     Reading,
     SelfcheckConfig,
 )
-from latentwire_adapter.core_utils import log_diagnostics
+from latentwire_adapter.core_utils import batch_metrics, log_diagnostics
 from latentwire_adapter.data import (
     Prompts,
     fewer_tokens,
@@ -36,14 +36,14 @@ from latentwire_adapter.data import (
     training_prompts,
     without_contexts,
 )
-from latentwire_adapter.evaluation import Arm, score, summary
+from latentwire_adapter.evaluation import Arm, readers, score, summary
 from latentwire_adapter.losses import Balance, PromptLosses, gradient_shares, reconstruction_loss
 from latentwire_adapter.metrics.ledger import ledger, references
 from latentwire_adapter.metrics.reconstruction import reconstruction_metrics
 from latentwire_adapter.model import codecs
 from latentwire_adapter.model.adapter import Adapter, count_parameters
 from latentwire_adapter.model.compressor import EmbeddingCompressor
-from latentwire_adapter.model.language_model import LanguageModel, load_language_model
+from latentwire_adapter.model.language_model import LanguageModel, load_language_model, text_of
 from latentwire_adapter.selfcheck import demand, selfcheck as run_checks
 from studycore.errors import UserError
 from studycore.files import read_json
@@ -65,7 +65,7 @@ class Fit:
     def weights(self, alpha: float) -> Tensor:
         """weights_V = count^alpha of the types that the fits see, else 0; their mean over these is 1."""
         seen_V = (self.counts_V > 0) & ~self.held_V
-        weights_V = torch.where(seen_V, self.counts_V.clamp(min=1) ** alpha, 0.0)
+        weights_V = torch.where(seen_V, self.counts_V.clamp(min=1e-12) ** alpha, 0.0)
         return weights_V / weights_V.sum() * seen_V.sum()
 
 
@@ -145,7 +145,8 @@ def save_fit(found: Fit, folder: Path) -> None:
     from safetensors.torch import save_file
 
     found.compressor.save_pretrained(folder / "compressor")
-    save_file({"counts": found.counts_V.float(), "held_out": found.held_V}, folder / "counts.safetensors")
+    tensors = {"counts": found.counts_V.float(), "held_out": found.held_V}
+    save_file(tensors | {"positions": torch.tensor(found.about["positions"])}, folder / "counts.safetensors")
 
 
 def load_fit(folder: Path, device: torch.device) -> Fit:
@@ -160,7 +161,7 @@ def load_fit(folder: Path, device: torch.device) -> Fit:
         stored["counts"].double(),
         stored["held_out"],
         EmbeddingCompressor.from_pretrained(folder / "compressor").to(device),
-        {},
+        {"positions": int(stored["positions"])},
     )
 
 
@@ -215,6 +216,12 @@ def phase1(config: Phase1Config, run: Run) -> None:
                 "type": "train_step", "epoch": step // per_epoch, "loss": loss, **row, "lr": learning_rate(step, total, config.adapter_lr),
                 "compression_ratio": data.x_UD.shape[1] / k, "batch_size": config.batch_size, **gpu_memory(),
             }, step // per_epoch)  # fmt: skip
+            if config.quick_eval_samples and not run.dry:
+                log(
+                    run,
+                    {"type": "quick_eval", "quick_f1": quick_f1(config, lm, prompts, found, adapter)},
+                    step // per_epoch,
+                )
         # save
         if run.saving(config.checkpoint_every):
             run.save()
@@ -256,6 +263,15 @@ def phase1(config: Phase1Config, run: Run) -> None:
     )
 
 
+def quick_f1(config: Phase1Config, lm: LanguageModel, prompts: Prompts, found: Fit, adapter: Adapter) -> float:
+    """F1, from 0 to 100, of the first questions through the adapter as it is; the same in each process."""
+    few = replace(prompts, prompts=prompts.prompts[: config.quick_eval_samples])
+    arm = Arm("adapter", few, codecs.adapted(lm.table_VD, found.compressor, adapter.eval()))
+    reader, _ = readers(arm, lm, config, codecs.raw(lm.table_VD))
+    texts = [text_of(lm, tokens) for tokens in reader.answer(few.prompts, config.max_new_tokens)]
+    return 100 * batch_metrics(texts, [p.question.answers for p in few.prompts])[1]
+
+
 def fit_of(config: Phase1Config, lm: LanguageModel, k: int, run: Run) -> Fit:
     """The fit with k dimensions: of the run that this one needs, or made here."""
     if "fit" not in run.needs:
@@ -273,7 +289,7 @@ class TypeRows:
     """The token types that the adapter trains on, with their codes and weights, and those that were held out."""
 
     def __init__(self, lm: LanguageModel, found: Fit, config: Phase1Config):
-        weights_V = found.weights(config.alpha)
+        weights_V = found.weights(config.adapter_alpha)
         self.ids_U = weights_V.nonzero().flatten().to(lm.device)
         self.w_U = weights_V.to(lm.device)[self.ids_U].float()
         self.x_UD = lm.table_VD[self.ids_U].float()
@@ -290,8 +306,8 @@ class TypeRows:
         self.code_rms = float((share_U @ self.z_UK.square().mean(1)).sqrt())
         self.row_rms = float(self.mse_unit**0.5)
         self.about = {
-            "rows_per_epoch": len(self.ids_U), "positions": int(found.counts_V.sum()),
-            "positions_per_row": float(found.counts_V.sum()) / len(self.ids_U),
+            "rows_per_epoch": len(self.ids_U), "positions": found.about["positions"],
+            "positions_per_row": found.about["positions"] / len(self.ids_U),
         }  # fmt: skip
 
     def batch(self, config: Phase1Config, step: int, per_epoch: int, rank: int, world: int) -> tuple[Tensor, float]:
