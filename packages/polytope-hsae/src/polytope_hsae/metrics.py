@@ -6,7 +6,7 @@ was estimated. A metric without its inputs is an error, never a 0.
 Shapes: N activations, D width, F latents in all (parents first), M parents, P concepts, R pairs.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,7 +79,9 @@ def ce_recovered(model: Any, x_ND: Tensor, mean_D: Tensor, unembedding_VD: Tenso
     clean, ours = cross_entropy(x_ND, unembedding_VD, next_N), cross_entropy(model(x_ND), unembedding_VD, next_N)
     ablated = cross_entropy(mean_D.expand_as(x_ND), unembedding_VD, next_N)
     if not ablated > clean:
-        raise ValueError(f"cross-entropy: {ablated} with the mean is not above {clean}; the activations predict nothing")
+        raise ValueError(
+            f"cross-entropy: {ablated} with the mean is not above {clean}; the activations predict nothing"
+        )
     recovered = (ablated - ours) / (ablated - clean)
     return {"ce_clean": clean, "ce_reconstructed": ours, "ce_ablated": ablated, "ce_recovered": recovered, "1-CE": 1 - recovered}  # fmt: skip
 
@@ -193,7 +195,9 @@ def learned_pairs(model: Any, codes_NF: Tensor) -> Tensor:
     return pairs[count_F[pairs[:, 1]].argsort(descending=True, stable=True)[:MOST_PAIRS]]
 
 
-def hierarchy_metrics(x_ND: Tensor, codes_NF: Tensor, decoder_FD: Tensor, bias_D: Tensor, pairs_R2: Tensor) -> dict[str, float]:
+def hierarchy_metrics(
+    x_ND: Tensor, codes_NF: Tensor, decoder_FD: Tensor, bias_D: Tensor, pairs_R2: Tensor
+) -> dict[str, float]:
     """Grandien et al. 2026 (arXiv:2606.22994) and Tree SAE's condition (arXiv:2605.07922), means over pairs.
 
     inclusion: P(parent | child). coverage: P(some child | parent), over parents. hard_absorption: P(parent silent | child).
@@ -288,7 +292,7 @@ def sae_metrics(model: Any, store: Store, size: int, seed: int) -> tuple[dict[st
     return metrics, matching
 
 
-def steps_to_convergence(rows: list[Mapping[str, Any]], share: float = 0.99) -> int:
+def steps_to_convergence(rows: Sequence[Mapping[str, Any]], share: float = 0.99) -> int:
     """The first evaluated step from which explained variance stays at `share` of its last value or above. ValueError for none."""
     values = [(int(row["step"]), float(row["explained_variance"])) for row in rows if "explained_variance" in row]
     if not values:
