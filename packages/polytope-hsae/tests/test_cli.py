@@ -79,7 +79,7 @@ def test_claims_can_be_supported_refuted_and_not_run():
     import pandas as pd
 
     whole = claims("all", StudyConfig(training={"arms": ["random_teacher", "frozen_random", "euclidean"]}))
-    assert len({claim.id for claim in whole}) == len(whole) == 16
+    assert len({claim.id for claim in whole}) == len(whole) == 15
     rows = [{"run": f"{arm}{seed}", "arm": arm, "seed": seed, "purity": base + seed / 1000, "leakage": 0.2 if arm == "teacher" else 0.4}
             for arm, base in (("teacher", 0.9), ("random", 0.5), ("random_teacher", 0.95)) for seed in range(3)]  # fmt: skip
     found = {claim["id"]: claim["verdict"] for claim in judge_all(whole, pd.DataFrame(rows), [])}

@@ -48,7 +48,7 @@ def report(record: Record) -> Report:
         )
     if record.missing:
         tables.append(Table("Jobs that did not finish", ("job", "reason"), list(record.missing.items())))
-    metrics = {arm: {name: value for name, value in _means(record, arm).items()} for arm in arms}
+    metrics = {arm: _means(record, arm) for arm in arms}
     return Report("polytope-hsae", QUESTION, answer(record), tables, pictures_of(record), notes(record), {"arms": metrics, "jobs": len(table)})  # fmt: skip
 
 
