@@ -250,13 +250,18 @@ class HierarchicalSAE(SparseAutoencoder):
     @torch.no_grad()
     def _choose(self, y_BKS: Tensor, index_BK: Tensor, count: int, allowed: Tensor | None = None) -> Tensor:
         """[B, K, count] best children of each active parent, some pairs at a time."""
-        y_NS, index_N = y_BKS.flatten(0, 1), index_BK.flatten()
-        encoder_MLS, bias_ML = self.low_encoder.detach(), self.low_bias.detach()
+        size = self.config.subspace_dim + 1
+        bias_ML = self.low_bias
         if allowed is not None:
             bias_ML = bias_ML.masked_fill(~allowed.view_as(bias_ML), -torch.inf)
+        # A parent's rows: what each coordinate gives to all of its children, then their biases. A weighted sum of rows is
+        # their pre-activations, and no parent's whole encoder is copied for each sample.
+        rows = torch.cat([self.low_encoder.mT, bias_ML[:, None]], 1).flatten(0, 1)
+        steps = torch.arange(size, device=rows.device)
         found = []
-        for y_nS, index_n in zip(y_NS.split(CHUNK), index_N.split(CHUNK), strict=True):
-            pre_nL = torch.baddbmm(bias_ML[index_n][..., None], encoder_MLS[index_n], y_nS[..., None])[..., 0]
+        for y_nS, index_n in zip(y_BKS.flatten(0, 1).split(CHUNK), index_BK.flatten().split(CHUNK), strict=True):
+            weight_nS = torch.cat([y_nS, torch.ones_like(y_nS[:, :1])], 1)
+            pre_nL = _sums_of(weight_nS, rows, index_n[:, None] * size + steps)
             found.append(
                 pre_nL.argmax(1, keepdim=True) if count == 1 else pre_nL.topk(count, dim=1, sorted=False).indices
             )
