@@ -41,9 +41,15 @@ def main() -> None:
         dense = concept_vector_pinv(g_VD[chosen])
         apart = max(apart, float((concept_vector(g_VD[chosen]) - dense).norm() / dense.norm()))
     each = (time.perf_counter() - start) / options.dense
-    print(f"{options.concepts} concepts of {int(sizes.min())} to {int(sizes.max())} words (median {int(sizes.median())}), D = {options.width}, one thread")
-    print(f"dual: {once / options.concepts * 1e3:.1f} ms a concept, {once:.1f} s for all, {once * (1 + options.shuffles) / 60:.1f} minutes with {options.shuffles} shuffles")
-    print(f"pseudo-inverse: {each:.1f} s a concept, {each * options.concepts * (1 + options.shuffles) / 3600:.0f} hours for the same")
+    print(
+        f"{options.concepts} concepts of {int(sizes.min())} to {int(sizes.max())} words (median {int(sizes.median())}), D = {options.width}, one thread"
+    )
+    print(
+        f"dual: {once / options.concepts * 1e3:.1f} ms a concept, {once:.1f} s for all, {once * (1 + options.shuffles) / 60:.1f} minutes with {options.shuffles} shuffles"
+    )
+    print(
+        f"pseudo-inverse: {each:.1f} s a concept, {each * options.concepts * (1 + options.shuffles) / 3600:.0f} hours for the same"
+    )
     print(f"ratio {each / (once / options.concepts):.0f}, relative difference {apart:.1e}")
 
 

@@ -98,18 +98,30 @@ def peers(o: argparse.Namespace) -> None:
 
         print(f"SAELens {seconds(step, o.steps) / ours:.1f} times ours")
     if not (find_spec("sparsify") or find_spec("sae_lens")):
-        print("neither SAELens nor sparsify is installed: pip install sae-lens eai-sparsify, in an environment of their own")
+        print(
+            "neither SAELens nor sparsify is installed: pip install sae-lens eai-sparsify, in an environment of their own"
+        )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, value in (("width", 768), ("parents", 8192), ("k", 32), ("batch", 4096), ("steps", 3), ("peer-batch", 256), ("threads", 2)):
+    for name, value in (
+        ("width", 768),
+        ("parents", 8192),
+        ("k", 32),
+        ("batch", 4096),
+        ("steps", 3),
+        ("peer-batch", 256),
+        ("threads", 2),
+    ):
         parser.add_argument(f"--{name}", type=int, default=value)
     o = parser.parse_args()
     torch.set_num_threads(o.threads)
     x_BD = torch.randn(o.batch, o.width, generator=torch.Generator().manual_seed(0))
     rates = machine()
-    print(f"D = {o.width}, {o.parents:,} parents, k = {o.k}, batch {o.batch:,}, {o.threads} threads; {rates[0] / 1e9:.0f} GFLOP/s, {rates[1] / 1e9:.1f} GB/s")
+    print(
+        f"D = {o.width}, {o.parents:,} parents, k = {o.k}, batch {o.batch:,}, {o.threads} threads; {rates[0] / 1e9:.0f} GFLOP/s, {rates[1] / 1e9:.1f} GB/s"
+    )
     flat_step, flat_parameters = step_of(SAEConfig("topk", o.width, o.parents, o.k), x_BD)
     flat, least = seconds(flat_step, o.steps), floor(o, flat_parameters, False, rates)
     del flat_step
@@ -119,7 +131,9 @@ def main() -> None:
         step, parameters = step_of(SAEConfig("hierarchical", o.width, o.parents, o.k, SUBSPACE, children), x_BD)
         times[children], ours = seconds(step, o.steps), floor(o, parameters, True, rates)
         del step
-        print(f"hierarchical, {children} children: {times[children]:.2f} s, {parameters / 1e6:.0f} M parameters, floor {ours:.2f} s; {times[children] / flat:.2f} times flat, floors {ours / least:.2f}")
+        print(
+            f"hierarchical, {children} children: {times[children]:.2f} s, {parameters / 1e6:.0f} M parameters, floor {ours:.2f} s; {times[children] / flat:.2f} times flat, floors {ours / least:.2f}"
+        )
     print(f"64 children over 16: {times[64] / times[16]:.3f}")
     peers(o)
 

@@ -34,7 +34,9 @@ def gates(config):
     gamma_VD, hierarchy = unembedding(config, config.split, config.seed)
     x_ND = torch.randn(config.contexts, config.tree_dim, generator=torch.Generator().manual_seed(config.seed))
     geometry, flat = causal_geometry(gamma_VD), euclidean_geometry(gamma_VD)
-    return validate(gamma_VD, geometry, hierarchy, x_ND, config.n_shuffles, config.seed, config.kl_threshold, None, flat)[1]
+    return validate(
+        gamma_VD, geometry, hierarchy, x_ND, config.n_shuffles, config.seed, config.kl_threshold, None, flat
+    )[1]
 
 
 def job(verb: str, config, folder: Path, needs=None, resume=False) -> Path:
@@ -52,7 +54,10 @@ def planted(tmp_path_factory):
     try:
         geometry = job("geometry", GeometryConfig(**SMALL, n_shuffles=19, contexts=8), place / "geometry")
         activations = ActivationConfig(**SMALL, token_budget=3000)
-        return {"geometry": geometry, "activations": job("activations", activations, place / "activations", {"geometry": geometry})}
+        return {
+            "geometry": geometry,
+            "activations": job("activations", activations, place / "activations", {"geometry": geometry}),
+        }
     finally:
         os.chdir(here)
 

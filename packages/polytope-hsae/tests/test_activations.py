@@ -37,7 +37,9 @@ def folder(request, tmp_path, tokenizer):
 @pytest.fixture
 def geometry(tmp_path, tokenizer):
     """A finished phase 1, as far as a capture reads it: two parents of two children."""
-    words = iter(" dog, cat, horse, cow, oak, pine, rose, lily, fish, tree, bird, plant".split(","))
+    words = iter(
+        [" dog", " cat", " horse", " cow", " oak", " pine", " rose", " lily", " fish", " tree", " bird", " plant"]
+    )
     text, parents = {}, []
 
     def token():
@@ -78,7 +80,9 @@ def test_the_head_reads_what_is_captured(folder):
     assert cross_entropy(x_ND, unembedding(model), ids_BT[:, 1:].flatten()) == pytest.approx(float(theirs), rel=1e-4)
 
 
-def test_capture_writes_each_shard_once_and_labels_by_the_next_token(folder, tmp_path, geometry, monkeypatch, tokenizer):
+def test_capture_writes_each_shard_once_and_labels_by_the_next_token(
+    folder, tmp_path, geometry, monkeypatch, tokenizer
+):
     monkeypatch.chdir(tmp_path)
     config = config_of(folder, tmp_path)
     activations = job("activations", config, tmp_path / "one", {"geometry": geometry})
@@ -109,7 +113,7 @@ def test_capture_writes_each_shard_once_and_labels_by_the_next_token(folder, tmp
 def test_a_text_that_is_too_short_is_a_sentence(tmp_path, geometry, tokenizer):
     from polytope_hsae.concepts import load_hierarchy
 
-    with pytest.raises(UserError, match="data.token_budget: the texts of .* end"):
+    with pytest.raises(UserError, match=r"data.token_budget: the texts of .* end"):
         gather(config_of("x", tmp_path, token_budget=90_000), load_hierarchy(geometry / "concepts.json"), tokenizer)
 
 

@@ -70,7 +70,10 @@ def test_ablations_are_arms():
         ({"hsae": {"m_tpo": 3}}, "hsae.m_tpo: is no key here; the README lists those there are"),
         ({"run": {"budget_hours": 30}}, "run.budget_hours: is no key here: --dry-run tells the time"),
         ({"hsae": {"router_temp": {"start": 1.5}}}, "hsae.router_temp: is no key here: codes keep their magnitude"),
-        ({"model": {"layers_probe": ["first"]}}, r"model.layers_probe: \['first'\] does not fit; it can be \['last'\] alone"),
+        (
+            {"model": {"layers_probe": ["first"]}},
+            r"model.layers_probe: \['first'\] does not fit; it can be \['last'\] alone",
+        ),
         ({"ablate": ["nothing"]}, "ablate: 'nothing' is none of euclidean_vs_causal"),
         ({"training": {"arms": ["best"]}}, "training.arms: 'best' is none of random"),
     ],

@@ -44,7 +44,7 @@ def test_shrinkage_is_relative_to_the_mean_eigenvalue(gamma_VD):
 
 
 def test_a_singular_covariance_is_refused():
-    with pytest.raises(ValueError, match="shrinkage: 0.0 leaves the covariance of 5 words in 8 dimensions singular"):
+    with pytest.raises(ValueError, match=r"shrinkage: 0.0 leaves the covariance of 5 words in 8 dimensions singular"):
         causal_geometry(torch.randn(5, 8))
 
 

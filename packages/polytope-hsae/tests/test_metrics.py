@@ -114,7 +114,7 @@ def test_yardsticks_of_pairs():
 
 def test_pairs_by_co_activation_and_their_null():
     class Flat:
-        class config:  # noqa: N801
+        class config:
             kind, features, m_top, inner_widths = "topk", 4, 4, ()
 
     draw = torch.Generator().manual_seed(0)

@@ -133,7 +133,7 @@ def test_the_flat_export_reconstructs_the_same(tmp_path):
     # Parents read the input as they do in the model.
     read = torch.relu(x_BD @ flat.W_enc + flat.b_enc)[:, :10]
     codes = flat.encode(x_BD)[:, :10]
-    torch.testing.assert_close(codes[codes > 0] , (read * flat.norm_F[:10] ** 0)[codes > 0] / 0.5, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(codes[codes > 0], (read * flat.norm_F[:10] ** 0)[codes > 0] / 0.5, rtol=1e-4, atol=1e-5)
     flat.save(tmp_path)
     assert set(load_file(tmp_path / "sae_weights.safetensors")) == {"W_enc", "W_dec", "b_enc", "b_dec"}
 

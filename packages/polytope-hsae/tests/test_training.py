@@ -99,7 +99,9 @@ def test_a_random_teacher_keeps_every_causal_angle(planted, small):
 
 
 def test_more_concepts_than_parents_are_refused(planted, small):
-    with pytest.raises(UserError, match=r"hsae.m_top, hsae.m_low: 3 parents of 4 children cannot start from 4 concepts"):
+    with pytest.raises(
+        UserError, match=r"hsae.m_top, hsae.m_low: 3 parents of 4 children cannot start from 4 concepts"
+    ):
         load_teacher(planted["geometry"], small(arm="teacher", m_top=3))
 
 

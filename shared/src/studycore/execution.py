@@ -204,6 +204,7 @@ def make_runs(
         for job in (job for job in jobs if job.name in chosen):
             if found_done(places[job.name], identities[job.name]):
                 whole.metrics.append(_row(whole, study, job, places[job.name], "done"))
+                print(f"  {job.name}: was done before, in {places[job.name]}", flush=True)
                 continue
             of = job.verb or action.of
             each = load(study.verbs[of].options)(device=device, threads=threads, tracker=options.tracker)  # type: ignore[union-attr]

@@ -81,7 +81,9 @@ class Store:
         if "child" in self.arrays:
             return self.arrays["child"]
         labels = self.hierarchy.labels()
-        table = np.full((max([0, *labels, int(self.arrays["next"].max())]) + 2, len(self.hierarchy.parents)), -1, np.int8)
+        table = np.full(
+            (max([0, *labels, int(self.arrays["next"].max())]) + 2, len(self.hierarchy.parents)), -1, np.int8
+        )
         for token, (p, c) in labels.items():
             table[token, p] = c
         return table[self.arrays["next"]]  # a missing next token, -1, reads the last row, which has no label
@@ -175,7 +177,10 @@ class Sequences:
                 part, size = [], 0
 
     def take(self, part: Sequence[int]) -> "Sequences":
-        return Sequences(*([values[i] for i in part] for values in (self.rows, self.following, self.split, self.documents)))  # type: ignore[arg-type]
+        return Sequences(
+            [self.rows[i] for i in part], [self.following[i] for i in part], [self.split[i] for i in part],
+            [self.documents[i] for i in part],
+        )  # fmt: skip
 
 
 def capture(config: ActivationConfig, run: Run) -> None:

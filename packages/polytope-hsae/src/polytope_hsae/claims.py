@@ -29,7 +29,9 @@ def of_geometry(name: str) -> Measure:
         if table.empty or not set(columns) <= set(table.columns) or table[columns].dropna().empty:
             raise NotRun("Phase 1 is not done.")
         middle, low, high, n = table[columns].dropna().iloc[0]
-        return Interval(float(middle), float(low), float(high), int(n)), "Median over concepts, exact binomial interval."
+        return Interval(
+            float(middle), float(low), float(high), int(n)
+        ), "Median over concepts, exact binomial interval."
 
     return Measure(f"median({name}) over concepts", compute)
 

@@ -9,7 +9,7 @@ import re
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ class Hierarchy:
     def labels(self, part: int | None = None) -> dict[int, tuple[int, int]]:
         """Token -> (parent, child), the child being the number of children for a word that is no child's."""
         parts = range(3) if part is None else [part]
-        found = {}
+        found: dict[int, tuple[int, int]] = {}
         for p, parent in enumerate(self.parents):
             for which in parts:
                 found |= dict.fromkeys(parent.words[which], (p, len(parent.children)))
@@ -162,7 +162,7 @@ def tokens_of_synsets(tokenizer: Any, senses: str) -> dict[str, set[int]]:
     tokens = single_tokens(tokenizer, (lemma for lemmas in nouns.lemmas.values() for lemma in lemmas))
     corpus = wordnet.corpus()
 
-    @lru_cache(maxsize=None)
+    @cache
     def first(word: str) -> str:
         found = corpus.synsets(word, "n")
         return found[0].name() if found else ""
@@ -198,7 +198,7 @@ def choose_hierarchy(tokenizer: Any, config: GeometryConfig) -> tuple[Hierarchy,
     def nearest(name: str) -> dict[str, tuple[str, ...]]:
         """The nearest qualified kinds below, each with its path."""
         found: dict[str, tuple[str, ...]] = {}
-        todo = deque((child, (name, child)) for child in nouns.children[name])
+        todo: deque[tuple[str, tuple[str, ...]]] = deque((child, (name, child)) for child in nouns.children[name])
         seen = {name}
         while todo:
             current, path = todo.popleft()
@@ -214,16 +214,18 @@ def choose_hierarchy(tokenizer: Any, config: GeometryConfig) -> tuple[Hierarchy,
     def family(name: str, taken: set[int]) -> list[tuple[str, tuple[str, ...], set[int]]]:
         """Children with their paths and the tokens that neither siblings nor other parents have."""
         children = nearest(name)
-        family = []
+        found: list[tuple[str, tuple[str, ...], set[int]]] = []
         for child, path in children.items():
             siblings = [tokens[other] for other in children if other != child and not _related(nouns, child, other)]
             own = tokens[child].difference(taken, *siblings)
-            if len(own) >= least and not any(_related(nouns, child, kept) for kept, _, _ in family):
-                family.append((child, path, own))
-        return sorted(family, key=lambda item: (-len(item[2]), item[0]))[: config.max_children_per_parent]
+            if len(own) >= least and not any(_related(nouns, child, kept) for kept, _, _ in found):
+                found.append((child, path, own))
+        return sorted(found, key=lambda item: (-len(item[2]), item[0]))[: config.max_children_per_parent]
 
     candidates = {s: family(s, set()) for s in qualified if len(tokens[s]) <= LARGEST * len(every)}
-    order = sorted(candidates, key=lambda s: (-min(len(candidates[s]), config.max_children_per_parent), -len(tokens[s]), s))
+    order = sorted(
+        candidates, key=lambda s: (-min(len(candidates[s]), config.max_children_per_parent), -len(tokens[s]), s)
+    )
     chosen: list[Parent] = []
     taken: set[int] = set()
     for name in order:

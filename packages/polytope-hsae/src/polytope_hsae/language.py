@@ -21,8 +21,10 @@ def load_model(name: str, revision: str | None = None, dtype: str = "fp32") -> A
     """The model, for evaluation. UserError when there is none, or its head is not a plain product."""
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
     place = _place(name)
+    logging.disable_progress_bar()
     if not Path(place).exists():
         print(f"loading the model {name} from the Hugging Face hub")
     precision = torch.float32 if dtype == "fp32" else torch.bfloat16

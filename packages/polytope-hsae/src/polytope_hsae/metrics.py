@@ -6,7 +6,7 @@ was estimated. A metric without its inputs is an error, never a 0.
 Shapes: N activations, D width, F latents in all (parents first), M parents, P concepts, R pairs.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from polytope_hsae.activations import CHOOSE, TEST, Store
 from polytope_hsae.models import dense_codes, dense_decoder
+from studycore.errors import UserError
 from studycore.streams import generator
 
 LEAST = 5
@@ -46,12 +47,12 @@ class ExplainedVariance:
         self.count += len(x)
 
     def value(self) -> float:
-        """ValueError before two inputs that differ."""
+        """UserError before two inputs that differ."""
         if self.count < 2:
-            raise ValueError(f"explained variance: {self.count} activations have no variance; add more")
+            raise UserError(f"explained variance: {self.count} activations have no variance; add more")
         variance = self.square - float(self.total.square().sum()) / self.count
         if not variance > 0:
-            raise ValueError("explained variance: all activations are equal; add others")
+            raise UserError("explained variance: all activations are equal; add others")
         return 1 - self.error / variance
 
 
@@ -73,13 +74,15 @@ def cross_entropy(x_ND: Tensor, unembedding_VD: Tensor, next_N: Tensor) -> float
 def ce_recovered(model: Any, x_ND: Tensor, mean_D: Tensor, unembedding_VD: Tensor, next_N: Tensor) -> dict[str, float]:
     """Share of the cross-entropy that is lost when every activation becomes the mean and that reconstructions get back.
 
-    The head is a product, so this is the language model's own cross-entropy with the activations replaced. ValueError where
+    The head is a product, so this is the language model's own cross-entropy with the activations replaced. UserError where
     the mean loses nothing.
     """
     clean, ours = cross_entropy(x_ND, unembedding_VD, next_N), cross_entropy(model(x_ND), unembedding_VD, next_N)
     ablated = cross_entropy(mean_D.expand_as(x_ND), unembedding_VD, next_N)
     if not ablated > clean:
-        raise ValueError(f"cross-entropy: {ablated} with the mean is not above {clean}; the activations predict nothing")
+        raise UserError(
+            f"cross-entropy: {ablated} with the mean is not above {clean}; the activations predict nothing"
+        )
     recovered = (ablated - ours) / (ablated - clean)
     return {"ce_clean": clean, "ce_reconstructed": ours, "ce_ablated": ablated, "ce_recovered": recovered, "1-CE": 1 - recovered}  # fmt: skip
 
@@ -132,7 +135,7 @@ def match(codes_NF: Tensor, labels_NP: Tensor, parents: int, children: int) -> M
 
 
 def concept_metrics(codes_NF: Tensor, labels_NP: Tensor, matching: Matching) -> dict[str, float]:
-    """Means over concepts with LEAST activations or more. ValueError where none has.
+    """Means over concepts with LEAST activations or more. UserError where none has.
 
     purity: share of the parent latent's activation that falls on its concept. leakage: how often it fires on activations of
     other concepts alone. split: share of concepts to whose F1 a second latent adds SPLIT_GAIN. absorption: of the
@@ -159,7 +162,7 @@ def concept_metrics(codes_NF: Tensor, labels_NP: Tensor, matching: Matching) -> 
                 absorbed = (code_N[of_child_N] == 0) & (codes_NF[of_child_N, child] > 0)
                 found["absorption"].append(float(absorbed.double().mean()))
     if not found["purity"] or not found["absorption"]:
-        raise ValueError(
+        raise UserError(
             f"purity, absorption: no concept has {LEAST} test activations; raise data.token_budget or lower concepts.parents"
         )
     means = {name: sum(values) / len(values) for name, values in found.items()}
@@ -193,17 +196,19 @@ def learned_pairs(model: Any, codes_NF: Tensor) -> Tensor:
     return pairs[count_F[pairs[:, 1]].argsort(descending=True, stable=True)[:MOST_PAIRS]]
 
 
-def hierarchy_metrics(x_ND: Tensor, codes_NF: Tensor, decoder_FD: Tensor, bias_D: Tensor, pairs_R2: Tensor) -> dict[str, float]:
+def hierarchy_metrics(
+    x_ND: Tensor, codes_NF: Tensor, decoder_FD: Tensor, bias_D: Tensor, pairs_R2: Tensor
+) -> dict[str, float]:
     """Grandien et al. 2026 (arXiv:2606.22994) and Tree SAE's condition (arXiv:2605.07922), means over pairs.
 
     inclusion: P(parent | child). coverage: P(some child | parent), over parents. hard_absorption: P(parent silent | child).
     soft_absorption: by regression on inputs where both fire, the share by which the parent's activation falls at the child's
     mean. distinct_siblings: 1 - Jaccard overlap of two children of one parent. co_correlation: of the two where both fire.
     reconstruction_gain: where both fire, the share of |x - b - parent|^2 that the child takes away; reconstruction_condition:
-    how many pairs take some away. x is scaled. ValueError for no pairs.
+    how many pairs take some away. x is scaled. UserError for no pairs.
     """
     if len(pairs_R2) == 0:
-        raise ValueError("inclusion: no parent and child fire often enough to be measured; train longer")
+        raise UserError("inclusion: no parent and child fire often enough to be measured; train longer")
     fires_NF = codes_NF > 0
     parent_R, child_R = pairs_R2.T
     found: dict[str, list[float]] = {name: [] for name in ("soft_absorption", "co_correlation", "reconstruction_gain")}
@@ -288,11 +293,11 @@ def sae_metrics(model: Any, store: Store, size: int, seed: int) -> tuple[dict[st
     return metrics, matching
 
 
-def steps_to_convergence(rows: list[Mapping[str, Any]], share: float = 0.99) -> int:
-    """The first evaluated step from which explained variance stays at `share` of its last value or above. ValueError for none."""
+def steps_to_convergence(rows: Sequence[Mapping[str, Any]], share: float = 0.99) -> int:
+    """The first evaluated step from which explained variance stays at `share` of its last value or above. UserError for none."""
     values = [(int(row["step"]), float(row["explained_variance"])) for row in rows if "explained_variance" in row]
     if not values:
-        raise ValueError("steps to convergence: no evaluation was made; lower training.val_every")
+        raise UserError("steps to convergence: no evaluation was made; lower training.val_every")
     threshold = share * values[-1][1]
     reached = values[-1][0]
     for step, value in reversed(values):

@@ -104,7 +104,7 @@ class SparseAutoencoder(nn.Module):
     @torch.no_grad()
     def normalise(self) -> None:
         for matrix in self.unit_matrices():
-            matrix /= matrix.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+            matrix.div_(matrix.norm(dim=-1, keepdim=True).clamp_min(1e-12))
 
     @torch.no_grad()
     def project_gradients(self) -> None:
@@ -130,9 +130,7 @@ class SparseAutoencoder(nn.Module):
     def _values(self, x_BD: Tensor, order: Order) -> Tensor:
         """[B, K] ReLU of the selected pre-activations. The encoder does not push on the bias of the decoder."""
         centred_BD = x_BD - self.bias.detach()
-        return torch.relu(
-            sparse_encode(centred_BD, self.encoder, order) + _gather(self.encoder_bias, order.index_BK)
-        )
+        return torch.relu(sparse_encode(centred_BD, self.encoder, order) + _gather(self.encoder_bias, order.index_BK))
 
     # --------------------------------------------------------------------------------------------------------------- use
     def encode(self, x_BD: Tensor) -> Codes:
@@ -166,7 +164,9 @@ class SparseAutoencoder(nn.Module):
             model = build_sae(SAEConfig(**{**values, "inner_widths": tuple(values["inner_widths"])}))
             model.load_state_dict(load_file(folder / "sae.safetensors"), strict=True)
         except (TypeError, KeyError, RuntimeError, SafetensorError, OSError) as error:
-            raise UserError(f"{folder}: holds no sparse autoencoder that fits its cfg.json ({error}); save it again") from None
+            raise UserError(
+                f"{folder}: holds no sparse autoencoder that fits its cfg.json ({error}); save it again"
+            ) from None
         return model.eval()
 
 
@@ -250,14 +250,21 @@ class HierarchicalSAE(SparseAutoencoder):
     @torch.no_grad()
     def _choose(self, y_BKS: Tensor, index_BK: Tensor, count: int, allowed: Tensor | None = None) -> Tensor:
         """[B, K, count] best children of each active parent, some pairs at a time."""
-        y_NS, index_N = y_BKS.flatten(0, 1), index_BK.flatten()
-        encoder_MLS, bias_ML = self.low_encoder, self.low_bias
+        size = self.config.subspace_dim + 1
+        bias_ML = self.low_bias
         if allowed is not None:
             bias_ML = bias_ML.masked_fill(~allowed.view_as(bias_ML), -torch.inf)
+        # A parent's rows: what each coordinate gives to all of its children, then their biases. A weighted sum of rows is
+        # their pre-activations, and no parent's whole encoder is copied for each sample.
+        rows = torch.cat([self.low_encoder.mT, bias_ML[:, None]], 1).flatten(0, 1)
+        steps = torch.arange(size, device=rows.device)
         found = []
-        for y_nS, index_n in zip(y_NS.split(CHUNK), index_N.split(CHUNK), strict=True):
-            pre_nL = torch.baddbmm(bias_ML[index_n][..., None], encoder_MLS[index_n], y_nS[..., None])[..., 0]
-            found.append(pre_nL.argmax(1, keepdim=True) if count == 1 else pre_nL.topk(count, dim=1, sorted=False).indices)
+        for y_nS, index_n in zip(y_BKS.flatten(0, 1).split(CHUNK), index_BK.flatten().split(CHUNK), strict=True):
+            weight_nS = torch.cat([y_nS, torch.ones_like(y_nS[:, :1])], 1)
+            pre_nL = _sums_of(weight_nS, rows, index_n[:, None] * size + steps)
+            found.append(
+                pre_nL.argmax(1, keepdim=True) if count == 1 else pre_nL.topk(count, dim=1, sorted=False).indices
+            )
         return torch.cat(found).view(*index_BK.shape, count)
 
     def _children(
@@ -369,7 +376,9 @@ class FlatExport(nn.Module):
             "metadata": {"exported_from": "polytope-hsae", "hierarchical": asdict(self.cfg)},
         })  # fmt: skip
         names = ("W_enc", "W_dec", "b_enc", "b_dec")
-        save_file({name: getattr(self, name).detach().contiguous() for name in names}, folder / "sae_weights.safetensors")
+        save_file(
+            {name: getattr(self, name).detach().contiguous() for name in names}, folder / "sae_weights.safetensors"
+        )
 
 
 def build_sae(config: SAEConfig, generator: torch.Generator | None = None) -> Any:

@@ -27,11 +27,28 @@ def report(record: Record) -> Report:
     tables = [geometry_table(record)]
     arms = [arm for arm in table["arm"].unique() if arm not in ("geometry", "activations")]
     if arms:
-        tables.append(arm_table(record, arms, "Arms", ARM_COLUMNS, "Means over seeds. purity, leakage, split, absorption: on test activations, whose words no vector was estimated from."))
-        tables.append(arm_table(record, arms, "Learned parents and children", YARDSTICKS, "In brackets the null: the same children with other parents of equal rate. Inclusion is 1 by construction in hierarchical arms.", null=True))
+        tables.append(
+            arm_table(
+                record,
+                arms,
+                "Arms",
+                ARM_COLUMNS,
+                "Means over seeds. purity, leakage, split, absorption: on test activations, whose words no vector was estimated from.",
+            )
+        )
+        tables.append(
+            arm_table(
+                record,
+                arms,
+                "Learned parents and children",
+                YARDSTICKS,
+                "In brackets the null: the same children with other parents of equal rate. Inclusion is 1 by construction in hierarchical arms.",
+                null=True,
+            )
+        )
     if record.missing:
         tables.append(Table("Jobs that did not finish", ("job", "reason"), list(record.missing.items())))
-    metrics = {arm: {name: value for name, value in _means(record, arm).items()} for arm in arms}
+    metrics = {arm: _means(record, arm) for arm in arms}
     return Report("polytope-hsae", QUESTION, answer(record), tables, pictures_of(record), notes(record), {"arms": metrics, "jobs": len(table)})  # fmt: skip
 
 
@@ -72,7 +89,11 @@ def geometry_table(record: Record) -> Table:
     for name, label, nulls in (
         ("held_out_projection", "held-out projection on the own concept", ("shuffled", "sibling_swap", "euclidean")),
         ("disjoint_angle", "angle, disjoint words (degrees)", ("shuffled", "euclidean")),
-        ("nested_angle", "angle, nested words (degrees)", ("shuffled", "random_parent", "label_permutation", "euclidean")),
+        (
+            "nested_angle",
+            "angle, nested words (degrees)",
+            ("shuffled", "random_parent", "label_permutation", "euclidean"),
+        ),
         ("projection_on_own_parent", "projection on the own parent", ()),
         ("sibling_accuracy", "test words nearest to their own sibling", ("shuffled",)),
         ("sibling_difference_cosine", "|cosine| of siblings' difference with their parent", ("shuffled",)),
@@ -88,7 +109,9 @@ def geometry_table(record: Record) -> Table:
                  f"Gates at a level of 5 %: {passed}. Angles from nested words are 90 by algebra and carry nothing.")  # fmt: skip
 
 
-def arm_table(record: Record, arms: list[str], title: str, names: tuple[str, ...], note: str, null: bool = False) -> Table:
+def arm_table(
+    record: Record, arms: list[str], title: str, names: tuple[str, ...], note: str, null: bool = False
+) -> Table:
     """Means over seeds of each arm; what an arm has not is "not run"."""
     means = {arm: _means(record, arm) for arm in arms}
     shown = [name for name in names if any(name in m for m in means.values())]

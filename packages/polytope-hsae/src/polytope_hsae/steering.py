@@ -24,9 +24,7 @@ from studycore.record import read_arrays
 from studycore.run import Run
 
 
-def steering_effects(
-    step_PD: Tensor, unembedding_VD: Tensor, hierarchy: Hierarchy
-) -> tuple[Tensor, Tensor, Tensor]:
+def steering_effects(step_PD: Tensor, unembedding_VD: Tensor, hierarchy: Hierarchy) -> tuple[Tensor, Tensor, Tensor]:
     """([P] target, [P] off target, [P] effect size) of one step for each parent, in logits, on words for testing.
 
     target: mean shift of the concept's words. off target: mean absolute shift of the other concepts' words. effect size:
@@ -113,7 +111,9 @@ def evaluate(config: EvaluateConfig, run: Run) -> None:
         model, latent_P, x_ND[:32], unembedding_VD, store.hierarchy, config.steering_magnitudes
     )
     if len(names) > 1:
-        metrics["stability"] = stability(dense_decoder(model), dense_decoder(SparseAutoencoder.from_pretrained(other / "sae")))
+        metrics["stability"] = stability(
+            dense_decoder(model), dense_decoder(SparseAutoencoder.from_pretrained(other / "sae"))
+        )
     if store.next_tokens is not None:
         test = store.sample(TEST, config.ce_size)
         test = test[store.next_tokens[test] >= 0]

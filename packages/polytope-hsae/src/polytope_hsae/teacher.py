@@ -5,6 +5,7 @@ Shapes: P parents, C children at most (missing ones are zero), D width, S dimens
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,13 +72,16 @@ def extract(config: GeometryConfig, run: Run) -> None:
     run.results(metrics, arrays)
 
 
-def _contexts(model: object, tokenizer: object, config: GeometryConfig) -> Tensor:
+def _contexts(model: Any, tokenizer: Any, config: GeometryConfig) -> Tensor:
     """[N, D] what the head reads after the first words of `contexts` glosses, drawn by the seed."""
     from studycore.language import wordnet
 
     texts = wordnet.texts("validation")
     order = torch.randperm(len(texts), generator=generator(config.seed, "contexts")).tolist()
-    rows = [ids[:12] for ids in tokenizer([texts[i] for i in order[: config.contexts]], add_special_tokens=False)["input_ids"]]  # type: ignore[operator]
+    rows = [
+        ids[:12]
+        for ids in tokenizer([texts[i] for i in order[: config.contexts]], add_special_tokens=False)["input_ids"]
+    ]
     ids_BT, mask_BT = pad(rows, 0)
     x_BTD = final_activations(model, ids_BT, mask_BT)
     return x_BTD[torch.arange(len(rows)), mask_BT.sum(1) - 1]
@@ -134,7 +138,7 @@ def load_teacher(folder: Path, config: TrainConfig) -> Teacher | None:
 def initialise(model: HierarchicalSAE, teacher: Teacher, config: TrainConfig) -> dict[str, float]:
     """The first P parents start from the teacher, their children from its deltas; encoders start tied. Says what it kept."""
     shape = model.config
-    parents, most = teacher.deltas_PCD.shape[:2]
+    parents = len(teacher.deltas_PCD)
     draw = generator(config.seed, "subspaces")
     kept = []
     model.decoder[:parents] = teacher.parents_PD / teacher.parents_PD.norm(dim=1, keepdim=True)

@@ -65,7 +65,8 @@ def shape_of(config: TrainConfig, width: int, scale: float) -> SAEConfig:
         return SAEConfig("hierarchical", width, config.m_top, config.topk_parent, config.subspace_dim, config.m_low, topk_child, scale)  # fmt: skip
     latents = config.m_top * (1 + config.m_low)
     inner = (config.m_top, min(latents, 3 * config.m_top)) if config.arm == "matryoshka" else ()
-    return SAEConfig(config.arm, width, latents, config.topk_parent * (1 + topk_child), config.subspace_dim, config.m_low, topk_child, scale, inner)  # fmt: skip
+    kind: Any = config.arm
+    return SAEConfig(kind, width, latents, config.topk_parent * (1 + topk_child), config.subspace_dim, config.m_low, topk_child, scale, inner)  # fmt: skip
 
 
 class Objective(nn.Module):
@@ -81,9 +82,7 @@ class Objective(nn.Module):
     def forward(self, x_BD: Tensor, weights: Weights, chosen: Tensor) -> tuple[Tensor, dict[str, Tensor], Any]:
         dead = tuple(counter > self.config.dead_after_tokens for counter in self.model.counters())
         output = self.model.train_forward(x_BD, dead)
-        loss, parts = total_loss(
-            self.model, x_BD, output, self.config, weights, chosen, self.metric_DD, self.taught
-        )
+        loss, parts = total_loss(self.model, x_BD, output, self.config, weights, chosen, self.metric_DD, self.taught)
         if self.several:
             # A parameter that is not in the loss would stop several processes; its gradient is zero.
             loss = loss + 0.0 * torch.stack([q.flatten()[0] for q in self.model.parameters()]).sum()
@@ -156,7 +155,13 @@ def train(config: TrainConfig, run: Run) -> None:
             count_firing(model, codes, config.batch_size_acts, run)
             # log
             if step % config.log_every == 0:
-                run.log({"stage": stage.name, "loss": float(loss.detach()), **{f"loss_{k}": float(v.detach()) for k, v in parts.items()}})
+                run.log(
+                    {
+                        "stage": stage.name,
+                        "loss": float(loss.detach()),
+                        **{f"loss_{k}": float(v.detach()) for k, v in parts.items()},
+                    }
+                )
 
     # --------------------------------------------------------------------------------------------------- results
     if run.is_main:
@@ -171,13 +176,17 @@ def train(config: TrainConfig, run: Run) -> None:
 
 def start_values(config: TrainConfig, store: Store, indices: np.ndarray) -> dict[str, Any]:
     """The model's configuration: its scale is that of the training activations."""
-    x_ND = store.rows(np.sort(indices[torch.randperm(len(indices), generator=generator(0, "scale")).numpy()[:SCALE_SAMPLE]]))
+    x_ND = store.rows(
+        np.sort(indices[torch.randperm(len(indices), generator=generator(0, "scale")).numpy()[:SCALE_SAMPLE]])
+    )
     scale = float((x_ND - x_ND.mean(0)).square().sum(1).mean().rsqrt())
     shape = shape_of(config, store.width, scale)
     return {**vars(shape), "inner_widths": list(shape.inner_widths)}
 
 
-def start_model(config: TrainConfig, values: dict[str, Any], store: Store, indices: np.ndarray, teacher: Teacher | None) -> Any:
+def start_model(
+    config: TrainConfig, values: dict[str, Any], store: Store, indices: np.ndarray, teacher: Teacher | None
+) -> Any:
     """A new model: its bias is the mean, its decoder the teacher's where there is one."""
     shape = SAEConfig(**{**values, "inner_widths": tuple(values["inner_widths"])})
     model = build_sae(shape, generator(config.seed, "weights"))

@@ -230,9 +230,7 @@ def _angles(
         random_parent.append(cosine(vectors.children_KD[k] - wrong_D, wrong_D))
         words = torch.tensor(hierarchy.parents[p].part(ESTIMATE))
         count = len(hierarchy.parents[p].children[c].words[ESTIMATE])
-        drawn_D = concept_vector(
-            g_VD[words[torch.randperm(len(words), generator=draw)[:count]].tolist()], shrinkage
-        )
+        drawn_D = concept_vector(g_VD[words[torch.randperm(len(words), generator=draw)[:count]].tolist()], shrinkage)
         permuted.append(cosine(drawn_D - vectors.parents_PD[p], vectors.parents_PD[p]))
         children = hierarchy.parents[p].children
         sibling = children[(c + 1) % len(children)]
@@ -244,9 +242,7 @@ def _angles(
     _median(result, "held_out_projection_sibling_swap", torch.stack(swapped))
 
 
-def _pairing(
-    result: Validation, g_VD: Tensor, hierarchy: Hierarchy, vectors: Vectors, seed: int, draws: int
-) -> None:
+def _pairing(result: Validation, g_VD: Tensor, hierarchy: Hierarchy, vectors: Vectors, seed: int, draws: int) -> None:
     """Do a child's test words project on its own parent, estimated without the child's words, more than on another?"""
     pairs = family(hierarchy)
     own = torch.tensor([p for p, _ in pairs])
@@ -265,9 +261,7 @@ def _pairing(
     _median(result, "projection_on_other_parents", others.sum(1) / (on_KP.shape[1] - 1))
 
 
-def _siblings(
-    result: Validation, g_VD: Tensor, hierarchy: Hierarchy, vectors: Vectors, seed: int, draws: int
-) -> None:
+def _siblings(result: Validation, g_VD: Tensor, hierarchy: Hierarchy, vectors: Vectors, seed: int, draws: int) -> None:
     """Are test words nearer to their own vertex of the parent's polytope than to a sibling's?"""
     chosen, labels, groups = [], [], []
     k = 0

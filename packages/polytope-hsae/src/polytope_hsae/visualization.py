@@ -26,12 +26,20 @@ def pictures_of(record: Record) -> list[Picture]:
     table = record.table
     trained = table[table["purity"].notna()] if "purity" in table else table.iloc[:0]
     if len(trained):
-        picture = Picture(plot_purity_leakage(trained, place / "purity_leakage.svg"), "Purity and leakage of every arm and seed; crosses are means.")
+        picture = Picture(
+            plot_purity_leakage(trained, place / "purity_leakage.svg"),
+            "Purity and leakage of every arm and seed; crosses are means.",
+        )
         found.insert(0, picture)
     curves = {name: read_arrays(path) for name, path in folders.items() if name.startswith("evaluate_")}
     if curves:
         arms = {str(r["run"]): str(r["arm"]) for _, r in table.iterrows()}
-        found.append(Picture(plot_steering(curves, arms, place / "steering.svg"), "Steering: what a parent's latent adds to its own words' logits and to others' by strength, and to the log-probability of its words."))
+        found.append(
+            Picture(
+                plot_steering(curves, arms, place / "steering.svg"),
+                "Steering: what a parent's latent adds to its own words' logits and to others' by strength, and to the log-probability of its words.",
+            )
+        )
         pages = [(name, path) for name, path in folders.items() if (path / "tree.json").exists()]
         for name, path in pages:
             if name.startswith("evaluate_teacher"):
@@ -46,12 +54,21 @@ def plot_angles(arrays: dict[str, Any], path: Path) -> Path:
     null = {name.removeprefix("null:"): values for name, values in arrays.items() if name.startswith("null:")}
     for ax, name, title in ((axes[0], "nested", "nested words (by algebra)"), (axes[1], "disjoint", "disjoint words")):
         bins = np.linspace(60, 150, 46)
-        for key, label in ((name, "measured"), (f"{name}_shuffled", "shuffled rows"), (f"{name}_random_parent", "random parent"), (f"{name}_euclidean", "Euclidean")):
+        for key, label in (
+            (name, "measured"),
+            (f"{name}_shuffled", "shuffled rows"),
+            (f"{name}_random_parent", "random parent"),
+            (f"{name}_euclidean", "Euclidean"),
+        ):
             if key in null:
                 ax.hist(null[key], bins, density=True, histtype="step", label=label)
         ax.set(xlabel="angle, degrees", title=title)
         ax.axvline(90, color="0.7", zorder=0)
-    for key, label in (("child_projection", "measured"), ("child_projection_shuffled", "shuffled rows"), ("child_projection_sibling_swap", "a sibling's words")):
+    for key, label in (
+        ("child_projection", "measured"),
+        ("child_projection_shuffled", "shuffled rows"),
+        ("child_projection_sibling_swap", "a sibling's words"),
+    ):
         axes[2].hist(null[key], 40, density=True, histtype="step", label=label)
     axes[2].set(xlabel="g . v / |v|^2 of held-out words", title="held-out projection")
     axes[0].legend(fontsize=7)

@@ -1,0 +1,99 @@
+"""The command on a planted tree: phases, what is reused, reports, figures, claims."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from polytope_hsae.claims import claims
+from polytope_hsae.cli import STUDY, main
+from polytope_hsae.config import StudyConfig
+from studycore.claims import judge_all
+from studycore.files import read_json
+
+MINI = {
+    "model": {"name": "synthetic-tree"},
+    "synthetic": {"parents": 4, "children": 3, "dim": 24, "words": 14},
+    "data": {"token_budget": 3000},
+    "hsae": {"m_top": 8, "topk_parent": 2, "subspace_dim": 3, "m_low": 4},
+    "training": {"arms": ["random_teacher"], "lr": 5e-3, "batch_size_acts": 128, "val_every": 5, "val_size": 300,
+                 "teacher_init": {"stage_A": {"steps": 4}, "stage_B": {"steps": 8}}},
+    "eval": {"ce_size": 200, "test_size": 450, "validation": {"n_shuffles": 19, "contexts": 8}},
+    "seeds": 2,
+}  # fmt: skip
+FLAGS = ["--device", "cpu", "--threads", "1", "--processes", "1"]
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mini.yaml").write_text(yaml.safe_dump(MINI))
+    return tmp_path
+
+
+def test_all_phases_then_one_that_finds_them_done(place, capsys):
+    assert main(["all", "--config", "mini.yaml", *FLAGS, "--output-dir", "whole"]) == 0
+    said = capsys.readouterr().out
+    assert "14 of 14 runs" in said
+    assert "Held-out words project on their concept's vector at" in said
+    results = read_json(place / "whole" / "results.json")
+    verdicts = {claim["id"]: claim["verdict"] for claim in results["claims"]}
+    assert "not run" not in verdicts.values()
+    assert verdicts["held_out_projection"] == "supported"
+    assert verdicts["median_angle"] == "supported"
+    assert all(claim["registered"] for claim in results["claims"])
+    figures = {path.name for path in (place / "whole" / "figures").iterdir()}
+    assert figures == {"angles.svg", "polytope.svg", "heatmap.svg", "purity_leakage.svg", "steering.svg"}
+    assert "<details>" in (place / "whole" / "feature_tree.html").read_text()
+    # Phase 2 finds all that it needs.
+    assert main(["phase2", "--config", "mini.yaml", *FLAGS, "--output-dir", "second"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("was done before") == 4
+    claims_of = read_json(place / "second" / "results.json")["claims"]
+    assert {claim["id"] for claim in claims_of} == {claim.id for claim in claims("phase2", StudyConfig())}
+    assert main(["report", "second"]) == 0
+
+
+def test_mistakes_are_one_sentence(place, capsys):
+    Path("odd.yaml").write_text("hsae: {m_tpo: 3}\n")
+    for argv, sentence in (
+        (["all", "--config", "odd.yaml"], "hsae.m_tpo: is no key here"),
+        (["phase1", "--config", "mini.yaml", "--m-top", "many"], "m_top: many does not fit"),
+        (["phase3", "--config", "mini.yaml", "--arm", "teacher"], "--arm: a phase trains several"),
+    ):
+        assert main(argv) == 2
+        said = capsys.readouterr().err
+        assert sentence in said
+        assert said.count("\n") == 1
+
+
+def test_a_dry_run_says_what_would_run(place, capsys):
+    assert main(["phase3", "--config", "mini.yaml", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "0: geometry" in said
+    assert "teacher_s0, after geometry, activations" in said
+    assert not (place / "runs").exists()
+
+
+def test_claims_can_be_supported_refuted_and_not_run():
+    import pandas as pd
+
+    whole = claims("all", StudyConfig(training={"arms": ["random_teacher", "frozen_random", "euclidean"]}))
+    assert len({claim.id for claim in whole}) == len(whole) == 15
+    rows = [{"run": f"{arm}{seed}", "arm": arm, "seed": seed, "purity": base + seed / 1000, "leakage": 0.2 if arm == "teacher" else 0.4}
+            for arm, base in (("teacher", 0.9), ("random", 0.5), ("random_teacher", 0.95)) for seed in range(3)]  # fmt: skip
+    found = {claim["id"]: claim["verdict"] for claim in judge_all(whole, pd.DataFrame(rows), [])}
+    assert found["purity"] == "supported"
+    assert found["leakage"] == "supported"
+    assert found["purity_beside_random_teacher"] == "refuted"
+    assert found["purity_beside_frozen_random"] == "not run"
+    assert found["held_out_projection"] == "not run"
+
+
+def test_the_declaration_names_what_exists():
+    from studycore.study import load
+
+    for name in (STUDY.claims, STUDY.columns, STUDY.report, STUDY.doctor):
+        assert callable(load(name))
+    for action in STUDY.verbs.values():
+        assert callable(load(getattr(action, "train", "") or action.plan))

@@ -1,0 +1,75 @@
+"""Steering on logits that are known, and the whole of phase 4 on a planted tree."""
+
+import pytest
+import torch
+from conftest import CPU, job
+
+from polytope_hsae.cli import STUDY
+from polytope_hsae.concepts import Child, Hierarchy, Parent
+from polytope_hsae.config import EvaluateConfig
+from polytope_hsae.models import SAEConfig, build_sae
+from polytope_hsae.steering import steering_effects, steering_metrics
+from studycore.files import read_json
+from studycore.run import opened
+
+HIERARCHY = Hierarchy(
+    (
+        Parent("a", "", ((), (), (0,)), (Child("a0", "", ((), (), (1,))),), ((),)),
+        Parent("b", "", ((), (), (2,)), (Child("b0", "", ((), (), (3,))),), ((),)),
+    ),
+    {},
+)
+WORDS = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0]])
+
+
+def test_effects_are_logits_without_what_all_words_share():
+    target, off, size = steering_effects(torch.tensor([[2.0, 0.0], [0.0, 2.0]]), WORDS, HIERARCHY)
+    # Words of a move by 2, those of b by 0 and 0.2; the mean of all is 1.05.
+    assert float(target[0]) == pytest.approx(2 - 1.05)
+    assert float(off[0]) == pytest.approx(1.05 - 0.1)
+    assert float(size[0]) > 10
+
+
+def model_of(decoder):
+    model = build_sae(SAEConfig("topk", 2, 2, 1))
+    with torch.no_grad():
+        model.decoder.copy_(decoder)
+        model.encoder.copy_(decoder)
+    return model
+
+
+def test_a_latent_that_points_at_its_words_succeeds_and_one_that_points_away_fails():
+    x_ND = 3 * torch.eye(2)
+    found, curves = steering_metrics(model_of(torch.eye(2)), torch.tensor([0, 1]), x_ND, WORDS, HIERARCHY, [1.0, 2.0])
+    assert found["steering_success"] == 1
+    torch.testing.assert_close(curves["target"][1], 2 * curves["target"][0])
+    wrong, _ = steering_metrics(model_of(torch.eye(2)), torch.tensor([1, 0]), x_ND, WORDS, HIERARCHY, [1.0])
+    assert wrong["steering_success"] == 0
+    assert wrong["steering_leakage"] == 1 > found["steering_leakage"]
+
+
+def test_a_latent_that_never_fires_is_a_failure():
+    found, _ = steering_metrics(model_of(torch.eye(2)), torch.tensor([0, 1]), -torch.eye(2), WORDS, HIERARCHY, [1.0])
+    assert (found["steering_success"], found["steering_leakage"]) == (0, 1)
+
+
+def test_phase_4_of_a_planted_tree(tmp_path, planted, small):
+    needs = dict(planted)
+    for seed in (1, 2):
+        needs[f"teacher_s{seed}"] = job(
+            "train", small(arm="teacher", seed=seed), tmp_path / f"teacher_s{seed}", planted
+        )
+    folder = job("evaluate", EvaluateConfig("teacher", 1, ce_size=200), tmp_path / "evaluate", needs)
+    metrics = read_json(folder / "results.json")["metrics"]
+    assert 0 < metrics["stability"] <= 1
+    assert 0 <= metrics["steering_leakage"] <= 1
+    # A planted tree has no next token, so there is no cross-entropy, rather than a 0.
+    assert "ce_recovered" not in metrics
+    tree = read_json(folder / "tree.json")
+    assert tree[0]["fires"] >= tree[-1]["fires"] > 0
+    assert {parent["concept"] for parent in tree} & {"p0", "p1", "p2", "p3"}
+
+
+def test_runs_open_with_the_declared_study(tmp_path, planted, small):
+    with opened(STUDY, "train", small(), tmp_path / "dry", CPU, dry=True, needs=planted) as run:
+        assert run.needs["geometry"].exists()
