@@ -238,7 +238,9 @@ def find_matrices(model: Any, embeddings: bool = False) -> list[Projection]:
 
 def roles_of_matrices(model: Any) -> dict[str, str]:
     """Name -> role of every matrix, embeddings too."""
-    parts = {getattr(b, part).name: part for b in find_blocks(model) for part in ("up", "down", "gate") if getattr(b, part)}
+    parts = {
+        getattr(b, part).name: part for b in find_blocks(model) for part in ("up", "down", "gate") if getattr(b, part)
+    }
     maps = {matrix.name for matrix in find_matrices(model)}
 
     def role(name: str) -> str:

@@ -70,9 +70,7 @@ def ff_gram_interval(extremes_LW2: Floats) -> tuple[float, float]:
     return math.exp(float(low)), math.exp(float(high))
 
 
-def log_differences(
-    pairs: Sequence[tuple[Floats, Floats]], resamples: int = RESAMPLES
-) -> tuple[list[float], Floats]:
+def log_differences(pairs: Sequence[tuple[Floats, Floats]], resamples: int = RESAMPLES) -> tuple[list[float], Floats]:
     """(log ratio treated over control of each pair, [R] their mean on resampled windows, each with its values in all pairs)."""
     counts_RW = drawn_counts(pairs[0][0].shape[1], resamples)
     for treated, control in pairs:
