@@ -156,7 +156,7 @@ def small(made, text):
         values = {
             "method": "standard", "model": str(made(kind)), "dataset": str(text[0]), "validation_dataset": str(text[1]),
             "block_size": 16, "trajectory_blocks": 4, "validation_blocks": 8, "transport_blocks": 2,
-            "activation_tokens": 64, "num_steps": 8, "batch_size": 4, "glt_interval": 3, "eval_interval": 4,
+            "activation_tokens": 64, "headline_tokens": 128, "num_steps": 8, "batch_size": 4, "glt_interval": 3, "eval_interval": 4,
             "checkpoint_every": 3, "lr": 1e-2, "save_model": False,
         }  # fmt: skip
         return RunConfig(**(values | changes))

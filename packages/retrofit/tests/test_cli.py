@@ -116,18 +116,22 @@ def test_the_originals_flags_and_defaults_are_there():
 
 def test_every_shipped_configuration_is_valid():
     names = {path.stem for path in CONFIGS.glob("*.yaml")}
-    assert names == {"quick", "full", "long"}
+    assert names == {"quick", "full", "long", "weights", "smollm2"}
     arms = {}
     for name in names:
         compare = CompareConfig(**check_types(CompareConfig, read_yaml(CONFIGS / f"{name}.yaml")))
         arms[name] = compare.arms
-        assert compare.seeds >= 3
+        assert compare.seeds >= (2 if name == "smollm2" else 3)
+        assert compare.lrs == [1e-5, 3e-5, 1e-4]
         for job in plan(compare):
             assert job.config.num_steps % job.config.eval_interval == 0
-    assert arms["quick"] == ["standard", "gram", "geometry", "glt_fold"]
+    assert arms["quick"] == ["standard", "gram", "geometry", "geometry_ffn", "glt_fold"]
+    assert arms["smollm2"] == ["standard", "gram", "geometry", "geometry_ffn"]
     assert set(arms["full"]) == set(arms["long"]) == set(arm_names()) - {"none"}
-    long = read_yaml(CONFIGS / "long.yaml")["base"]
-    assert long["num_steps"] == 1000
+    for name in ("long", "smollm2"):
+        assert read_yaml(CONFIGS / f"{name}.yaml")["base"]["num_steps"] == 1000
+    weights = read_yaml(CONFIGS / "weights.yaml")["weights"]
+    assert (min(weights), max(weights), len(weights)) == (1e-6, 1e-2, 5)
 
 
 def test_every_arm_is_one_file_with_a_summary():
@@ -261,9 +265,9 @@ def test_compare_writes_the_original_files_and_goes_on_where_it_was(comparison, 
     assert judged["gram_perplexity"]["verdict"] == "not run"
     report = (folder / "report.md").read_text()
     header = report.split("## Arms")[1].strip().splitlines()[0]
-    assert {"grad norm", "penalty's", "clip rate"} <= {cell.strip() for cell in header.split("|")}
+    assert {"lr", "grad norm", "clip rate"} <= {cell.strip() for cell in header.split("|")}
     for said in (
-        "on 64 fixed tokens", "Warning: 64 tokens are fewer than 4 x the FFN's width 64", "4 updates of 4 blocks",
+        "on 64 fixed tokens", "Warning: 64 tokens are fewer than 4 x the FFN's width 64", "4 updates of 4 blocks", "Which matrix does the harm",
         "0.0125 % of its tokens", "A transport every 2 updates", "Gram weight 0.01", "A seed varies the order of batches",
     ):  # fmt: skip
         assert said in report, said
@@ -328,9 +332,9 @@ def test_dry_run_times_a_real_step_and_writes_nothing(small, text, tmp_path, cap
     flags += ["--device", "cpu", "--dry-run"]
     assert main(["compare", "--config", "quick", *flags]) == 0
     out = capsys.readouterr().out
-    assert "glt_fold_s2, after start" in out
+    assert "glt_fold_s2, after start, tune_lr1e-5, tune_lr3e-5, tune_lr1e-4" in out
     assert "standard_s0: 32 steps of" in out
-    assert "13 runs" in out
+    assert "19 runs" in out
     assert main(["run", "--method", "gram", *flags]) == 0
     assert "MiB" in capsys.readouterr().out
     for nothing in (["run", "--method", "none", *flags], ["measure", "--device", "cpu", "--dry-run"]):

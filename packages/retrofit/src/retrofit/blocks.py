@@ -236,6 +236,30 @@ def find_matrices(model: Any, embeddings: bool = False) -> list[Projection]:
     return matrices
 
 
+def roles_of_matrices(model: Any) -> dict[str, str]:
+    """Name -> role of every matrix, embeddings too."""
+    parts = {
+        getattr(b, part).name: part for b in find_blocks(model) for part in ("up", "down", "gate") if getattr(b, part)
+    }
+    maps = {matrix.name for matrix in find_matrices(model)}
+
+    def role(name: str) -> str:
+        if name not in maps:
+            return "embeddings"
+        return parts.get(name, "attention" if "attn" in name or "attention" in name else "other")
+
+    return {matrix.name: role(matrix.name) for matrix in find_matrices(model, embeddings=True)}
+
+
+def weights_by_role(model: Any) -> dict[str, list[Part]]:
+    """Every linear map and embedding by its role (up, down, gate, attention, embeddings, other), a tied weight once."""
+    roles = roles_of_matrices(model)
+    found: dict[str, list[Part]] = {}
+    for matrix in find_matrices(model, embeddings=True):
+        found.setdefault(roles[matrix.name], []).append(matrix.weight)
+    return found
+
+
 def _is_linear(module: Any) -> bool:
     return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 

@@ -6,17 +6,19 @@ Student's t over seeds on its logarithm.
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from retrofit.config import MeasureConfig, RunConfig
+from retrofit.config import TUNING, MeasureConfig, RunConfig
 from retrofit.legacy.names import with_todays_names
 from retrofit.metrics.documents import Floats, read_documents
 from retrofit.metrics.matrix_rows import MatrixRow, read_csv
 from retrofit.metrics.summaries import gaussian_kappa, update_means
-from studycore.claims import Claim, Measure, NotRun
+from retrofit.metrics.windows import RESAMPLES, log_differences, read_windows
+from studycore.claims import Claim, Condition, Measure, NotRun
 from studycore.measures import enough, mean, paired_ratio, pairs, rows
 from studycore.metrics_log import read_rows
 from studycore.statistics import Interval, mean_interval, ratio_interval
@@ -25,8 +27,16 @@ if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
 PERCENT = "% change"
+ORIGINAL_UPDATES = 1000
+"""Of the original study, by which its Expected Results are judged."""
+HEADLINE_TOKENS = 65536
+"""Fewest tokens of which the conditioning of activations is judged: on 4,096 it is a quarter too high, and noisier."""
+FRONT_KAPPA, FRONT_PERPLEXITY = -10.0, 0.1
+"""When a penalty helps: at some weight the median kappa of the up projections falls by a tenth while perplexity stays
+within 0.1 % of continued training's (the width that the null arm is given too)."""
+FRONT_WEIGHTS = 3
+"""Fewest weights that make a front."""
 ORIGINAL, OWN = "the original study's Expected Results", "this study"
-RESAMPLES = 2000
 
 
 # ---------------------------------------------------------------------------------------------- this study's measures
@@ -69,6 +79,119 @@ def perplexity_beside(treated: str, control: str) -> Measure:
     return Measure(f"perplexity_beside({treated!r}, {control!r}), percent, {RESAMPLES} resamples", compute)
 
 
+def ff_gram_beside(treated: str, control: str) -> Measure:
+    """Percent by which ff_gram (geometric mean over layers) ends beside the control's, on the same tokens.
+
+    The bootstrap over windows of tokens, each with its values in all runs, joined with the variance between seeds as
+    perplexity_change does.
+    """
+
+    def compute(table: "DataFrame") -> tuple[Interval, str]:
+        one, other = (rows(table, "windows", arm).set_index("seed") for arm in (treated, control))
+        seeds = sorted(set(one.index) & set(other.index))
+        enough(len(seeds), f"seeds of both {treated} and {control}")
+        both = [(one.loc[seed, "windows"], other.loc[seed, "windows"]) for seed in seeds]
+        each, drawn = log_differences(both)
+        windows = both[0][0].shape[1]
+        found = _joined(float(np.mean(each)), drawn, windows, each)
+        tokens = int(one["ff_gram_tokens"].min())
+        return found, f"Bootstrap over {windows} windows of {tokens:,} tokens, plus the variance between seeds."
+
+    return Measure(f"ff_gram_beside({treated!r}, {control!r}), percent, {RESAMPLES} resamples of windows", compute)
+
+
+@dataclass(frozen=True)
+class FrontPoint:
+    """A weight of the penalty: percent of change beside continued training, kappa of the up projections and perplexity."""
+
+    weight: float
+    kappa: Interval
+    perplexity: Interval
+
+
+def front_points(table: "DataFrame", penalty: str, confidence: float = 0.95) -> list[FrontPoint]:
+    """Of every weight that has two seeds or more beside the control's. Empty where there are none."""
+    if table.empty or not {"weight", "up_kappa_median"} <= set(table.columns):
+        return []
+    control, points = _runs_of(table, "standard"), []
+    for weight, runs in table[table["arm"] == penalty].groupby("weight"):
+        treated = runs.set_index("seed")
+        seeds = sorted(set(treated.index) & set(control.index))
+        if len(seeds) < 2:
+            continue
+        one, other = treated.loc[seeds], control.loc[seeds]
+        logs = np.log(np.asarray(one["up_kappa_median"], float) / np.asarray(other["up_kappa_median"], float))
+        kappa = _as_percent(mean_interval(list(logs), confidence))
+        paired = list(zip(one["documents"], other["documents"], strict=True))
+        points.append(FrontPoint(float(weight), kappa, perplexity_change(paired, confidence=confidence)))
+    return points
+
+
+def front(penalty: str) -> Measure:
+    """Percent by which kappa falls at most, among the weights at which perplexity stays within FRONT_PERPLEXITY.
+
+    The estimate is over the weights whose estimate stays within; the upper end over those whose whole interval does, the
+    lower end over those whose interval reaches within. No penalty at all, which changes nothing, is always among them.
+    Intervals of a weight have the confidence 1 - 0.05 / weights (Bonferroni), so that the best of many is no luck.
+    """
+
+    def compute(table: "DataFrame") -> tuple[Interval, str]:
+        weights = len(front_points(table, penalty))
+        if weights < FRONT_WEIGHTS:
+            raise NotRun(
+                f"Needs {FRONT_WEIGHTS} or more weights of {penalty} with 2 or more seeds each beside standard; there are "
+                f"{weights}. `retrofit compare --config weights` runs them."
+            )
+        points = front_points(table, penalty, 1 - 0.05 / weights)
+        ends = []
+        for end in ("estimate", "low", "high"):
+            inside = [p for p in points if getattr(p.perplexity, end) <= FRONT_PERPLEXITY]
+            ends.append(min([0.0, *(getattr(p.kappa, end) for p in inside)]))
+        best = min(points, key=lambda p: (p.perplexity.estimate > FRONT_PERPLEXITY, p.kappa.estimate))
+        within = best.perplexity.estimate <= FRONT_PERPLEXITY
+        at = f"at weight {best.weight:g}" if within else "at no weight"
+        how = f"Over {weights} weights, {at}; Student's t and paired bootstrap at {100 - 5 / weights:.3g} % each."
+        return Interval(*ends, len(_runs_of(table, "standard"))), how
+
+    return Measure(
+        f"front({penalty!r}: up_kappa_median where perplexity is within {FRONT_PERPLEXITY:g} % of standard), percent, "
+        f"{FRONT_WEIGHTS} or more weights",
+        compute,
+    )
+
+
+def after_the_originals_updates(measure: Measure, *arms: str) -> Condition:
+    """That all runs of the arms made as many updates as the original study's; else the sentence tells what was found."""
+
+    def unmet(table: "DataFrame") -> str:
+        chosen = table[table["arm"].isin(arms)] if "updates" in table.columns else table[:0]
+        if chosen.empty or int(chosen["updates"].min()) >= ORIGINAL_UPDATES:
+            return ""
+        found, _ = measure.compute(table)
+        return (
+            f"Not run at {ORIGINAL_UPDATES:,} updates; after {int(chosen['updates'].min()):,} updates: "
+            f"{found.estimate:+.3g} % [{found.low:.3g}, {found.high:.3g}]."
+        )
+
+    return Condition(f"updates of {', '.join(arms)} are {ORIGINAL_UPDATES} or more", unmet)
+
+
+def on_enough_tokens(measure: Measure, *arms: str) -> Condition:
+    """That ff_gram was measured on HEADLINE_TOKENS or more; else the sentence tells what was found."""
+
+    def unmet(table: "DataFrame") -> str:
+        chosen = table[table["arm"].isin(arms)].dropna(subset=["windows"]) if "windows" in table.columns else table[:0]
+        if chosen.empty or int(chosen["ff_gram_tokens"].min()) >= HEADLINE_TOKENS:
+            return ""
+        found, _ = measure.compute(table)
+        return (
+            f"Not run on {HEADLINE_TOKENS:,} tokens; on {int(chosen['ff_gram_tokens'].min()):,}: "
+            f"{found.estimate:+.3g} % [{found.low:.3g}, {found.high:.3g}]."
+        )
+
+    return Condition(f"ff_gram_tokens of {', '.join(arms)} are {HEADLINE_TOKENS} or more", unmet)
+
+
 def size_of_difference(treated: str, control: str) -> Measure:
     """Percent by which perplexity differs, whatever the sign: mean over seeds, Student's t."""
 
@@ -103,7 +226,9 @@ def unpublished(why: str) -> Measure:
     return Measure("unpublished()", compute)
 
 
-def perplexity_change(paired: Sequence[tuple[Floats, Floats]], resamples: int = RESAMPLES) -> Interval:
+def perplexity_change(
+    paired: Sequence[tuple[Floats, Floats]], resamples: int = RESAMPLES, confidence: float = 0.95
+) -> Interval:
     """Percent by which perplexity differs, treated against control, over (treated, control) pairs, one per seed.
 
     Documents: paired bootstrap, each document with its values in all pairs; with one pair its percentiles are the
@@ -112,14 +237,12 @@ def perplexity_change(paired: Sequence[tuple[Floats, Floats]], resamples: int = 
     of trials, since an interval can't reach beyond the seeds seen.) n is the number of seeds, or of documents when there
     is one pair.
     """
-    from scipy import stats
-
     tokens_D = paired[0][0][:, 2]
     for treated, control in paired:
         assert np.array_equal(treated[:, [0, 2]], control[:, [0, 2]]), "evaluations on other documents can't be paired"
         assert np.array_equal(treated[:, 2], tokens_D)
     difference_SD = np.stack([treated[:, 1] - control[:, 1] for treated, control in paired])
-    seeds, documents = difference_SD.shape
+    documents = difference_SD.shape[1]
     mean_D = difference_SD.mean(0)
     estimate = mean_D.sum() / tokens_D.sum()
     random = np.random.default_rng(0)
@@ -127,17 +250,32 @@ def perplexity_change(paired: Sequence[tuple[Floats, Floats]], resamples: int = 
     for _ in range(resamples):
         counts_D = np.bincount(random.integers(0, documents, documents), minlength=documents)
         drawn.append((mean_D @ counts_D) / (tokens_D @ counts_D))
+    return _joined(float(estimate), drawn, documents, list(difference_SD.sum(1) / tokens_D.sum()), confidence)
+
+
+def _joined(
+    estimate: float, drawn: Sequence[float] | Floats, units: int, of_seeds: Sequence[float], confidence: float = 0.95
+) -> Interval:
+    """A change in percent from logarithms: the bootstrap's (over `units`) and the variance of the seeds' mean together."""
+    from scipy import stats
+
+    seeds, tail = len(of_seeds), (1 - confidence) / 2
     if seeds == 1:
-        low, high = np.quantile(drawn, [0.025, 0.975])
+        low, high = np.quantile(drawn, [tail, 1 - tail])
     else:
-        of_documents = float(np.var(drawn))
-        of_seeds = float(np.var(difference_SD.sum(1) / tokens_D.sum(), ddof=1)) / seeds
-        total = of_documents + of_seeds
-        freedom = total**2 / (of_documents**2 / (documents - 1) + of_seeds**2 / (seeds - 1)) if total > 0 else 1.0
-        half = stats.t.ppf(0.975, freedom) * math.sqrt(total)
+        of_units = float(np.var(drawn))
+        between = float(np.var(of_seeds, ddof=1)) / seeds
+        total = of_units + between
+        freedom = total**2 / (of_units**2 / (units - 1) + between**2 / (seeds - 1)) if total > 0 else 1.0
+        half = stats.t.ppf(1 - tail, freedom) * math.sqrt(total)
         low, high = estimate - half, estimate + half
-    percent = [100 * math.expm1(float(x)) for x in (estimate, low, high)]
-    return Interval(percent[0], percent[1], percent[2], seeds if seeds > 1 else documents)
+    return _as_percent(Interval(estimate, float(low), float(high), seeds if seeds > 1 else units))
+
+
+def _as_percent(logs: Interval) -> Interval:
+    """The percent of change that logarithms of a ratio are."""
+    percent = [100 * math.expm1(x) for x in (logs.estimate, logs.low, logs.high)]
+    return Interval(percent[0], percent[1], percent[2], logs.n)
 
 
 def _runs_of(table: "DataFrame", arm: str) -> "DataFrame":
@@ -155,31 +293,57 @@ def _perplexity_change(treated: "Series[Any]", control: "Series[Any]") -> tuple[
 def _expected(method: str, words: str, quantity: str, percent: float, figures: str) -> Claim:
     """That the method changes the quantity from step 0 by this many percent or more."""
     what = "ff_gram_original" if quantity == "conditioning" else "validation perplexity"
+    measure = conditioning_from_start("ff_gram_original", method)
+    if quantity == "perplexity":
+        measure = perplexity_from_start(method)
     return Claim(
         f"{method}_{quantity}", f"{words} lowers {what} by {-percent:g} % or more from step 0", ORIGINAL,
         f"{percent:g} % ({figures})", PERCENT,
-        conditioning_from_start("ff_gram_original", method) if quantity == "conditioning" else perplexity_from_start(method),
-        below=percent,
+        measure, below=percent, when=after_the_originals_updates(measure, method),
     )  # fmt: skip
 
 
 def _lower_perplexity(treated: str, words: str, source: str, predicted: str, control: str = "standard") -> Claim:
     """That the treated arm ends at a lower perplexity than the control."""
-    return Claim(
-        f"{treated}_vs_{control}", words, source, predicted, PERCENT, perplexity_beside(treated, control), below=0.0
-    )
+    measure = perplexity_beside(treated, control)
+    when = after_the_originals_updates(measure, treated, control) if source == ORIGINAL else None
+    return Claim(f"{treated}_vs_{control}", words, source, predicted, PERCENT, measure, below=0.0, when=when)
 
 
 def _lower(name: str, metric: str, treated: str, control: str, words: str, source: str, predicted: str) -> Claim:
     """That the treated arm ends at a lower value of a metric than the control."""
+    measure = paired_ratio(metric, treated, control, percent=True)
+    when = after_the_originals_updates(measure, treated, control) if source == ORIGINAL else None
+    return Claim(name, words, source, predicted, PERCENT, measure, below=0.0, when=when)
+
+
+def _lower_ff_gram(treated: str, words: str) -> Claim:
+    """That the treated arm ends at a lower geometric mean over layers than continued training, on enough tokens."""
+    measure = ff_gram_beside(treated, "standard")
     return Claim(
-        name, words, source, predicted, PERCENT, paired_ratio(metric, treated, control, percent=True), below=0.0
-    )
+        f"{treated}_ff_gram", f"{words} ends at a lower ff_gram (geometric mean over layers) than continued training", OWN,
+        "lower", PERCENT, measure, below=0.0, when=on_enough_tokens(measure, treated, "standard"),
+    )  # fmt: skip
+
+
+def _helps(penalty: str, words: str) -> Claim:
+    """That some weight of the penalty improves the weights' conditioning at no cost."""
+    return Claim(
+        f"{penalty}_front",
+        f"{words} helps: at some weight the median kappa of the up projections falls by {-FRONT_KAPPA:g} % or more while "
+        f"perplexity stays within {FRONT_PERPLEXITY:g} % of continued training's",
+        OWN, f"{FRONT_KAPPA:g} %", PERCENT, front(penalty), below=FRONT_KAPPA,
+    )  # fmt: skip
 
 
 LOWER_PERPLEXITY = "ends at a lower perplexity than continued training, at the same tokens, batches and start"
 LOWER_KAPPA = "ends at a lower median weight kappa of the up projections than continued training"
+FRONTS = (_helps("gram", "The Gram penalty"), _helps("gram_scale_free", "The scale-free penalty"))
 CLAIMS = (
+    *FRONTS,
+    _lower_ff_gram("gram", "The Gram penalty"),
+    _lower_ff_gram("geometry", "Full geometry"),
+    _lower_ff_gram("geometry_ffn", "Geometry without embeddings and down projections"),
     _expected("standard", "Continued training", "conditioning", -3, "4,738 to 4,600"),
     _expected("gram", "The Gram penalty", "conditioning", -32, "4,738 to 3,200"),
     _expected("geometry", "Full geometry", "conditioning", -47, "4,738 to 2,500"),
@@ -194,6 +358,9 @@ CLAIMS = (
     _lower_perplexity("gram", f"The Gram penalty {LOWER_PERPLEXITY}", ORIGINAL, "-8 % (9.8 against 10.7)"),
     _lower_perplexity("geometry", f"Full geometry {LOWER_PERPLEXITY}", ORIGINAL, "-14 % (9.2 against 10.7)"),
     _lower_perplexity("gram_scale_free", f"The scale-free penalty {LOWER_PERPLEXITY}", OWN, "lower"),
+    _lower_perplexity(
+        "geometry_ffn", f"Geometry without embeddings and down projections {LOWER_PERPLEXITY}", OWN, "lower"
+    ),
     _lower_perplexity("glt_ffn", f"Normalising the up projections {LOWER_PERPLEXITY}", OWN, "lower"),
     _lower_perplexity("glt_fold", f"The function-preserving transport {LOWER_PERPLEXITY}", OWN, "lower"),
     _lower_perplexity(
@@ -237,11 +404,11 @@ WORSE_THAN_RANDOM = Claim(
 
 
 def claims(verb: str, config: Any) -> Sequence[Claim]:
-    """A comparison is judged by all claims; a run by those on its method alone, which one seed leaves not run."""
+    """A comparison is judged by all claims, one of several weights by their fronts alone; a run by those on its method alone, which one seed leaves not run."""
     if verb == "measure":
         return (WORSE_THAN_RANDOM,)
     if verb == "compare":
-        return CLAIMS
+        return FRONTS if config.weights else CLAIMS
     own = [f"{config.method}_{what}" for what in ("conditioning", "perplexity", "function")]
     return [claim for claim in CLAIMS if claim.id in (*own, "author_model")]
 
@@ -256,20 +423,24 @@ def columns(folder: Path, config: RunConfig | MeasureConfig) -> dict[str, Any]:
     history = rows_of(folder)
     evaluations = evaluations_of(history)
     first, last = evaluations[0], evaluations[-1]
-    kept = ("val_ppl", "up_kappa_median", "ff_gram_original", "val_loss")
+    kept = ("val_ppl", "up_kappa_median", "ff_gram", "ff_gram_tokens", "ff_gram_original", "val_loss")
+    windows = read_windows(folder, last["step"])
     moves = [
         100 * abs(row["transport_ppl_after"] / row["transport_ppl_before"] - 1)
         for row in history
         if row["kind"] == "transport"
     ]
     return {
-        "arm": config.method,
+        "arm": TUNING if config.validate_on == "tuning" else config.method,
+        "updates": last["step"],
+        "weight": config.gram_weight,
         **{name: last[name] for name in kept if name in last},
         **{f"initial_{name}": first[name] for name in kept if name in first},
         **update_means(history),
         **({"largest_transport_move": max(moves)} if moves else {}),
         "initial_documents": read_documents(folder, first["step"]),
         "documents": read_documents(folder, last["step"]),
+        **({"windows": windows} if windows is not None else {}),
     }
 
 

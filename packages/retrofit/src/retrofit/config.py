@@ -13,8 +13,14 @@ from studycore.files import check_output_file
 
 EMBEDDED_MODEL = "studycore/wordnet-lm"
 EMBEDDED_DATASET = "studycore/wordnet"
+ROLES = ("up", "down", "gate", "attention", "embeddings", "other")
+"""Roles of weight matrices."""
 START = "start"
 """The run of a comparison that only evaluates step 0; all arms take its evaluation over."""
+SWEPT = ("gram", "gram_scale_free")
+"""The arms whose weight of the penalty a comparison can vary."""
+TUNING = "tuning"
+"""What the runs are called among the arms that choose the learning rate."""
 
 
 def arm_names() -> list[str]:
@@ -91,11 +97,20 @@ class RunConfig:
     """The first validation blocks, for perplexity and KL divergence right before and after each transport."""
     activation_tokens: NonNegativeInt = 4096
     """Validation tokens, always the same, from which conditioning of activations is measured."""
+    headline_tokens: NonNegativeInt = 65536
+    """Validation tokens, always the same, of which ff_gram is measured at both ends; 65536 unless given, 0: not measured."""
+    validate_on: Literal["validation", "tuning"] = "validation"
+    """What is evaluated on; tuning: a tenth of the training documents, chosen by hash and not trained on. Default: validation."""
 
     num_steps: NonNegativeInt = 1000
     """Updates."""
     lr: PositiveFloat = 1e-4
-    """Learning rate."""
+    """Learning rate, after warm-up."""
+    warmup_steps: NonNegativeInt = 0
+    """Updates over which the learning rate rises linearly to its value; 0 unless given, as in the original study."""
+    tuned: list[str] = field(default_factory=list)
+    """Folders of runs that validate_on tuning, relative to this run's folder or the current one: the rate of the one that
+    ends at the lowest perplexity is taken instead of lr. Empty unless given: lr holds."""
     gram_weight: NonNegativeFloat = 0.01
     """Weight of the Gram penalty."""
     glt_interval: PositiveInt = 50
@@ -164,6 +179,12 @@ class CompareConfig:
     """Methods that are compared."""
     seeds: PositiveInt = 3
     """Seeds per arm, counted up from base's seed."""
+    lrs: list[float] = field(default_factory=list)
+    """Learning rates at which continued training is tried on tuning text (see validate_on) before anything else; all arms
+    take the best one. Empty unless given: base's lr holds."""
+    weights: list[float] = field(default_factory=list)
+    """Weights of the penalty at each of which gram and gram_scale_free are run, and judged by the front of all of them.
+    Empty unless given: base's gram_weight holds."""
     save_models: Literal["none", "first", "all"] = "first"
     """Of which runs the model is saved: of none, of each arm's first seed, of all."""
 
@@ -179,6 +200,17 @@ class CompareConfig:
                 raise ValueError(f"arms: there is no '{name}' to compare; give some of {known}")
         if not self.arms or len(set(self.arms)) != len(self.arms):
             raise ValueError(f"arms: {self.arms} must name at least one method, and each once")
+        for name, values in (("lrs", self.lrs), ("weights", self.weights)):
+            if len(set(values)) < len(values) or not all(math.isfinite(value) and value > 0 for value in values):
+                raise ValueError(f"{name}: {values} does not fit; give numbers above 0, each once")
+        if self.lrs and "lr" in self.base:
+            raise ValueError(
+                f"lr: {self.base['lr']} is given, and lrs {self.lrs} are to be tried; leave it out, or give --lrs '[]'"
+            )
+        if self.weights and not ({*SWEPT} & {*self.arms} and "standard" in self.arms):
+            raise ValueError(
+                f"weights: {self.weights} are of {' and '.join(SWEPT)}, judged beside standard; add these to arms"
+            )
         if "norm_matched" in self.arms and "geometry" not in self.arms:
             raise ValueError("arms: norm_matched follows geometry's weight norms; add geometry")
 

@@ -29,6 +29,7 @@ from studycore.foreign import check_file, reading
 from studycore.streams import generator
 
 FILE_VALIDATION_SHARE = 0.05
+TUNING_SHARE = 0.1
 SEPARATOR = "<|endoftext|>"
 
 
@@ -121,6 +122,19 @@ def without_overlap(config: RunConfig, train: list[str], validation: Sequence[st
             f"--dataset: all {len(train)} training documents stand in the validation text; give another --validation-dataset or split"
         )
     return kept
+
+
+def tuning_split(train: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(what is still trained on, a tenth to tune on) of the training documents, by their hash. UserError where one is empty."""
+    # Other digits than those that choose validation documents out of a file.
+    chosen = [int(document_hash(text)[13:26], 16) / 16**13 < TUNING_SHARE for text in train]
+    parts = [[text for text, held in zip(train, chosen, strict=True) if held == side] for side in (False, True)]
+    if not all(parts):
+        raise UserError(
+            f"validate_on: tuning takes a tenth of the training documents, and {len(train)} leave one side empty; "
+            "give more documents"
+        )
+    return parts[0], parts[1]
 
 
 def check_overlap(train: Sequence[str], validation: Sequence[str]) -> None:
@@ -308,9 +322,11 @@ def load_data(config: RunConfig, tokenizer: Any, context: int, vocabulary: int) 
         )
     read, held_out = read_both(config)
     train = without_overlap(config, read, held_out)
+    if config.validate_on == "tuning":
+        train, held_out = tuning_split(train)
     other = validation_source(config)
     training = cut_blocks("training", train, tokenizer, config, vocabulary, whole=False)
-    validation = cut_blocks("validation", held_out, tokenizer, config, vocabulary, whole=True)
+    validation = cut_blocks(config.validate_on, held_out, tokenizer, config, vocabulary, whole=True)
     about = {
         "dataset": config.dataset,
         "dataset_commit": hub_commit(config.dataset, config.dataset_revision),

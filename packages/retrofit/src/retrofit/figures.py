@@ -64,6 +64,31 @@ def plot_layers(merged: Mapping[str, Rows], path: Path) -> Path:
     return save_figure(figure, path)
 
 
+def plot_front(fronts: Mapping[str, Sequence[Any]], bounds: tuple[float, float], path: Path) -> Path:
+    """Percent of perplexity over percent of kappa beside continued training, one line per penalty, labelled by weight.
+
+    `fronts`: points with kappa and perplexity as intervals; `bounds`: the corner in which a penalty helps.
+    """
+    figure, axis = new_figure(7.5, 4.0)
+    axis.plot([0], [0], marker="o", color="grey", linestyle="", label="continued training")
+    for i, (name, points) in enumerate(fronts.items()):
+        colour, line, marker = curve_style(i)
+        x, y = ([getattr(p, what).estimate for p in points] for what in ("kappa", "perplexity"))
+        axis.plot(x, y, color=colour, linestyle=line, marker=marker, markersize=5, label=name)
+        for p in points:
+            k, q = p.kappa, p.perplexity
+            axis.plot([k.low, k.high], [q.estimate, q.estimate], color=colour, linewidth=0.7)
+            axis.plot([k.estimate, k.estimate], [q.low, q.high], color=colour, linewidth=0.7)
+            axis.annotate(
+                f"{p.weight:g}", (k.estimate, q.estimate), fontsize=6, xytext=(3, 3), textcoords="offset points"
+            )
+    left, bottom = axis.get_xlim()[0], axis.get_ylim()[0]
+    axis.fill_between([min(left, 1.2 * bounds[0]), bounds[0]], bottom, bounds[1], color="grey", alpha=0.15, linewidth=0)
+    axis.set(xlabel="kappa of the up projections, % beside continued training", ylabel="perplexity, %")
+    figure.legend(fontsize=7, loc="outside right upper")
+    return save_figure(figure, path)
+
+
 # ----------------------------------------------------------------------------------------------------------- measure
 def kind_of(name: str) -> str:
     """The last two parts of a matrix's name that are no numbers: attn.c_proj is another kind than mlp.c_proj."""

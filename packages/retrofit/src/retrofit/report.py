@@ -6,13 +6,22 @@ from statistics import geometric_mean, median
 from typing import Any
 
 from retrofit.arms import get_arm
-from retrofit.claims import evaluations_of, rows_of
-from retrofit.config import RunConfig
-from retrofit.figures import Rows, plot_kappas, plot_layers, plot_spectra, plot_trajectories
+from retrofit.claims import (
+    FRONT_KAPPA,
+    FRONT_PERPLEXITY,
+    FrontPoint,
+    evaluations_of,
+    front_points,
+    rows_of,
+)
+from retrofit.config import ROLES, START, SWEPT, TUNING, RunConfig
+from retrofit.figures import Rows, plot_front, plot_kappas, plot_layers, plot_spectra, plot_trajectories
 from retrofit.legacy.original_json import SUMMARY, original_values, result_of, summarise, write_original
 from retrofit.legacy.scenarios import scenario
 from retrofit.metrics.matrix_rows import ActivationRow, MatrixRow, read_csv, shown, tables
 from retrofit.metrics.summaries import few_tokens, mean_rows, update_means
+from retrofit.plan import variants
+from studycore.configuration import from_dict, read_yaml
 from studycore.errors import UserError
 from studycore.files import write_json
 from studycore.record import Record
@@ -55,6 +64,8 @@ def report_run(record: Record) -> Report:
         note,
     )
     transports = [row for row in history if row["kind"] == "transport"]
+    more = [transport_table({config.method: transports})] if transports else []
+    more += [table for table in (ablation_table(history), gradient_table({config.method: [history]})) if table]
     picture = plot_trajectories({config.method: [evaluations]}, record.folder / "figures" / "trajectories.svg")
     answer = f"{config.method}: perplexity {first['val_ppl']:.3f} to {last['val_ppl']:.3f} ({change(first, last, 'val_ppl'):+.2f} %)"
     if "up_kappa_median" in last:
@@ -63,7 +74,7 @@ def report_run(record: Record) -> Report:
         )
     return Report(
         f"retrofit run: {config.method}", QUESTION, f"{answer}.",
-        [ends, layer_table(first, last, names, note), *([transport_table({config.method: transports})] if transports else [])],
+        [ends, layer_table(first, last, names, note), *more],
         [Picture(picture, "Conditioning and perplexity over training.")],
         notes(config, about),
     )  # fmt: skip
@@ -77,9 +88,12 @@ def change(first: Mapping[str, Any], last: Mapping[str, Any], name: str) -> floa
 def metrics_note(row: Mapping[str, Any], about: Mapping[str, Any]) -> str:
     """What the metrics of an evaluation row are, and of how many tokens those of activations."""
     tokens, width = row.get("activation_tokens"), about.get("ffn_width")
+    headline = ""
+    if "ff_gram_tokens" in row:
+        headline = f" ff_gram: the same Gram matrix in float64, geometric mean over layers, on {int(row['ff_gram_tokens']):,} fixed tokens."
     if tokens is None:
-        return METRICS_NOTE
-    note = f"{METRICS_NOTE} act kappa and ff_gram_original: on {int(tokens):,} fixed tokens; another number of tokens gives another value."
+        return f"{METRICS_NOTE}{headline}"
+    note = f"{METRICS_NOTE} act kappa and ff_gram_original: on {int(tokens):,} fixed tokens; another number of tokens gives another value.{headline}"
     if width and (warning := few_tokens(int(tokens), width)):
         note += f" Warning: {warning}; give --activation-tokens {4 * width} or more."
     return note
@@ -134,6 +148,72 @@ def transport_table(rows_of_arms: Mapping[str, Rows]) -> Table:
     return Table("Right before and after transports", columns, lines, note)
 
 
+def ablation_table(rows: Rows) -> Table | None:
+    """Which matrix does the harm: one transport of each role alone, before any update; None where it was not run."""
+    lines = []
+    for row in (row for row in rows if row["kind"] == "ablation"):
+        kappas = [row.get(f"transport_kappa_{when}") for when in ("after", "before")]
+        factor = kappas[0] / kappas[1] if None not in kappas else None  # type: ignore[operator]
+        before, after = row.get("transport_ppl_before"), row.get("transport_ppl_after")
+        lines.append((row["matrices"], before, after, _move(row), row.get("transport_kl"), factor))
+    if not lines:
+        return None
+    columns = ("matrices", "perplexity before", "after", "change %", "KL", "kappa up, factor")
+    note = "The original study's row and column normalisation of these matrices alone, once, on the start and before any update; on the transport blocks, in float32. Each line starts from the same weights."
+    return Table("Which matrix does the harm: one transport alone", columns, lines, note)
+
+
+def gradient_table(history: Mapping[str, Sequence[Rows]]) -> Table | None:
+    """The penalty's gradient beside the cross-entropy's on the same weights, by arm and role; None without a penalty."""
+    lines = []
+    for arm, runs in history.items():
+        means = [update_means(rows) for rows in runs]
+        for role in ROLES:
+            names = (f"mean_penalty_grad_norm_{role}", f"mean_grad_norm_{role}")
+            if all(name in mean for mean in means for name in names):
+                own, other = (sum(mean[name] for mean in means) / len(means) for name in names)
+                lines.append((arm, role, own, other, own / other))
+    columns = ("arm", "role", "penalty's", "cross-entropy's", "ratio")
+    note = "Norms of the gradients on the weights of that role alone, the cross-entropy's before clipping; means over updates and seeds."
+    return Table("Gradients on the penalised weights", columns, lines, note) if lines else None
+
+
+def tuning_table(record: Record) -> Table | None:
+    """The rates that were tried; None where none was."""
+    runs = record.table[record.table["arm"] == TUNING] if "arm" in record.table.columns else record.table[:0]
+    if runs.empty:
+        return None
+    lines = []
+    best = runs["val_loss"].min()
+    for folder, loss in zip(runs["folder"], runs["val_loss"], strict=True):
+        evaluations, about = evaluations_of(rows_of(Path(folder))), read_manifest(Path(folder))["about"]
+        first, last = evaluations[0]["val_ppl"], evaluations[-1]["val_ppl"]
+        lines.append((about["lr"], first, last, 100 * (last / first - 1), "taken" if loss == best else ""))
+    lines.sort(key=lambda line: line[0])
+    edge = len(lines) > 1 and "taken" in (lines[0][-1], lines[-1][-1])
+    said = " The best one is at the edge of those tried: a better one may lie beyond." if edge else ""
+    note = f"Continued training alone, on tuning text: {about['validation_set']}, neither trained on in these runs nor reported.{said}"
+    columns = ("learning rate", "tuning perplexity, step 0", f"step {evaluations[-1]['step']}", "change %", "")
+    return Table("Learning rates tried", columns, lines, note)
+
+
+def front_tables(record: Record) -> tuple[Table | None, Mapping[str, Sequence[FrontPoint]]]:
+    """The penalties' weights: what each does to kappa and perplexity beside continued training; None below two weights."""
+    fronts = {arm: front_points(record.table, arm) for arm in SWEPT if arm in record.config.arms}
+    fronts = {arm: points for arm, points in fronts.items() if len(points) > 1}
+    lines = [
+        (
+            arm, f"{p.weight:g}", p.kappa.estimate, p.kappa.low, p.kappa.high, p.perplexity.estimate, p.perplexity.low,
+            p.perplexity.high, p.kappa.n,
+        )
+        for arm, points in fronts.items()
+        for p in points
+    ]  # fmt: skip
+    columns = ("arm", "weight", "kappa up %", "from", "to", "perplexity %", "from", "to", "seeds")
+    note = f"Change beside continued training, 95 % intervals of each weight alone. A penalty helps where kappa falls by {-FRONT_KAPPA:g} % or more and perplexity stays within {FRONT_PERPLEXITY:g} %."
+    return (Table("The front: weights of the penalty", columns, lines, note) if lines else None), fronts
+
+
 def _move(row: Mapping[str, Any]) -> float:
     """Percent by which a transport moved perplexity."""
     return 100 * (float(row["transport_ppl_after"]) / float(row["transport_ppl_before"]) - 1)
@@ -143,19 +223,21 @@ def _divergence(row: Mapping[str, Any]) -> float:
     return float(row["transport_kl"])
 
 
-def notes(config: RunConfig, about: Mapping[str, Any]) -> list[str]:
+def notes(config: RunConfig, about: Mapping[str, Any], swept: bool = False) -> list[str]:
     """Decisions that a reader of the numbers should know."""
     varies = "order of batches (and permutations, where an arm has them)"
     if config.dropout:
         varies = f"{varies} and the dropout"
+    chosen = ", chosen for continued training on tuning text" if config.tuned else ""
+    warmup = f"warm-up over {config.warmup_steps} updates" if config.warmup_steps else "no warm-up"
     return [
         f"{about['training_tokens']:,} training tokens per run: {config.num_steps} updates of {config.batch_size} blocks of {config.block_size} tokens, from {about['training_documents']:,} documents of {config.dataset}. The original study's setting has {ORIGINAL_TOKENS:,} tokens in 1,000 updates with a transport every 50: this is {100 * about['training_tokens'] / ORIGINAL_TOKENS:.3g} % of its tokens.",
-        f"A transport every {config.glt_interval} updates where an arm has one; Gram weight {config.gram_weight:g}.",
+        f"A transport every {config.glt_interval} updates where an arm has one; Gram weight {config.gram_weight:g}{' unless an arm says another' if swept else ''}.",
         f"A seed varies the {varies}, nothing else: start and documents are the same, so intervals over seeds say nothing of other models or texts.",
         f"Perplexity: summed negative log-likelihood over tokens, on {about['validation_set']}; in between on {about['trajectory_set']}. Block size {about['block_size']}, stride {about['stride']}, end-of-text token: {about['end_of_text']}, beginning-of-text token: {about.get('bos', 'none')}.",
         "No validation document is among the training documents (compared by hash).",
-        f"Mixed precision: {config.mixed_precision}; AdamW, lr {config.lr}, weight decay {config.weight_decay}, no warm-up or schedule, dropout {config.dropout}. The cross-entropy's gradient is clipped at {config.grad_clip}, and the penalty's is added after it, once per update and unclipped. (The original study clips their sum at 1.0: their ratio stays, and a large penalty shrinks the cross-entropy's part.)",
-        f"Conditioning of activations on {config.activation_tokens:,} fixed validation tokens (whole blocks).",
+        f"Mixed precision: {config.mixed_precision}; AdamW, lr {about.get('lr', config.lr):g}{chosen}, weight decay {config.weight_decay}, {warmup}, no schedule, dropout {config.dropout}. The cross-entropy's gradient is clipped at {config.grad_clip}, and the penalty's is added after it, once per update and unclipped. (The original study clips their sum at 1.0: their ratio stays, and a large penalty shrinks the cross-entropy's part.)",
+        f"Conditioning of activations on {config.activation_tokens:,} fixed validation tokens (whole blocks); ff_gram on {config.headline_tokens:,}, or all there are, with the sampling of tokens inside its intervals.",
         *filter(None, [about.get("left_out", "")]),
     ]
 
@@ -164,7 +246,11 @@ def notes(config: RunConfig, about: Mapping[str, Any]) -> list[str]:
 def report_comparison(record: Record) -> Report:
     """Of the arms that have finished runs, with the original study's files. UserError when no arm has one."""
     folder, compare = record.folder, record.config
-    folders = {arm: [Path(p) for p in record.table[record.table["arm"] == arm]["folder"]] for arm in compare.arms}
+    names = {run: entry["arm"] for run, entry in record.manifest.get("jobs", {}).items()}
+    shown = {variant: arm for arm, variant, _ in variants(compare)}
+    named = [names.get(run) or arm for run, arm in zip(record.table["run"], record.table["arm"], strict=True)]
+    runs = record.table.assign(variant=named)
+    folders = {variant: [Path(p) for p in runs[runs["variant"] == variant]["folder"]] for variant in shown}
     folders = {arm: paths for arm, paths in folders.items() if paths}
     if not folders:
         first, why = next(iter(record.missing.items()))
@@ -175,13 +261,23 @@ def report_comparison(record: Record) -> Report:
     transports = {arm: [row for rows in history[arm] for row in rows if row["kind"] == "transport"] for arm in folders}
     manifest = read_manifest(next(iter(folders.values()))[0])
     about = manifest["about"]
+    first_run = next(iter(folders.values()))[0]
+    of_run = from_dict(RunConfig, read_yaml(first_run / "config.yaml"), str(first_run / "config.yaml"))
     arms = {arm: arm_metrics(merged[arm], history[arm]) for arm in folders}
-    write_original_files(record, folders, evaluations, merged, about)
+    seeds_of = {variant: list(runs[runs["variant"] == variant]["seed"]) for variant in folders}
+    write_original_files(record.folder, folders, seeds_of, evaluations, merged, about)
 
+    front_table, fronts = front_tables(record)
     parts = [comparison_table(merged, arms, about)]
+    parts += [table for table in (front_table, tuning_table(record), gradient_table(history)) if table]
+    start = runs[runs["run"] == START]["folder"]
+    if len(start) and (ablation := ablation_table(rows_of(Path(start.iloc[0])))):
+        parts.append(ablation)
     if moved := {arm: rows for arm, rows in transports.items() if rows}:
         parts.append(transport_table(moved))
-    parts.append(Table("The arms", ("arm", "what is done"), [(arm, get_arm(arm).summary) for arm in folders]))
+    parts.append(
+        Table("The arms", ("arm", "what is done"), [(variant, get_arm(shown[variant]).summary) for variant in folders])
+    )
     if record.missing:
         parts.append(Table("Runs that did not finish", ("run", "reason"), list(record.missing.items())))
     for arm, rows in merged.items():
@@ -193,6 +289,10 @@ def report_comparison(record: Record) -> Report:
         Picture(plot_trajectories(evaluations, folder / "figures" / "trajectories.svg"), "Conditioning (the original study's recipe) and validation perplexity over training; thin lines are seeds."),
         Picture(plot_layers(merged, folder / "figures" / "layers.svg"), "Weight kappa of the up projections by layer: the start (grey) and the end of each arm, side by side."),
     ]  # fmt: skip
+    if fronts:
+        drawn = plot_front(fronts, (FRONT_KAPPA, FRONT_PERPLEXITY), folder / "figures" / "front.svg")
+        caption = "Weights of the penalties: change of the up projections' median kappa and of perplexity beside continued training, with 95 % intervals. In the shaded corner a penalty helps."
+        pictures.insert(1, Picture(drawn, caption))
     counts = ", ".join(f"{arm} {len(paths)}" for arm, paths in folders.items())
     shared = f"Runs by arm: {counts}. All start from the same weights; runs of one seed see the same batches in the same order."
     results = {
@@ -203,33 +303,33 @@ def report_comparison(record: Record) -> Report:
     }
     return Report(
         "retrofit: arms compared", QUESTION, comparison_answer(merged), parts, pictures,
-        [*notes(record.first_config, about), shared], results,
+        [*notes(of_run, about, bool(compare.weights)), shared], results,
     )  # fmt: skip
 
 
 def write_original_files(
-    record: Record, folders: Mapping[str, Sequence[Path]], evaluations: Mapping[str, Sequence[Rows]],
+    folder: Path, folders: Mapping[str, Sequence[Path]], seeds_of: Mapping[str, Sequence[int]], evaluations: Mapping[str, Sequence[Rows]],
     merged: Mapping[str, Rows], about: Mapping[str, Any],
 ) -> None:  # fmt: skip
     """The original study's file of each arm, means over seeds with each seed's own beside them, and its summary."""
     for arm, rows in merged.items():
         saved = next((str(path / "model") for path in folders[arm] if (path / "model").is_dir()), None)
-        of_arm = record.table[record.table["arm"] == arm]["seed"]
-        seeds = [original_values(arm, own) | {"seed": int(s)} for own, s in zip(evaluations[arm], of_arm, strict=True)]
-        write_original(record.folder, arm, rows, checkpoint_path=saved, about=about, seeds=seeds)
-    write_json(record.folder / SUMMARY, summarise({arm: result_of(arm, rows) for arm, rows in merged.items()}))
+        both = zip(evaluations[arm], seeds_of[arm], strict=True)
+        seeds = [original_values(arm, own) | {"seed": int(seed)} for own, seed in both]
+        write_original(folder, arm, rows, checkpoint_path=saved, about=about, seeds=seeds)
+    write_json(folder / SUMMARY, summarise({arm: result_of(arm, rows) for arm, rows in merged.items()}))
 
 
 def arm_metrics(rows: Rows, history: Sequence[Rows]) -> dict[str, Any]:
     """An arm in results.json: its first and last evaluation, means over seeds, and means over updates."""
-    names = ["val_ppl", "val_loss", "train_ppl", "ff_gram_original"]
+    names = ["val_ppl", "val_loss", "train_ppl", "ff_gram", "ff_gram_original"]
     names += [f"{name}_{mean}" for name in LAYERED for mean in ("median", "geometric_mean")]
     ends = {"initial": rows[0], "final": rows[-1]}
     means = [update_means(of_run) for of_run in history]
     return {
         "n": len(history),
         **{f"{when}_{name}": row[name] for when, row in ends.items() for name in names if name in row},
-        **{name: sum(mean[name] for mean in means) / len(means) for name in means[0]},
+        **{name: sum(mean[name] for mean in means) / len(means) for name in means[0] if all(name in m for m in means)},
     }
 
 
@@ -238,25 +338,29 @@ def comparison_table(
 ) -> Table:
     """The start and every arm's end."""
     columns = (
-        "arm", "seeds", "tokens", "perplexity", "change %", "ff_gram_original", "change %", "kappa up", "kappa down",
-        "omega up", "act kappa", "grad norm", "penalty's", "clip rate",
+        "arm", "seeds", "tokens", "lr", "perplexity", "change %", "ff_gram", "change %", "ff_gram_original", "change %",
+        "kappa up", "kappa down", "omega up", "act kappa", "grad norm", "clip rate",
     )  # fmt: skip
     keys = ("up_kappa_median", "down_kappa_median", "up_omega_median", "act_kappa_centred_median")
     first = next(iter(merged.values()))[0]
     conditioning = [first.get(key) for key in keys]
     lines: list[tuple[Any, ...]] = [
-        ("step 0", "", 0, first["val_ppl"], "", first.get("ff_gram_original"), "", *conditioning, "", "", "")
-    ]
+        (
+            "step 0", "", 0, "", first["val_ppl"], "", first.get("ff_gram"), "", first.get("ff_gram_original"), "",
+            *conditioning, "", "",
+        )
+    ]  # fmt: skip
     for name, rows in merged.items():
         last, means = rows[-1], arms[name]
         lines.append(
             (
-                name, means["n"], about["training_tokens"], last["val_ppl"], change(rows[0], last, "val_ppl"),
+                name, means["n"], about["training_tokens"], about.get("lr"), last["val_ppl"],
+                change(rows[0], last, "val_ppl"), last.get("ff_gram"), change(rows[0], last, "ff_gram"),
                 last.get("ff_gram_original"), change(rows[0], last, "ff_gram_original"), *(last.get(k) for k in keys),
-                means.get("mean_grad_norm"), means.get("mean_penalty_grad_norm", ""), means.get("clip_rate"),
+                means.get("mean_grad_norm"), means.get("clip_rate"),
             )
         )  # fmt: skip
-    norms = "grad norm: of the cross-entropy's gradient before clipping, penalty's: of what is added to it unclipped, means over updates."
+    norms = "lr: of all arms. grad norm: of the cross-entropy's gradient over all parameters before clipping, mean over updates."
     last_row = next(iter(merged.values()))[-1]
     return Table("Arms", columns, lines, f"Means over seeds. {metrics_note(last_row, about)} {norms}")
 
@@ -266,8 +370,9 @@ def comparison_answer(merged: Mapping[str, Rows]) -> str:
     parts = []
     for name, rows in merged.items():
         part = f"{name} perplexity {change(rows[0], rows[-1], 'val_ppl'):+.1f} %"
-        if (moved := change(rows[0], rows[-1], "ff_gram_original")) is not None:
-            part += f", conditioning {moved:+.1f} %"
+        name_of = "ff_gram" if "ff_gram" in rows[-1] else "ff_gram_original"
+        if (moved := change(rows[0], rows[-1], name_of)) is not None:
+            part += f", {name_of} {moved:+.1f} %"
         parts.append(part)
     answer = f"From step 0: {'; '.join(parts)}."
     if "geometry" not in merged:

@@ -11,7 +11,7 @@ import dataclasses
 import math
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -21,15 +21,16 @@ from torch import Tensor, nn
 
 from retrofit.arms import get_arm
 from retrofit.arms.base import StepState
-from retrofit.blocks import FeedForward, find_blocks, left_out, up_norms
-from retrofit.config import START, RunConfig, check_local
+from retrofit.blocks import FeedForward, Part, find_blocks, left_out, up_norms, weights_by_role
+from retrofit.config import ROLES, START, RunConfig, check_local
 from retrofit.data import Data, load_data, micro_batches
 from retrofit.legacy.original_json import write_original
 from retrofit.losses import NextTokenLoss
 from retrofit.metrics.documents import documents_file, write_documents
-from retrofit.metrics.drift import transport_row
-from retrofit.metrics.evaluation import conditioning_row, perplexity_row, results
+from retrofit.metrics.drift import ablation_rows, transport_row
+from retrofit.metrics.evaluation import conditioning_row, ff_gram_row, perplexity_row, results
 from retrofit.metrics.perplexity import evaluate
+from retrofit.metrics.windows import windows_file, write_windows
 from retrofit.model import (
     architecture_of,
     build_model,
@@ -45,7 +46,9 @@ from retrofit.model import (
 from studycore.configuration import differences, to_dict
 from studycore.devices import choose_device
 from studycore.errors import UserError
+from studycore.files import read_json
 from studycore.metrics_log import read_rows
+from studycore.record import is_done
 from studycore.run import Run
 from studycore.run_folder import read_manifest
 from studycore.streams import derive_seed
@@ -84,9 +87,10 @@ def train(config: RunConfig, run: Run) -> None:
         {"architecture": architecture, "run": to_dict(config)}, start=lambda: pretrained,
     ).train()  # fmt: skip
     blocks, parameters = find_blocks(model), list(model.parameters())
+    by_role, lr = weights_by_role(model), rate_of(config, run)
     optimizer = run.optimizer(
         torch.optim.AdamW(
-            parameters, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps,
+            parameters, lr=lr, betas=(config.beta1, config.beta2), eps=config.eps,
             weight_decay=config.weight_decay,
         )
     )  # fmt: skip
@@ -94,6 +98,7 @@ def train(config: RunConfig, run: Run) -> None:
     about = {
         **data.about, "hub_commit": commit, "parameters": sum(p.numel() for p in parameters),
         "ffn_width": max((b.down.weight_OI.shape[1] for b in blocks if b.has_features), default=0),
+        "lr": lr, "warmup_steps": config.warmup_steps, "validate_on": config.validate_on,
         "left_out": lacking.sentences, "left_out_share": lacking.share,
         "training_tokens": last_step * config.batch_size * config.block_size,
         "validation_set": data.validation.first(config.validation_blocks).name,
@@ -109,7 +114,10 @@ def train(config: RunConfig, run: Run) -> None:
         if run.every(config.eval_interval):
             row = start_row(run) if step == 0 and START in run.needs else evaluation_row(run, model, blocks, data)
             run.log(row)
-            run.say(console_line(row, step, last_step))
+            run.say(console_line(row, step, last_step, run.rows[-2] if step > 0 and run.is_main else {}))
+            if config.method == "none":
+                for row in ablation_rows(model, blocks, data, config):
+                    run.log(row)
         # save
         if run.saving(config.checkpoint_every):
             run.save()
@@ -130,7 +138,10 @@ def train(config: RunConfig, run: Run) -> None:
         row = {"kind": "update", "loss": float(sum_processes(run, loss)) / run.world}
         # The cross-entropy's gradient is clipped alone; the penalty's comes on top, once per update.
         row |= clip_gradients(run.accelerator, parameters, config.grad_clip)
-        row |= add_penalty(run, arm.penalty(state))
+        row |= norms_by_role(by_role, row, config.grad_clip)
+        row |= add_penalty(run, arm.penalty(state), by_role)
+        for group in optimizer.param_groups:
+            group["lr"] = lr * min(1.0, (step + 1) / max(config.warmup_steps, 1))
         prepared.step()
         prepared.zero_grad()
         arm.after_update(dataclasses.replace(state, step=step + 1))
@@ -179,15 +190,35 @@ def check_start(run: Run, fingerprints: Mapping[str, str]) -> None:
             )
 
 
+def rate_of(config: RunConfig, run: Run) -> float:
+    """The learning rate: lr, or that of the tuning run that ended at the lowest perplexity. UserError where one can't be used."""
+    if not config.tuned or run.dry:
+        return config.lr
+    found = []
+    for name in config.tuned:
+        place = folder_of(run, "tuned", name)
+        metrics = read_json(place / "results.json")["metrics"] if is_done(place) else {}
+        if metrics.get("validate_on") != "tuning":
+            raise UserError(f"tuned: {place} is no finished run with validate_on tuning; name such runs")
+        found.append((metrics["val_loss"], metrics["lr"]))
+    return float(min(found)[1])
+
+
+def folder_of(run: Run, field: str, name: str) -> Path:
+    """The folder of another run that the configuration names. UserError when there is none."""
+    wanted = Path(name)
+    places = [run.needs.get(wanted.name), Path(os.path.normpath(run.folder / wanted)), wanted]
+    place = next((place for place in places if place is not None and place.is_dir()), None)
+    if place is None:
+        raise UserError(f"{field}: there is no run folder '{name}'; name one")
+    return place
+
+
 def norm_reference(config: RunConfig, run: Run, layers: int, steps: int) -> Mapping[int, Sequence[float]] | None:
     """Norms of the up projections of the run that is followed, by updates made. UserError when they don't fit the run."""
     if config.norm_reference is None:
         return None
-    followed = Path(config.norm_reference)
-    places = [run.needs.get(followed.name), Path(os.path.normpath(run.folder / followed)), followed]
-    place = next((place for place in places if place is not None and place.is_dir()), None)
-    if place is None:
-        raise UserError(f"norm_reference: there is no run folder '{config.norm_reference}'; name one")
+    place = folder_of(run, "norm_reference", config.norm_reference)
     norms = {row["step"] + 1: row["up_norms"] for row in read_rows(place / "metrics.jsonl") if "up_norms" in row}
     if len(norms) < steps or any(len(values) != layers for values in norms.values()):
         raise UserError(
@@ -211,6 +242,11 @@ def evaluation_row(run: Run, model: Any, blocks: Sequence[FeedForward], data: Da
     )  # fmt: skip
     if run.is_main:
         row |= conditioning_row(model, blocks, data, config, end)
+        if end:
+            headline, extremes_LW2 = ff_gram_row(model, blocks, data, config)
+            row |= headline
+            if extremes_LW2 is not None:
+                write_windows(run.folder, run.index, extremes_LW2)
         if documents is not None:
             write_documents(run.folder, run.index, documents.nll_D.tolist(), documents.tokens_D.tolist())
     return {"kind": "evaluation", **row}
@@ -221,17 +257,23 @@ def start_row(run: Run) -> dict[str, Any]:
     start = run.needs[START]
     if run.is_main:
         documents_file(run.folder, 0).parent.mkdir(exist_ok=True)
-        shutil.copyfile(documents_file(start, 0), documents_file(run.folder, 0))
+        for file_of in (documents_file, windows_file):
+            if file_of(start, 0).is_file():
+                shutil.copyfile(file_of(start, 0), file_of(run.folder, 0))
     return next(row for row in read_rows(start / "metrics.jsonl") if row["kind"] == "evaluation")
 
 
-def console_line(row: Mapping[str, Any], step: int, last_step: int) -> str:
-    """An evaluation for the terminal."""
+def console_line(row: Mapping[str, Any], step: int, last_step: int, before: Mapping[str, Any] | None = None) -> str:
+    """An evaluation for the terminal, with the gradients of the update `before` it by role, where there is a penalty."""
     parts = [f"step {step:>5} of {last_step}", f"perplexity {row.get('val_ppl', row['trajectory_ppl']):.3f}"]
     if "up_kappa_median" in row:
         parts.append(f"kappa of up projections {row['up_kappa_median']:.2f}")
     if "ff_gram_original" in row:
         parts.append(f"ff_gram_original {row['ff_gram_original']:.0f}")
+    for role in ROLES:
+        if before and f"penalty_grad_norm_{role}" in before and f"grad_norm_{role}" in before:
+            own, other = (before[f"{whose}grad_norm_{role}"] for whose in ("penalty_", ""))
+            parts.append(f"gradient on {role}: penalty's {own:.3g}, cross-entropy's {other:.3g}")
     return "  ".join(parts)
 
 
@@ -256,8 +298,35 @@ def clip_gradients(accelerator: Any, parameters: list[nn.Parameter], limit: floa
     return {"grad_norm": norm if math.isfinite(norm) else None, "clipped": limit is not None and norm > limit}
 
 
-def add_penalty(run: Run, penalty: tuple[Tensor, list[tuple[nn.Parameter, Tensor]]] | None) -> dict[str, float]:
-    """Adds the penalty's gradients to those that are there; its value and their norm. UserError when it is not finite."""
+def norms_by_role(
+    by_role: Mapping[str, Sequence[Part]], clipped: Mapping[str, Any], limit: float | None
+) -> dict[str, float]:
+    """grad_norm_<role>: norm of the cross-entropy's gradient, before clipping, on the weights of each role.
+
+    The gradients that are there are those after clipping, by torch's factor limit / (norm + 1e-6).
+    """
+    if clipped["grad_norm"] is None:
+        return {}
+    factor = (clipped["grad_norm"] + 1e-6) / limit if limit is not None and clipped["clipped"] else 1.0
+    return {f"grad_norm_{role}": factor * norm for role, norm in _norms(by_role, lambda p: p.grad).items()}
+
+
+def _norms(
+    by_role: Mapping[str, Sequence[Part]], gradient_of: Callable[[nn.Parameter], Tensor | None]
+) -> dict[str, float]:
+    """Norm over the weights of each role that have a gradient other than zero."""
+    norms = {}
+    for role, weights in by_role.items():
+        pairs = [(weight, gradient_of(weight.parameter)) for weight in weights]
+        if gradients := [weight.of(gradient) for weight, gradient in pairs if gradient is not None]:
+            norms[role] = float(torch.stack(torch._foreach_norm(gradients)).norm())
+    return {role: norm for role, norm in norms.items() if norm > 0}
+
+
+def add_penalty(
+    run: Run, penalty: tuple[Tensor, list[tuple[nn.Parameter, Tensor]]] | None, by_role: Mapping[str, Sequence[Part]]
+) -> dict[str, float]:
+    """Adds the penalty's gradients to those that are there; its value and their norms. UserError when it is not finite."""
     if penalty is None:
         return {}
     value, gradients = penalty
@@ -267,4 +336,6 @@ def add_penalty(run: Run, penalty: tuple[Tensor, list[tuple[nn.Parameter, Tensor
         assert parameter.grad is not None
         parameter.grad += gradient
     norm = torch.stack([gradient.norm() for _, gradient in gradients]).norm()
-    return {"penalty": float(value), "penalty_grad_norm": float(norm)}
+    own = {id(parameter): gradient for parameter, gradient in gradients}
+    roles = {f"penalty_grad_norm_{role}": x for role, x in _norms(by_role, lambda p: own.get(id(p))).items()}
+    return {"penalty": float(value), "penalty_grad_norm": float(norm), **roles}

@@ -6,14 +6,15 @@ is, exactly, and take the optimizer's moments along. Each is a plain function fo
 Shapes: D the model's width, F the feed-forward width.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from retrofit.blocks import FeedForward, Part, experts_of
+from retrofit.blocks import FeedForward, Part, experts_of, weights_by_role
+from retrofit.config import ROLES
 
 FIRST_MOMENTS = ("exp_avg", "momentum_buffer")
 SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq")
@@ -64,12 +65,17 @@ def glt_matrix(w: Tensor, eps: float = 1e-8) -> Tensor:
 
 
 @torch.no_grad()
-def gradient_less_transport(model: Any) -> None:
+def gradient_less_transport(model: Any, roles: Collection[str] | None = None) -> None:
     """The original study's GLT on every 2-D weight: embeddings, attention, feed-forward. The optimizer is left alone.
 
     A tied weight is visited once per module that uses it, twice in a model with tied embeddings. The experts of a mixture
-    are matrices of their own.
+    are matrices of their own. With `roles` (those of blocks.weights_by_role) only the weights of these; gate and up
+    projections that are stored as one matrix are one, of role up.
     """
+    role_of: dict[int, str] = {}
+    for role in ROLES:
+        for known in weights_by_role(model).get(role, []):
+            role_of.setdefault(id(known.parameter), role)
     parts = [
         Part(module.weight, transposed=type(module).__name__ == "Conv1D")
         for module in model.modules()
@@ -77,7 +83,8 @@ def gradient_less_transport(model: Any) -> None:
     ]
     experts = [block for name, module in model.named_modules() for block in experts_of(name, module)]
     for part in (*parts, *(p.weight for block in experts for p in block.projections)):
-        part.values.copy_(glt_matrix(part.values))
+        if roles is None or role_of.get(id(part.parameter), "other") in roles:
+            part.values.copy_(glt_matrix(part.values))
 
 
 @torch.no_grad()

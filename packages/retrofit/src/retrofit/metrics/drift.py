@@ -4,18 +4,23 @@ Shapes: N blocks, T targets of a block, V vocabulary, n targets of a batch.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from retrofit.arms.base import StepState
+from retrofit.arms.geometry_ffn import LEFT_ALONE
+from retrofit.blocks import FeedForward, weights_by_role
+from retrofit.config import ROLES, RunConfig
 from retrofit.data import Blocks, Data
 from retrofit.metrics.perplexity import evaluating, logits_of
 from retrofit.metrics.spectra import up_kappas
+from retrofit.transports import gradient_less_transport
 
 
 def transport_row(transport: Callable[[StepState], None], state: StepState, data: Data) -> dict[str, Any]:
@@ -28,6 +33,26 @@ def transport_row(transport: Callable[[StepState], None], state: StepState, data
         "transport_kappa_before": kappa_before, "transport_kappa_after": median(up_kappas(state.blocks)),
     }  # fmt: skip
     return {"kind": "transport", **{name: value for name, value in row.items() if math.isfinite(value)}}
+
+
+def ablation_rows(model: Any, blocks: Sequence[FeedForward], data: Data, config: RunConfig) -> Iterator[dict[str, Any]]:
+    """What the original study's transport does to the start when the matrices of one role alone are transported.
+
+    One row for each role that the model has, for all but LEFT_ALONE (the arm geometry_ffn) and for every matrix (the arm
+    geometry). The weights are put back after each.
+    """
+    there = [role for role in ROLES if role in weights_by_role(model)]
+    rest = [role for role in there if role not in LEFT_ALONE]
+    cases = {role: [role] for role in there} | {f"all but {' and '.join(LEFT_ALONE)}": rest, "every matrix": there}
+    state = StepState(model, blocks, None, config, 0)
+    for name, roles in cases.items():
+        saved = {name: p.detach().clone() for name, p in model.named_parameters() if p.ndim > 1}
+        moved = transport_row(lambda state, roles=roles: gradient_less_transport(state.model, roles), state, data)  # type: ignore[misc]
+        with torch.no_grad():
+            for key, parameter in model.named_parameters():
+                if key in saved:
+                    parameter.copy_(saved[key])
+        yield {**moved, "kind": "ablation", "matrices": name}
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from statistics import geometric_mean
 from typing import Any
 
 import torch
@@ -14,10 +15,12 @@ from retrofit.metrics.perplexity import Evaluation
 from retrofit.metrics.spectra import (
     activation_kappa,
     activation_moments,
+    ff_gram_of_windows,
     ff_gram_original_of_layer,
     spectrum_of,
 )
 from retrofit.metrics.summaries import by_layer, enough_tokens, update_means
+from retrofit.metrics.windows import Floats, ff_gram_interval
 from studycore.errors import UserError
 
 
@@ -75,10 +78,32 @@ def conditioning_row(
     return row
 
 
+def ff_gram_row(
+    model: Any, blocks: Sequence[FeedForward], data: Data, config: RunConfig
+) -> tuple[dict[str, Any], Floats | None]:
+    """(ff_gram: geometric mean over layers on headline_tokens fixed tokens, with its interval; what the windows give).
+
+    The interval is of the sampling of tokens: see windows.ff_gram_interval. Nothing for fewer tokens than the FFN's width.
+    """
+    ids_NB, seen = fixed_ids(data, config, config.headline_tokens), [block for block in blocks if block.has_features]
+    if not seen or not enough_tokens(ids_NB.numel(), max(block.down.weight_OI.shape[1] for block in seen)):
+        return {}, None
+    layers, extremes = ff_gram_of_windows(model, seen, ids_NB)
+    extremes_LW2 = extremes.numpy()
+    low, high = ff_gram_interval(extremes_LW2)
+    row = {"ff_gram": geometric_mean(layers), "ff_gram_low": low, "ff_gram_high": high, "ff_gram_layers": layers}
+    return {**row, "ff_gram_tokens": ids_NB.numel()}, extremes_LW2
+
+
 def activation_ids(data: Data, config: RunConfig) -> Tensor:
-    """The fixed validation tokens [blocks, block_size] on which activations are measured."""
+    """The fixed validation tokens [blocks, block_size] of activation_tokens."""
+    return fixed_ids(data, config, config.activation_tokens)
+
+
+def fixed_ids(data: Data, config: RunConfig, tokens: int) -> Tensor:
+    """The first whole validation blocks [blocks, block_size] that hold so many tokens, or all there are."""
     whole = data.validation.document_NT.ge(0).all(dim=1)
-    return data.validation.ids_NT[whole][: -(-config.activation_tokens // config.block_size), :-1]
+    return data.validation.ids_NT[whole][: -(-tokens // config.block_size), :-1]
 
 
 def results(rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> dict[str, Any]:

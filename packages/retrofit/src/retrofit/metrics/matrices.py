@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from retrofit.blocks import find_blocks, find_matrices
-from retrofit.metrics.matrix_rows import LEFT_OUT, ROLES, ActivationRow, MatrixRow
+from retrofit.blocks import find_blocks, find_matrices, roles_of_matrices
+from retrofit.metrics.matrix_rows import LEFT_OUT, ActivationRow, MatrixRow
 from retrofit.metrics.spectra import (
     activation_eigenvalues,
     activation_kappa,
@@ -18,19 +18,6 @@ from retrofit.metrics.spectra import (
     without_largest,
 )
 from retrofit.metrics.summaries import enough_tokens
-
-
-def roles_of_matrices(model: Any) -> dict[str, str]:
-    """Name -> role of every matrix, embeddings too."""
-    parts = {getattr(b, part).name: part for b in find_blocks(model) for part in ROLES[:3] if getattr(b, part)}
-    maps = {matrix.name for matrix in find_matrices(model)}
-
-    def role(name: str) -> str:
-        if name not in maps:
-            return "embeddings"
-        return parts.get(name, "attention" if "attn" in name or "attention" in name else "other")
-
-    return {matrix.name: role(matrix.name) for matrix in find_matrices(model, embeddings=True)}
 
 
 def measure_weights(model: Any, embeddings: bool = False) -> tuple[list[MatrixRow], dict[str, Tensor]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import geometric_mean, median
 from typing import Any, TypeVar, get_type_hints
 
+from retrofit.config import ROLES
 from retrofit.legacy.names import with_todays_names
 from retrofit.metrics.summaries import (
     ORIGINAL_RIDGE,
@@ -20,7 +21,6 @@ from retrofit.metrics.summaries import (
 from studycore.files import read_text, write_atomic
 from studycore.report import Table
 
-ROLES = ("up", "down", "gate", "attention", "embeddings", "other")
 ACTIVATION_METRICS = ("act_kappa_centred", "act_kappa_uncentred", "ff_gram_original", "act_kappa_without_largest")
 LEFT_OUT = 3
 """Directions without which a covariance's conditioning is told again: massive activations lie in that few."""

@@ -210,6 +210,38 @@ def activation_kappa(moments: Moments, centred: bool, ridge: float = RELATIVE_RI
     return without_largest(activation_eigenvalues(moments, centred, ridge))
 
 
+@torch.no_grad()
+def ff_gram_of_windows(
+    model: Any, blocks: Sequence[FeedForward], ids_NB: Tensor, batch: int = 16
+) -> tuple[list[float], Tensor]:
+    """(by layer, largest over smallest eigenvalue of E[x x^T] + 1e-5 I in float64; what each window gives to both).
+
+    The latter, [layers, N, 2], is the mean over a window's tokens of the squared projection on the eigenvector of the
+    largest and on that of the smallest eigenvalue: its mean over windows is the eigenvalue without the ridge. Two passes
+    over the model.
+    """
+    kappas, ends, moments = [], [], activation_moments(model, blocks, ids_NB, batch)
+    for m in moments:
+        e_F, vectors_FF = torch.linalg.eigh(m.gram_FF.double().cpu() / m.tokens)
+        kappas.append(float((e_F[-1] + ORIGINAL_RIDGE) / (e_F[0].clamp_min(0) + ORIGINAL_RIDGE)))
+        ends.append(vectors_FF[:, [-1, 0]].to(m.gram_FF))
+    del moments
+    found: list[list[Tensor]] = [[] for _ in blocks]
+
+    def project(layer: int, x_NF: Tensor) -> None:
+        squares_N2 = (x_NF.to(ends[layer].dtype) @ ends[layer]).square()
+        found[layer].append(squares_N2.view(-1, ids_NB.shape[1], 2).mean(1).double().cpu())
+
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    with _features(blocks, project):
+        for part in ids_NB.split(batch):
+            model.base_model(input_ids=part.to(device), use_cache=False)
+    model.train(was_training)
+    return kappas, torch.stack([torch.cat(parts) for parts in found])
+
+
 def ff_gram_original_of_layer(moments: Moments) -> float:
     """The original study's recipe for one layer: float32, uncentred, + 1e-5 I, largest over smallest eigenvalue.
 

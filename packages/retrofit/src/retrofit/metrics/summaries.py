@@ -30,7 +30,8 @@ def update_means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     if not updates:
         return {}
     means = {"clip_rate": sum(row["clipped"] for row in updates) / len(updates)}
-    for name in ("grad_norm", "penalty_grad_norm", "penalty"):
+    by_role = {name for row in updates for name in row if name.startswith(("grad_norm_", "penalty_grad_norm_"))}
+    for name in ("grad_norm", "penalty_grad_norm", "penalty", *sorted(by_role)):
         values = [row[name] for row in updates if name in row]
         if values:
             means[f"mean_{name}"] = sum(values) / len(values)
