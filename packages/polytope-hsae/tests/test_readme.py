@@ -25,13 +25,26 @@ def test_each_name_exists(path):
 
 
 def test_the_modules_of_the_original_study_are_there():
-    for name in ("geometry", "estimators", "validation", "concepts", "activations", "models", "training", "steering", "metrics", "visualization"):
+    for name in (
+        "geometry",
+        "estimators",
+        "validation",
+        "concepts",
+        "activations",
+        "models",
+        "training",
+        "steering",
+        "metrics",
+        "visualization",
+    ):
         assert f"{name}.py" in TABLE
         import_module(f"polytope_hsae.{name}")
 
 
 def test_commands_and_configurations_exist():
-    verbs = set(re.findall(r"^    polytope-hsae (\w+)", README, re.M)) | set(re.findall(r"`polytope-hsae (\w+)", README))
+    verbs = set(re.findall(r"^    polytope-hsae (\w+)", README, re.M)) | set(
+        re.findall(r"`polytope-hsae (\w+)", README)
+    )
     assert verbs <= set(STUDY.verbs) | {"report", "resume", "runs", "doctor"}
     for name in re.findall(r"--config ([\w-]+)", README):
         assert (CONFIGS / f"{name}.yaml").is_file(), name

@@ -143,15 +143,16 @@ def front(penalty: str) -> Measure:
                 f"{weights}. `retrofit compare --config weights` runs them."
             )
         points = front_points(table, penalty, 1 - 0.05 / weights)
-        ends = []
-        for end in ("estimate", "low", "high"):
+
+        def lowest(end: str) -> float:
             inside = [p for p in points if getattr(p.perplexity, end) <= FRONT_PERPLEXITY]
-            ends.append(min([0.0, *(getattr(p.kappa, end) for p in inside)]))
+            return min([0.0, *(getattr(p.kappa, end) for p in inside)])
+
         best = min(points, key=lambda p: (p.perplexity.estimate > FRONT_PERPLEXITY, p.kappa.estimate))
         within = best.perplexity.estimate <= FRONT_PERPLEXITY
         at = f"at weight {best.weight:g}" if within else "at no weight"
         how = f"Over {weights} weights, {at}; Student's t and paired bootstrap at {100 - 5 / weights:.3g} % each."
-        return Interval(*ends, len(_runs_of(table, "standard"))), how
+        return Interval(lowest("estimate"), lowest("low"), lowest("high"), len(_runs_of(table, "standard"))), how
 
     return Measure(
         f"front({penalty!r}: up_kappa_median where perplexity is within {FRONT_PERPLEXITY:g} % of standard), percent, "

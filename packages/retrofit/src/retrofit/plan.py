@@ -6,7 +6,7 @@ from typing import Any
 
 from retrofit.config import START, SWEPT, TUNING, CompareConfig, RunConfig
 from studycore.configuration import build
-from studycore.jobs import Job, base_of, config_of, seeds_from, short
+from studycore.jobs import Job, base_of, config_of, seeds_from, in_a_name
 
 
 def plan(compare: CompareConfig) -> list[Job]:
@@ -40,7 +40,7 @@ def tuning_jobs(compare: CompareConfig) -> Iterator[Job]:
         without = {"activation_tokens": 0, "headline_tokens": 0, "validation_blocks": None}
         config = config_of(RunConfig, compare.base | changes | without, "base")
         config = replace(config, eval_interval=max(config.num_steps, 1))
-        yield Job(f"tune_lr{short(lr)}", config, arm=TUNING, keep_checkpoints=False)
+        yield Job(f"tune_lr{in_a_name(lr)}", config, arm=TUNING, keep_checkpoints=False)
 
 
 def variants(compare: CompareConfig) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -48,7 +48,7 @@ def variants(compare: CompareConfig) -> Iterator[tuple[str, str, dict[str, Any]]
     for arm in compare.arms:
         if arm in SWEPT and compare.weights:
             for weight in compare.weights:
-                yield arm, f"{arm}_w{short(weight)}", {"gram_weight": weight}
+                yield arm, f"{arm}_w{in_a_name(weight)}", {"gram_weight": weight}
         else:
             yield arm, arm, {}
 
