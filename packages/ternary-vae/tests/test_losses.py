@@ -224,6 +224,8 @@ def test_free_bits_are_of_each_dimension():
     assert loss.item() == pytest.approx(0.5 + 3 + 0.5)
     loss.backward()
     assert parts_ND.grad.tolist() == [[0, 0.5, 0], [0, 0.5, 0]], "no pull below"
+    # Of the batch's mean, not of single samples: one below the free bits still counts for the mean.
+    assert float(kl_divergence(torch.tensor([[0.1], [1.1]]), 0.5)) == pytest.approx(0.6)
 
 
 def geodesic_inputs(small, **changes):

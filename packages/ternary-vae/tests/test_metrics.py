@@ -218,3 +218,16 @@ def test_distance_correlations_are_the_two_definitions():
     assert metrics.dist_corr_geodesic(z_ND, n_N, trits, 1.0) == pytest.approx(expected, abs=0.03)
     assert metrics.dist_corr_geodesic(z_ND, n_N, trits, 1.0) == metrics.dist_corr_geodesic(z_ND, n_N, trits, 1.0)
     assert metrics.dist_corr_geodesic(torch.zeros(27, 4), n_N, trits, 1.0) is None
+
+
+def test_the_correlation_over_levels_takes_as_many_points_as_it_says(monkeypatch):
+    """All pairs of 243 operations; and of as few as asked for, drawn by the seed."""
+    v_N = torch.from_numpy(levels(5))
+    z_ND = torch.randn(243, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * (6 - v_N)[:, None]
+    i, j = torch.triu_indices(243, 243, 1)
+    expected = spearmanr((z_ND[i] - z_ND[j]).norm(dim=-1), (v_N[i] - v_N[j]).abs()).statistic
+    assert metrics.LEVEL_POINTS == 1000
+    assert metrics.dist_corr_levels(z_ND, v_N) == pytest.approx(expected, abs=1e-12)
+    monkeypatch.setattr(metrics, "LEVEL_POINTS", 60)
+    drawn = [metrics.dist_corr_levels(z_ND, v_N, seed) for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2] and drawn[0] == pytest.approx(expected, abs=0.2)
