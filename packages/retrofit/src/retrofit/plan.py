@@ -6,7 +6,7 @@ from typing import Any
 
 from retrofit.config import START, SWEPT, TUNING, CompareConfig, RunConfig
 from studycore.configuration import build
-from studycore.jobs import Job, base_of, config_of, seeds_from, in_a_name
+from studycore.jobs import Job, base_of, config_of, in_a_name, seeds_from
 
 
 def plan(compare: CompareConfig) -> list[Job]:
