@@ -25,13 +25,26 @@ def test_each_name_exists(path):
 
 
 def test_the_modules_of_the_original_study_are_there():
-    for name in ("geometry", "estimators", "validation", "concepts", "activations", "models", "training", "steering", "metrics", "visualization"):
+    for name in (
+        "geometry",
+        "estimators",
+        "validation",
+        "concepts",
+        "activations",
+        "models",
+        "training",
+        "steering",
+        "metrics",
+        "visualization",
+    ):
         assert f"{name}.py" in TABLE
         import_module(f"polytope_hsae.{name}")
 
 
 def test_commands_and_configurations_exist():
-    verbs = set(re.findall(r"^    polytope-hsae (\w+)", README, re.M)) | set(re.findall(r"`polytope-hsae (\w+)", README))
+    verbs = set(re.findall(r"^    polytope-hsae (\w+)", README, re.M)) | set(
+        re.findall(r"`polytope-hsae (\w+)", README)
+    )
     assert verbs <= set(STUDY.verbs) | {"report", "resume", "runs", "doctor"}
     for name in re.findall(r"--config ([\w-]+)", README):
         assert (CONFIGS / f"{name}.yaml").is_file(), name
@@ -53,5 +66,5 @@ def test_arms_and_gates_are_all_told():
 def test_the_files_that_the_readme_reads_in_order_exist():
     files = re.findall(r"\]\(src/polytope_hsae/(\w+)\.py\)", README)
     there = {path.stem for path in (HERE / "src" / "polytope_hsae").glob("*.py")}
-    assert there - set(files) == {"__init__", "__main__", "cli"}
+    assert there - set(files) == {"__init__", "__main__", "cli", "models"}
     assert len(files) == len(set(files))

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from polytope_hsae.activations import CHOOSE, TEST, Store
-from polytope_hsae.models import dense_codes, dense_decoder
+from polytope_hsae.data import CHOOSE, TEST, Store
+from polytope_hsae.model import dense_codes, dense_decoder
 from studycore.errors import UserError
 from studycore.streams import generator
 
@@ -80,9 +80,7 @@ def ce_recovered(model: Any, x_ND: Tensor, mean_D: Tensor, unembedding_VD: Tenso
     clean, ours = cross_entropy(x_ND, unembedding_VD, next_N), cross_entropy(model(x_ND), unembedding_VD, next_N)
     ablated = cross_entropy(mean_D.expand_as(x_ND), unembedding_VD, next_N)
     if not ablated > clean:
-        raise UserError(
-            f"cross-entropy: {ablated} with the mean is not above {clean}; the activations predict nothing"
-        )
+        raise UserError(f"cross-entropy: {ablated} with the mean is not above {clean}; the activations predict nothing")
     recovered = (ablated - ours) / (ablated - clean)
     return {"ce_clean": clean, "ce_reconstructed": ours, "ce_ablated": ablated, "ce_recovered": recovered, "1-CE": 1 - recovered}  # fmt: skip
 
