@@ -6,9 +6,10 @@ import torch
 from conftest import job
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from polytope_hsae.activations import CACHE, CHOOSE, TEST, TRAIN, batches, gather, open_store
+from polytope_hsae.activations import CACHE, gather
 from polytope_hsae.concepts import Child, Hierarchy, Parent
 from polytope_hsae.config import ActivationConfig
+from polytope_hsae.data import CHOOSE, TEST, TRAIN, batches, open_store
 from polytope_hsae.language import check_capture, final_activations, load_model, load_tokenizer, unembedding
 from polytope_hsae.metrics import cross_entropy
 from studycore.errors import UserError

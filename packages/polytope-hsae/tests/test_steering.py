@@ -7,7 +7,7 @@ from conftest import CPU, job
 from polytope_hsae.cli import STUDY
 from polytope_hsae.concepts import Child, Hierarchy, Parent
 from polytope_hsae.config import EvaluateConfig
-from polytope_hsae.models import SAEConfig, build_sae
+from polytope_hsae.model import SAEConfig, build_sae
 from polytope_hsae.steering import steering_effects, steering_metrics
 from studycore.files import read_json
 from studycore.run import opened

@@ -6,8 +6,9 @@ import pytest
 import torch
 from conftest import job
 
+import polytope_hsae.train as loop
 import polytope_hsae.training as module
-from polytope_hsae.models import SparseAutoencoder
+from polytope_hsae.model import SparseAutoencoder
 from polytope_hsae.teacher import initialise, load_teacher
 from studycore.errors import Stopped, UserError
 from studycore.files import read_json
@@ -25,7 +26,7 @@ def train(config, folder, planted, resume=False):
 def test_a_stopped_and_resumed_run_is_bitwise_the_same(tmp_path, planted, small, arm, monkeypatch):
     config = small(arm=arm)
     whole = train(config, tmp_path / "whole", planted)
-    real, count = module.count_firing, 0
+    real, count = loop.count_firing, 0
 
     def stop_after_nine(*args):
         nonlocal count
@@ -35,7 +36,7 @@ def test_a_stopped_and_resumed_run_is_bitwise_the_same(tmp_path, planted, small,
             with stop_on_signals() as stop:
                 stop.name = "a test"
 
-    monkeypatch.setattr(module, "count_firing", stop_after_nine)
+    monkeypatch.setattr(loop, "count_firing", stop_after_nine)
     with pytest.raises(Stopped, match="stopped by a test"):
         train(config, tmp_path / "cut", planted)
     monkeypatch.undo()
@@ -48,17 +49,17 @@ def test_a_stopped_and_resumed_run_is_bitwise_the_same(tmp_path, planted, small,
 def test_stage_a_leaves_the_teachers_decoder_and_stage_b_moves_it(tmp_path, planted, small):
     config = small(arm="teacher", stage_a_steps=4, stage_b_steps=1)
     kept = []
-    real = module.count_firing
+    real = loop.count_firing
 
     def watch(model, *args):
         kept.append(model.decoder.detach().clone())
         real(model, *args)
 
-    module.count_firing = watch
+    loop.count_firing = watch
     try:
         train(config, tmp_path / "run", planted)
     finally:
-        module.count_firing = real
+        loop.count_firing = real
     assert all(torch.equal(kept[0], other) for other in kept[:4])
     assert not torch.equal(kept[3], kept[4])
 

@@ -30,7 +30,7 @@ STUDY = Study(
             for phase, summary in PLANS.items()
         },
         "geometry": OneRun(
-            "a job: phase 1 of a model", config="polytope_hsae.config:GeometryConfig", train="polytope_hsae.teacher:extract",
+            "a job: phase 1 of a model", config="polytope_hsae.config:GeometryConfig", train="polytope_hsae.extraction:extract",
             has_steps=False,
         ),
         "activations": OneRun(
@@ -38,7 +38,7 @@ STUDY = Study(
             train="polytope_hsae.activations:capture", has_steps=False,
         ),
         "train": OneRun(
-            "a job: one autoencoder", config="polytope_hsae.config:TrainConfig", train="polytope_hsae.training:train",
+            "a job: one autoencoder", config="polytope_hsae.config:TrainConfig", train="polytope_hsae.train:train",
             has_steps=False,
         ),
         "evaluate": OneRun(

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from polytope_hsae.activations import CHOOSE, TEST, Store
-from polytope_hsae.models import dense_codes, dense_decoder
+from polytope_hsae.data import CHOOSE, TEST, Store
+from polytope_hsae.model import dense_codes, dense_decoder
 from studycore.errors import UserError
 from studycore.streams import generator
 

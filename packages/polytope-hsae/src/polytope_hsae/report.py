@@ -1,6 +1,6 @@
 """The report of a phase, or of a single job, from what its folder holds."""
 
-from polytope_hsae.visualization import pictures_of
+from polytope_hsae.figures import pictures_of
 from studycore.record import Record
 from studycore.report import Report, Table
 

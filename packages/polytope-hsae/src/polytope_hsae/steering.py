@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from polytope_hsae.activations import CHOOSE, TEST, open_store
 from polytope_hsae.concepts import TEST as TEST_WORDS, Hierarchy
 from polytope_hsae.config import EvaluateConfig
+from polytope_hsae.data import CHOOSE, TEST, open_store
 from polytope_hsae.metrics import ce_recovered, stability
-from polytope_hsae.models import SparseAutoencoder, dense_codes, dense_decoder
+from polytope_hsae.model import SparseAutoencoder, dense_codes, dense_decoder
 from studycore.configuration import read_yaml
 from studycore.files import write_json
 from studycore.record import read_arrays

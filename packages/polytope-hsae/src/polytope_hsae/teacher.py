@@ -1,104 +1,20 @@
-"""Phase 1: concepts, geometry and teacher vectors of a model, and the tests against nulls; then a decoder made from them.
+"""A decoder that starts from the vectors of phase 1, and the rotation that is its control.
 
 Shapes: P parents, C children at most (missing ones are zero), D width, S dimensions of a subspace, L children of a latent.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from polytope_hsae import synthetic
-from polytope_hsae.concepts import Hierarchy, choose_hierarchy, load_hierarchy
-from polytope_hsae.config import SYNTHETIC, GeometryConfig, TrainConfig
-from polytope_hsae.geometry import CausalGeometry, causal_geometry, euclidean_geometry
-from polytope_hsae.language import final_activations, fingerprint, load_model, load_tokenizer, pad, unembedding
-from polytope_hsae.models import HierarchicalSAE
-from polytope_hsae.validation import Vectors, estimate, family, validate
+from polytope_hsae.config import TrainConfig
+from polytope_hsae.model import HierarchicalSAE
 from studycore.errors import UserError
-from studycore.run import Run
 from studycore.streams import generator
 
 
-def extract(config: GeometryConfig, run: Run) -> None:
-    """The job: writes concepts.json, unembedding.safetensors and the arrays of vectors and distributions."""
-    from safetensors.torch import save_file
-
-    if config.model == SYNTHETIC:
-        gamma_VD, hierarchy = synthetic.unembedding(config, config.split, config.seed)
-        x_ND = torch.from_numpy(synthetic.activations(config, config.contexts, config.seed + 1)[0])
-        counts, weights = {"parents": len(hierarchy.parents), "children": len(family(hierarchy))}, "planted"
-    else:
-        tokenizer = load_tokenizer(config.model, config.model_revision)
-        hierarchy, counts = choose_hierarchy(tokenizer, config)
-        model = load_model(config.model, config.model_revision)
-        gamma_VD, weights = unembedding(model), fingerprint(model)
-        x_ND = _contexts(model, tokenizer, config)
-    run.begin(data={"model": weights})
-    try:
-        geometry = causal_geometry(gamma_VD, config.shrinkage)
-    except ValueError as error:
-        raise UserError(f"geometry.{error}") from None
-    euclidean = euclidean_geometry(gamma_VD)
-    vectors, found = validate(
-        gamma_VD, geometry, hierarchy, x_ND, config.n_shuffles, config.seed, config.kl_threshold, config.lda_shrinkage,
-        euclidean,
-    )  # fmt: skip
-    flat = estimate(euclidean.unify_words(gamma_VD), hierarchy, config.lda_shrinkage)
-    hierarchy.save(run.folder / "concepts.json")
-    save_file({"unembedding": gamma_VD.contiguous()}, run.folder / "unembedding.safetensors")
-    steps = {
-        f"{name}_{part}": value
-        for name, (space, v) in {"causal": (geometry, vectors), "euclidean": (euclidean, flat)}.items()
-        for part, value in zip(("parents", "deltas"), _steps(space, v, hierarchy), strict=True)
-    }
-    arrays = {f"null:{name}": values for name, values in found.arrays.items()} | steps
-    arrays |= {
-        "sqrt": geometry.sqrt_DD, "inv_sqrt": geometry.inv_sqrt_DD, "mean": geometry.mean_D,
-        "eigenvalues": geometry.eigenvalues_D, "unified_parents": vectors.parents_PD, "unified_children": vectors.children_KD,
-        "own_parent": torch.tensor([p for p, _ in family(hierarchy)]),
-    }  # fmt: skip
-    eigenvalues = geometry.eigenvalues_D
-    metrics = {
-        **counts, "vocabulary": len(gamma_VD), "width": gamma_VD.shape[1],
-        "eigenvalue_smallest": float(eigenvalues[0]), "eigenvalue_largest": float(eigenvalues[-1]),
-        **{f"{name}_{part}": value for name, values in found.measured.items() for part, value in values.items()},
-        **{f"p_{gate}": value for gate, value in found.p_values.items()},
-        **{f"passed_{gate}": value for gate, value in found.passed.items()},
-    }  # fmt: skip
-    run.log({"gates_passed": sum(found.passed.values()), "gates": len(found.passed)})
-    run.results(metrics, arrays)
-
-
-def _contexts(model: Any, tokenizer: Any, config: GeometryConfig) -> Tensor:
-    """[N, D] what the head reads after the first words of `contexts` glosses, drawn by the seed."""
-    from studycore.language import wordnet
-
-    texts = wordnet.texts("validation")
-    order = torch.randperm(len(texts), generator=generator(config.seed, "contexts")).tolist()
-    rows = [
-        ids[:12]
-        for ids in tokenizer([texts[i] for i in order[: config.contexts]], add_special_tokens=False)["input_ids"]
-    ]
-    ids_BT, mask_BT = pad(rows, 0)
-    x_BTD = final_activations(model, ids_BT, mask_BT)
-    return x_BTD[torch.arange(len(rows)), mask_BT.sum(1) - 1]
-
-
-def _steps(space: CausalGeometry, vectors: Vectors, hierarchy: Hierarchy) -> tuple[Tensor, Tensor]:
-    """([P, D] parents, [P, C, D] child minus parent) as steps in the residual stream, float64."""
-    parents_PD = space.to_residuals(vectors.parents_PD)
-    most = max(len(parent.children) for parent in hierarchy.parents)
-    deltas_PCD = torch.zeros(len(hierarchy.parents), most, parents_PD.shape[1], dtype=torch.float64)
-    for k, (p, c) in enumerate(family(hierarchy)):
-        delta_1D = (vectors.children_KD[k] - vectors.parents_PD[p])[None]
-        deltas_PCD[p, c] = space.to_residuals(delta_1D)[0]
-    return parents_PD, deltas_PCD
-
-
-# ------------------------------------------------------------------------------------------------ from vectors to a decoder
 @dataclass(frozen=True)
 class Teacher:
     """Directions in the residual stream that a decoder starts from."""
@@ -161,7 +77,3 @@ def initialise(model: HierarchicalSAE, teacher: Teacher, config: TrainConfig) ->
         model.low_encoder[p] = model.low_decoder[p]
     model.normalise()
     return {"teacher_parents": float(parents), "teacher_energy_kept": sum(kept) / len(kept)}
-
-
-def read_hierarchy(folder: Path) -> Hierarchy:
-    return load_hierarchy(folder / "concepts.json")

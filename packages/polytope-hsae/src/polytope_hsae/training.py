@@ -1,7 +1,4 @@
-"""One autoencoder, from top to bottom: set-up, model and optimizer, then evaluate, save, stop, step, log, stage by stage.
-
-The batch of a step is a function of (seed, step), and nothing else is drawn but the latents of one loss, a function of both
-too: a checkpoint needs no random states.
+"""What the training loop is made of: stages, the shape of each arm, the objective, the start, schedules.
 
 Shapes: B batch, D width.
 """
@@ -14,14 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from polytope_hsae.activations import CHOOSE, TRAIN, Store, batches, open_store
 from polytope_hsae.config import FLAT, TrainConfig
+from polytope_hsae.data import Store
 from polytope_hsae.losses import Weights, total_loss
-from polytope_hsae.metrics import explained_variance, sae_metrics, steps_to_convergence
-from polytope_hsae.models import HierarchicalSAE, SAEConfig, build_sae
-from polytope_hsae.teacher import Teacher, initialise, load_teacher
-from studycore.errors import UserError
-from studycore.run import Run
+from polytope_hsae.model import HierarchicalSAE, SAEConfig, build_sae
+from polytope_hsae.teacher import Teacher, initialise
 from studycore.streams import derive_seed, generator
 
 SCALE_SAMPLE = 8192
@@ -89,91 +83,6 @@ class Objective(nn.Module):
         return loss, parts, output.codes
 
 
-def train(config: TrainConfig, run: Run) -> None:
-    """Trains the configuration in the open run. UserError for what can't be run."""
-    # ---------------------------------------------------------------------------------------------------- set-up
-    store = open_store(run.needs["geometry"], run.needs["activations"])
-    teacher = load_teacher(run.needs["geometry"], config)
-    if config.batch_size_acts % run.world:
-        raise UserError(f"training.batch_size_acts: {config.batch_size_acts} is not divisible by {run.world} processes; choose one that is")  # fmt: skip
-    if config.arm in ("batchtopk", "matryoshka") and run.world > 1:
-        raise UserError(f"arm: {config.arm} chooses codes over the whole batch, which {run.world} processes cut; give it one")  # fmt: skip
-    indices, held_out = store.split(TRAIN), store.rows(store.sample(CHOOSE, config.val_size)).to(run.device)
-    if len(indices) < config.batch_size_acts:
-        raise UserError(f"training.batch_size_acts: {config.batch_size_acts} is more than the {len(indices)} training activations; lower it")  # fmt: skip
-    run.begin(data={"activations": store.places[0].stem, "count": str(len(store))})
-
-    # ------------------------------------------------------------------------------------- model and optimizer
-    values = run.checkpoint.config if run.checkpoint else start_values(config, store, indices)
-    model = run.model(
-        lambda stored: build_sae(SAEConfig(**{**stored, "inner_widths": tuple(stored["inner_widths"])})), replay,
-        probe(store.width), values, start=lambda: start_model(config, values, store, indices, teacher),
-    ).train()  # fmt: skip
-    objective = Objective(model, config, teacher, run.device, run.world > 1)
-    run.about(parameters=sum(p.numel() for p in model.parameters()), latents=model.config.features)
-
-    # ------------------------------------------------------------------------------------------------------ loop
-    for stage in stages(config):
-        if run.has_passed(stage.name):
-            continue
-        optimizer = run.optimizer(create_optimizer(model, config, stage))
-        stepper, prepared = run.accelerator.prepare(objective, optimizer)
-        for index in run.steps(stage.steps, loop=stage.name):
-            step = stage.first + index
-            # evaluate
-            if run.every(config.val_every) and run.is_main:
-                value = explained_variance(model, held_out)
-                run.log({"stage": stage.name, "explained_variance": value, "1-EV": 1 - value})
-                run.say(f"stage {stage.name} step {step} of {config.total_steps}: explained variance {value:.4f}")
-            # save
-            if run.saving(config.checkpoint_every):
-                run.save(keep=config.keep_last_k)
-            # stop
-            if run.ended():
-                break
-            # step
-            rate = schedule(step, config)
-            for group in prepared.param_groups:
-                group["lr"] = config.lr * group["mult"] * rate
-            l1 = min(1.0, (step + 1) / config.l1_warmup_steps) if config.l1_warmup_steps else 1.0
-            rows = batches(indices, config.batch_size_acts, config.seed, step)[run.rank :: run.world]
-            x_BD = store.rows(rows).to(run.device) * model.config.input_scale
-            chosen = torch.randperm(model.config.m_top, generator=generator(config.seed, "biorthogonality", step))
-            chosen = chosen[: config.biorth_sample].to(run.device)
-            loss, parts, codes = stepper(x_BD, Weights(stage.beta, l1, stage.causal_ortho), chosen)
-            run.backward(loss, "lr")
-            if stage.frozen:
-                for matrix in model.decoders():
-                    matrix.grad = None
-            model.project_gradients()
-            if config.grad_clip is not None:
-                run.accelerator.clip_grad_norm_(model.parameters(), config.grad_clip)
-            prepared.step()
-            prepared.zero_grad()
-            if not stage.frozen:
-                model.normalise()
-            count_firing(model, codes, config.batch_size_acts, run)
-            # log
-            if step % config.log_every == 0:
-                run.log(
-                    {
-                        "stage": stage.name,
-                        "loss": float(loss.detach()),
-                        **{f"loss_{k}": float(v.detach()) for k, v in parts.items()},
-                    }
-                )
-
-    # --------------------------------------------------------------------------------------------------- results
-    if run.is_main:
-        model.eval().to("cpu")
-        model.save_pretrained(run.folder / "sae")
-        metrics, matching = sae_metrics(model, store, config.test_size, config.seed)
-        dead = [float((counter > config.dead_after_tokens).double().mean()) for counter in model.counters()]
-        kept = {"teacher_energy_kept": initialise(build_sae(model.config), teacher, config)["teacher_energy_kept"]} if teacher else {}  # fmt: skip
-        metrics |= {"steps_to_convergence": steps_to_convergence(run.rows), "dead_parents": dead[0]} | kept
-        run.results(metrics, {"parent_of_concept": matching.parent_P, "child_of_concept": matching.child_PC})
-
-
 def start_values(config: TrainConfig, store: Store, indices: np.ndarray) -> dict[str, Any]:
     """The model's configuration: its scale is that of the training activations."""
     x_ND = store.rows(
@@ -217,19 +126,6 @@ def schedule(step: int, config: TrainConfig) -> float:
     if config.lr_schedule == "constant":
         return warm
     return warm * (0.1 + 0.45 * (1 + math.cos(math.pi * step / config.total_steps)))
-
-
-@torch.no_grad()
-def count_firing(model: Any, codes: Any, batch: int, run: Run) -> None:
-    """Counts the tokens since each latent fired, in all processes."""
-    pairs = [(codes.index, codes.value)] + ([(codes.child, codes.child_value)] if codes.child is not None else [])
-    for counter, (index, value) in zip(model.counters(), pairs, strict=True):
-        fired = torch.zeros(len(counter), device=counter.device)
-        fired.index_add_(0, index.flatten(), (value.flatten() > 0).to(fired.dtype))
-        if run.world > 1:
-            fired = run.accelerator.reduce(fired, "sum")
-        counter += batch
-        counter *= fired == 0
 
 
 def probe(width: int) -> dict[str, Tensor]:

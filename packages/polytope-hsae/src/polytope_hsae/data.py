@@ -1,0 +1,137 @@
+"""Activations with their labels, read through memory maps in any order: training draws across documents.
+
+An activation predicts the next token; its label is the concept of that token. Shapes: N activations, D width, P concepts.
+"""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from polytope_hsae.concepts import ESTIMATE, Hierarchy, load_hierarchy
+from studycore.errors import UserError
+from studycore.files import read_json
+from studycore.streams import generator
+
+TRAIN, CHOOSE, TEST = 0, 1, 2
+"""The splits."""
+
+
+class Store:
+    """The activations of a finished job, by memory map."""
+
+    def __init__(self, folder: Path, hierarchy: Hierarchy):
+        from safetensors.numpy import load_file
+
+        self.folder, self.hierarchy = folder, hierarchy
+        index = read_json(folder / "index.json")
+        self.width: int = index["width"]
+        self.arrays = load_file(folder / "arrays.safetensors")
+        self.places = [Path(index["cache"]) / f"{shard['key']}.f32" for shard in index["shards"]]
+        self.starts = np.cumsum([0, *(shard["rows"] for shard in index["shards"])])
+        if missing := [path for path in self.places if not path.exists()]:
+            raise UserError(f"{missing[0]}: the shard is gone; remove {folder}, and it is captured again")
+        self.maps = [np.memmap(path, np.float32, "r").reshape(-1, self.width) for path in self.places]
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def rows(self, indices: np.ndarray) -> Tensor:
+        """[n, D] activations."""
+        found = np.empty((len(indices), self.width), np.float32)
+        shard = np.searchsorted(self.starts, indices, "right") - 1
+        for number in np.unique(shard):
+            chosen = shard == number
+            found[chosen] = self.maps[number][indices[chosen] - self.starts[number]]
+        return torch.from_numpy(found)
+
+    def split(self, which: int) -> np.ndarray:
+        """Indices of a split."""
+        return np.flatnonzero(self.arrays["split"] == which)
+
+    def sample(self, which: int, count: int) -> np.ndarray:
+        """Up to `count` indices of a split, always the same, in order."""
+        every = self.split(which)
+        order = torch.randperm(len(every), generator=generator(0, "sample", which)).numpy()
+        return np.sort(every[order[:count]])
+
+    @cached_property
+    def _labels(self) -> np.ndarray:
+        """[N, P] child that is on (their number for the parent alone), -1 where the parent is off."""
+        if "child" in self.arrays:
+            return self.arrays["child"]
+        labels = self.hierarchy.labels()
+        table = np.full(
+            (max([0, *labels, int(self.arrays["next"].max())]) + 2, len(self.hierarchy.parents)), -1, np.int8
+        )
+        for token, (p, c) in labels.items():
+            table[token, p] = c
+        return table[self.arrays["next"]]  # a missing next token, -1, reads the last row, which has no label
+
+    def labels(self, indices: np.ndarray) -> Tensor:
+        """[n, P] child that is on with its parent (the number of children for the parent alone), -1 where it is off."""
+        return torch.from_numpy(self._labels[indices].astype(np.int64))
+
+    def held_out(self, indices: np.ndarray) -> Tensor:
+        """[n] whether no concept's vector was estimated from the next token; all of a planted tree's."""
+        if self.next_tokens is None:
+            return torch.ones(len(indices), dtype=torch.bool)
+        known = np.array(sorted(self.hierarchy.labels(ESTIMATE)))
+        return torch.from_numpy(~np.isin(self.arrays["next"][indices], known))
+
+    @property
+    def next_tokens(self) -> np.ndarray | None:
+        """[N] of a language model, -1 where there is none."""
+        return self.arrays.get("next") if "child" not in self.arrays else None
+
+    def context(self, index: int, before: int = 10) -> str:
+        """The text up to an activation's token, and the next one in brackets; of a planted tree its labels."""
+        if "child" in self.arrays:
+            on = [(p, int(c)) for p, c in enumerate(self._labels[index]) if c >= 0]
+            names = [(self.hierarchy.parents[p], c) for p, c in on]
+            return ", ".join(p.name if c == len(p.children) else p.children[c].name for p, c in names)
+        start = index
+        document = self.arrays["document"]
+        while start > max(0, index - before) and document[start - 1] == document[index]:
+            start -= 1
+        text = self._tokenizer.decode(self.arrays["token"][start : index + 1].tolist(), skip_special_tokens=True)
+        following = int(self.arrays["next"][index])
+        return text + (f" [{self._tokenizer.decode([following]).strip()}]" if following >= 0 else "")
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(self.folder / "tokenizer")
+
+
+def open_store(geometry: Path, activations: Path) -> Store:
+    """Of the folders of the two jobs."""
+    return Store(activations, load_hierarchy(geometry / "concepts.json"))
+
+
+def batches(indices: np.ndarray, size: int, seed: int, step: int) -> np.ndarray:
+    """The batch of a step: positions step * size and on in the epochs' orders, laid end to end. A function of (seed, step)."""
+    found = []
+    position, end = step * size, (step + 1) * size
+    while position < end:
+        epoch, place = divmod(position, len(indices))
+        count = min(end - position, len(indices) - place)
+        found.append(indices[_order(len(indices), seed, epoch)[place : place + count]])
+        position += count
+    return np.concatenate(found)
+
+
+_orders: dict[tuple[int, int, int], np.ndarray] = {}
+
+
+def _order(count: int, seed: int, epoch: int) -> np.ndarray:
+    key = (count, seed, epoch)
+    if key not in _orders:
+        if len(_orders) > 3:
+            _orders.clear()
+        _orders[key] = torch.randperm(count, generator=generator(seed, "order", epoch)).numpy()
+    return _orders[key]

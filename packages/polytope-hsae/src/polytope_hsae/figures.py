@@ -1,0 +1,146 @@
+"""Figures from what the folders hold, and the page of the feature tree. Nothing is drawn from what is missing."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from polytope_hsae.concepts import load_hierarchy
+from polytope_hsae.visualization import write_tree_page
+from studycore.figures import COLOURS, new_figure, save_figure
+from studycore.files import read_json
+from studycore.record import Record, read_arrays
+from studycore.report import Picture
+
+
+def pictures_of(record: Record) -> list[Picture]:
+    """Every figure whose data are there."""
+    folders = {str(row["run"]): Path(row["folder"]) for _, row in record.table.iterrows()}
+    place, found = record.folder / "figures", []
+    if (folder := folders.get("geometry")) is not None:
+        arrays = read_arrays(folder)
+        found += [
+            Picture(plot_angles(arrays, place / "angles.svg"), "Angles between parent and child minus parent, and held-out projections, beside their nulls."),
+            Picture(plot_polytope(arrays, load_hierarchy(folder / "concepts.json"), place / "polytope.svg"), "The parent with most children: its children's vectors on the plane of their differences (left) and with the parent's direction as height (right)."),
+            Picture(plot_tree_heatmap(arrays, place / "heatmap.svg"), "Cosines of all children's vectors; lines part the parents."),
+        ]  # fmt: skip
+    table = record.table
+    trained = table[table["purity"].notna()] if "purity" in table else table.iloc[:0]
+    if len(trained):
+        picture = Picture(
+            plot_purity_leakage(trained, place / "purity_leakage.svg"),
+            "Purity and leakage of every arm and seed; crosses are means.",
+        )
+        found.insert(0, picture)
+    curves = {name: read_arrays(path) for name, path in folders.items() if name.startswith("evaluate_")}
+    if curves:
+        arms = {str(r["run"]): str(r["arm"]) for _, r in table.iterrows()}
+        found.append(
+            Picture(
+                plot_steering(curves, arms, place / "steering.svg"),
+                "Steering: what a parent's latent adds to its own words' logits and to others' by strength, and to the log-probability of its words.",
+            )
+        )
+        pages = [(name, path) for name, path in folders.items() if (path / "tree.json").exists()]
+        for name, path in pages:
+            if name.startswith("evaluate_teacher"):
+                write_tree_page(read_json(path / "tree.json"), record.folder / "feature_tree.html", name)
+                break
+    return found
+
+
+def plot_angles(arrays: dict[str, Any], path: Path) -> Path:
+    """Histograms against nulls."""
+    figure, axes = new_figure(10, 3.2, ncols=3)
+    null = {name.removeprefix("null:"): values for name, values in arrays.items() if name.startswith("null:")}
+    for ax, name, title in ((axes[0], "nested", "nested words (by algebra)"), (axes[1], "disjoint", "disjoint words")):
+        bins = np.linspace(60, 150, 46)
+        for key, label in (
+            (name, "measured"),
+            (f"{name}_shuffled", "shuffled rows"),
+            (f"{name}_random_parent", "random parent"),
+            (f"{name}_euclidean", "Euclidean"),
+        ):
+            if key in null:
+                ax.hist(null[key], bins, density=True, histtype="step", label=label)
+        ax.set(xlabel="angle, degrees", title=title)
+        ax.axvline(90, color="0.7", zorder=0)
+    for key, label in (
+        ("child_projection", "measured"),
+        ("child_projection_shuffled", "shuffled rows"),
+        ("child_projection_sibling_swap", "a sibling's words"),
+    ):
+        axes[2].hist(null[key], 40, density=True, histtype="step", label=label)
+    axes[2].set(xlabel="g . v / |v|^2 of held-out words", title="held-out projection")
+    axes[0].legend(fontsize=7)
+    axes[2].legend(fontsize=7)
+    return save_figure(figure, path)
+
+
+def plot_polytope(arrays: dict[str, Any], hierarchy: Any, path: Path) -> Path:
+    """One parent's children in 2-D, and in 3-D with the parent's direction."""
+    own = arrays["own_parent"]
+    p = int(np.bincount(own).argmax())
+    children = arrays["unified_children"][own == p]
+    parent = arrays["unified_parents"][p]
+    up = parent / np.linalg.norm(parent)
+    flat = children - children.mean(0)
+    flat = flat - np.outer(flat @ up, up)
+    plane = np.linalg.svd(flat, full_matrices=False)[2][:2]
+    x, y, z = children @ plane[0], children @ plane[1] if len(plane) > 1 else np.zeros(len(children)), children @ up
+    figure, _ = new_figure(9, 3.6)
+    figure.clear()
+    left, right = figure.add_subplot(1, 2, 1), figure.add_subplot(1, 2, 2, projection="3d")
+    left.scatter(x, y, color=COLOURS[0])
+    for name, a, b in zip([c.name for c in hierarchy.parents[p].children], x, y, strict=True):
+        left.annotate(name.split(".")[0], (a, b), fontsize=7)
+    left.set_title(hierarchy.parents[p].name)
+    right.scatter(x, y, z, color=COLOURS[0])
+    right.plot([0, 0], [0, 0], [0, float(np.linalg.norm(parent))], color=COLOURS[1])
+    for i in range(len(x)):
+        for j in range(i):
+            right.plot(x[[i, j]], y[[i, j]], z[[i, j]], color="0.7", linewidth=0.6)
+    return save_figure(figure, path)
+
+
+def plot_tree_heatmap(arrays: dict[str, Any], path: Path) -> Path:
+    """Cosines among children, in the order of their parents."""
+    vectors = arrays["unified_children"]
+    units = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    figure, ax = new_figure(5, 4.2)
+    image = ax.imshow(units @ units.T, cmap="RdBu_r", vmin=-1, vmax=1)
+    for edge in np.flatnonzero(np.diff(arrays["own_parent"])) + 0.5:
+        ax.axhline(edge, color="k", linewidth=0.4)
+        ax.axvline(edge, color="k", linewidth=0.4)
+    ax.grid(False)
+    figure.colorbar(image, label="cosine")
+    return save_figure(figure, path)
+
+
+def plot_purity_leakage(trained: Any, path: Path) -> Path:
+    """Every seed, and means."""
+    figure, ax = new_figure(6, 4)
+    for i, (arm, rows) in enumerate(trained.groupby("arm", sort=False)):
+        colour, marker = COLOURS[i % len(COLOURS)], "osD^v"[i // len(COLOURS)]
+        ax.scatter(rows["leakage"], rows["purity"], color=colour, marker=marker, s=14, alpha=0.6, label=arm)
+        ax.scatter(rows["leakage"].mean(), rows["purity"].mean(), color=colour, marker="x", s=60)
+    ax.set(xlabel="leakage", ylabel="purity")
+    ax.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    return save_figure(figure, path)
+
+
+def plot_steering(curves: dict[str, dict[str, Any]], arms: dict[str, str], path: Path) -> Path:
+    """By strength, means over concepts and seeds."""
+    figure, axes = new_figure(9, 3.4, ncols=2)
+    by_arm: dict[str, list[dict[str, Any]]] = {}
+    for name, arrays in curves.items():
+        by_arm.setdefault(arms[name], []).append(arrays)
+    for i, (arm, seeds) in enumerate(by_arm.items()):
+        colour, strengths = COLOURS[i % len(COLOURS)], seeds[0]["strengths"]
+        axes[0].plot(strengths, np.mean([s["target"].mean(1) for s in seeds], 0), color=colour, label=arm)
+        axes[0].plot(strengths, np.mean([s["off_target"].mean(1) for s in seeds], 0), color=colour, linestyle=":")
+        axes[1].plot(strengths, np.mean([s["log_probability"] for s in seeds], 0), color=colour)
+    axes[0].set(xlabel="strength", ylabel="logit, own words (line), others (dots)")
+    axes[1].set(xlabel="strength", ylabel="change of log-probability of own words")
+    axes[0].legend(fontsize=7)
+    return save_figure(figure, path)
