@@ -333,7 +333,7 @@ def test_dry_run_times_a_real_step_and_writes_nothing(small, text, tmp_path, cap
     assert main(["compare", "--config", "quick", *flags]) == 0
     out = capsys.readouterr().out
     assert "glt_fold_s2, after start, tune_lr1e-5, tune_lr3e-5, tune_lr1e-4" in out
-    assert "standard_s0: 32 steps of" in out
+    assert "tune_lr1e-5: 32 steps of" in out
     assert "19 runs" in out
     assert main(["run", "--method", "gram", *flags]) == 0
     assert "MiB" in capsys.readouterr().out

@@ -97,7 +97,9 @@ def test_the_ablation_transports_one_role_at_a_time_and_puts_the_weights_back(sm
     assert {name for name, factor in kappas.items() if factor != 1} == {"up", named[-1], named[-2]}
     table = ablation_table(rows)
     assert [line[0] for line in table.rows] == named
-    assert table.rows[1][3] == pytest.approx(100 * (by_hand / rows[1]["transport_ppl_before"] - 1), rel=1e-3)
+    for line, row in zip(table.rows, rows, strict=True):
+        before, after = row["transport_ppl_before"], row["transport_ppl_after"]
+        assert line[1:4] == (before, after, pytest.approx(100 * (after / before - 1)))
     assert ablation_table([]) is None
 
 
@@ -448,7 +450,8 @@ def test_conditioning_beside_the_control_is_judged_with_the_tokens_error():
     few = judged(runs(0.5, 0.001, tokens=4096))["gram_ff_gram"]
     assert few["verdict"] == "not run"
     assert "Not run on 65,536 tokens; on 4,096: -50" in few["why"]
-    assert judged(planted())["gram_ff_gram"]["verdict"] == "not run"
+    without = [{name: value for name, value in row.items() if name != "windows"} for row in planted()]
+    assert judged(without)["gram_ff_gram"]["verdict"] == "not run"
 
 
 def test_a_runs_columns_hold_its_windows_and_its_start_is_shared(small, tmp_path):
