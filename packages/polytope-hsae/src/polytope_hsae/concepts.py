@@ -17,7 +17,7 @@ import torch
 
 from polytope_hsae.config import GeometryConfig
 from studycore.errors import UserError
-from studycore.files import read_json, write_json
+from studycore.files import read_json, read_text, write_json
 from studycore.streams import generator
 
 ESTIMATE, CHOOSE, TEST = 0, 1, 2
@@ -117,7 +117,7 @@ def irregular_plurals() -> dict[str, str]:
     folder = wordnet.find()
     if folder is None:
         raise UserError("WordNet: not found on nltk's data path (NLTK_DATA) nor from Debian; `make setup` fetches it")
-    lines = (folder / "noun.exc").read_text().splitlines()
+    lines = read_text(folder / "noun.exc").splitlines()
     return {parts[1]: parts[0] for parts in map(str.split, reversed(lines)) if len(parts) == 2}
 
 
