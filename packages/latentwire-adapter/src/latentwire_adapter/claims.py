@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from latentwire_adapter.config import GOOD, FitConfig, Phase1Config, SelfcheckConfig, SuiteConfig
+from latentwire_adapter.config import GOOD, FitConfig, Phase1Config, SelfcheckConfig, SuiteConfig, size_name
 from latentwire_adapter.evaluation_files import PREDICTIONS, read_predictions
 from latentwire_adapter.metrics import retention as retained
 from studycore.claims import Claim, Measure, NotRun
@@ -172,11 +172,11 @@ def claims(verb: str, config: Any) -> Sequence[Claim]:
     """The main job is judged by all; a run of one arm by what it alone can show."""
     if verb == "run":
         assert isinstance(config, SuiteConfig)
-        from latentwire_adapter.plan import plan
-
-        names = dict.fromkeys(job.labels["ratio"] for job in plan(config) if "ratio" in job.labels)
-        phase2 = {job.labels["ratio"] for job in plan(config) if job.arm == "phase2"}
-        by_ratio = [of_ratio(r, [a for a in config.arms if a != "phase2" or r in phase2]) for r in names]
+        phase2 = config.ratios if config.phase2_ratios is None else config.phase2_ratios
+        by_ratio = [
+            of_ratio(size_name(r), [arm for arm in config.arms if arm != "phase2" or r in phase2])
+            for r in config.ratios
+        ]
         return [READS, CONTROL, SAME, *(claim for found in by_ratio for claim in found)]
     if verb in ("phase1", "phase2"):
         arm = "adapter" if verb == "phase1" else "phase2"

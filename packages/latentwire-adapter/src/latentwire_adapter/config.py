@@ -19,6 +19,11 @@ GOOD, PARTIAL = 70.0, 50.0
 """The original study's bands of F1: validated from the first on, helped from the second on."""
 
 
+def size_name(ratio: float) -> str:
+    """A ratio in names of jobs and in tables: 8.0 is 8x."""
+    return f"{ratio:g}x"
+
+
 def check_local(flag: str, name: str) -> None:
     """UserError for what can only be a local path (./x, /x, ~/x, x.json) and is not there: no hub is asked for it."""
     if (name.startswith((".", "/", "~")) or Path(name).suffix == ".json") and not Path(name).exists():

@@ -12,10 +12,11 @@ from latentwire_adapter.config import (
     Reading,
     SelfcheckConfig,
     SuiteConfig,
+    size_name,
 )
 from studycore.configuration import build, check_types, to_dict
 from studycore.errors import UserError
-from studycore.jobs import Job, in_a_name
+from studycore.jobs import Job
 
 
 def fields_of(cls: type, values: dict[str, Any], **more: Any) -> Any:
@@ -48,7 +49,7 @@ def plan(suite: SuiteConfig) -> list[Job]:
     for seed in range(first, first + suite.seeds):
         end = f"_s{seed}" if suite.seeds > 1 else ""
         for ratio in suite.ratios:
-            values, size = base | {"seed": seed, "ratio": ratio}, f"{in_a_name(float(ratio)).removesuffix('.0')}x"
+            values, size = base | {"seed": seed, "ratio": ratio}, size_name(ratio)
             trained = f"phase1_{size}{end}"
             common: dict[str, Any] = {"labels": {"ratio": size}, "keep_checkpoints": False}
             of_phase1 = fields_of(Phase1Config, {k: v for k, v in values.items() if k != "ce_weight"})

@@ -234,10 +234,9 @@ def retention_of(record: Record, asked: Sequence[Mapping[str, Any]]) -> Interval
 
 
 def first_reading(record: Record) -> Reading:
-    """What all arms share: that of the first run that is no self-check, which answers fewer questions."""
-    from latentwire_adapter.plan import plan
-
-    return next(job.config for job in plan(record.config) if job.verb == "evaluate")  # type: ignore[no-any-return]
+    """What all arms share, from the settings of the whole."""
+    names = set(Reading.__dataclass_fields__)
+    return Reading(**{name: value for name, value in record.config.base.items() if name in names})
 
 
 def reconstruction_table(record: Record, ratios: Sequence[str]) -> Table:
