@@ -251,7 +251,7 @@ class HierarchicalSAE(SparseAutoencoder):
     def _choose(self, y_BKS: Tensor, index_BK: Tensor, count: int, allowed: Tensor | None = None) -> Tensor:
         """[B, K, count] best children of each active parent, some pairs at a time."""
         size = self.config.subspace_dim + 1
-        bias_ML = self.low_bias
+        bias_ML: Tensor = self.low_bias
         if allowed is not None:
             bias_ML = bias_ML.masked_fill(~allowed.view_as(bias_ML), -torch.inf)
         # A parent's rows: what each coordinate gives to all of its children, then their biases. A weighted sum of rows is
