@@ -250,7 +250,7 @@ BAD = {
         "metrics": "from {s} import helper",
     },
     "plan imports claims": {"plan": "from {s}.claims import x"},
-    "report imports a plan": {"report": "from {s} import plan"},
+    "figures import claims": {"figures": "from {s}.claims import x"},
     "a further module imports training": {"helper": "from {s}.train import x", "train": ""},
     "a further module names training": {"helper": 'WORK = "{s}.train:train"'},
     "a second training imported": {"data": "from {s}.second import x", "second": ""},
