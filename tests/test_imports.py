@@ -251,6 +251,7 @@ BAD = {
     },
     "plan imports claims": {"plan": "from {s}.claims import x"},
     "claims import a report": {"claims": "from {s} import report"},
+    "figures import claims": {"figures": "from {s}.claims import x"},
     "a further module imports training": {"helper": "from {s}.train import x", "train": ""},
     "a further module names training": {"helper": 'WORK = "{s}.train:train"'},
     "a second training imported": {"data": "from {s}.second import x", "second": ""},

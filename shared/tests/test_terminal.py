@@ -89,9 +89,11 @@ def test_only_a_lost_reader_is_no_failure(tmp_path):
         def fileno(self):
             return self.file.fileno()
 
-    stream = Output(Broken(errno.EPIPE))
+    broken = Broken(errno.EPIPE)
+    stream = Output(broken)
     assert stream.write("abc") == 3
     assert stream.failure.errno == errno.EPIPE
+    broken.file.close()
 
 
 def test_what_the_system_refuses_is_one_sentence(capsys):
