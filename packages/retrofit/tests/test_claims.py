@@ -10,7 +10,17 @@ from retrofit.claims import CLAIMS, claims, perplexity_change
 from retrofit.config import RunConfig
 from studycore.claims import as_stored, judge_all
 
-METHODS = ["standard", "gram", "gram_scale_free", "geometry", "geometry_ffn", "glt_ffn", "glt_fold", "glt_perm", "norm_matched"]
+METHODS = [
+    "standard",
+    "gram",
+    "gram_scale_free",
+    "geometry",
+    "geometry_ffn",
+    "glt_ffn",
+    "glt_fold",
+    "glt_perm",
+    "norm_matched",
+]
 DOCUMENTS = 400
 WINDOWS = np.random.default_rng(2).gamma(4, 1, (2, 30, 2))
 """What windows of tokens give to the extreme eigenvalues of two layers."""

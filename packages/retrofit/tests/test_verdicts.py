@@ -109,7 +109,8 @@ def test_gradients_are_of_each_role_alone_and_before_clipping(small):
     NextTokenLoss(model)(ids).backward()
     by_role = weights_by_role(model)
     expected = {
-        role: math.sqrt(sum(float(w.parameter.grad.square().sum()) for w in weights)) for role, weights in by_role.items()
+        role: math.sqrt(sum(float(w.parameter.grad.square().sum()) for w in weights))
+        for role, weights in by_role.items()
     }
 
     class Plain:
@@ -224,7 +225,9 @@ def test_the_expected_results_are_not_run_before_1000_updates_and_the_number_is_
     assert at_last["geometry_perplexity"]["verdict"] == "supported"
     # The start and the tuning runs, which make fewer updates or none, are not of the claim's arms.
     extra = [{**planted()[0], "run": "start", "arm": "none", "updates": 0}]
-    assert judged([{**row, "updates": 1000} for row in planted()] + extra)["geometry_perplexity"]["verdict"] == "supported"
+    assert (
+        judged([{**row, "updates": 1000} for row in planted()] + extra)["geometry_perplexity"]["verdict"] == "supported"
+    )
 
 
 # ------------------------------------------------------------------------------------------------ the learning rate
@@ -344,9 +347,9 @@ def test_a_comparison_takes_the_best_rate_and_says_so(compared):
 
 def test_a_rate_is_taken_of_tuning_runs_alone(small, tmp_path):
     train_run(small(num_steps=1), tmp_path / "plain")
-    with pytest.raises(UserError, match="tuned: .* is no finished run with validate_on tuning"):
+    with pytest.raises(UserError, match=r"tuned: .* is no finished run with validate_on tuning"):
         train_run(small(num_steps=1, tuned=["../plain"]), tmp_path / "run")
-    with pytest.raises(UserError, match="tuned: there is no run folder '../nowhere'"):
+    with pytest.raises(UserError, match=r"tuned: there is no run folder '\.\./nowhere'"):
         train_run(small(num_steps=1, tuned=["../nowhere"]), tmp_path / "other")
 
 

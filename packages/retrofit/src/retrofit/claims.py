@@ -151,7 +151,7 @@ def front(penalty: str) -> Measure:
         within = best.perplexity.estimate <= FRONT_PERPLEXITY
         at = f"at weight {best.weight:g}" if within else "at no weight"
         how = f"Over {weights} weights, {at}; Student's t and paired bootstrap at {100 - 5 / weights:.3g} % each."
-        return Interval(*ends, len(_runs_of(table, "standard"))), how
+        return Interval(ends[0], ends[1], ends[2], len(_runs_of(table, "standard"))), how
 
     return Measure(
         f"front({penalty!r}: up_kappa_median where perplexity is within {FRONT_PERPLEXITY:g} % of standard), percent, "
