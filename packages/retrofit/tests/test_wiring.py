@@ -391,6 +391,8 @@ def test_what_is_due_is_done_at_its_steps_and_no_other(trained):
     assert sorted(path.name for path in (trained.folder / "evaluations").iterdir()) == [
         "step-0.parquet",
         "step-7.parquet",
+        "windows-0.parquet",
+        "windows-7.parquet",
     ]
 
 
