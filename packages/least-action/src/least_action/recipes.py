@@ -1,7 +1,7 @@
 """Optimiser, learning rate and acceleration recipes.
 
 Recipes (`TrainerConfig.recipe`), each with its source:
-- bounded_sphere: residual stream of unit length, cosine logits (Yildirim 2026, arXiv:2603.05228); in models.py.
+- bounded_sphere: residual stream of unit length, cosine logits (Yildirim 2026, arXiv:2603.05228); in model/networks.py.
 - constrained_norm: after every update all weights are scaled back to `constrained_norm_alpha` times their initial
   norm, without weight decay (Liu et al. 2023, Omnigrok, arXiv:2210.01117).
 - orthograd: each tensor's gradient loses its component along the tensor and keeps its length;
