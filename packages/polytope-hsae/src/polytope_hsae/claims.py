@@ -43,7 +43,11 @@ def claims(verb: str, config: Any) -> Sequence[Claim]:
     order = ["phase1", "phase2", "phase3", "phase4"]
     reached = len(order) if verb == "all" else order.index(verb) + 1
     arms = set(config.arms)
-    found = [*GEOMETRY]
+    thresholds = config.eval.get("validation", {})
+    angle, divergence = (
+        float(thresholds.get(name, default)) for name, default in (("angle_threshold_deg", 80.0), ("kl_threshold", 0.1))
+    )
+    found = [*of_the_geometry(angle, divergence)]
     if reached >= 3:
         found += [claim for needed, claim in TRAINED if needed <= arms]
     if reached >= 4:
@@ -51,18 +55,22 @@ def claims(verb: str, config: Any) -> Sequence[Claim]:
     return found
 
 
-GEOMETRY = (
-    Claim("held_out_projection", "Words that took no part in estimating project on their concept's vector", PARK, "about 1",
-          "of the vector", of_geometry("held_out_projection"), above=0.5),
-    Claim("disjoint_angle_null", "Estimated from disjoint words, child minus parent is nearer to a right angle with its parent than shuffled rows are",
-          OWN, "below 0", "degrees from the null's median", of_geometry("disjoint_angle_minus_shuffled"), below=0.0),
-    Claim("median_angle", "The median causal angle is at least 80 degrees (as pure noise has it too: nested words give 90 by algebra)", ORIGINAL,
-          ">= 80", "degrees", of_geometry("nested_angle"), above=80.0),
-    Claim("own_parent", "A child's held-out words project on its parent, estimated without them", OWN, "above 0.25",
-          "of the parent's vector", of_geometry("projection_on_own_parent"), above=0.25),
-    Claim("ratio_invariance", "Adding a parent leaves the odds among its children's words as they were (median divergence)", ORIGINAL,
-          "< 0.10", "nats", of_geometry("ratio_invariance_kl"), below=0.1),
-)  # fmt: skip
+def of_the_geometry(angle: float, divergence: float) -> Sequence[Claim]:
+    """Of phase 1, by the thresholds of eval.validation: angle_threshold_deg and kl_threshold."""
+    return (
+        Claim("held_out_projection", "Words that took no part in estimating project on their concept's vector", PARK, "about 1",
+              "of the vector", of_geometry("held_out_projection"), above=0.5),
+        Claim("disjoint_angle_null", "Estimated from disjoint words, the angle of child minus parent with the parent is smaller than with shuffled rows",
+              OWN, "below 0", "degrees from the null's median", of_geometry("disjoint_angle_minus_shuffled"), below=0.0),
+        Claim("median_angle", f"The median causal angle is at least {angle:g} degrees (as pure noise has it too: nested words give 90 by algebra)", ORIGINAL,
+              f">= {angle:g}", "degrees", of_geometry("nested_angle"), above=angle),
+        Claim("own_parent", "A child's held-out words project on its parent, estimated without them", OWN, "above 0.25",
+              "of the parent's vector", of_geometry("projection_on_own_parent"), above=0.25),
+        Claim("ratio_invariance", "Adding a parent leaves the odds among its children's words as they were (median divergence)", ORIGINAL,
+              f"< {divergence:g}", "nats", of_geometry("ratio_invariance_kl"), below=divergence),
+    )  # fmt: skip
+
+
 TRAINED: tuple[tuple[set[str], Claim], ...] = (
     (set(), Claim("purity", "Starting from the teacher raises purity by 10 points", ORIGINAL, ">= +0.10", "share of activation",
                   paired_difference("purity", "teacher", "random"), above=0.10)),

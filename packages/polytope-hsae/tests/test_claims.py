@@ -1,0 +1,102 @@
+"""Each claim can come out both ways, feeds on the column and the arms that it names, and is not run without them."""
+
+import pandas as pd
+import pytest
+
+from polytope_hsae.claims import STEERED, TRAINED, claims, of_the_geometry
+from polytope_hsae.config import StudyConfig
+from studycore.claims import as_stored, judge_all
+
+# Claim -> (column, arm beside the teacher, what the teacher's value must do for the claim to hold).
+BESIDE = {
+    "purity": ("purity", "random", "rise"),
+    "leakage": ("leakage", "random", "fall"),
+    "reconstruction_parity": ("explained_variance", "random", "rise"),
+    "purity_beside_random_teacher": ("purity", "random_teacher", "rise"),
+    "leakage_beside_random_teacher": ("leakage", "random_teacher", "fall"),
+    "purity_beside_frozen_random": ("purity", "frozen_random", "rise"),
+    "purity_beside_euclidean": ("purity", "euclidean", "rise"),
+    "absorption": ("absorption", "random", "fall"),
+    "soft_absorption": ("soft_absorption", "random", "fall"),
+    "steering_leakage": ("steering_leakage", "random", "fall"),
+}
+# Claim -> (column, a median that supports it, one that refutes it), at 80 degrees and 0.1 nats.
+OF_GEOMETRY = {
+    "held_out_projection": ("held_out_projection", 0.8, 0.1),
+    "disjoint_angle_null": ("disjoint_angle_minus_shuffled", -9.0, 9.0),
+    "median_angle": ("nested_angle", 91.0, 60.0),
+    "own_parent": ("projection_on_own_parent", 0.6, 0.0),
+    "ratio_invariance": ("ratio_invariance_kl", 0.01, 0.5),
+}
+ARMS = ("teacher", "random", "random_teacher", "frozen_random", "euclidean")
+COMPARED = [*(claim for _, claim in TRAINED), *STEERED]
+
+
+def trained(column, other, factor, seeds=5):
+    """All arms alike, but for the one column in which the teacher is `factor` times the other arm."""
+    rows = []
+    for arm in ARMS:
+        for seed in range(seeds):
+            row = {name: 0.4 + 0.001 * seed for name, *_ in BESIDE.values()}
+            row[column] = (0.4 + 0.001 * seed) * (factor if arm == "teacher" else 1.0 if arm == other else 7.0)
+            rows.append({"run": f"{arm}_s{seed}", "arm": arm, "seed": seed, **row})
+    return pd.DataFrame(rows)
+
+
+def verdict(claim, table):
+    return judge_all([claim], table, [as_stored(claim)])[0]["verdict"]
+
+
+def test_the_tables_here_name_every_claim():
+    assert [claim.id for claim in COMPARED] == list(BESIDE)
+    assert [claim.id for claim in of_the_geometry(80, 0.1)] == list(OF_GEOMETRY)
+
+
+@pytest.mark.parametrize("claim", COMPARED, ids=lambda claim: claim.id)
+def test_a_comparison_is_supported_refuted_and_not_run(claim):
+    column, other, direction = BESIDE[claim.id]
+    good, bad = (2.0, 0.3) if direction == "rise" else (0.3, 2.0)
+    assert verdict(claim, trained(column, other, good)) == "supported"
+    assert verdict(claim, trained(column, other, bad)) == "refuted"
+    table = trained(column, other, good)
+    assert verdict(claim, table[table["arm"] != other]) == "not run"
+    assert verdict(claim, table[table["arm"] != "teacher"]) == "not run"
+    assert verdict(claim, table.drop(columns=column)) == "not run"
+    assert verdict(claim, trained(column, other, good, seeds=1)) == "not run"
+
+
+@pytest.mark.parametrize("claim", of_the_geometry(80, 0.1), ids=lambda claim: claim.id)
+def test_a_claim_on_the_geometry_is_supported_refuted_open_and_not_run(claim):
+    column, good, bad = OF_GEOMETRY[claim.id]
+
+    def table(middle, wide=0.0):
+        return pd.DataFrame(
+            [
+                {
+                    f"{column}_median": middle,
+                    f"{column}_low": middle - wide,
+                    f"{column}_high": middle + wide,
+                    f"{column}_n": 9,
+                }
+            ]
+        )
+
+    assert verdict(claim, table(good)) == "supported"
+    assert verdict(claim, table(bad)) == "refuted"
+    assert verdict(claim, table(good, wide=1000.0)) == "inconclusive"
+    assert verdict(claim, table(good).drop(columns=f"{column}_n")) == "not run"
+
+
+def test_thresholds_are_those_of_the_configuration():
+    config = StudyConfig(eval={"validation": {"angle_threshold_deg": 85, "kl_threshold": 0.2}})
+    found = {claim.id: claim for claim in claims("phase1", config)}
+    assert (found["median_angle"].above, found["ratio_invariance"].below) == (85.0, 0.2)
+    assert "85 degrees" in found["median_angle"].statement
+    plain = {claim.id: claim for claim in claims("phase1", StudyConfig())}
+    assert (plain["median_angle"].above, plain["ratio_invariance"].below) == (80.0, 0.1)
+
+
+def test_a_phase_is_judged_by_what_it_has_reached():
+    counts = [len(claims(verb, StudyConfig())) for verb in ("phase1", "phase2", "phase3", "phase4", "all")]
+    assert counts[0] == counts[1] == len(OF_GEOMETRY)
+    assert counts[2] < counts[3] == counts[4]
