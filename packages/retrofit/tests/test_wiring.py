@@ -195,6 +195,18 @@ def test_every_conditioning_of_an_evaluation_is_of_its_own_matrices_and_features
     assert "ff_gram_original" not in few
 
 
+def test_one_infinite_layer_leaves_no_mean_of_the_originals_conditioning(small, monkeypatch):
+    config = small("gpt_neox")
+    data = load_data(config, load_tokenizer(config.model), 64, 64)
+    model, _ = load_model(config.model)
+    values = iter([math.inf, 7.0])
+    monkeypatch.setattr("retrofit.metrics.evaluation.ff_gram_original_of_layer", lambda moments: next(values))
+    row = conditioning_row(model, find_blocks(model), data, config, end=False)
+    assert row["ff_gram_original_layers"] == [None, 7.0]
+    assert row["ff_gram_original_infinite"] == 1
+    assert "ff_gram_original" not in row
+
+
 def test_the_rows_of_measure_are_the_same_values_under_their_names():
     model = tiny_model("gpt2")
     ids = torch.randint(0, 64, (8, 16), generator=torch.Generator().manual_seed(1))

@@ -69,7 +69,11 @@ def conditioning_row(
     if seen and enough_tokens(ids_NB.numel(), max(block.down.weight_OI.shape[1] for block in seen)):
         moments = activation_moments(model, seen, ids_NB, dtype=torch.float32)
         layers = [ff_gram_original_of_layer(m) for m in moments]
-        row |= {"ff_gram_original_layers": layers, "ff_gram_original": sum(layers) / len(layers)}
+        row["ff_gram_original_layers"] = [value if math.isfinite(value) else None for value in layers]
+        if infinite := sum(not math.isfinite(value) for value in layers):  # then their mean is nothing
+            row["ff_gram_original_infinite"] = infinite
+        else:
+            row["ff_gram_original"] = sum(layers) / len(layers)
         row["activation_tokens"] = moments[0].tokens
         if end:
             moments = activation_moments(model, seen, ids_NB)

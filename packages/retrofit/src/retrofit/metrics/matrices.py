@@ -1,6 +1,5 @@
 """What `measure` measures: the spectrum of every matrix of a model, and the conditioning of its FFN activations."""
 
-import math
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -47,9 +46,7 @@ def measure_activations(
             e_F = activation_eigenvalues(m, centred=True)
             rest = without_largest(e_F, LEFT_OUT) if len(e_F) > LEFT_OUT else None
             uncentred = activation_kappa(m, centred=False)
-            # Where massive activations are, float32 rounds the smallest eigenvalue to below zero.
-            original = ff_gram_original_of_layer(m)
-            kappas = (without_largest(e_F), uncentred, original if original > 0 else math.inf, rest)
+            kappas = (without_largest(e_F), uncentred, ff_gram_original_of_layer(m), rest)
         token = decode(int(ids_N[m.position])) if m.position >= 0 else ""
         rows.append(ActivationRow(block.name, len(m.sum_F), m.tokens, *kappas, m.largest, m.unit, token))
     return rows

@@ -245,12 +245,13 @@ def ff_gram_of_windows(
 def ff_gram_original_of_layer(moments: Moments) -> float:
     """The original study's recipe for one layer: float32, uncentred, + 1e-5 I, largest over smallest eigenvalue.
 
-    An absolute ridge falls when activations shrink, and few tokens raise the value: for reproduction only.
+    An absolute ridge falls when activations shrink, and few tokens raise the value: for reproduction only. Infinite where
+    float32 rounds the smallest eigenvalue to zero or below.
     """
     gram_FF = moments.gram_FF.float() / moments.tokens
     gram_FF = gram_FF + ORIGINAL_RIDGE * torch.eye(len(gram_FF), device=gram_FF.device)
     e_F = torch.linalg.eigvalsh(gram_FF)
-    return float(e_F[-1] / e_F[0])
+    return float(e_F[-1] / e_F[0]) if e_F[0] > 0 else math.inf
 
 
 def ff_gram_original(moments: Sequence[Moments]) -> float:
