@@ -10,6 +10,14 @@ import pytest
 from studycore.stopping import StopFlag, stop_on_signals
 
 
+@pytest.fixture(autouse=True)
+def _hang_up_is_heard():
+    """Also where the tests themselves run under `nohup`."""
+    former = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, former)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_raises_the_flag_and_the_handlers_come_back(number):
     former = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
