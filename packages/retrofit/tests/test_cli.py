@@ -10,12 +10,13 @@ import torch
 from safetensors.torch import save_file
 
 from retrofit import train as train_module
-from retrofit.cli import doctor, main
+from retrofit.cli import STUDY, main
 from retrofit.config import START, CompareConfig, RunConfig, arm_names
 from retrofit.plan import plan
 from studycore import execution
 from studycore.configuration import check_types, from_dict, read_yaml, to_dict, to_yaml
 from studycore.errors import UserError
+from studycore.study import load
 
 CONFIGS = Path(str(resources.files("retrofit"))) / "configs"
 
@@ -345,7 +346,7 @@ def test_dry_run_times_a_real_step_and_writes_nothing(small, text, tmp_path, cap
 
 def test_doctor_says_which_models_are_there(monkeypatch, tmp_path):
     monkeypatch.setenv("STUDYCORE_MODELS", str(tmp_path))
-    checks = {what.split()[0]: (holds, mend) for what, holds, mend in doctor()}
+    checks = {what.split()[0]: (holds, mend) for what, holds, mend in load(STUDY.doctor)()}
     assert checks["studycore/wordnet-lm"][0]
     assert checks["studycore/smollm2-135m-instruct"][0] is False
     assert "`studycore language fetch` brings it" in checks["studycore/smollm2-135m-instruct"][1]

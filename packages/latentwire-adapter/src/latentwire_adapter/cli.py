@@ -3,7 +3,6 @@
 import sys
 
 from studycore.cli import main as run_command
-from studycore.errors import UserError
 from studycore.study import ManyRuns, OneRun, Study
 
 OPTIONS = "latentwire_adapter.config:Options"
@@ -70,15 +69,9 @@ def main(argv: list[str] | None = None) -> int:
 def doctor() -> list[tuple[str, bool, str]]:
     """Whether the model and the text of the defaults are there."""
     from latentwire_adapter.config import EMBEDDED_MODEL
-    from latentwire_adapter.model.language_model import locate
-    from studycore.language import wordnet
+    from studycore.language import embedded
 
-    try:
-        model = (f"{EMBEDDED_MODEL} is there: {locate(EMBEDDED_MODEL)}", True, "")
-    except UserError as error:
-        model = (f"{EMBEDDED_MODEL} is there", False, str(error))
-    place = wordnet.find()
-    return [model, (f"WordNet is there{f': {place}' if place else ''}", place is not None, "`make setup` fetches it")]
+    return embedded.doctor([EMBEDDED_MODEL])
 
 
 if __name__ == "__main__":

@@ -14,9 +14,9 @@ from latentwire_adapter.config import (
     SuiteConfig,
     size_name,
 )
-from studycore.configuration import build, check_types, to_dict
+from studycore.configuration import build, check_types
 from studycore.errors import UserError
-from studycore.jobs import Job
+from studycore.jobs import Job, base_of, seeds_from
 
 
 def fields_of(cls: type, values: dict[str, Any], **more: Any) -> Any:
@@ -37,7 +37,6 @@ def plan(suite: SuiteConfig) -> list[Job]:
             f"base: {unknown} are no fields of all runs; see `latentwire-adapter phase2 --help`, and give --ratios"
         )
     base = check_types(Phase2Config, suite.base)
-    first = int(base.get("seed", Reading.seed))
     checked = base | {"eval_samples": SelfcheckConfig.eval_samples}
     jobs = [
         Job("selfcheck", fields_of(SelfcheckConfig, checked), verb="selfcheck"),
@@ -46,7 +45,7 @@ def plan(suite: SuiteConfig) -> list[Job]:
     for arm in UNCOMPRESSED:
         jobs.append(Job(arm, fields_of(EvaluateConfig, base, arm=arm), ("selfcheck",), arm=arm, verb="evaluate"))
     phase2_ratios = suite.ratios if suite.phase2_ratios is None else suite.phase2_ratios
-    for seed in range(first, first + suite.seeds):
+    for seed in seeds_from(Reading, base, suite.seeds):
         end = f"_s{seed}" if suite.seeds > 1 else ""
         for ratio in suite.ratios:
             values, size = base | {"seed": seed, "ratio": ratio}, size_name(ratio)
@@ -75,7 +74,5 @@ def plan(suite: SuiteConfig) -> list[Job]:
 
 def suite_of_seeds(config: Phase1Config, seeds: int) -> tuple[str, SuiteConfig]:
     """`phase1 --seeds N`: the verb and the suite of one configuration."""
-    changed = {k: v for k, v in to_dict(config).items() if v != getattr(Phase1Config, k) and k != "ratio"}
-    return "run", SuiteConfig(
-        base=changed | {"seed": config.seed}, ratios=[config.ratio], arms=["linear", "adapter"], seeds=seeds
-    )
+    base = {name: value for name, value in base_of(config).items() if name != "ratio"}
+    return "run", SuiteConfig(base=base, ratios=[config.ratio], arms=["linear", "adapter"], seeds=seeds)

@@ -3,7 +3,6 @@
 import sys
 
 from studycore.cli import main as run_command
-from studycore.errors import UserError
 from studycore.study import ManyRuns, OneRun, Study
 
 PLANS = {
@@ -49,27 +48,13 @@ STUDY = Study(
     claims="polytope_hsae.claims:claims",
     columns="polytope_hsae.claims:columns",
     report="polytope_hsae.report:report",
-    doctor="polytope_hsae.cli:doctor",
+    doctor="studycore.language.embedded:doctor",
     libraries=("accelerate", "transformers"),
 )  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> int:
     return run_command(STUDY, argv)
-
-
-def doctor() -> list[tuple[str, bool, str]]:
-    """Whether the models and the texts of the defaults are there."""
-    from studycore.language import embedded, wordnet
-
-    checks = []
-    for name in embedded.MODELS:
-        try:
-            checks.append((f"{name} is there: {embedded.locate(name)}", True, ""))
-        except UserError as error:
-            checks.append((f"{name} is there", False, str(error)))
-    place = wordnet.find()
-    return [*checks, (f"WordNet is there{f': {place}' if place else ''}", place is not None, "`make setup` fetches it")]
 
 
 if __name__ == "__main__":

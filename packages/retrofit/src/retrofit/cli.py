@@ -4,7 +4,6 @@ import sys
 from pathlib import Path
 
 from studycore.cli import COMMON, main as run_command, report_verb as report_of_a_run
-from studycore.errors import UserError
 from studycore.study import ManyRuns, OneRun, Study, Verb
 
 STUDY = Study(
@@ -39,7 +38,7 @@ STUDY = Study(
     claims="retrofit.claims:claims",
     columns="retrofit.claims:columns",
     report="retrofit.report:report",
-    doctor="retrofit.cli:doctor",
+    doctor="studycore.language.embedded:doctor",
     libraries=("transformers", "accelerate", "datasets"),
 )
 
@@ -59,20 +58,6 @@ def report_verb(argv: list[str]) -> None:
         print_folder(Path(name))
     else:
         report_of_a_run(STUDY, argv)
-
-
-def doctor() -> list[tuple[str, bool, str]]:
-    """Whether the models and the text that need no hub are there."""
-    from studycore.language import embedded, wordnet
-
-    checks = []
-    for name in embedded.MODELS:
-        try:
-            checks.append((f"{name} is there: {embedded.locate(name)}", True, ""))
-        except UserError as error:
-            checks.append((f"{name} is there", False, str(error)))
-    place = wordnet.find()
-    return [*checks, (f"WordNet is there{f': {place}' if place else ''}", place is not None, "`make setup` fetches it")]
 
 
 if __name__ == "__main__":

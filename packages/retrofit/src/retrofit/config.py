@@ -150,7 +150,7 @@ class RunConfig:
         if not self.method:
             raise ValueError(f"method: is missing; give one of {arms_in_words()}")
         if self.method not in arm_names():
-            raise ValueError(f"method: there is no '{self.method}'; give one of {arms_in_words()}")
+            raise ValueError(f"method: '{self.method}' is no method; give one of {arms_in_words()}")
         _check_finite(self)
         check_bounds(self)
         for name in ("validation_dataset_config", "validation_dataset_revision"):
@@ -197,7 +197,7 @@ class CompareConfig:
         for name in self.arms:
             if name not in arm_names() or name == "none":
                 known = ", ".join(f"'{known}'" for known in arm_names() if known != "none")
-                raise ValueError(f"arms: there is no '{name}' to compare; give some of {known}")
+                raise ValueError(f"arms: '{name}' cannot be compared; give some of {known}")
         if not self.arms or len(set(self.arms)) != len(self.arms):
             raise ValueError(f"arms: {self.arms} must name at least one method, and each once")
         for name, values in (("lrs", self.lrs), ("weights", self.weights)):
