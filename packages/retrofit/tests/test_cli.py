@@ -262,7 +262,8 @@ def test_compare_writes_the_original_files_and_goes_on_where_it_was(comparison, 
         assert {f"final_{name}_median", f"final_{name}_geometric_mean"} <= set(arm)
     judged = {claim["id"]: claim for claim in results["claims"]}
     assert all(claim["registered"] for claim in judged.values())
-    assert judged["geometry_vs_standard"]["n"] == 2
+    assert judged["geometry_vs_norm_matched"]["n"] == 2
+    assert "Not run at 1,000 updates; after 4 updates: " in judged["geometry_vs_standard"]["why"]
     assert judged["gram_perplexity"]["verdict"] == "not run"
     report = (folder / "report.md").read_text()
     header = report.split("## Arms")[1].strip().splitlines()[0]
