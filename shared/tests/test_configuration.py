@@ -399,10 +399,9 @@ def test_a_key_that_stands_twice_is_refused(text, tmp_path):
     assert read_yaml(file)["base"]["other"] == {"epochs": 3}
 
 
-def test_a_flag_that_stands_twice_is_refused_unless_it_says_the_same():
-    with pytest.raises(UserError, match=r"--learning-rate: 0\.1 and 0\.2 are given; give it once"):
-        read_arguments([Training], ["--learning-rate", "0.1", "--learning_rate=0.2"], "", "toy_study")
-    assert read_arguments([Training], ["--epochs", "3", "--epochs=3"], "", "toy_study")[1] == {"epochs": 3}
+def test_of_a_flag_that_stands_twice_the_last_one_holds():
+    """As everywhere: what is added to the end of a command overrides."""
+    assert read_arguments([Training], ["--epochs", "3", "--epochs=4"], "", "toy_study")[1] == {"epochs": 4}
 
 
 def test_a_byte_order_mark_is_no_part_of_a_key(tmp_path):

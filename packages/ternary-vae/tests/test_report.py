@@ -177,8 +177,8 @@ def test_evaluate_prints_what_it_writes(trained, tmp_path, capsys):
         assert lines[name].split()[1] == f"{written[name]:.6f}"
         assert "baselines" in written
     assert f"{written['baselines']['closed_form']['hierarchy']:.6f}" in lines["hierarchy"]
-    with pytest.raises(UserError, match="--output"):
-        evaluate_command([str(folder), "--output", str(tmp_path / "none" / "metrics.json")])
+    with pytest.raises(UserError, match="--output"):  # before anything is measured
+        evaluate_command([str(folder), "--output", str(tmp_path / "metrics.json" / "below.json")])
 
 
 # ------------------------------------------------------------------------------------------------------------- sweep

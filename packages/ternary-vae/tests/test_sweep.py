@@ -19,7 +19,7 @@ from studycore.execution import make_runs
 from studycore.jobs import Schedule
 from studycore.metrics_log import read_rows
 from studycore.options import SweepOptions
-from studycore.run_folder import is_writing
+from studycore.run_folder import LOCK_TEXT, is_writing
 from ternary_vae.checkpoint import load_model
 from ternary_vae.cli import STUDY
 from ternary_vae.config import COVERAGE, SCRATCH, SweepConfig, TrainConfig
@@ -299,7 +299,7 @@ def test_a_killed_sweep_keeps_what_is_done_and_ends_with_the_same_numbers(whole,
 
 # --------------------------------------------------------------------------------------------------------------- failures
 def test_runs_that_fail_are_recorded_with_their_reason_and_the_rest_goes_on(tmp_path):
-    """A loss that is not finite, alone and beside others; and a coverage checkpoint that cannot be written."""
+    """A loss that is not finite, alone and beside others; and a folder of a run in which somebody's own file is."""
     base = {**BASE, "epochs": 4, "grad_clip": None}
     arms = {
         "good": {},
@@ -310,6 +310,7 @@ def test_runs_that_fail_are_recorded_with_their_reason_and_the_rest_goes_on(tmp_
     out = tmp_path / "out"
     (out / "coverage_s1").mkdir(parents=True)
     (out / "coverage_s1" / "checkpoints").write_text("a file where a folder should be")
+    (out / ".lock").write_text(LOCK_TEXT)  # the sweep's own folder, as a killed process leaves it
     with pytest.raises(UserError, match="6 of 8 runs failed"):
         make(out, sweep)
     manifest = manifest_of(out)
@@ -319,7 +320,7 @@ def test_runs_that_fail_are_recorded_with_their_reason_and_the_rest_goes_on(tmp_
     for name in ("bad_s0", "bad_alone_s0"):
         assert reasons[name].startswith("lr: 1e+200 made "), reasons
         assert manifest_of(out / name)["state"] == "failed"
-    assert "FileExistsError" in reasons["coverage_s1"]
+    assert "coverage_s1 holds checkpoints and no run" in reasons["coverage_s1"]
     for name in ("good_s1", "bad_s1", "bad_alone_s1"):
         assert reasons[name].startswith("it needs coverage_s1, which failed: ")
         assert not (out / name).exists()

@@ -46,13 +46,7 @@ def read_arguments(
         raise SystemExit(0)
     path, rest = take_config(argv, package, default_config)
     file = {name: check(classes, name, value, f"{path}: ") for name, value in (read_yaml(path) if path else {}).items()}
-    flags: dict[str, Any] = {}
-    for name, text in _flags(rest, classes):
-        value = check(classes, name, text)
-        if name in flags and flags[name] != value:
-            raise UserError(f"--{name.replace('_', '-')}: {flags[name]} and {value} are given; give it once")
-        flags[name] = value
-    return file, flags
+    return file, {name: check(classes, name, text) for name, text in _flags(rest, classes)}
 
 
 def check_types(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
