@@ -1,0 +1,235 @@
+"""Each claim's quantity and threshold, each target at its very edge, each column that claims read, and conditions."""
+
+import pytest
+from fabricated import peak, run, scratch, table, whole
+
+from ternary_vae.claims import (
+    ANY_RIM,
+    COMPARABLE,
+    DRAWS,
+    EUCLIDEAN,
+    FINDINGS,
+    PLATEAUS,
+    SAME_RIM,
+    SETTINGS,
+    TARGETS,
+    UNSEEN_TARGETS,
+    WEIGHTS,
+    WHOLE_TARGETS,
+    claims,
+    columns_of,
+    largest_coverage,
+)
+from ternary_vae.config import SweepConfig, TrainConfig
+
+LONG = "9 trits and 10 epochs or more in every phase"
+MEASURED = {
+    "plateau_frozen_decoder": ("mean(largest_coverage, 'frozen_decoder'), at least where coverage_epochs < 50", "<", 0.30, ""),
+    "plateau_mended": ("mean(largest_coverage, 'mended'), at least where coverage_epochs < 50", "<", 0.30, ""),
+    "curvature_2_vs_1": ("paired_difference(best_hierarchy, 'sweep_curv_2.0' - 'sweep_curv_1.0')", "<", 0, LONG),
+    "curvature_2_vs_1_same_rim": ("paired_difference(best_hierarchy, 'sweep_rim_2.0' - 'sweep_rim_1.0')", "<", 0, LONG),
+    "curvature_inert_euclidean": (f"largest difference of hierarchies at any evaluation within a seed, group = '{EUCLIDEAN}'", "<", 1e-6, LONG),
+    "decay_balanced": ("mean(decay, 'sweep2_balanced')", ">", 0.16, f"{LONG} and at_least(epochs, 21, 'sweep2_balanced')"),
+    "decay_baseline": ("mean(decay, 'sweep2_baseline')", ">", 0.19, f"{LONG} and at_least(epochs, 21, 'sweep2_baseline')"),
+    "peak_weights": ("mean(best_epoch, group = 'sweep2_*')", "<", 20.5, f"{LONG} and at_least(epochs, 21, group = 'sweep2_*')"),
+    "early_stop_vs_step": ("paired_difference(best_hierarchy, 'sweep3_early_stop_p5' - 'sweep3_step_decay')", "<", 0, LONG),
+    "early_stop_vs_cosine": ("paired_difference(best_hierarchy, 'sweep3_early_stop_p5' - 'sweep3_cosine')", "<", 0, LONG),
+    "early_stop_peak": ("mean(best_epoch, 'sweep3_early_stop_p5')", "<", 10.5, f"{LONG} and at_least(epochs, 11, 'sweep3_early_stop_p5')"),
+    "lr_1e3_vs_1e4": ("paired_difference(best_hierarchy, 'sweep4_lr_1e3' - 'sweep4_lr_1e4')", "<", 0, LONG),
+    "lr_1e3_vs_3e4": ("paired_difference(best_hierarchy, 'sweep4_lr_1e3' - 'sweep4_lr_3e4')", "<", 0, LONG),
+    "lr_1e3_peak": ("mean(best_epoch, 'sweep4_lr_1e3')", "<", 2.5, f"{LONG} and at_least(epochs, 3, 'sweep4_lr_1e3')"),
+    "stability": (f"spread(best_hierarchy, group = '{DRAWS}', within seed)", "<", 0.030, LONG),
+    "init_best_correlation": (f"correlation(initial_hierarchy, best_hierarchy, group = '{DRAWS}', within seed, 4 or more)", ">", 0.92, LONG),
+    "best_achieved": ("mean over seeds of the least best_hierarchy of all runs of a phase with the loss rich_hierarchy", "<", -0.792, LONG),
+    "ordered_no_decay": ("mean(decay, 'sweep7_ordered')", "<", 0.001, LONG),
+    "ordered_vs_level_means": ("paired_difference(final_hierarchy, 'sweep7_ordered' - the arm of the loss rich_hierarchy that ends best)", "<", 0, LONG),
+}  # fmt: skip
+"""What stands in README and reports of each finding: quantity, side, threshold, precondition."""
+
+
+def test_each_finding_is_judged_by_the_quantity_and_threshold_that_are_published():
+    found = {
+        claim.id: (
+            claim.measure.text, "<" if claim.above is None else ">", claim.below if claim.above is None else claim.above,
+            claim.when.text if claim.when else "",
+        )
+        for claim in (*PLATEAUS.values(), ANY_RIM, SAME_RIM, *FINDINGS)
+    }  # fmt: skip
+    assert found == MEASURED
+    assert not any(claim.of_every_unit for claim in (*PLATEAUS.values(), ANY_RIM, *FINDINGS))
+
+
+def test_each_target_is_the_share_of_whole_runs_that_pass_it():
+    for claim in (*WHOLE_TARGETS, *UNSEEN_TARGETS):
+        fits = "fits_unseen_targets" if claim.id.startswith("unseen") else "fits_targets"
+        assert claim.measure.text == f"share(passes_{claim.id}, whole = True, by run)"
+        assert (claim.above, claim.of_every_unit) == (0.5, True)
+        assert claim.when.text == f"every whole run {fits} and has passes_{claim.id}"
+    assert {claim.id for claim in (*WHOLE_TARGETS, *UNSEEN_TARGETS)} == set(TARGETS)
+
+
+CEILING = 0.8
+PASSES = {
+    "scratch_coverage": {"covered": 19_683, "operations": 19_683},
+    "scratch_gaps": {"min_level_gap": 1e-12, "positive_gaps": 9},
+    "scratch_hierarchy": {"hierarchy_of_ceiling": 0.9999},
+    "scratch_ties": {"tied_radius_share": 0.00099999},
+    "scratch_richness": {"richness": 0.003},
+    "unseen_coverage": {"coverage_unseen": 0.9500001},
+    "unseen_hierarchy": {"hierarchy_unseen": -0.99 * CEILING, "hierarchy_ceiling_unseen": CEILING},
+}
+MISSES = [
+    ("scratch_coverage", {"covered": 6561, "operations": 6561}), ("scratch_coverage", {"covered": 19_682}),
+    ("scratch_gaps", {"min_level_gap": 0.0}), ("scratch_gaps", {"positive_gaps": 8}),
+    ("scratch_hierarchy", {"hierarchy_of_ceiling": 0.99989999}), ("scratch_ties", {"tied_radius_share": 0.001}),
+    ("scratch_richness", {"richness": 0.0029999}), ("unseen_coverage", {"coverage_unseen": 0.95}),
+    ("unseen_hierarchy", {"hierarchy_unseen": -0.98999 * CEILING}), ("unseen_hierarchy", {"hierarchy_unseen": 0.99 * CEILING}),
+    ("unseen_hierarchy", {"hierarchy_ceiling_unseen": 0.81}),
+]  # fmt: skip
+
+
+def test_targets_pass_at_their_edge_and_miss_beyond_it():
+    assert all(TARGETS[name](metrics) for name, metrics in PASSES.items())
+    for name, changes in MISSES:
+        assert not TARGETS[name]({**PASSES[name], **changes}), (name, changes)
+
+
+def row(**config):
+    """Columns of a run with a peak in its hierarchy and another one in its coverage."""
+    rows = [
+        {"step": 10, "stage": "coverage", "epoch": 0, "coverage": 0.1, "hierarchy": -0.9},
+        {"step": 20, "stage": "coverage", "epoch": 1, "coverage": 0.7},
+        {"step": 20, "stage": "hierarchy", "epoch": 0, "coverage": 0.4, "hierarchy": 0.3},
+        {"step": 30, "stage": "hierarchy", "epoch": 1, "coverage": 0.4, "hierarchy": -0.7},
+        {"step": 40, "stage": "hierarchy", "epoch": 2, "coverage": 0.4, "hierarchy": -0.6},
+    ]
+    metrics = {"richness": 0.5, "coverage": 0.4, "coverage_epoch_stage": "coverage", "baselines": {}}
+    return columns_of("some_s3", TrainConfig(seed=3, **config), rows, metrics, 12.5)
+
+
+def test_columns_of_a_run_are_of_its_first_best_and_last_evaluation():
+    found = row(lr=0.5)
+    assert (found["initial_hierarchy"], found["best_hierarchy"], found["final_hierarchy"]) == (0.3, -0.7, -0.6)
+    assert (found["best_epoch"], found["decay"]) == (1, pytest.approx(0.1))
+    assert found["largest_coverage"] == 0.7, "of the whole run, not of its end"
+    assert [line["epoch"] for line in found["ordering_rows"]] == [0, 1, 2]
+    assert (found["seconds"], found["richness"], found["arm_without_draw"]) == (12.5, 0.5, "some")
+    assert found["settings"]["lr"] == 0.5 and not {"baselines", "coverage_epoch_stage"} & set(found)
+    config = TrainConfig(seed=3, lr=0.5)
+    assert all(found[name] == getattr(config, name) for name in SETTINGS)
+    # The targets whose metrics are there: a KeyError of the others leaves no column.
+    assert {name for name in found if name.startswith("passes_")} == {"passes_scratch_richness"}
+    alone = columns_of("c_s0", TrainConfig(stages="coverage"), [{"stage": "coverage", "coverage": 0.2}], {}, 0.0)
+    assert not {"decay", "best_hierarchy", "ordering_rows", "group"} & set(alone)
+
+
+@pytest.mark.parametrize(
+    ("config", "whole_run", "fits", "fits_unseen"),
+    [
+        ({}, True, True, False),
+        ({"stages": "joint"}, True, True, False),
+        ({"stages": "hierarchy", "start": "x"}, False, False, False),
+        ({"start": "x"}, True, False, False),
+        ({"stages": "joint", "start": "x", "train_fraction": 0.1}, True, False, False),
+        ({"train_fraction": 0.1}, True, False, True),
+        ({"train_fraction": 0.1001}, True, False, False),
+        ({"train_fraction": 0.1, "trits": 8}, True, False, False),
+        ({"trits": 8}, True, False, False),
+        ({"curvature": 0.9}, True, False, False),
+        ({"max_radius": 0.9}, True, False, False),
+    ],
+    ids=str,
+)
+def test_which_runs_are_asked_for_targets(config, whole_run, fits, fits_unseen):
+    found = row(**config)
+    assert (found["whole"], found["fits_targets"], found["fits_unseen_targets"]) == (whole_run, fits, fits_unseen)
+
+
+def test_a_run_that_only_covers_is_whole_where_it_sees_a_part():
+    def is_whole(**config):
+        rows = [{"stage": "coverage", "epoch": 0, "coverage": 0.2}]
+        return columns_of("c_s0", TrainConfig(stages="coverage", **config), rows, {}, 0.0)["whole"]
+
+    assert (is_whole(), is_whole(train_fraction=0.5)) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "group"),
+    [
+        ("sweep2_balanced_s0", {}, WEIGHTS), ("sweep5_draw_3_s0", {}, DRAWS), ("sweep6_draw_11_s2", {}, DRAWS),
+        ("sweep5_s0", {"loss": "ordered"}, None), ("sweep2_x_s0", {"loss": "ordered"}, None), ("sweep7_s0", {}, None),
+        ("sweep_curv_2.0_euclidean_s0", {"loss": "ordered"}, EUCLIDEAN), ("sweep_curv_2.0_s0", {}, None),
+        ("sweep_lat_euclidean_s0", {}, None),
+    ],
+)  # fmt: skip
+def test_arms_are_grouped_by_what_claims_take_together(name, config, group):
+    made = TrainConfig(stages="hierarchy", start="x", **{"loss": "rich_hierarchy", **config})
+    found = columns_of(name, made, [{"stage": "hierarchy", "coverage": 0, "epoch": 0, "hierarchy": 0.0}], {}, 0.0)
+    assert found.get("group") == group
+    from_scratch = columns_of(name, TrainConfig(), [{"stage": "coverage", "coverage": 0, "epoch": 0}], {}, 0.0)
+    assert "group" not in from_scratch
+
+
+def test_findings_are_asked_of_nine_trits_and_ten_epochs_in_every_phase():
+    def unmet(*runs):
+        return bool(COMPARABLE.unmet(table(runs)))
+
+    long = run("a", 0, peak(-0.7, 2, -0.6, 4), epochs=10)
+    assert not unmet(long)
+    assert unmet(long, run("b", 0, peak(-0.7, 2, -0.6, 4), epochs=9))
+    assert unmet(long, run("b", 0, peak(-0.7, 2, -0.6, 4), epochs=10, trits=8))
+    assert not unmet(long, whole(0, trits=8, epochs=2)), "runs from scratch are in no phase"
+
+
+def test_of_the_plateau_the_largest_coverage_counts_that_any_evaluation_had():
+    """One that had all operations right and lost them again was on no plateau."""
+    runs = [scratch("mended", seed, [0.0, 0.9 + 0.01 * seed, 0.1], coverage_epochs=50) for seed in range(3)]
+    interval, how = largest_coverage("mended").compute(table(runs))
+    assert interval.estimate == pytest.approx(0.91) and not interval.at_least and "Only" not in how
+    short = [scratch("mended", seed, [0.0, 0.9], coverage_epochs=49) for seed in range(3)]
+    interval, how = largest_coverage("mended").compute(table(short))
+    assert interval.at_least and "these had 49" in how
+
+
+def measured(name, runs):
+    claim = next(claim for claim in FINDINGS if claim.id == name)
+    return claim.measure.compute(table(runs))[0].estimate
+
+
+def test_the_best_of_all_arms_is_the_best_of_each_seed():
+    runs = [run("a", s, [0.1, -0.5 - 0.1 * s, -0.4]) for s in range(2)] + [run("b", s, [0.1, -0.55, -0.3]) for s in range(2)]  # fmt: skip
+    runs += [run("c", s, [0.1, -0.9], loss="ordered") for s in range(2)]
+    assert measured("best_achieved", runs) == pytest.approx((-0.55 - 0.6) / 2)
+
+
+def test_the_default_loss_is_set_against_the_arm_that_ends_best():
+    """Not the one that has the best evaluation, nor a run from scratch; draws of an arm are averaged."""
+    runs = []
+    for s in range(3):
+        runs += [run("sweep7_ordered", s, [0, -0.80, -0.75], loss="ordered"), run("peaks", s, [0, -0.79, -0.3])]
+        runs += [run("sweep5_draw_0", s, [0, -0.7, -0.5]), run("sweep5_draw_1", s, [0, -0.7, -0.6])]
+        runs += [whole(s, loss="rich_hierarchy")]
+    assert measured("ordered_vs_level_means", runs) == pytest.approx(-0.75 + 0.55)
+
+
+def test_the_largest_difference_of_histories_is_over_all_arms_and_evaluations():
+    curves = {0.5: [0.1, -0.5, -0.6], 1.0: [0.1, -0.5, -0.6], 2.0: [0.1, -0.52, -0.6]}
+    runs = [
+        run(f"sweep_curv_{c}_euclidean", s, [h + 0.1 * s for h in curve], curvature=c, max_radius=0.7)
+        for c, curve in curves.items()
+        for s in range(2)
+    ]
+    assert measured("curvature_inert_euclidean", runs) == pytest.approx(0.02)
+
+
+def test_which_claims_a_sweep_has_depends_on_what_its_runs_see():
+    def ids(**parts):
+        return [claim.id for claim in claims("sweep", SweepConfig(**parts))]
+
+    unseen, targets = [claim.id for claim in UNSEEN_TARGETS], [claim.id for claim in WHOLE_TARGETS]
+    part = {"coverage": {"train_fraction": 0.1}}
+    assert ids(**part, from_scratch={"a": {}, "b": {"stages": "coverage"}}) == unseen
+    assert ids(from_scratch={"a": {"stages": "coverage"}}) == targets
+    assert ids(from_scratch={"a": {"stages": "coverage", "train_fraction": 0.1}}) == unseen
+    assert ids(**part, phases={"p": {}})[-2:] == unseen, "the coverage runs of phases see it, too"
+    assert ids(phases={"p": {}})[:3] == ["plateau_frozen_decoder", "plateau_mended", "curvature_2_vs_1"]
