@@ -179,9 +179,9 @@ def test_a_hub_dataset_is_read_through_datasets(monkeypatch):
     }
     asked = {}
 
-    def load_dataset(name, split, revision):
+    def load_dataset(name, subset, split, revision, streaming):
         asked.update(name=name, split=split, revision=revision)
-        return datasets.Dataset.from_dict(rows)
+        return datasets.Dataset.from_dict(rows).to_iterable_dataset()
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     found = read_questions(Reading(dataset="rajpurkar/squad_v2", dataset_revision="abc"), "validation", 9, None, 0)

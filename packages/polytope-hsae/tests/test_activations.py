@@ -59,7 +59,7 @@ def geometry(tmp_path, tokenizer):
 
 def corpus(tmp_path):
     lines = [f" the dog and the cat number {i} saw a horse under the oak" for i in range(60)]
-    (tmp_path / "text.txt").write_text("\n".join(lines))
+    (tmp_path / "text.txt").write_text("\n\n".join(lines))
     return str(tmp_path / "text.txt")
 
 

@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 from retrofit.cli import main
 from retrofit.metrics.evaluation import perplexity_row
 from retrofit.metrics.perplexity import Evaluation
-from retrofit.model import load_model, load_tokenizer
+from retrofit.model import load_model
 from studycore.errors import UserError
+from studycore.language.pretrained import load_tokenizer
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n"
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from retrofit.model import dropout_of, load_model, load_tokenizer, save_model
+from retrofit.model import dropout_of, load_model, save_model
 from studycore.errors import UserError
+from studycore.language.pretrained import load_tokenizer
 
 
 @pytest.fixture

@@ -223,7 +223,7 @@ def test_perplexity_is_the_sum_over_every_token_once(small, tmp_path):
     """Against a plain loop over the stream, one window at a time."""
     from retrofit.data import load_data
     from retrofit.metrics.perplexity import evaluate
-    from retrofit.model import load_tokenizer
+    from studycore.language.pretrained import load_tokenizer
 
     config = small(validation_blocks=None)
     model, _ = load_model(config.model)
@@ -250,7 +250,7 @@ def test_perplexity_of_windows_that_begin_with_bos(small, monkeypatch):
     """Against a plain loop: every token once, the first of each window from the beginning-of-text token alone."""
     from retrofit.data import load_data
     from retrofit.metrics.perplexity import evaluate
-    from retrofit.model import load_tokenizer
+    from studycore.language.pretrained import load_tokenizer
 
     config = small(validation_blocks=None, bos="always")
     tokenizer, model = load_tokenizer(config.model), load_model(config.model)[0].eval()

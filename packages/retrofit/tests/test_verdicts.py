@@ -41,7 +41,7 @@ from retrofit.metrics.windows import (
     windows_file,
     write_windows,
 )
-from retrofit.model import load_model, load_tokenizer
+from retrofit.model import load_model
 from retrofit.plan import plan
 from retrofit.report import ablation_table, gradient_table
 from retrofit.train import clip_gradients, norms_by_role
@@ -50,6 +50,7 @@ from studycore import execution
 from studycore.claims import as_stored, judge_all
 from studycore.configuration import to_dict, to_yaml
 from studycore.errors import UserError
+from studycore.language.pretrained import load_tokenizer
 from studycore.metrics_log import read_rows
 
 

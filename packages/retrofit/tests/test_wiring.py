@@ -36,12 +36,13 @@ from retrofit.metrics.spectra import (
     up_kappas,
 )
 from retrofit.metrics.summaries import by_layer, mean_rows, update_means
-from retrofit.model import load_model, load_tokenizer
+from retrofit.model import load_model
 from retrofit.plan import comparison_of_seeds, plan
 from retrofit.report import arm_metrics, comparison_answer, comparison_table, layer_table, report_run, transport_table
 from retrofit.train import console_line
 from retrofit.transports import glt_ffn, glt_fold, gradient_less_transport
 from studycore.claims import as_stored, judge_all
+from studycore.language.pretrained import load_tokenizer
 from studycore.metrics_log import read_rows
 
 # -------------------------------------------------------------------------------------------------------------- claims

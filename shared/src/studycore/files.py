@@ -65,6 +65,19 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: not valid JSON ({error}); restore it or start the run again") from None
 
 
+LOCAL = (".txt", ".jsonl", ".json", ".parquet")
+"""What names of files end in that no hub has."""
+
+
+def check_local(flag: str, name: str) -> None:
+    """UserError for what can only be a local path (./x, /x, ~/x, x.jsonl) and is not there: no hub is asked for it."""
+    if (name.startswith((".", "/", "~")) or Path(name).suffix in LOCAL) and not Path(name).exists():
+        whence = (
+            "" if Path(name).is_absolute() else ", which is meant from where the command is called or the run began"
+        )
+        raise UserError(f"{flag}: '{name}': there is no such file or folder; check the path{whence}")
+
+
 def check_output_file(path: str | Path, flag: str = "--output") -> None:
     """Makes the folder of the file that the work will end with. UserError when the file could not be written there."""
     path = Path(path)

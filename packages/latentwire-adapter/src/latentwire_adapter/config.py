@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 import studycore.options
 from studycore.bounds import BelowOne, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, check_bounds
-from studycore.errors import UserError
 
 EMBEDDED_MODEL = "studycore/smollm2-135m-instruct"
 EMBEDDED_DATASET = "studycore/life-sketches"
@@ -22,12 +21,6 @@ GOOD, PARTIAL = 70.0, 50.0
 def size_name(ratio: float) -> str:
     """A ratio in names of jobs and in tables: 8.0 is 8x."""
     return f"{ratio:g}x"
-
-
-def check_local(flag: str, name: str) -> None:
-    """UserError for what can only be a local path (./x, /x, ~/x, x.json) and is not there: no hub is asked for it."""
-    if (name.startswith((".", "/", "~")) or Path(name).suffix == ".json") and not Path(name).exists():
-        raise UserError(f"{flag}: '{name}': there is no such file or folder; check the path")
 
 
 @dataclass(frozen=True)

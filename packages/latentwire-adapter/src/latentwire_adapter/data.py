@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentwire_adapter.config import EMBEDDED_DATASET, FIT_TEXT, FitConfig, Reading, check_local
+from latentwire_adapter.config import EMBEDDED_DATASET, FIT_TEXT, FitConfig, Reading
 from latentwire_adapter.texts import life_sketches
 from studycore.errors import UserError
-from studycore.files import read_json
+from studycore.files import check_local, read_json
+from studycore.language.documents import read_documents
 from studycore.streams import derive_seed
 
 CUE = "Answer:"
@@ -129,22 +130,11 @@ def _read_file(path: str) -> Any:
 
 def _read_hub(config: Reading, split: str) -> list[Question]:
     """A hub dataset of SQuAD's form: id, context, question, answers{text}."""
-    import datasets
+    from studycore.language.pretrained import hub_rows
 
     check_local("--dataset", config.dataset)
-    print(f"reading the dataset {config.dataset} ({split}) from the Hugging Face hub")
-    try:
-        rows = datasets.load_dataset(config.dataset, split=split, revision=config.dataset_revision)
-    except Exception as error:  # datasets raises its own, huggingface_hub's and httpx's errors
-        names = {cls.__module__.split(".")[0] for cls in type(error).__mro__}
-        if not {"datasets", "huggingface_hub", "httpx"} & names and not isinstance(error, OSError | ValueError):
-            raise
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"--dataset: '{config.dataset}' ({split}) cannot be read: {reason}; check the name, the split and the network"
-        ) from None
-    if lacking := {"id", "context", "question", "answers"} - set(rows.column_names):
-        raise UserError(f"--dataset: {config.dataset} has no column '{min(lacking)}'; name a dataset of SQuAD's form")
+    columns = ("id", "context", "question", "answers")
+    rows = hub_rows(config.dataset, split, columns, revision=config.dataset_revision)
     paragraphs: dict[str, str] = {}
     return [
         Question(
@@ -306,16 +296,14 @@ def training_counts(config: FitConfig, tokenizer: Any, types: int, context: int)
 
 
 def _texts(source: str) -> list[str]:
-    """Documents: WordNet's training glosses, or the lines of a text file."""
+    """Documents: WordNet's training glosses, or those of a file."""
     if source == FIT_TEXT:
         from studycore.language import wordnet
 
         return wordnet.texts("train")
     if not Path(source).is_file():
         raise UserError(f"fit_text: '{source}' is no file; give a text file, {FIT_TEXT}, or null")
-    from studycore.files import read_text
-
-    return [line for line in read_text(Path(source)).splitlines() if line.strip()]
+    return read_documents(source, flag="fit_text")
 
 
 def held_out_types(counts_V: Tensor, share: float, always_seen: int) -> Tensor:

@@ -9,7 +9,6 @@ a window.
 """
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,9 +21,11 @@ from polytope_hsae import synthetic
 from polytope_hsae.concepts import Hierarchy, load_hierarchy, prompts
 from polytope_hsae.config import SYNTHETIC, ActivationConfig
 from polytope_hsae.data import CHOOSE, TEST, TRAIN
-from polytope_hsae.language import check_capture, final_activations, fingerprint, load_model, load_tokenizer, pad
+from polytope_hsae.language import check_capture, final_activations, load_model, load_tokenizer, pad
 from studycore.errors import UserError
-from studycore.files import read_text, sync_folder, write_json
+from studycore.files import check_local, sync_folder, write_json
+from studycore.language.documents import read_documents
+from studycore.language.pretrained import hub_rows, weights_fingerprint
 from studycore.run import Run
 from studycore.streams import derive_seed, generator
 
@@ -67,7 +68,7 @@ def capture(config: ActivationConfig, run: Run) -> None:
         return
     tokenizer = load_tokenizer(config.model, config.model_revision)
     model = load_model(config.model, config.model_revision, config.dtype)
-    weights = fingerprint(model)
+    weights = weights_fingerprint(model)
     sequences = gather(config, hierarchy, tokenizer)
     shards = list(sequences.shards(config.shard_size_tokens))
     keys = [_key(weights, config.dtype, shard) for shard in shards]
@@ -135,17 +136,13 @@ def gather(config: ActivationConfig, hierarchy: Hierarchy, tokenizer: Any) -> Se
 
 def documents(config: ActivationConfig) -> Iterator[str]:
     """The texts, in an order drawn by the seed; of a hub dataset in its own."""
+    check_local("data.source", config.source)
     if config.source == "studycore/wordnet":
         from studycore.language import wordnet
 
         texts = [document.text for document in wordnet.documents()]
-    elif config.source.endswith((".txt", ".jsonl")):
-        lines = read_text(Path(config.source)).splitlines()
-        try:
-            texts = [json.loads(line)["text"] for line in lines] if config.source.endswith(".jsonl") else lines
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f"data.source: {config.source} has a line without JSON and a 'text'; mend it") from None
-        texts = [text for text in texts if text.strip()]
+    elif Path(config.source).is_file():
+        texts = read_documents(config.source, flag="data.source")
     else:
         yield from _hub_texts(config.source)
         return
@@ -154,16 +151,9 @@ def documents(config: ActivationConfig) -> Iterator[str]:
 
 
 def _hub_texts(source: str) -> Iterator[str]:
-    import datasets
-
-    name, _, configuration = source.partition(":")
-    print(f"reading the dataset {name} from the Hugging Face hub")
-    try:
-        for row in datasets.load_dataset(name, configuration or None, split="train", streaming=True):
-            yield row["text"]
-    except (OSError, ValueError, KeyError) as error:
-        said = " ".join(str(error).split())[:200]
-        raise UserError(f"data.source: '{source}' cannot be read: {said}; give studycore/wordnet, a file, or another dataset") from None  # fmt: skip
+    name, _, subset = source.partition(":")
+    for row in hub_rows(name, "train", ("text",), subset or None, flag="data.source"):
+        yield row["text"]
 
 
 def _split_of(text: str, shares: Sequence[float]) -> int:

@@ -12,9 +12,10 @@ from polytope_hsae import synthetic
 from polytope_hsae.concepts import Hierarchy, choose_hierarchy
 from polytope_hsae.config import SYNTHETIC, GeometryConfig
 from polytope_hsae.geometry import CausalGeometry, causal_geometry, euclidean_geometry
-from polytope_hsae.language import final_activations, fingerprint, load_model, load_tokenizer, pad, unembedding
+from polytope_hsae.language import final_activations, load_model, load_tokenizer, pad, unembedding
 from polytope_hsae.validation import Vectors, estimate, family, validate
 from studycore.errors import UserError
+from studycore.language.pretrained import weights_fingerprint
 from studycore.run import Run
 from studycore.streams import generator
 
@@ -31,7 +32,7 @@ def extract(config: GeometryConfig, run: Run) -> None:
         tokenizer = load_tokenizer(config.model, config.model_revision)
         hierarchy, counts = choose_hierarchy(tokenizer, config)
         model = load_model(config.model, config.model_revision)
-        gamma_VD, weights = unembedding(model), fingerprint(model)
+        gamma_VD, weights = unembedding(model), weights_fingerprint(model)
         x_ND = _contexts(model, tokenizer, config)
     run.begin(data={"model": weights})
     try:

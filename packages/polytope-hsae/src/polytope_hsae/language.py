@@ -6,74 +6,35 @@ product with the unembedding, exactly, and need no run of the model.
 Shapes: B sequences, T tokens, D width, V words.
 """
 
-import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from studycore.errors import UserError
+from studycore.language import pretrained
+
+FLAG = "model.name"
 
 
 def load_model(name: str, revision: str | None = None, dtype: str = "fp32") -> Any:
     """The model, for evaluation. UserError when there is none, or its head is not a plain product."""
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-
-    place = _place(name)
-    logging.disable_progress_bar()
-    if not Path(place).exists():
-        print(f"loading the model {name} from the Hugging Face hub")
-    precision = torch.float32 if dtype == "fp32" else torch.bfloat16
-    try:
-        model: Any = AutoModelForCausalLM.from_pretrained(place, revision=revision, dtype=precision)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        raise _unloadable(name, error) from None
+    model, _ = pretrained.load_model(name, revision, torch.float32 if dtype == "fp32" else torch.bfloat16, FLAG)
     head = model.get_output_embeddings()
     if head is None or getattr(head, "bias", None) is not None:
         raise UserError(f"model.name: '{name}' has no unembedding without a bias, whose geometry this study reads; take another")  # fmt: skip
-    return model.eval()
+    return model
 
 
 def load_tokenizer(name: str, revision: str | None = None) -> Any:
     """UserError when the model has none."""
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(_place(name), revision=revision)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise _unloadable(name, error) from None
-
-
-def _place(name: str) -> str:
-    """What from_pretrained takes."""
-    from studycore.language.embedded import locate
-
-    if name.startswith((".", "/", "~")) and not (Path(name) / "config.json").is_file():
-        raise UserError(f"model.name: '{name}' is no folder of a Hugging Face model; check the path")
-    return locate(name)
-
-
-def _unloadable(name: str, error: Exception) -> UserError:
-    said = " ".join(str(error).split()).split(". ")[0].rstrip(".")[:240]
-    return UserError(f"model.name: '{name}' cannot be loaded: {said}; give a hub id or a folder")
+    return pretrained.load_tokenizer(name, revision, FLAG)
 
 
 def unembedding(model: Any) -> Tensor:
     """[V, D] rows that logits are products with, float32."""
     return model.get_output_embeddings().weight.detach().float()
-
-
-def fingerprint(model: Any) -> str:
-    """SHA-256 of all weights."""
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 @torch.no_grad()

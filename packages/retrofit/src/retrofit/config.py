@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import studycore.options
 from studycore.bounds import BelowOne, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, check_bounds
-from studycore.errors import UserError
 from studycore.files import check_output_file
 
 EMBEDDED_MODEL = "studycore/wordnet-lm"
@@ -31,16 +30,6 @@ def arm_names() -> list[str]:
 def arms_in_words() -> str:
     """The methods, each in quotes: one is called none."""
     return ", ".join(f"'{name}'" for name in arm_names())
-
-
-def check_local(flag: str, name: str) -> None:
-    """UserError for what can only be a local path (./x, /x, ~/x, x.jsonl) and is not there: no hub is asked for it."""
-    local = name.startswith((".", "/", "~")) or Path(name).suffix in (".txt", ".jsonl", ".json", ".parquet")
-    if local and not Path(name).exists():
-        whence = (
-            "" if Path(name).is_absolute() else ", which is meant from where the command is called or the run began"
-        )
-        raise UserError(f"{flag}: '{name}': there is no such file or folder; check the path{whence}")
 
 
 def _check_finite(config: Any) -> None:

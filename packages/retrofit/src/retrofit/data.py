@@ -9,11 +9,10 @@ Shapes: N blocks, T tokens of a block.
 """
 
 import hashlib
-import json
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +21,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from retrofit.config import EMBEDDED_DATASET, RunConfig, check_local
+from retrofit.config import EMBEDDED_DATASET, RunConfig
 from studycore.errors import UserError
-from studycore.files import read_text
-from studycore.foreign import check_file, reading
+from studycore.files import check_local
+from studycore.foreign import reading
+from studycore.language.documents import SEPARATOR, document, read_documents
 from studycore.streams import generator
 
 FILE_VALIDATION_SHARE = 0.05
 TUNING_SHARE = 0.1
-SEPARATOR = "<|endoftext|>"
 
 
 @dataclass(frozen=True)
@@ -167,18 +166,14 @@ def read_source(config: Any, source: str, split: str, limit: int | None) -> list
     if source == EMBEDDED_DATASET:
         return _embedded(split, limit)
     check_local("--dataset", source)
-    path = Path(source)
-    if path.is_file():
-        documents = {".txt": _read_txt, ".jsonl": _read_json, ".json": _read_json, ".parquet": _read_parquet}
-        if path.suffix not in documents:
-            raise UserError(f"--dataset: {source} is no .txt, .jsonl or .parquet file; give one of these")
-        check_file(path)
-        texts = (text.removeprefix(BYTE_ORDER_MARK) for text in documents[path.suffix](path, config.text_column))
-        return [text for text in texts if text.strip()][:limit]
-    return _read_hub(config, source, split, limit)
+    if Path(source).is_file():
+        return read_documents(source, config.text_column, column_flag="--text-column")[:limit]
+    from studycore.language.pretrained import hub_rows
 
-
-BYTE_ORDER_MARK = "\ufeff"
+    column = config.text_column
+    rows = hub_rows(source, split, (column,), config.dataset_config, config.dataset_revision)
+    texts = (document(row, column, f"--dataset: '{source}' ({split}) row {n}") for n, row in enumerate(rows, start=1))
+    return list(islice((text for text in texts if text.strip()), limit))
 
 
 def _embedded(split: str, limit: int | None) -> list[str]:
@@ -190,105 +185,6 @@ def _embedded(split: str, limit: int | None) -> list[str]:
     order = torch.randperm(len(texts), generator=generator(0, "embedded documents", own)).tolist()
     # Equal texts under two names would count twice.
     return list(dict.fromkeys(texts[i] for i in order))[:limit]
-
-
-def _lines(path: Path) -> list[str]:
-    """Of a text file: they end at \\n or \\r\\n and nowhere else. Files that were put together have a mark before each."""
-    lines = read_text(path, newline="").split("\n")
-    return [line.removeprefix(BYTE_ORDER_MARK).removesuffix("\r") for line in lines]
-
-
-def _read_txt(path: Path, column: str) -> list[str]:
-    """Documents between <|endoftext|>, or else between empty lines, which may hold blanks."""
-    lines = _lines(path)
-    if any(SEPARATOR in line for line in lines):
-        return "\n".join(lines).split(SEPARATOR)
-    return ["\n".join(part) for empty, part in groupby(lines, key=lambda line: not line.strip()) if not empty]
-
-
-def _read_json(path: Path, column: str) -> list[str]:
-    """The objects (or strings) of a JSON array, or one on each line."""
-    lines = _lines(path)
-    text = "\n".join(lines).strip()
-    if text.startswith("[") or path.suffix == ".json":
-        whole, _ = _parsed(text)
-        if isinstance(whole, list):
-            return [_document(row, column, f"{path} item {n}") for n, row in enumerate(whole, start=1)]
-        if whole is not None:
-            return [_document(whole, column, str(path))]
-    texts = []
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            row, reason = _parsed(line)
-            texts.append(_document(row, column, f"{path} line {number}", reason))
-    return texts
-
-
-def _parsed(text: str) -> tuple[Any, str]:
-    """(the value, "") or (None, why it is no JSON). Control characters may stand in strings as they are."""
-    try:
-        return json.loads(text, strict=False), ""
-    except (ValueError, RecursionError) as error:
-        return None, f"it is not valid JSON: {error}"
-
-
-def _document(row: Any, column: str, where: str, reason: str = "") -> str:
-    """The text of one row; empty where it is null. UserError names the row and what stands there instead."""
-    if isinstance(row, str):
-        return row
-    if isinstance(row, dict):
-        value = row.get(column, "")
-        if column in row and (value is None or isinstance(value, str)):
-            return value or ""
-        reason = f"it is {_kind(value)}" if column in row else f"there are {', '.join(map(repr, row)) or 'no keys'}"
-    reason = reason or f"the row is {_kind(row)}"
-    raise UserError(f"--dataset: {where} has no text under '{column}' ({reason}); set --text-column, or mend the file")
-
-
-def _kind(value: Any) -> str:
-    """What a JSON value is, in words."""
-    names = {bool: "a truth value", int: "a number", float: "a number", list: "an array", dict: "an object"}
-    return names.get(type(value), "null" if value is None else f"a {type(value).__name__}")
-
-
-def _read_parquet(path: Path, column: str) -> list[str]:
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    with reading(f"--dataset: {path}", "a Parquet file"):
-        schema = parquet.read_schema(path)
-        if column not in schema.names:
-            raise UserError(f"--text-column: {path} has no column '{column}'; there are {', '.join(schema.names)}")
-        kind = schema.field(column).type
-        values = kind.value_type if pa.types.is_dictionary(kind) else kind
-        if not any(
-            is_of(values)
-            for is_of in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
-        ):
-            raise UserError(f"--text-column: '{column}' of {path} is of type {kind}, no text; name a column of text")
-        return [text for text in parquet.read_table(path, columns=[column])[column].to_pylist() if text]
-
-
-def _read_hub(config: Any, source: str, split: str, limit: int | None) -> list[str]:
-    """A dataset of the hub, or a folder in its form, streamed so that no more than is used is fetched."""
-    import datasets
-
-    if not Path(source).exists():
-        print(f"reading the dataset {source} ({split}) from the Hugging Face hub")
-    column, mend = config.text_column, "check the name, the split and the network"
-    with reading(f"--dataset: '{source}'", f"a dataset with a split '{split}'", mend):
-        rows = datasets.load_dataset(
-            source, config.dataset_config, split=split, streaming=True, revision=config.dataset_revision
-        )
-        if rows.column_names is not None and column not in rows.column_names:
-            raise UserError(
-                f"--text-column: {source} has no column '{column}'; there are {', '.join(rows.column_names)}"
-            )
-        texts = (
-            _document(row, column, f"'{source}' ({split}) row {n}").removeprefix(BYTE_ORDER_MARK)
-            for n, row in enumerate(rows, start=1)
-        )
-        return list(islice((text for text in texts if text.strip()), limit))
 
 
 def hub_commit(source: str, revision: str | None) -> str | None:

@@ -8,12 +8,14 @@ from typing import Any
 from tqdm import tqdm
 
 from retrofit.blocks import left_out
-from retrofit.config import EMBEDDED_DATASET, MeasureConfig, check_local
+from retrofit.config import EMBEDDED_DATASET, MeasureConfig
 from retrofit.data import Blocks, cut_blocks, fingerprint, read_source
 from retrofit.metrics.matrices import measure_activations, measure_weights
 from retrofit.metrics.matrix_rows import ActivationRow, plain, summarise, tables, token_note, write_csv
-from retrofit.model import context_of, load_model, load_tokenizer, vocabulary_of, weights_fingerprint
+from retrofit.model import load_model
 from studycore.errors import UserError
+from studycore.files import check_local
+from studycore.language.pretrained import context_of, load_tokenizer, vocabulary_of, weights_fingerprint
 from studycore.report import table_text
 from studycore.run import Run
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from retrofit.arms import get_arm
 from retrofit.arms.base import StepState
 from retrofit.blocks import FeedForward, Part, find_blocks, left_out, up_norms, weights_by_role
-from retrofit.config import ROLES, START, RunConfig, check_local
+from retrofit.config import ROLES, START, RunConfig
 from retrofit.data import Data, load_data, micro_batches
 from retrofit.legacy.original_json import write_original
 from retrofit.losses import NextTokenLoss
@@ -31,22 +31,21 @@ from retrofit.metrics.drift import ablation_rows, transport_row
 from retrofit.metrics.evaluation import conditioning_row, ff_gram_row, perplexity_row, results
 from retrofit.metrics.perplexity import evaluate
 from retrofit.metrics.windows import windows_file, write_windows
-from retrofit.model import (
-    architecture_of,
-    build_model,
-    context_of,
-    load_model,
-    load_tokenizer,
-    probe_inputs,
-    replay_probe,
-    save_model,
-    vocabulary_of,
-    weights_fingerprint,
-)
+from retrofit.model import load_model, save_model
 from studycore.configuration import differences, to_dict
 from studycore.devices import choose_device
 from studycore.errors import UserError
-from studycore.files import read_json
+from studycore.files import check_local, read_json
+from studycore.language.pretrained import (
+    architecture_of,
+    build_model,
+    context_of,
+    load_tokenizer,
+    probe_inputs,
+    replay_probe,
+    vocabulary_of,
+    weights_fingerprint,
+)
 from studycore.metrics_log import read_rows
 from studycore.record import is_done
 from studycore.run import Run

@@ -1,4 +1,4 @@
-"""Language without a model hub: WordNet as a corpus, the language model that comes along, and how it was trained.
+"""Language models and text: WordNet as a corpus, the models that come along, and those that others published.
 
 Needs the extra studycore[lm].
 """

@@ -10,15 +10,15 @@ Shapes: B questions, G paragraphs, P tokens of the prefix, T tokens, V token typ
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from latentwire_adapter.config import Reading, check_local
+from latentwire_adapter.config import Reading
 from latentwire_adapter.data import Prompt, Prompts
 from studycore.errors import UserError
+from studycore.language.pretrained import context_of, load_model, load_tokenizer
 
 Embed = Callable[[Tensor], Tensor]
 """ids of any shape -> rows of that shape and D more."""
@@ -44,19 +44,7 @@ class LanguageModel:
     @property
     def context(self) -> int:
         """Positions that the model knows."""
-        config = self.model.config
-        return int(getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 2**31)
-
-
-def locate(name: str) -> str:
-    """What `from_pretrained` takes. UserError for a folder that holds no model."""
-    from studycore.language import embedded
-
-    check_local("--model", name)
-    place = embedded.locate(name)
-    if Path(place).is_dir() and not (Path(place) / "config.json").is_file():
-        raise UserError(f"--model: the folder '{name}' holds no config.json; give a Hugging Face model folder")
-    return place
+        return context_of(self.model)
 
 
 _loaded: dict[tuple[str, str | None, str, str], LanguageModel] = {}
@@ -72,34 +60,11 @@ def load_language_model(config: Reading, device: str) -> LanguageModel:
 
 
 def _load(config: Reading, device: str) -> LanguageModel:
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
-
-    place = locate(config.model)
-    quiet = not logging.is_progress_bar_enabled()
-    if Path(place).exists():
-        logging.disable_progress_bar()
-    else:
-        print(f"loading the model {config.model} from the Hugging Face hub")
-    try:
-        both: Any = AutoModelForCausalLM.from_pretrained(
-            place, revision=config.model_revision, dtype=getattr(torch, config.dtype), output_loading_info=True
-        )
-        tokenizer = AutoTokenizer.from_pretrained(place, revision=config.model_revision)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        reason = " ".join(str(error).split()).split(". ")[0].rstrip(".")[:240]
-        raise UserError(f"--model: '{config.model}' cannot be loaded: {reason}; give a hub id or a folder") from None
-    finally:
-        if not quiet:
-            logging.enable_progress_bar()
-    model, loaded = both
-    if missing := sorted(set(loaded["missing_keys"]) - set(getattr(model, "all_tied_weights_keys", {}) or {})):
-        raise UserError(f"--model: '{config.model}' lacks {missing[0]}; restore its weight files")
-    return wrap(model.to(device), tokenizer, config.model)
+    model, commit = load_model(config.model, config.model_revision, getattr(torch, config.dtype))
+    return wrap(model.to(device), load_tokenizer(config.model, config.model_revision), config.model, commit)
 
 
-def wrap(model: Any, tokenizer: Any, name: str = "the model") -> LanguageModel:
+def wrap(model: Any, tokenizer: Any, name: str = "the model", commit: str | None = None) -> LanguageModel:
     """A loaded model, made ready: frozen, its table read. UserError for one whose embeddings are no look-up."""
     if any(getattr(part, "hidden_size_per_layer_input", 0) for part in (model.config, model.config.get_text_config())):
         raise UserError(
@@ -117,7 +82,7 @@ def wrap(model: Any, tokenizer: Any, name: str = "the model") -> LanguageModel:
     ends = {token for token, text in enumerate(names) if text and ("\n" in text or "Ċ" in text or text == "<0x0A>")}
     stops = getattr(model.generation_config, "eos_token_id", None)
     ends |= {tokenizer.eos_token_id, *(stops if isinstance(stops, list) else [stops])} - {None}
-    return LanguageModel(model, tokenizer, table_VD, frozenset(ends), getattr(model.config, "_commit_hash", None))
+    return LanguageModel(model, tokenizer, table_VD, frozenset(ends), commit)
 
 
 # ---------------------------------------------------------------------------------------------------------- answers
