@@ -199,6 +199,14 @@ def test_what_is_of_no_known_kind_is_named_with_its_share():
     assert "1 of the layers have no feed-forward block" in left_out(model).sentences
 
 
+def test_maps_whose_shapes_do_not_fit_are_no_block():
+    for kind in ("llama", "phi3"):
+        model = tiny_model(kind)
+        model.model.layers[0].mlp.down_proj = torch.nn.Linear(10, 16)
+        assert [block.name for block in find_blocks(model)] == ["model.layers.1.mlp"]
+        assert left_out(model).layers == 1
+
+
 def test_it_is_said_before_the_work_in_the_table_and_in_the_results(made, tmp_path, capsys, monkeypatch):
     import retrofit.measure as module
 

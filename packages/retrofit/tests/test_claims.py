@@ -159,6 +159,33 @@ def test_the_estimate_is_the_ratio_of_exact_perplexities():
     assert found.low < found.estimate < found.high
 
 
+def test_between_seeds_alone_the_interval_is_students():
+    """Every document moves by the same amount a token, another in each seed."""
+    table = run("standard", 0)["documents"]
+    shifts = np.array([-0.02, 0.01, 0.05, 0.03])
+    treated = [np.stack([table[:, 0], table[:, 1] + s * table[:, 2], table[:, 2]], axis=1) for s in shifts]
+    found = perplexity_change([(one, table) for one in treated])
+    middle, half = shifts.mean(), 3.182446 * shifts.std(ddof=1) / 2  # t of 3 degrees of freedom, root of 4 seeds
+    assert found.estimate == pytest.approx(100 * math.expm1(middle))
+    assert (found.low, found.high) == (
+        pytest.approx(100 * math.expm1(middle - half), rel=1e-5), pytest.approx(100 * math.expm1(middle + half), rel=1e-5),
+    )  # fmt: skip
+
+
+def test_within_documents_alone_the_interval_is_the_bootstraps():
+    """Seeds that agree: the standard error of a ratio of sums, to what 2,000 resamples know of it."""
+    draw = np.random.default_rng(5)
+    tokens = np.full(DOCUMENTS, 10.0)
+    table = np.stack([np.arange(DOCUMENTS), np.zeros(DOCUMENTS), tokens], axis=1)
+    moved = table.copy()
+    moved[:, 1] = draw.normal(0, 1, DOCUMENTS)
+    found = perplexity_change([(moved, table)] * 3)
+    error = moved[:, 1].std() / math.sqrt(DOCUMENTS) / 10
+    assert found.high - found.low == pytest.approx(100 * 2 * 1.966 * error, rel=0.06)
+    assert found.n == 3
+    assert perplexity_change([(moved, table)]).n == DOCUMENTS
+
+
 def test_documents_that_differ_cannot_be_paired():
     a = run("gram", 0)["documents"]
     with pytest.raises(AssertionError):

@@ -189,6 +189,24 @@ def test_a_file_or_a_model_of_more_than_text_is_no_model_folder(folder, monkeypa
         load_model(str(folder))
 
 
+def test_a_model_that_sees_what_follows_is_refused(folder):
+    """Its perplexity would be of tokens that it has seen."""
+    from transformers import AutoModelForCausalLM, Gemma3TextConfig
+
+    sizes = {
+        "hidden_size": 16,
+        "intermediate_size": 40,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "head_dim": 8,
+    }
+    config = Gemma3TextConfig(**sizes, vocab_size=64, num_key_value_heads=2, use_bidirectional_attention=True)
+    shutil.rmtree(folder)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    with pytest.raises(UserError, match="its logits depend on the tokens that follow, so it predicts none"):
+        load_model(str(folder))
+
+
 def test_nothing_that_transformers_would_print_comes_beside_the_sentence(folder, capfd):
     rewrite(lambda t: t.update({"x": torch.ones(2)}))(folder)
     assert main(["measure", str(folder), "--dataset", "null", "--device", "cpu"]) == 2

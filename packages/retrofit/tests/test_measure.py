@@ -111,6 +111,10 @@ def test_summaries_by_role_keep_singular_matrices():
     original = rows["ff_gram_original"]
     assert (original.singular, original.median, original.geometric_mean) == (2, math.inf, math.inf)
     assert "kappa, gate" not in rows
+    # Of layers of which some could not be measured, nothing is summed up.
+    some = summarise(weights, [*activations, ActivationRow("c", 400, 99, None, 1.0, 2.0)])
+    part = next(row for row in some if row.what == "act_kappa_centred")
+    assert (part.count, part.median, part.geometric_mean) == (2, None, None)
 
 
 def test_a_singular_matrix_is_counted_in_the_files(run, made, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import KINDS, tiny_model
 
-from retrofit.blocks import find_blocks, find_matrices
+from retrofit.blocks import Part, Projection, find_blocks, find_matrices
 from retrofit.metrics.matrices import measure_activations
 from retrofit.metrics.spectra import (
     Moments,
@@ -18,6 +18,7 @@ from retrofit.metrics.spectra import (
     ff_gram_original,
     ff_gram_original_of_layer,
     singular_values,
+    spectrum_of,
     weight_spectrum,
     without_largest,
 )
@@ -123,6 +124,16 @@ def test_tokens_must_be_as_many_as_the_width_and_more_lower_the_noise_floor():
     assert noise_floor(64, 64) == math.inf
     x = torch.randn(2048, 128, generator=torch.Generator().manual_seed(0))
     assert activation_kappa(moments(x), centred=False) == pytest.approx(noise_floor(2048, 128), rel=0.1)
+
+
+def test_a_projections_rank_is_counted_by_its_larger_side():
+    """A singular value between 2 and 1,024 times epsilon, in both orientations."""
+    w = torch.zeros(2, 1024, dtype=torch.float64)
+    w[0, 0], w[1, 1] = 1, 100 * torch.finfo(torch.float64).eps
+    for each in (w, w.T):
+        spectrum, s_k = spectrum_of(Projection("w", Part(torch.nn.Parameter(each.contiguous()))))
+        assert (spectrum.rank, spectrum.kappa) == (1, math.inf)
+        assert s_k.tolist() == pytest.approx([1, float(w[1, 1])])
 
 
 @pytest.mark.parametrize("kind", KINDS)

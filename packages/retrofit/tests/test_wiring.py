@@ -72,7 +72,7 @@ def judged(runs):
 def test_every_claim_reads_its_own_arms_and_quantity():
     """Each arm has numbers of its own, so that a claim's figure says which two it was made from."""
     logs = {
-        what: {arm: -0.02 * (i + 1) - 0.001 * j for i, arm in enumerate(ARMS)}
+        what: {arm: -0.02 * (j + 1) * (len(ARMS) - i) for i, arm in enumerate(ARMS)}
         for j, what in enumerate(("ppl", "cond", "kappa"))
     }
     moves = {arm: 0.001 * (i + 1) for i, arm in enumerate(ARMS)}
@@ -91,6 +91,13 @@ def test_every_claim_reads_its_own_arms_and_quantity():
         if name == "glt_perm_null":
             expected = abs(expected)
         assert found[name]["measured"] == pytest.approx(expected, rel=1e-4 if "ff_gram" in name else 1e-6), name
+
+
+def test_a_difference_in_both_directions_has_a_size():
+    """+10 % and -10 % in two seeds are no null result."""
+    runs = [row_of_run("standard", s) for s in range(2)]
+    runs += [row_of_run("glt_perm", s, ppl=math.log(1 + change)) for s, change in enumerate((0.1, -0.1))]
+    assert judged(runs)["glt_perm_null"]["measured"] == pytest.approx(10)
 
 
 def test_a_claim_without_one_of_its_arms_is_not_run_and_the_others_stay():
@@ -285,10 +292,16 @@ def test_a_transports_row_holds_before_and_after(small):
 
 
 # ---------------------------------------------------------------------------------------------------------------- arms
-def state_of(kind="gpt_neox", step=3, seed=0, **more):
+def state_of(kind="gpt_neox", step=3, seed=0, optimized=False, **more):
+    """A step's state; with an optimizer that has made an update at rate 0, so that there are moments."""
     model = tiny_model(kind)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0) if optimized else None
+    if optimizer is not None:
+        ids = torch.randint(0, 64, (2, 9), generator=torch.Generator().manual_seed(2))
+        NextTokenLoss(model.eval())(ids).backward()
+        optimizer.step()
     config = RunConfig(method="standard", gram_weight=0.25, seed=seed)
-    return StepState(model, find_blocks(model), None, config, step, **more)
+    return StepState(model, find_blocks(model), optimizer, config, step, **more)
 
 
 PENALTIES = {
@@ -300,13 +313,13 @@ PENALTIES = {
 TRANSPORTS = {
     "geometry_ffn": lambda state: gradient_less_transport(state.model, ["up", "gate", "attention", "other"]),
     "geometry": lambda state: gradient_less_transport(state.model), "glt_ffn": lambda state: glt_ffn(state.blocks),
-    "glt_fold": lambda state: glt_fold(state.blocks),
+    "glt_fold": lambda state: glt_fold(state.blocks, state.optimizer),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", arm_names())
 def test_every_arm_has_the_penalty_and_the_transport_of_the_readmes_table(name):
-    arm, state, other = get_arm(name), state_of(), state_of()
+    arm, state, other = get_arm(name), state_of(optimized=True), state_of(optimized=True)
     penalty = arm.penalty(state)
     assert (penalty is not None) == (name in PENALTIES)
     if penalty is not None:
@@ -319,9 +332,11 @@ def test_every_arm_has_the_penalty_and_the_transport_of_the_readmes_table(name):
     TRANSPORTS.get(name, lambda state: None)(other)
     weights = [dict(s.model.named_parameters()) for s in (state, other)]
     for key, value in weights[0].items():
-        assert torch.equal(value, weights[1][key]) == (
-            name != "glt_perm" or ".mlp." not in key or "4h_to_h.bias" in key
-        )
+        same = name != "glt_perm" or ".mlp." not in key or "4h_to_h.bias" in key
+        assert torch.equal(value, weights[1][key]) == same, key
+        # The optimizer's moments go along, or stay as they are.
+        moments = [s.optimizer.state[w[key]]["exp_avg"] for s, w in zip((state, other), weights, strict=True)]
+        assert torch.equal(*moments) == same, key
 
 
 def test_a_permutation_is_another_at_every_step_layer_and_seed():
@@ -636,11 +651,11 @@ def test_a_layers_table_says_what_is_infinite_and_what_was_not_measured():
 
 def test_the_transports_table_takes_each_column_from_its_rows():
     rows = [transport(3, 100.0, 104.0, kl=0.4, kappa=(8.0, 2.0)), transport(6, 100.0, 99.0, kl=0.1, kappa=(4.0, 4.0)),
-            transport(9, 100.0, 97.0, kl=0.2, kappa=(9.0, 4.0)), transport(12, 100.0, 101.0, kl=0.3, kappa=(2.0, 2.0))]  # fmt: skip
+            transport(9, 100.0, 94.0, kl=0.2, kappa=(9.0, 4.0)), transport(12, 100.0, 101.0, kl=0.3, kappa=(2.0, 2.0))]  # fmt: skip
     (line,) = transport_table({"geometry": rows}).rows
     name, count, first, others, largest, kl_first, kl_others, factor = line
     assert (name, count, kl_first, kl_others) == ("geometry", 4, 0.4, 0.2)
-    assert (first, others, largest) == (pytest.approx(4), pytest.approx(-1), pytest.approx(4))
+    assert (first, others, largest) == (pytest.approx(4), pytest.approx(-1), pytest.approx(-6))
     assert factor == pytest.approx((2 / 8 * 1 * 4 / 9 * 1) ** 0.25)
 
 
