@@ -22,6 +22,7 @@ def tiny(tmp_path, monkeypatch):
         function.cache_clear()
     monkeypatch.setattr(wordnet, "DEBIAN", tiny_wordnet.write(tmp_path / "debian"))
     monkeypatch.setattr(nltk.data, "path", [str(tmp_path / "nltk_data")])
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     yield tmp_path
     for function in CACHED:
         function.cache_clear()
@@ -39,6 +40,35 @@ def test_documents(tiny):
     assert texts["dog.n.01"] == ' dog, domestic dog: a kind that barks; "the dog barked"; "a loyal dog"'
     assert texts["run.v.01"] == " run: move fast"
     assert [d.name for d in wordnet.documents()] == sorted(texts)
+
+
+def test_the_next_process_need_not_parse_the_database_unless_what_was_kept_is_damaged(tiny, monkeypatch):
+    made = wordnet.documents()
+    (kept,) = (tiny / "cache" / "studycore").glob("wordnet-*.json")
+    whole = kept.read_text()
+
+    def parses() -> int:
+        """How often nltk is asked by a process that starts afresh and finds the same documents."""
+        asked = []
+        reader = wordnet.corpus()
+        monkeypatch.setattr(reader, "all_synsets", lambda: asked.append(1) or type(reader).all_synsets(reader))
+        wordnet.documents.cache_clear()
+        assert wordnet.documents() == made
+        return len(asked)
+
+    assert parses() == 0
+    for content in (whole.replace("barked", "bark"), whole[:-40], "[]", '{"sha256": 1}', ""):
+        kept.write_text(content)
+        assert parses() == 1
+        assert kept.read_text() == whole
+    kept.unlink()
+    kept.mkdir()  # nothing can be written there
+    assert parses() == 1
+    database = wordnet.find() / "data.adj"
+    database.write_text(database.read_text().replace("with speed", "with haste"))
+    wordnet.corpus.cache_clear()
+    wordnet.documents.cache_clear()
+    assert " fast: with haste" in [document.text for document in wordnet.documents()]
 
 
 def test_equal_glosses_share_a_split_and_splits_have_their_shares(tiny):

@@ -65,6 +65,12 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: not valid JSON ({error}); restore it or start the run again") from None
 
 
+def cache_folder() -> Path:
+    """Where the studies keep what can be made or fetched again: studycore in XDG_CACHE_HOME, by default in ~/.cache."""
+    named = os.environ.get("XDG_CACHE_HOME")  # by its specification, a relative path is not heeded
+    return (Path(named) if named and Path(named).is_absolute() else Path.home() / ".cache") / "studycore"
+
+
 LOCAL = (".txt", ".jsonl", ".json", ".parquet")
 """What names of files end in that no hub has."""
 

@@ -230,7 +230,7 @@ class MeasureConfig:
     """Whether each document begins with the end-of-text token."""
     bos: Literal["tokenizer", "always", "never"] = "tokenizer"
     """Whether every window begins with the beginning-of-text token; tokenizer: where the model's tokenizer puts it itself."""
-    activation_tokens: PositiveInt = 16384
+    activation_tokens: PositiveInt = 8192
     """Tokens from which conditioning of activations is measured; fewer than the FFN's width say nothing, so none is given."""
 
     def __post_init__(self) -> None:

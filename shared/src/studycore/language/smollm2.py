@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from studycore.errors import UserError
-from studycore.files import read_json, sha256, sync_folder
+from studycore.files import cache_folder, read_json, sha256, sync_folder
 from studycore.language.conversion import FORMAT, RECORD, StorageType, convert, no_room
 
 
@@ -62,8 +62,7 @@ def models_folder() -> Path:
     """Where fetched models are: STUDYCORE_MODELS, or studycore/models in XDG_CACHE_HOME, by default ~/.cache."""
     if named := os.environ.get("STUDYCORE_MODELS"):
         return Path(named).absolute()
-    cache = os.environ.get("XDG_CACHE_HOME")  # by its specification, a relative path is not heeded
-    return (Path(cache) if cache and Path(cache).is_absolute() else Path.home() / ".cache") / "studycore" / "models"
+    return cache_folder() / "models"
 
 
 def find(model: Packaged = SMOLLM2) -> Path | None:

@@ -6,12 +6,14 @@ which texts made from them are used, is in models/wordnet-lm/WORDNET-LICENSE.
 
 import argparse
 import hashlib
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import warnings
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,6 +22,7 @@ from typing import Any, Literal
 
 from studycore.cli import exit_code
 from studycore.errors import UserError
+from studycore.files import cache_folder, sha256, write_json
 from studycore.foreign import reading
 
 DEBIAN = Path("/usr/share/wordnet")
@@ -220,12 +223,18 @@ def corpus() -> Any:
     nltk = _nltk()
     from nltk.corpus.reader import WordNetCorpusReader
 
-    folder = find()
-    if folder is None:
-        raise UserError("WordNet: not found on nltk's data path (NLTK_DATA) nor from Debian; `make setup` fetches it")
+    folder = _found()
     with reading_it(), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that the multilingual wordnets are not there
         return WordNetCorpusReader(nltk.data.FileSystemPathPointer(str(folder)), None)
+
+
+def _found() -> Path:
+    """UserError when WordNet is not there."""
+    folder = find()
+    if folder is None:
+        raise UserError("WordNet: not found on nltk's data path (NLTK_DATA) nor from Debian; `make setup` fetches it")
+    return folder
 
 
 def reading_it() -> AbstractContextManager[None]:
@@ -242,13 +251,46 @@ def documents() -> tuple[Document, ...]:
     a synset's split does not depend on the others. (Where only the definition is the same, such as "attach to", splits
     may differ: 29 of the 5,893 validation documents. Definition and examples are as nltk parts them.)
     """
+    folder = _found()
+    with reading_it():
+        digest = "".join(sha256(folder / name) for name in FILES)
+    kept = cache_folder() / f"wordnet-{PARSING}-{hashlib.sha256(digest.encode()).hexdigest()[:16]}.json"
+    if (found := _kept(kept)) is not None:
+        return found
     collected = []
     with reading_it():
         for synset in corpus().all_synsets():
             gloss = synset.definition() + "".join(f'; "{example}"' for example in synset.examples())
             text = f" {', '.join(lemma.replace('_', ' ') for lemma in synset.lemma_names())}: {gloss}"
             collected.append(Document(synset.name(), text, split_of(gloss)))
-    return tuple(sorted(collected, key=lambda document: document.name))
+    made = tuple(sorted(collected, key=lambda document: document.name))
+    _keep(kept, made)
+    return made
+
+
+PARSING = 1
+"""Raised when the documents that `documents` makes of the same database change: then those kept are of no use."""
+
+
+def _kept(path: Path) -> tuple[Document, ...] | None:
+    """The documents as an earlier process made them of the same files (nltk takes a while), if they are there and whole."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        rows, expected = content["documents"], content["sha256"]
+        found = tuple(Document(*row) for row in rows)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found if _digest(found) == expected else None
+
+
+def _keep(path: Path, made: tuple[Document, ...]) -> None:
+    """For the next process; where nothing can be written, it makes them again."""
+    rows = [(document.name, document.text, document.split) for document in made]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"sha256": _digest(made), "documents": rows})
+    except (OSError, UserError):
+        return
 
 
 def texts(split: Split) -> list[str]:
@@ -271,8 +313,12 @@ def split_of(gloss: str) -> Split:
 
 def fingerprint() -> str:
     """sha256 over names, texts and splits of all documents."""
+    return _digest(documents())
+
+
+def _digest(of: Iterable[Document]) -> str:
     digest = hashlib.sha256()
-    for document in documents():
+    for document in of:
         digest.update(repr((document.name, document.text, document.split)).encode())
     return digest.hexdigest()
 
