@@ -72,4 +72,6 @@ def test_every_fault_names_a_test_that_there_is():
     assert len(lines) >= 10
     assert all("test" in line or "first of these" in line for line in lines)
     for file, name in tests:
-        assert f"def {name}(" in (Path(__file__).parent / file).read_text(), name
+        own = Path(__file__).parent
+        places = [own / file, own.parents[2] / "shared" / "tests" / file]
+        assert any(f"def {name}(" in place.read_text() for place in places if place.exists()), name
