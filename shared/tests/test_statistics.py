@@ -1,11 +1,20 @@
 """Intervals against simulation, exact sums and closed forms."""
 
+import math
 from math import atanh, comb, sqrt, tanh
 
 import numpy as np
 import pytest
 
-from studycore.statistics import Interval, bootstrap, fisher_interval, mean_interval, ratio_interval, share_interval
+from studycore.statistics import (
+    Interval,
+    bootstrap,
+    fisher_interval,
+    joined_interval,
+    mean_interval,
+    ratio_interval,
+    share_interval,
+)
 
 Z = 1.959963984540054
 
@@ -111,3 +120,28 @@ def test_correlations_are_averaged_on_fishers_scale():
         (tanh(z.estimate), tanh(z.low), tanh(z.high))
     )
     assert -1 < fisher_interval([1.0, 1.0]).low <= 1  # a perfect correlation has no infinite score
+
+
+def test_units_and_seeds_are_joined():
+    """Where one of the two does not vary, the other's own interval is left; and both together reach further than either."""
+    drawn = np.random.default_rng(0).normal(0, 0.1, 20000)
+    one = joined_interval(0.0, drawn, 50, [0.0])
+    assert (one.low, one.high, one.n) == (pytest.approx(-0.196, rel=0.03), pytest.approx(0.196, rel=0.03), 50)
+    units = joined_interval(0.0, drawn, 50, [0.0, 0.0, 0.0])
+    assert (units.high, units.n) == (pytest.approx(2.0096 * 0.1, rel=0.02), 3)  # Student's t of 49 degrees of freedom
+    seeds = joined_interval(2.0, [2.0] * 10, 50, [1.0, 2.0, 3.0])
+    own = mean_interval([1.0, 2.0, 3.0])
+    assert (seeds.low, seeds.high) == (pytest.approx(own.low), pytest.approx(own.high))
+    both = joined_interval(2.0, 2.0 + drawn, 50, [1.9, 2.0, 2.1])
+    assert both.high - 2 > max(units.high, mean_interval([1.9, 2.0, 2.1]).high - 2) * 0.9
+    assert joined_interval(1.0, [1.0] * 9, 5, [1.0, 1.0]).high == 1.0
+
+
+def test_logarithms_become_percent():
+    percent = Interval(math.log(1.5), math.log(0.5), math.log(3), 4).logs_as_percent()
+    assert (percent.estimate, percent.low, percent.high, percent.n) == (
+        pytest.approx(50),
+        pytest.approx(-50),
+        pytest.approx(200),
+        4,
+    )

@@ -21,7 +21,7 @@ from retrofit.metrics.windows import RESAMPLES, log_differences, read_windows
 from studycore.claims import Claim, Condition, Measure, NotRun
 from studycore.measures import enough, mean, paired_ratio, pairs, rows
 from studycore.metrics_log import read_rows
-from studycore.statistics import Interval, mean_interval, ratio_interval
+from studycore.statistics import Interval, joined_interval, mean_interval, ratio_interval
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
@@ -93,7 +93,7 @@ def ff_gram_beside(treated: str, control: str) -> Measure:
         both = [(one.loc[seed, "windows"], other.loc[seed, "windows"]) for seed in seeds]
         each, drawn = log_differences(both)
         windows = both[0][0].shape[1]
-        found = _joined(float(np.mean(each)), drawn, windows, each)
+        found = joined_interval(float(np.mean(each)), drawn, windows, each).logs_as_percent()
         tokens = int(one["ff_gram_tokens"].min())
         return found, f"Bootstrap over {windows} windows of {tokens:,} tokens, plus the variance between seeds."
 
@@ -121,7 +121,7 @@ def front_points(table: "DataFrame", penalty: str, confidence: float = 0.95) -> 
             continue
         one, other = treated.loc[seeds], control.loc[seeds]
         logs = np.log(np.asarray(one["up_kappa_median"], float) / np.asarray(other["up_kappa_median"], float))
-        kappa = _as_percent(mean_interval(list(logs), confidence))
+        kappa = mean_interval(list(logs), confidence).logs_as_percent()
         paired = list(zip(one["documents"], other["documents"], strict=True))
         points.append(FrontPoint(float(weight), kappa, perplexity_change(paired, confidence=confidence)))
     return points
@@ -232,11 +232,8 @@ def perplexity_change(
 ) -> Interval:
     """Percent by which perplexity differs, treated against control, over (treated, control) pairs, one per seed.
 
-    Documents: paired bootstrap, each document with its values in all pairs; with one pair its percentiles are the
-    interval. Several pairs: the bootstrap's variance plus the variance of the seeds' mean, and Student's t with the
-    degrees of freedom of Satterthwaite (1946). (Drawing 3 seeds with replacement instead misses the truth in a quarter
-    of trials, since an interval can't reach beyond the seeds seen.) n is the number of seeds, or of documents when there
-    is one pair.
+    Paired bootstrap over documents, each with its values in all pairs, joined with the variance between seeds
+    (studycore.statistics.joined_interval).
     """
     tokens_D = paired[0][0][:, 2]
     for treated, control in paired:
@@ -251,32 +248,8 @@ def perplexity_change(
     for _ in range(resamples):
         counts_D = np.bincount(random.integers(0, documents, documents), minlength=documents)
         drawn.append((mean_D @ counts_D) / (tokens_D @ counts_D))
-    return _joined(float(estimate), drawn, documents, list(difference_SD.sum(1) / tokens_D.sum()), confidence)
-
-
-def _joined(
-    estimate: float, drawn: Sequence[float] | Floats, units: int, of_seeds: Sequence[float], confidence: float = 0.95
-) -> Interval:
-    """A change in percent from logarithms: the bootstrap's (over `units`) and the variance of the seeds' mean together."""
-    from scipy import stats
-
-    seeds, tail = len(of_seeds), (1 - confidence) / 2
-    if seeds == 1:
-        low, high = np.quantile(drawn, [tail, 1 - tail])
-    else:
-        of_units = float(np.var(drawn))
-        between = float(np.var(of_seeds, ddof=1)) / seeds
-        total = of_units + between
-        freedom = total**2 / (of_units**2 / (units - 1) + between**2 / (seeds - 1)) if total > 0 else 1.0
-        half = stats.t.ppf(1 - tail, freedom) * math.sqrt(total)
-        low, high = estimate - half, estimate + half
-    return _as_percent(Interval(estimate, float(low), float(high), seeds if seeds > 1 else units))
-
-
-def _as_percent(logs: Interval) -> Interval:
-    """The percent of change that logarithms of a ratio are."""
-    percent = [100 * math.expm1(x) for x in (logs.estimate, logs.low, logs.high)]
-    return Interval(percent[0], percent[1], percent[2], logs.n)
+    of_seeds = list(difference_SD.sum(1) / tokens_D.sum())
+    return joined_interval(float(estimate), drawn, documents, of_seeds, confidence).logs_as_percent()
 
 
 def _runs_of(table: "DataFrame", arm: str) -> "DataFrame":
