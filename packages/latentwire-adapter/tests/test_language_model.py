@@ -9,7 +9,9 @@ from conftest import make_tokenizer, tiny_llama
 from latentwire_adapter.config import Reading
 from latentwire_adapter.data import Prompt, Question
 from latentwire_adapter.model import codecs
-from latentwire_adapter.model.language_model import Reader, batches, load_language_model, text_of, wrap
+from latentwire_adapter.model import reader as reading_rows
+from latentwire_adapter.model.language_model import load_language_model, wrap
+from latentwire_adapter.model.reader import Reader, batches, text_of
 from latentwire_adapter.selfcheck import Harness, selfcheck
 from studycore.errors import UserError
 
@@ -62,7 +64,7 @@ def test_another_embedding_for_all_but_the_paragraph(lm):
         return table(ids) + 0.5
 
     p = [prompt([5, 6, 7], [20, 21])]
-    both = Reader(lm, (3,), noisy, table).first_logits(p)[2]
+    both = Reader(lm, (3,), noisy, table).first_logits(p)[-1]
     rows = torch.cat([table(torch.tensor([3])), noisy(torch.tensor([5, 6, 7])), table(torch.tensor([20, 21]))])[None]
     expected = lm.model(inputs_embeds=rows).logits[0, -1]
     torch.testing.assert_close(both[0], expected.detach(), rtol=1e-4, atol=1e-4)
@@ -171,25 +173,24 @@ def test_every_check_holds_of_a_sound_harness(lm, prompts, reading):
     assert set(selfcheck(lm, prompts, reading).values()) == {""}
 
 
-def broken(monkeypatch, name, value):
-    from latentwire_adapter.model import language_model
-
-    monkeypatch.setattr(language_model.Reader, name, value)
-
-
 def test_each_check_fails_when_what_it_names_is_broken(harness, monkeypatch, lm, reading, prompts):
     from latentwire_adapter import selfcheck as checks
-    from latentwire_adapter.model import language_model
 
-    forward = Reader._forward
+    def everything_before(new, row):
+        place = torch.arange(len(row.position_T))
+        return place <= place[-len(new.position_T) :, None]
 
-    def no_mask(self, past, seen, ids, mask, embed):
-        return forward(self, past, torch.ones_like(seen), ids, torch.ones_like(mask), embed)
-
-    with monkeypatch.context() as patch:  # padding is attended
-        patch.setattr(language_model.Reader, "_forward", no_mask)
-        assert "padding" in checks.check_mask_and_positions(harness)
+    with monkeypatch.context() as patch:  # other prompts are attended
+        patch.setattr(reading_rows, "visible", everything_before)
+        assert "beside another" in checks.check_mask_and_positions(harness)
         assert checks.check_grouping(harness)
+    forward = Reader._forward
+    with monkeypatch.context() as patch:  # positions go on through the row
+        place = lambda new, row: len(row.position_T) + torch.arange(len(new.position_T))  # noqa: E731
+        patch.setattr(
+            Reader, "_forward", lambda self, past, row, new, *rest: forward(self, past, row, replace(new, position_T=place(new, row)), *rest)
+        )
+        assert "beside another" in checks.check_mask_and_positions(harness)
     with monkeypatch.context() as patch:  # rows that are not the model's
         patch.setattr(harness, "raw", lambda ids: lm.table_VD[ids].roll(1, 0) * 2)
         assert "by generate" in checks.check_plain_generation(harness)
@@ -197,11 +198,7 @@ def test_each_check_fails_when_what_it_names_is_broken(harness, monkeypatch, lm,
         patch.setattr(checks.Adapter, "forward", lambda self, z: z.roll(1, -1))
         assert "through the identity" in checks.check_identity_adapter(harness)
     with monkeypatch.context() as patch:  # a silent cast
-        patch.setattr(
-            language_model,
-            "embed_with",
-            lambda lm, embed, ids, mask: embed(ids).to(lm.table_VD.dtype) * mask[..., None],
-        )
+        patch.setattr(reading_rows, "in_precision_of", lambda lm, rows: rows.to(lm.table_VD.dtype))
         assert "were taken" in checks.check_dtype(harness)
     with monkeypatch.context() as patch:  # truncation from the right, question and all
         whole = checks.build_prompts

@@ -16,7 +16,8 @@ from latentwire_adapter.data import NO_ANSWER, Prompt, Prompts
 from latentwire_adapter.evaluation_files import PREDICTIONS
 from latentwire_adapter.metrics.squad import exact_match, f1, normalize_answer
 from latentwire_adapter.model.codecs import Rows, Table
-from latentwire_adapter.model.language_model import LanguageModel, Reader, batches, text_of
+from latentwire_adapter.model.language_model import LanguageModel
+from latentwire_adapter.model.reader import Reader, batches, text_of
 from studycore.files import write_json
 from studycore.run import Run
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from latentwire_adapter.data import Prompt
-from latentwire_adapter.model.language_model import LanguageModel, embed_with, left_padded
+from latentwire_adapter.model.language_model import LanguageModel
+from latentwire_adapter.model.reader import in_precision_of
 
 
 def reconstruction_loss(y_UD: Tensor, x_UD: Tensor, weights_U: Tensor, variance: float, total: float) -> Tensor:
@@ -20,6 +21,16 @@ def reconstruction_loss(y_UD: Tensor, x_UD: Tensor, weights_U: Tensor, variance:
     `variance`: weighted mean squared distance of all rows from their mean; `total`: weight that the sum is divided by.
     """
     return (weights_U * (y_UD - x_UD).square().sum(1)).sum() / (total * variance)
+
+
+def left_padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """(ids_BT, mask_BT), each row at the right end."""
+    length = max(map(len, rows))
+    ids_BT = torch.tensor([[0] * (length - len(row)) + list(row) for row in rows], dtype=torch.int64, device=device)
+    mask_BT = torch.tensor(
+        [[0] * (length - len(row)) + [1] * len(row) for row in rows], dtype=torch.int64, device=device
+    )
+    return ids_BT, mask_BT
 
 
 class PromptLosses:
@@ -50,7 +61,7 @@ class PromptLosses:
     def logits(self, rows_BTD: Tensor) -> Tensor:
         """Logits of the scored targets, [targets, V]."""
         position_BT = (self.mask_BT.cumsum(1) - 1).clamp(min=0)
-        embeds = embed_with(self.lm, lambda _: rows_BTD, self.ids_BT, self.mask_BT)
+        embeds = in_precision_of(self.lm, rows_BTD) * self.mask_BT[..., None].to(rows_BTD.dtype)
         out = self.lm.model(
             inputs_embeds=embeds, attention_mask=self.mask_BT, position_ids=position_BT, use_cache=False
         )

@@ -11,7 +11,8 @@ from latentwire_adapter.data import Prompt, Prompts, ask, build_prompts
 from latentwire_adapter.model import codecs
 from latentwire_adapter.model.adapter import Adapter
 from latentwire_adapter.model.compressor import EmbeddingCompressor
-from latentwire_adapter.model.language_model import LanguageModel, Reader, batches, left_padded
+from latentwire_adapter.model.language_model import LanguageModel
+from latentwire_adapter.model.reader import Reader, batches
 from studycore.errors import UserError
 
 CLOSE = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.05}
@@ -48,10 +49,10 @@ class Harness:
 
     def generated(self, prompt: Prompt) -> list[int]:
         """By transformers' own `generate`, from plain ids of the whole prompt: another way to the same tokens."""
-        ids_1T, mask_1T = left_padded([self.prompts.prefix_T + prompt.asked_T], self.lm.device)
+        ids_1T = torch.tensor([self.prompts.prefix_T + prompt.asked_T], device=self.lm.device)
         ends = sorted(self.lm.ends)
         out = self.lm.model.generate(
-            input_ids=ids_1T, attention_mask=mask_1T, max_new_tokens=self.config.max_new_tokens, do_sample=False, num_beams=1,
+            input_ids=ids_1T, attention_mask=torch.ones_like(ids_1T), max_new_tokens=self.config.max_new_tokens, do_sample=False, num_beams=1,
             temperature=None, top_p=None, top_k=None, eos_token_id=ends, pad_token_id=ends[0],
         )  # fmt: skip
         new = out[0, ids_1T.shape[1] :].tolist()
@@ -86,23 +87,18 @@ def check_grouping(h: Harness) -> str:
 
 
 def check_mask_and_positions(h: Harness) -> str:
-    """Padding is not attended, and positions count tokens alone: logits of the first new token with padding and without."""
+    """A prompt sees nothing of others in its row, and positions count its own tokens alone: logits of the first new token
+    beside another prompt, and by a plain pass of the model."""
     longest = max(h.prompts.prompts, key=lambda p: len(p.context_T))
     shortest = min(h.prompts.prompts, key=lambda p: len(p.context_T))
-    reader = h.reader(h.raw)
-    both = reader.first_logits(
-        [longest, replace(shortest, context_T=shortest.context_T[: len(shortest.context_T) // 2])]
-    )[2][1]
-    ids_1T, _ = left_padded(
-        [h.prompts.prefix_T + shortest.context_T[: len(shortest.context_T) // 2] + shortest.question_T], h.lm.device
-    )
+    half = replace(shortest, context_T=shortest.context_T[: len(shortest.context_T) // 2])
+    beside = h.reader(h.raw).first_logits([longest, half])[-1][1]
+    ids_1T = torch.tensor([h.prompts.prefix_T + half.asked_T], device=h.lm.device)
     with torch.no_grad():
         alone = h.lm.model(input_ids=ids_1T, use_cache=False).logits[0, -1].float()
-    difference = float((both - alone).abs().max() / alone.abs().max())
+    difference = float((beside - alone).abs().max() / alone.abs().max())
     limit = CLOSE[h.lm.table_VD.dtype]
-    return (
-        "" if difference < limit else f"logits with padding differ from those without by {difference:.2g} of their size"
-    )
+    return "" if difference < limit else f"logits beside another prompt differ from those alone by {difference:.2g} of their size"
 
 
 def check_dtype(h: Harness) -> str:

@@ -43,7 +43,8 @@ from latentwire_adapter.metrics.reconstruction import reconstruction_metrics
 from latentwire_adapter.model import codecs
 from latentwire_adapter.model.adapter import Adapter, count_parameters
 from latentwire_adapter.model.compressor import EmbeddingCompressor
-from latentwire_adapter.model.language_model import LanguageModel, load_language_model, text_of
+from latentwire_adapter.model.language_model import LanguageModel, load_language_model
+from latentwire_adapter.model.reader import text_of
 from latentwire_adapter.selfcheck import demand, selfcheck as run_checks
 from studycore.errors import UserError
 from studycore.files import read_json
