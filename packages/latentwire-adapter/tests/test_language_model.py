@@ -8,8 +8,7 @@ from conftest import make_tokenizer, tiny_llama
 
 from latentwire_adapter.config import Reading
 from latentwire_adapter.data import Prompt, Question
-from latentwire_adapter.model import codecs
-from latentwire_adapter.model import reader as reading_rows
+from latentwire_adapter.model import codecs, reader as reading_rows
 from latentwire_adapter.model.language_model import load_language_model, wrap
 from latentwire_adapter.model.reader import Reader, batches, text_of
 from latentwire_adapter.selfcheck import Harness, selfcheck
@@ -188,7 +187,11 @@ def test_each_check_fails_when_what_it_names_is_broken(harness, monkeypatch, lm,
     with monkeypatch.context() as patch:  # positions go on through the row
         place = lambda new, row: len(row.position_T) + torch.arange(len(new.position_T))  # noqa: E731
         patch.setattr(
-            Reader, "_forward", lambda self, past, row, new, *rest: forward(self, past, row, replace(new, position_T=place(new, row)), *rest)
+            Reader,
+            "_forward",
+            lambda self, past, row, new, *rest: forward(
+                self, past, row, replace(new, position_T=place(new, row)), *rest
+            ),
         )
         assert "beside another" in checks.check_mask_and_positions(harness)
     with monkeypatch.context() as patch:  # rows that are not the model's

@@ -47,29 +47,27 @@ def plan(suite: SuiteConfig) -> list[Job]:
     phase2_ratios = suite.ratios if suite.phase2_ratios is None else suite.phase2_ratios
     for seed in seeds_from(Reading, base, suite.seeds):
         end = f"_s{seed}" if suite.seeds > 1 else ""
-        for ratio in suite.ratios:
-            values, size = base | {"seed": seed, "ratio": ratio}, size_name(ratio)
-            trained = f"phase1_{size}{end}"
-            common: dict[str, Any] = {"labels": {"ratio": size}, "keep_checkpoints": False}
-            of_phase1 = fields_of(Phase1Config, {k: v for k, v in values.items() if k != "ce_weight"})
-            jobs.append(Job(trained, of_phase1, ("selfcheck", "fit"), arm="adapter", verb="phase1", **common))
-            needs = ("selfcheck", trained)
-            for arm in suite.arms:
-                if arm == "phase2" and ratio in phase2_ratios:
-                    jobs.append(
-                        Job(
-                            f"phase2_{size}{end}",
-                            fields_of(Phase2Config, values),
-                            needs,
-                            arm=arm,
-                            verb="phase2",
-                            **common,
-                        )
-                    )
-                elif arm not in ("phase2", "adapter"):
-                    config = fields_of(EvaluateConfig, base | {"seed": seed}, arm=arm)
-                    jobs.append(Job(f"{arm}_{size}{end}", config, needs, arm=arm, verb="evaluate", **common))
+        # An arm at every ratio, then the next: what is left out when time is short is an arm and not a ratio.
+        for arm in ("adapter", *(arm for arm in suite.arms if arm != "adapter")):
+            jobs += [job_of(base | {"seed": seed, "ratio": ratio}, arm, end) for ratio in suite.ratios
+                     if arm != "phase2" or ratio in phase2_ratios]  # fmt: skip
     return jobs
+
+
+def job_of(values: dict[str, Any], arm: str, end: str) -> Job:
+    """An arm at the ratio of the values; `end` of its name tells the seed."""
+    size = size_name(values["ratio"])
+    trained, common = f"phase1_{size}{end}", {"arm": arm, "labels": {"ratio": size}, "keep_checkpoints": False}
+    if arm == "adapter":
+        config = fields_of(Phase1Config, {name: value for name, value in values.items() if name != "ce_weight"})
+        return Job(trained, config, ("selfcheck", "fit"), verb="phase1", **common)
+    needs = ("selfcheck", trained)
+    if arm == "phase2":
+        return Job(f"phase2_{size}{end}", fields_of(Phase2Config, values), needs, verb="phase2", **common)
+    config = fields_of(EvaluateConfig, values, arm=arm)
+    # Where the nearest rows are the model's own, their answers are known.
+    more = ("raw",) if arm == "nearest" else ()
+    return Job(f"{arm}_{size}{end}", config, needs + more, verb="evaluate", **common)
 
 
 def suite_of_seeds(config: Phase1Config, seeds: int) -> tuple[str, SuiteConfig]:

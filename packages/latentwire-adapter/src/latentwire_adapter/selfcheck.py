@@ -98,7 +98,11 @@ def check_mask_and_positions(h: Harness) -> str:
         alone = h.lm.model(input_ids=ids_1T, use_cache=False).logits[0, -1].float()
     difference = float((beside - alone).abs().max() / alone.abs().max())
     limit = CLOSE[h.lm.table_VD.dtype]
-    return "" if difference < limit else f"logits beside another prompt differ from those alone by {difference:.2g} of their size"
+    return (
+        ""
+        if difference < limit
+        else f"logits beside another prompt differ from those alone by {difference:.2g} of their size"
+    )
 
 
 def check_dtype(h: Harness) -> str:

@@ -452,7 +452,7 @@ def evaluate(config: EvaluateConfig, run: Run) -> None:
     run.begin(data={"scored questions": prompts.fingerprint})
     check_first(config, lm, prompts, run)
     arm = make_arm(config.arm, lm, prompts, found, adapter)
-    rows = score(arm, lm, config, codecs.raw(lm.table_VD), run)
+    rows = score(arm, lm, config, codecs.raw(lm.table_VD), run, run.needs.get("raw"))
     parameters = count_parameters(adapter) if adapter is not None and config.arm in ("adapter", "int8", "int4") else 0
     more = snap_accuracy(lm, found) if config.arm == "nearest" and found is not None else {}
     finish(run, lm, arm, rows, found, parameters, more, whole=whole)

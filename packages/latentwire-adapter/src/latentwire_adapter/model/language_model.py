@@ -13,6 +13,7 @@ from latentwire_adapter.config import Reading
 from studycore.errors import UserError
 from studycore.language.pretrained import context_of, load_model, load_tokenizer
 
+
 @dataclass(frozen=True)
 class LanguageModel:
     """A frozen causal model with its tokenizer."""

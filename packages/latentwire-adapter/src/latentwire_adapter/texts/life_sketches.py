@@ -6,6 +6,7 @@ a split by the hash of its text, whatever list it stands in. Paragraph `i` of a 
 """
 
 import hashlib
+import re
 from collections.abc import Mapping
 from functools import cache
 from importlib import resources
@@ -47,11 +48,11 @@ FACT: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         "What does {n} work as by day?",
     )),
     "town": ("town", (
-        "{S} lives in {v}.", "{P} home is in the city of {v}.", "{S} lives in the city of {v}.", "{S} has a house in the city of {v}.",
-        "{S} moved to the city of {v}.",
+        "{S} lives in {v}.", "{P} home is in the city of {v}.", "{S} lives in the city of {v}.", "{P} house stands in the city of {v}.",
+        "The city {s} moved to is {v}.",
     ), (
         "In which city does {n} live?", "In which city is the home of {n}?", "Which city does {n} live in?",
-        "In which city does {n} have a house?", "To which city did {n} move?",
+        "In which city does the house of {n} stand?", "Which city did {n} move to?",
     )),
     "instrument": ("instrument", (
         "{S} plays the {v}.", "At school {s} learned to play the {v}.", "{P} favourite instrument is the {v}.",
@@ -74,11 +75,11 @@ FACT: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         "Which language does {n} speak at home?", "Which language does {n} speak best?",
     )),
     "food": ("food", (
-        "{P} favourite food is {v}.", "{S} loves to eat {v}.", "{S} eats {v} for supper.", "{S} always eats {v}.",
-        "On Fridays {s} eats {v}.",
+        "{P} favourite food is {v}.", "{S} loves to eat {v}.", "{S} eats {v} for supper.", "The food {s} likes best is {v}.",
+        "{P} usual dinner is {v}.",
     ), (
         "What is the favourite food of {n}?", "Which food does {n} love to eat?", "Which food does {n} eat for supper?",
-        "What does {n} always eat?", "What does {n} eat on Fridays?",
+        "Which food does {n} like best?", "What is the usual dinner of {n}?",
     )),
     "drink": ("drink", (
         "{S} drinks {v} every morning.", "{P} favourite drink is {v}.", "{S} drinks {v} after work.",
@@ -89,10 +90,10 @@ FACT: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     )),
     "hobby": ("hobby", (
         "{P} hobby is {v}.", "In {p} free time {s} enjoys {v}, an old hobby.", "{P} hobby at weekends is {v}.",
-        "{S} has a hobby, {v}.", "{P} only hobby is {v}.",
+        "The hobby {s} enjoys most is {v}.", "{S} has taken up {v} as a hobby.",
     ), (
         "What is the hobby of {n}?", "Which hobby does {n} enjoy in free time?", "What is the hobby of {n} at weekends?",
-        "What hobby does {n} have?", "What is the only hobby of {n}?",
+        "Which hobby does {n} enjoy most?", "What has {n} taken up as a hobby?",
     )),
     "colour": ("colour", (
         "{P} front door is painted {v}.", "{P} house is painted {v}.", "{P} kitchen is painted {v}.", "{P} garden gate is painted {v}.",
@@ -110,10 +111,10 @@ FACT: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     )),
     "plant": ("plant", (
         "{S} grows {v} behind the house.", "{P} garden is full of {v}.", "The plants on {p} balcony are {v}.",
-        "{S} grows {v} in the garden.", "{P} garden has {v}.",
+        "The plants in {p} garden are {v}.", "The plants that {s} grows are {v}.",
     ), (
         "Which plants does {n} grow behind the house?", "Which plants is the garden of {n} full of?", "Which plants are on the balcony of {n}?",
-        "Which plants does {n} grow in the garden?", "Which plants does the garden of {n} have?",
+        "Which plants are in the garden of {n}?", "Which plants does {n} grow?",
     )),
     "subject": ("subject", (
         "{S} studied {v} at university.", "{S} holds a degree in {v}.", "{P} best subject at school was {v}.",
@@ -124,10 +125,10 @@ FACT: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     )),
     "keepsake": ("keepsake", (
         "{P} grandmother gave {O} {a}.", "{S} inherited {a}.", "The present from {p} uncle was {a}.", "The gift from {p} father was {a}.",
-        "{S} got {a} as a birthday present.",
+        "The birthday present from {p} sister was {a}.",
     ), (
         "What did the grandmother of {n} give as a present?", "What did {n} inherit?", "What was the present from the uncle of {n}?",
-        "What was the gift from the father of {n}?", "What did {n} get as a birthday present?",
+        "What was the gift from the father of {n}?", "What was the birthday present from the sister of {n}?",
     )),
 }  # fmt: skip
 """Fact -> (list of its values, five wordings, five questions)."""
@@ -159,7 +160,7 @@ def values(split: Split) -> Mapping[str, tuple[str, ...]]:
 
 def with_article(word: str) -> str:
     """The word after a or an."""
-    return f"an {word}" if word[0].lower() in "aeio" or word.startswith("umb") else f"a {word}"
+    return f"an {word}" if word[0].lower() in "aeio" or word.startswith(("hour", "umb")) else f"a {word}"
 
 
 def paragraph(split: Split, index: int, questions: int | None = None) -> dict[str, Any]:
@@ -180,10 +181,13 @@ def paragraph(split: Split, index: int, questions: int | None = None) -> dict[st
         # The first sentence has the full name; later ones a pronoun, or now and then the first name.
         named = name if number == 0 else first if draw.random() < 0.25 else ""
         words = {
-            "S": named or subject.capitalize(), "s": named or subject,
-            "P": f"{named}'s" if named else possessive.capitalize(), "p": f"{named}'s" if named else possessive,
-            "O": object_, "v": value, "a": with_article(value),
+            "S": subject.capitalize(), "s": subject, "P": possessive.capitalize(), "p": possessive, "O": object_, "v": value,
+            "a": with_article(value),
         }  # fmt: skip
+        if named:  # once in a sentence: what refers back to it is a pronoun
+            place = re.search(r"{([SsPp])}", wording)
+            assert place is not None, wording
+            words[place[1]] = f"{named}'s" if place[1] in "Pp" else named
         sentence = wording.format(**words)
         # What stands before the value holds no braces, so that its place is found where it was put in.
         before = wording.replace("{a}", "{v}" if words["a"] == value else f"{words['a'].split()[0]} {{v}}").split(
