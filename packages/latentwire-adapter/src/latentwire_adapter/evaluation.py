@@ -12,10 +12,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentwire_adapter.config import Reading
-from latentwire_adapter.data import NO_ANSWER, Prompt, Prompts
+from latentwire_adapter.config import UNCOMPRESSED, Reading
+from latentwire_adapter.core_utils import log_diagnostics
+from latentwire_adapter.data import (
+    NO_ANSWER,
+    Prompt,
+    Prompts,
+    fewer_tokens,
+    shuffled_contexts,
+    without_contexts,
+)
 from latentwire_adapter.evaluation_files import PREDICTIONS, read_predictions
+from latentwire_adapter.fitting import Fit
+from latentwire_adapter.metrics.ledger import ledger
 from latentwire_adapter.metrics.squad import exact_match, f1, normalize_answer
+from latentwire_adapter.model import codecs
+from latentwire_adapter.model.adapter import Adapter
 from latentwire_adapter.model.codecs import Rows, Table
 from latentwire_adapter.model.language_model import LanguageModel
 from latentwire_adapter.model.reader import Reader, batches, text_of
@@ -169,3 +181,75 @@ def summary(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
         "cut_rate": sum(row["cut"] > 0 for row in listed) / n, "seconds_per_question": sum(row["seconds"] for row in listed) / n,
         "paragraphs": len({row["paragraph"] for row in listed}), "tokens_per_question": sum(row["tokens"] for row in listed) / n,
     }  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------- arms and results
+def make_arm(name: str, lm: LanguageModel, prompts: Prompts, found: Fit | None, adapter: Adapter | None) -> Arm:
+    """The arm of that name."""
+    table, raw = lm.table_VD, codecs.raw(lm.table_VD)
+    if name in UNCOMPRESSED:
+        chosen = {"question_only": without_contexts, "shuffled": shuffled_contexts}.get(name, lambda p: p)(prompts)
+        return Arm(name, chosen, None if name == "ids" else raw)
+    assert found is not None and adapter is not None
+    compressor, seen_V = found.compressor, ~found.held_V
+    if name == "fewer":
+        ratio = compressor.input_dim / compressor.output_dim
+        return Arm(name, fewer_tokens(prompts, ratio, found.counts_V), raw)
+    rows = {
+        "linear": lambda: codecs.linear(table, compressor), "nearest": lambda: codecs.nearest(table, compressor),
+        "adapter": lambda: codecs.adapted(table, compressor, adapter), "int8": lambda: codecs.adapted(table, compressor, adapter, 8),
+        "int4": lambda: codecs.adapted(table, compressor, adapter, 4),
+    }[name]()  # fmt: skip
+    return Arm(name, prompts, rows, seen_V)
+
+
+def snap_accuracy(lm: LanguageModel, found: Fit) -> dict[str, float]:
+    """Share of the counted text's tokens, and of its types, whose nearest code is their own."""
+    ids_U = (found.counts_V > 0).nonzero().flatten().to(lm.device)
+    z_UK = found.compressor.compress(lm.table_VD[ids_U].float())
+    right_U = (codecs.nearest_types(lm.table_VD, found.compressor, z_UK) == ids_U).double().cpu()
+    counts_U = found.counts_V[ids_U.cpu()]
+    return {"snap_accuracy": float(right_U @ counts_U / counts_U.sum()), "snap_accuracy_types": float(right_U.mean())}
+
+
+def log(run: Run, row: dict[str, Any], epoch: int) -> None:
+    """A row of metrics.jsonl, and of --diagnostic-log in the original study's form."""
+    timed = {**row, "epoch": epoch, "timestamp": time.time()}
+    run.log(timed)
+    target = getattr(run.options, "diagnostic_log", None)
+    if target and run.is_main and not run.dry:
+        log_diagnostics(target, run.step, epoch, {k: v for k, v in timed.items() if k not in ("epoch", "timestamp")})
+
+
+def finish(
+    run: Run, lm: LanguageModel, arm: Arm, rows: list[dict[str, Any]], found: Fit | None, parameters: int, more: Mapping[str, Any],
+    arrays: Mapping[str, Tensor] | None = None, whole: int = 0,
+) -> None:  # fmt: skip
+    """The last row of the log, and the results; `whole`: tokens of the questions before an arm took some away."""
+    means = summary(rows)
+    code = found.compressor.output_dim if found else 0
+    sent = sum(len(p.asked_T) for p in arm.prompts.prompts)
+    counted = ledger(arm.name, (lm.table_VD.shape[0], lm.table_VD.shape[1]), code, parameters, sent / (whole or sent))
+    times = {} if arm.rows is None else {"rows_seconds_per_1000_types": seconds_per_1000(arm, lm)}
+    log(run, {"type": "full_eval", **{k: means[k] for k in ("f1", "em", "eval_samples")}}, 0)
+    run.say(f"{arm.name}: F1 {means['f1']:.1f}, EM {means['em']:.1f} on {means['eval_samples']} questions")
+    run.results(
+        {
+            **means,
+            **counted,
+            **times,
+            "dimensions": code or lm.table_VD.shape[1],
+            "adapter_parameters": parameters,
+            **more,
+        },
+        arrays,
+    )
+
+
+def seconds_per_1000(arm: Arm, lm: LanguageModel) -> float:
+    """Seconds in which the rows of 1,000 token types are coded and decoded."""
+    assert arm.rows is not None
+    ids = torch.arange(min(1000, len(lm.table_VD)), device=lm.device)
+    began = time.perf_counter()
+    arm.rows(ids)
+    return (time.perf_counter() - began) * 1000 / len(ids)

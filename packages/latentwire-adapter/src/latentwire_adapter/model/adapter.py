@@ -3,6 +3,7 @@
 Shapes: N rows (any leading dimensions), K dimensions of a code, H hidden, D of an embedding.
 """
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -77,3 +78,23 @@ class Adapter(Saved):
 def count_parameters(module: nn.Module) -> int:
     """Trained numbers."""
     return sum(p.numel() for p in module.parameters())
+
+
+def build_adapter(values: Mapping[str, Any]) -> Adapter:
+    """An untrained adapter of a stored configuration."""
+    return Adapter(**values)
+
+
+def probe_inputs(k: int) -> dict[str, Tensor]:
+    """A fixed code, on whose row a checkpoint is checked when it is loaded."""
+    return {"input_code": torch.linspace(-1, 1, k)[None]}
+
+
+def replay(adapter: Adapter, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The row of the fixed code."""
+    training = adapter.training
+    adapter.eval()
+    with torch.no_grad():
+        row = adapter(inputs["input_code"].to(adapter.scale.device))
+    adapter.train(training)
+    return {"output_row": row}

@@ -1,0 +1,189 @@
+"""What the adapter is fitted on: counts of the training text, the compressor of them, and the token types with their codes.
+
+Shapes: V token types of the table, U of a batch or of those the fits see, K dimensions of a code, D of an embedding.
+"""
+
+import hashlib
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from latentwire_adapter.config import FitConfig, Phase1Config
+from latentwire_adapter.data import held_out_types, training_counts
+from latentwire_adapter.losses import reconstruction_loss
+from latentwire_adapter.metrics.ledger import references
+from latentwire_adapter.metrics.reconstruction import reconstruction_metrics
+from latentwire_adapter.model.adapter import Adapter
+from latentwire_adapter.model.compressor import EmbeddingCompressor
+from latentwire_adapter.model.language_model import LanguageModel
+from studycore.errors import UserError
+from studycore.run import Run
+from studycore.streams import generator
+
+
+@dataclass
+class Fit:
+    """Counts of the training text, and the compressor that was fitted on them."""
+
+    counts_V: Tensor
+    held_V: Tensor
+    compressor: EmbeddingCompressor
+    about: dict[str, Any]
+
+    def weights(self, alpha: float) -> Tensor:
+        """weights_V = count^alpha of the types that the fits see, else 0; their mean over these is 1."""
+        seen_V = (self.counts_V > 0) & ~self.held_V
+        weights_V = torch.where(seen_V, self.counts_V.clamp(min=1e-12) ** alpha, 0.0)
+        return weights_V / weights_V.sum() * seen_V.sum()
+
+
+def make_fit(config: FitConfig, lm: LanguageModel, dimensions: int) -> Fit:
+    """The fit of `dimensions` of the language model's table."""
+    types = len(lm.table_VD)
+    counts_V, about = training_counts(config, lm.tokenizer, types, lm.context)
+    pca_samples = getattr(config, "pca_samples", None)
+    fewer = (
+        counts_V
+        if pca_samples is None
+        else training_counts(replace(config, samples=pca_samples), lm.tokenizer, types, lm.context)[0]
+    )
+    held_V = held_out_types(counts_V, config.held_out_types, config.always_seen)
+    compressor = EmbeddingCompressor(lm.table_VD.shape[1], dimensions, config.compress_method, config.seed)
+    found = Fit(fewer, held_V, compressor, about)
+    began = time.perf_counter()
+    compressor.to(lm.device).fit_counts(lm.table_VD, found.weights(config.alpha).to(lm.device))
+    found.counts_V = counts_V
+    present = counts_V > 0
+    about |= {
+        "fit_seconds": time.perf_counter() - began, "types_seen": int((present & ~held_V).sum()),
+        "types_held_out": int((present & held_V).sum()), **references(counts_V, characters_per_token(lm, counts_V)),
+    }  # fmt: skip
+    return found
+
+
+def characters_per_token(lm: LanguageModel, counts_V: Tensor) -> float:
+    """Bytes of a token's text, mean over the counted text."""
+    types = counts_V.nonzero().flatten().tolist()
+    sizes = torch.tensor([len(lm.tokenizer.decode([token]).encode()) for token in types], dtype=torch.float64)
+    return float((counts_V[types] * sizes).sum() / counts_V.sum())
+
+
+def save_fit(found: Fit, folder: Path) -> None:
+    """compressor/ and counts.safetensors."""
+    from safetensors.torch import save_file
+
+    found.compressor.save_pretrained(folder / "compressor")
+    tensors = {"counts": found.counts_V.float(), "held_out": found.held_V}
+    save_file(tensors | {"positions": torch.tensor(found.about["positions"])}, folder / "counts.safetensors")
+
+
+def load_fit(folder: Path, lm: LanguageModel) -> Fit:
+    """What `save_fit` wrote. UserError when it is not there, or is of another model's embeddings."""
+    from safetensors.torch import load_file
+
+    path = folder / "counts.safetensors"
+    if not path.is_file():
+        raise UserError(f"phase1: {folder} holds no counts.safetensors; name the folder of a finished phase 1 run")
+    stored = load_file(path)
+    compressor = EmbeddingCompressor.from_pretrained(folder / "compressor").to(lm.device)
+    if compressor.input_dim != lm.table_VD.shape[1]:
+        raise UserError(
+            f"phase1: {folder} is of embeddings with {compressor.input_dim} dimensions and the model's have "
+            f"{lm.table_VD.shape[1]}; name a run of this model"
+        )
+    return Fit(stored["counts"].double(), stored["held_out"], compressor, {"positions": int(stored["positions"])})
+
+
+def fit_of(config: Phase1Config, lm: LanguageModel, k: int, run: Run) -> Fit:
+    """The fit with k dimensions: of the run that this one needs, or made here."""
+    if "fit" not in run.needs:
+        return make_fit(config, lm, k)
+    found = load_fit(run.needs["fit"], lm)
+    if config.compress_method == "pca":
+        found.compressor = found.compressor.truncated(k).to(lm.device)
+    else:
+        compressor = EmbeddingCompressor(lm.table_VD.shape[1], k, config.compress_method, config.seed)
+        found.compressor = compressor.to(lm.device).fit_counts(lm.table_VD, found.weights(config.alpha).to(lm.device))
+    return found
+
+
+def fingerprint(counts_V: Tensor) -> str:
+    """SHA-256 of the counts."""
+    return hashlib.sha256(counts_V.float().numpy().tobytes()).hexdigest()
+
+
+def code_dimensions(config: Phase1Config, width: int) -> int:
+    """Dimensions of the code. UserError for none, or more than an embedding has."""
+    found = config.compress_dim or round(width / config.ratio)
+    if not 1 <= found <= width:
+        field, value = ("compress_dim", config.compress_dim) if config.compress_dim else ("ratio", config.ratio)
+        raise UserError(f"{field}: {value} leaves {found} of {width} dimensions; give 1 to {width} dimensions")
+    return found
+
+
+class TypeRows:
+    """The token types that the adapter trains on, with their codes and weights, and those that were held out."""
+
+    def __init__(self, lm: LanguageModel, found: Fit, config: Phase1Config):
+        weights_V = found.weights(config.adapter_alpha)
+        self.ids_U = weights_V.nonzero().flatten().to(lm.device)
+        self.w_U = weights_V.to(lm.device)[self.ids_U].float()
+        self.x_UD = lm.table_VD[self.ids_U].float()
+        self.z_UK = found.compressor.compress(self.x_UD)
+        held_U = ((found.counts_V > 0) & found.held_V).nonzero().flatten().to(lm.device)
+        self.held_x_UD = lm.table_VD[held_U].float()
+        self.held_z_UK = found.compressor.compress(self.held_x_UD)
+        counts_V = found.counts_V.to(lm.device)
+        self.seen_count_U, self.held_count_U = counts_V[self.ids_U], counts_V[held_U]
+        self.mean_D = found.compressor.mean
+        share_U = self.w_U / self.w_U.sum()
+        self.variance = float(share_U @ (self.x_UD - self.mean_D).square().sum(1))
+        self.mse_unit = self.variance / self.x_UD.shape[1]
+        self.code_rms = float((share_U @ self.z_UK.square().mean(1)).sqrt())
+        self.row_rms = float(self.mse_unit**0.5)
+        self.about = {
+            "rows_per_epoch": len(self.ids_U), "positions": found.about["positions"],
+            "positions_per_row": found.about["positions"] / len(self.ids_U),
+        }  # fmt: skip
+
+    def batch(self, config: Phase1Config, step: int, per_epoch: int, rank: int, world: int) -> tuple[Tensor, float]:
+        """(this process's rows of update `step`, the weight that makes the mean over processes that of the batch)."""
+        epoch, number = divmod(step, per_epoch)
+        order = torch.randperm(len(self.ids_U), generator=generator(config.seed, "types", epoch)).to(self.ids_U.device)
+        whole = order[number * config.batch_size : (number + 1) * config.batch_size]
+        return whole[rank::world], float(self.w_U[whole].sum()) / world
+
+    def loss(self, adapter: Adapter, config: Phase1Config, step: int, run: Run) -> Tensor:
+        """The reconstruction loss of this process's rows of update `step`."""
+        per_epoch = -(-len(self.ids_U) // config.batch_size)
+        mine, weight = self.batch(config, step, per_epoch, run.rank, run.world)
+        return reconstruction_loss(adapter(self.z_UK[mine]), self.x_UD[mine], self.w_U[mine], self.variance, weight)
+
+    @torch.no_grad()
+    def measure(self, decode: Any) -> dict[str, float]:
+        """Reconstruction of seen types by their counts, and of held-out ones under names that start with held_out_."""
+        if isinstance(decode, torch.nn.Module):
+            decode.eval()
+        seen = reconstruction_metrics(decode(self.z_UK), self.x_UD, self.seen_count_U, self.mean_D)
+        if not len(self.held_x_UD):
+            return seen
+        held = reconstruction_metrics(decode(self.held_z_UK), self.held_x_UD, self.held_count_U, self.mean_D)
+        return seen | {f"held_out_{name}": value for name, value in held.items()}
+
+    @torch.no_grad()
+    def arrays(self, adapter: Adapter, compressor: EmbeddingCompressor) -> dict[str, Tensor]:
+        """By token type: count, squared distance from the mean, squared errors of adapter and linear inverse."""
+        found: dict[str, Tensor] = {}
+        for name, x_UD, z_UK, count_U in (
+            ("seen", self.x_UD, self.z_UK, self.seen_count_U), ("held_out", self.held_x_UD, self.held_z_UK, self.held_count_U),
+        ):  # fmt: skip
+            found |= {
+                f"{name}_count": count_U, f"{name}_spread": (x_UD - self.mean_D).square().sum(1),
+                f"{name}_adapter": (adapter(z_UK) - x_UD).square().sum(1),
+                f"{name}_linear": (compressor.decompress(z_UK) - x_UD).square().sum(1),
+            }  # fmt: skip
+        return found
