@@ -69,6 +69,24 @@ def test_another_embedding_for_all_but_the_paragraph(lm):
     torch.testing.assert_close(both[0], expected.detach(), rtol=1e-4, atol=1e-4)
 
 
+def test_a_paragraph_is_read_once_and_an_ended_answer_not_at_all(lm, monkeypatch):
+    read, forward = [], Reader._forward
+
+    def counted(self, past, row, new, *rest):
+        read.append(len(new.position_T))
+        return forward(self, past, row, new, *rest)
+
+    monkeypatch.setattr(Reader, "_forward", counted)
+    prompts = [prompt([5, 6, 7], [20, 21]), prompt([5, 6, 7], [22, 23, 24]), prompt([8, 9], [20])]
+    reader = Reader(lm, (3, 4, 11, 12), codecs.raw(lm.table_VD))
+    answers = [reader.answer(prompts, 6) for _ in range(2)]
+    assert answers[0] == answers[1]
+    # Worked examples once, two paragraphs and three questions for each call, then what goes on of the answers.
+    longest = max(map(len, answers[0]))
+    steps = [sum(len(a) > n for a in answers[0]) for n in range(min(longest, 5))]
+    assert read == [4, *(2 * [5 + 6, *steps])]
+
+
 def test_batches_hold_every_question_once_and_whole_paragraphs_by_length(prompts):
     parts = list(batches(prompts, 4))
     assert sorted(i for part in parts for i in part) == list(range(len(prompts.prompts)))
@@ -83,16 +101,32 @@ def test_rows_of_another_precision_are_refused(lm):
         Reader(lm, (3,), lambda ids: lm.table_VD[ids].double())
 
 
-def tiny_gemma():
+def tiny_gemma(window=64):
     from transformers import Gemma2Config, Gemma2ForCausalLM
 
     torch.manual_seed(0)
     config = Gemma2Config(
         vocab_size=500, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=8,
-        intermediate_size=24, max_position_embeddings=256, initializer_range=0.3, sliding_window=64, pad_token_id=0,
+        intermediate_size=24, max_position_embeddings=256, initializer_range=0.3, sliding_window=window, pad_token_id=0,
         bos_token_id=0, eos_token_id=0,
     )  # fmt: skip
     return Gemma2ForCausalLM(config)
+
+
+def tiny_gemma_with_short_windows():
+    return tiny_gemma(3)
+
+
+def tiny_mistral_with_short_windows():
+    from transformers import MistralConfig, MistralForCausalLM
+
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocab_size=500, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=8,
+        intermediate_size=24, max_position_embeddings=256, initializer_range=0.3, sliding_window=3, pad_token_id=0,
+        bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    return MistralForCausalLM(config)
 
 
 def tiny_granite():
@@ -125,8 +159,12 @@ def tiny_gpt2():
     )
 
 
-@pytest.mark.parametrize("model", [tiny_gemma, tiny_granite, tiny_gpt2], ids=lambda f: f.__name__)
-def test_models_that_scale_or_add_positions_read_rows_as_they_read_ids(model):
+@pytest.mark.parametrize(
+    "model",
+    [tiny_gemma, tiny_gemma_with_short_windows, tiny_mistral_with_short_windows, tiny_granite, tiny_gpt2],
+    ids=lambda f: f.__name__,
+)
+def test_models_that_scale_add_positions_or_have_windows_read_rows_as_they_read_ids(model):
     lm = wrap(model(), make_tokenizer())
     prompts = [prompt([5, 6, 7, 8], [20, 21]), prompt([9], [22, 23, 24])]
     found = Reader(lm, (3, 4), codecs.raw(lm.table_VD)).answer(prompts, 4)

@@ -13,7 +13,7 @@ from latentwire_adapter.claims import (
     retention,
     unexplained,
 )
-from latentwire_adapter.config import EvaluateConfig, Phase1Config, SuiteConfig
+from latentwire_adapter.config import EvaluateConfig, Phase1Config, Phase2Config, SuiteConfig
 from latentwire_adapter.metrics import retention as retained
 from studycore.claims import NotRun, as_stored, judge_all
 from studycore.statistics import Interval
@@ -164,3 +164,59 @@ def test_the_better_half_of_an_interval_around_zero_is_zero():
     assert _size(Interval(-2, -3, 1, 5)) == Interval(2, 0, 3, 5)
     assert _size(Interval(-2, -3, -1, 5)) == Interval(2, 1, 3, 5)
     assert callable(columns)
+
+
+def folders(place, good):
+    """Run folders of the main job at one ratio, fabricated: `good` is a world in which every claim holds, else none does."""
+    import json
+
+    from safetensors.numpy import save_file
+
+    draw = np.random.default_rng(3)
+    error = draw.random(80)
+    sure, half = 1 - 0.1 * (draw.random(80) < 0.2), 0.35 + 0.1 * error
+    f1 = {
+        "ids": sure, "raw": sure, "question_only": 0 * sure, "shuffled": 0 * sure, "adapter": 0.95 - 0.1 * error, "linear": half,
+        "nearest": sure, "fewer": half, "phase2": 0.97 - 0.02 * error,
+    } if good else {
+        "ids": half - 0.2, "raw": half, "question_only": half - 0.15, "shuffled": 0 * half, "adapter": 0.2 + 0.1 * error,
+        "linear": half, "nearest": half - 0.1, "fewer": half, "phase2": 0.1 + 0.1 * error,
+    }  # fmt: skip
+    rows = []
+    for arm, scores in f1.items():
+        folder = place / arm
+        folder.mkdir(parents=True)
+        asked_here = asked(scores, error=error)
+        (folder / "predictions.json").write_text(
+            json.dumps({"arm": arm, "decode_seconds": 0.0, "questions": asked_here})
+        )
+        (folder / "results.json").write_text(json.dumps({"metrics": {"f1": 100 * float(np.mean(scores))}}))
+        config = {"adapter": Phase1Config(), "phase2": Phase2Config()}.get(arm) or EvaluateConfig(arm=arm)
+        if arm == "adapter":
+            spread, gain = draw.random(300).astype(np.float32) + 1, -0.1 if good else 0.1
+            save_file(
+                {
+                    f"{kind}_{name}": value
+                    for kind in ("seen", "held_out")
+                    for name, value in (
+                        ("count", np.ones(300, np.float32)), ("spread", spread), ("adapter", (0.4 + gain) * spread), ("linear", 0.4 * spread),
+                    )
+                },
+                folder / "arrays.safetensors",
+            )  # fmt: skip
+        ratio = None if arm in ("ids", "raw", "question_only", "shuffled") else "4x"
+        rows.append({"ratio": ratio, "seed": 0, **columns(folder, config)})
+    return rows
+
+
+def test_every_claim_can_come_out_both_ways_from_what_folders_hold(tmp_path):
+    import pandas as pd
+
+    every = claims("run", SuiteConfig(ratios=[4.0]))
+    for good, expected in ((True, "supported"), (False, "refuted")):
+        table = pd.DataFrame(folders(tmp_path / expected, good))
+        found = judge_all(every, table, [as_stored(claim) for claim in every])
+        assert {claim["id"]: claim["verdict"] for claim in found} == dict.fromkeys([c.id for c in every], expected)
+    empty = judge_all(every, pd.DataFrame(), [as_stored(claim) for claim in every])
+    assert {claim["verdict"] for claim in empty} == {"not run"}
+    assert all(claim["measured"] is None for claim in empty)

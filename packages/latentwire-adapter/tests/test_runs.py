@@ -13,6 +13,7 @@ from latentwire_adapter import train as train_module
 from latentwire_adapter.cli import STUDY
 from latentwire_adapter.config import EvaluateConfig, FitConfig, Phase2Config, SelfcheckConfig, SuiteConfig
 from latentwire_adapter.evaluation_files import read_predictions
+from latentwire_adapter.model import codecs, reader
 from latentwire_adapter.model.adapter import Adapter
 from latentwire_adapter.model.compressor import EmbeddingCompressor
 from latentwire_adapter.plan import plan, suite_of_seeds
@@ -153,6 +154,30 @@ def test_every_arm_is_scored_by_the_same_harness(arm, trained, small, make, tmp_
         assert 0 < found["snap_accuracy"] <= 1
     report = report_on(STUDY, folder)
     assert report.table.iloc[0]["arm"] == arm
+
+
+def test_answers_of_rows_that_are_the_models_own_are_not_made_again(trained, small, make, tmp_path, monkeypatch):
+    raw = make("evaluate", of(EvaluateConfig, small(), arm="raw"), tmp_path / "raw")
+    config = of(EvaluateConfig, small(), arm="nearest", phase1=str(trained))
+    alone = make("evaluate", config, tmp_path / "alone")
+    own = codecs.raw
+
+    def other(table_VD, compressor):
+        return lambda ids_U: own(table_VD)(ids_U) + (ids_U == ids_U[-1])[:, None]
+
+    def answers(folder):
+        return [q["prediction"] for q in read_predictions(folder)["questions"]]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(codecs, "nearest", lambda table_VD, compressor: own(table_VD))
+        patch.setattr(reader.Reader, "answer", None)  # nothing may be answered
+        known = make("evaluate", config, tmp_path / "known", needs={"raw": raw})
+        assert answers(known) == answers(raw)
+        patch.setattr(codecs, "nearest", other)  # one row differs
+        with pytest.raises(TypeError):
+            make("evaluate", config, tmp_path / "other", needs={"raw": raw})
+    assert answers(alone)
+    assert plan(suite(small, arms=["nearest"]))[-1].needs == ("selfcheck", "phase1_4x", "raw")
 
 
 def test_ids_and_raw_answer_the_same_token_for_token(small, make, tmp_path):
