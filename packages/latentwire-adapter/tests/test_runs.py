@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,6 +25,9 @@ from studycore.files import read_json
 from studycore.metrics_log import read_rows
 from studycore.options import SweepOptions
 from studycore.run import Run
+
+
+CONFIGS = Path(train_module.__file__).parent / "configs"
 
 
 @pytest.fixture(autouse=True)
@@ -132,8 +136,6 @@ def test_a_stopped_run_goes_on_to_the_same_bits(trained, make, small, tmp_path, 
 
 def test_the_losses_are_the_committed_ones(make, small, tmp_path):
     """A change that does not mean to alter the training leaves the series as it is."""
-    from pathlib import Path
-
     make("phase1", small(epochs=8, eval_every=2), tmp_path / "series")
     series = [row["loss"] for row in read_rows(tmp_path / "series" / "metrics.jsonl") if row["type"] == "train_step"]
     committed = Path(__file__).parent / "loss_series.json"
@@ -298,11 +300,10 @@ def test_the_plan_names_every_arm_at_every_ratio(small):
     plan(several)
 
 
-def test_the_main_job_goes_on_arm_by_arm(small, tmp_path, monkeypatch, capsys):
-    chosen = suite(small, arms=["linear", "fewer", "phase2"])
-    options = SweepOptions(device="cpu", threads=1, processes=1)
+@pytest.fixture
+def here(monkeypatch):
+    """Jobs are done in this process; gives the options of such a run."""
     from studycore import execution
-    from studycore.jobs import run_in_processes
 
     def in_process(work, values, schedule, stop, processes):
         while names := schedule.take():
@@ -310,6 +311,28 @@ def test_the_main_job_goes_on_arm_by_arm(small, tmp_path, monkeypatch, capsys):
                 yield from schedule.end(name, ended)
 
     monkeypatch.setattr(execution, "run_in_processes", in_process)
+    return SweepOptions(device="cpu", threads=1, processes=1)
+
+
+def test_the_run_of_8_billion_parameters_does_on_a_tiny_llama_what_it_will_do_there(here, folder, squad_file, tmp_path):
+    """The shipped configuration in its precision, with another model, a local file, and smaller numbers alone."""
+    from studycore.configuration import check_types, read_yaml
+
+    values = check_types(SuiteConfig, read_yaml(CONFIGS / "llama-8b.yaml"))
+    fewer = {"model": str(folder), "dataset": str(squad_file), "eval_samples": 6, "questions_per_paragraph": 2, "examples": 1,
+             "max_new_tokens": 3, "samples": 20, "epochs": 1, "steps": 2, "phase2_batch_size": 2, "always_seen": 20}  # fmt: skip
+    chosen = SuiteConfig(**(values | {"base": values["base"] | fewer, "ratios": [4.0]}))
+    assert chosen.base["dtype"] == "bfloat16"
+    make_runs(STUDY, "run", chosen, tmp_path / "run", here)
+    arms = read_json(tmp_path / "run" / "results.json")["metrics"]["arms"]
+    assert set(arms) == {"ids", "raw", "question_only", "shuffled"} | {
+        f"{arm}_4x" for arm in ("adapter", "linear", "nearest", "int8", "int4", "fewer", "phase2")
+    }
+
+
+def test_the_main_job_goes_on_arm_by_arm(here, small, tmp_path, monkeypatch, capsys):
+    chosen = suite(small, arms=["linear", "fewer", "phase2"])
+    options = here
     real = train_module.phase2
 
     def fails(*arguments):
@@ -331,7 +354,6 @@ def test_the_main_job_goes_on_arm_by_arm(small, tmp_path, monkeypatch, capsys):
     text = (tmp_path / "run" / "report.md").read_text()
     for word in ("retention", "token's number", "held out", "bits a token"):
         assert word in text
-    assert run_in_processes
 
 
 def test_two_processes_score_exactly_what_one_does(trained, small, tmp_path):

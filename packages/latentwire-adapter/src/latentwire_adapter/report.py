@@ -217,7 +217,13 @@ def report_suite(record: Record) -> Report:
     text_notes = [*notes(first_reading(record)), *explanations(record)]
     counted = {"runs": len(table), "failed": len(record.missing), "arms": metrics}
     return Report(
-        "latentwire-adapter: what survives", QUESTION, answer_of(metrics, ratios), tables, pictures, text_notes, counted
+        "latentwire-adapter: what survives",
+        QUESTION,
+        answer_of(record, metrics, ratios),
+        tables,
+        pictures,
+        text_notes,
+        counted,
     )
 
 
@@ -305,13 +311,29 @@ def explanations(record: Record) -> list[str]:
     ]
 
 
-def answer_of(metrics: Mapping[str, Any], ratios: Sequence[str]) -> str:
+def answer_of(record: Record, metrics: Mapping[str, Any], ratios: Sequence[str]) -> str:
     """The original study's question, as far as these figures answer it."""
     if "raw" not in metrics or not ratios:
         return "The uncompressed prompt has not been scored yet."
     parts = [
-        f"{r}: adapter {metrics[f'adapter_{r}']['f1']:.1f}"
+        f"{r}: adapter {metrics[f'adapter_{r}']['f1']:.1f} ({band(metrics[f'adapter_{r}']['f1']).split(',')[0].split(':')[0]})"
         + (f", linear inverse {metrics[f'linear_{r}']['f1']:.1f}" if f"linear_{r}" in metrics else "")
         for r in ratios if f"adapter_{r}" in metrics
     ]  # fmt: skip
-    return f"Uncompressed F1 {metrics['raw']['f1']:.1f}; {'; '.join(parts)}."
+    text = f"Uncompressed F1 {metrics['raw']['f1']:.1f}; {'; '.join(parts)}."
+    return " ".join([text, *sentences_on_types(record, ratios)])
+
+
+def sentences_on_types(record: Record, ratios: Sequence[str]) -> list[str]:
+    """Whether the adapter reconstructs token types that no fit saw better than the linear inverse of the same codes."""
+    better, worse = [], []
+    for ratio in ratios:
+        rows = record.table[(record.table["arm"] == "adapter") & (record.table["ratio"] == ratio)]
+        adapter, linear = _mean(rows, "held_out_nmse", 1.0), _mean(rows, "linear_held_out_nmse", 1.0)
+        if adapter is not None and linear is not None:
+            (better if adapter < linear else worse).append(f"{ratio} ({adapter:.3f} against {linear:.3f} unexplained)")
+    said = "On token types that no fit saw the adapter"
+    return [
+        f"{said} {verb} the linear inverse at equal bytes: {', '.join(listed)}."
+        for verb, listed in (("beats", better), ("does not beat", worse)) if listed
+    ]  # fmt: skip
