@@ -26,7 +26,6 @@ from studycore.metrics_log import read_rows
 from studycore.options import SweepOptions
 from studycore.run import Run
 
-
 CONFIGS = Path(train_module.__file__).parent / "configs"
 
 
