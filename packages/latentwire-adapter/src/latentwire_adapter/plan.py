@@ -57,7 +57,8 @@ def plan(suite: SuiteConfig) -> list[Job]:
 def job_of(values: dict[str, Any], arm: str, end: str) -> Job:
     """An arm at the ratio of the values; `end` of its name tells the seed."""
     size = size_name(values["ratio"])
-    trained, common = f"phase1_{size}{end}", {"arm": arm, "labels": {"ratio": size}, "keep_checkpoints": False}
+    trained = f"phase1_{size}{end}"
+    common: dict[str, Any] = {"arm": arm, "labels": {"ratio": size}, "keep_checkpoints": False}
     if arm == "adapter":
         config = fields_of(Phase1Config, {name: value for name, value in values.items() if name != "ce_weight"})
         return Job(trained, config, ("selfcheck", "fit"), verb="phase1", **common)

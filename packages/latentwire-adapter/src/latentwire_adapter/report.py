@@ -326,7 +326,8 @@ def answer_of(record: Record, metrics: Mapping[str, Any], ratios: Sequence[str])
 
 def sentences_on_types(record: Record, ratios: Sequence[str]) -> list[str]:
     """Whether the adapter reconstructs token types that no fit saw better than the linear inverse of the same codes."""
-    better, worse = [], []
+    better: list[str] = []
+    worse: list[str] = []
     for ratio in ratios:
         rows = record.table[(record.table["arm"] == "adapter") & (record.table["ratio"] == ratio)]
         adapter, linear = _mean(rows, "held_out_nmse", 1.0), _mean(rows, "linear_held_out_nmse", 1.0)
