@@ -23,6 +23,8 @@ class Adapter(Saved):
     `start_at_inverse` makes it begin as a compressor's linear inverse.
     """
 
+    code_scale: Tensor
+
     def __init__(
         self,
         d_z: int = 512,
