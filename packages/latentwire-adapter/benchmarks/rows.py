@@ -2,7 +2,7 @@
 
     python benchmarks/rows.py
 
-The training prompts of the embedded default (10,000 questions), 72 of 576 dimensions kept, each type weighted by its count.
+Training prompts of the embedded default (2,000 questions), 72 of 576 dimensions kept, each type weighted by its count.
 Prints rows and seconds of either pass, their ratio, and how far the two gradients of the whole loss lie apart: the loss is
 the same function of the adapter, so its optimum is the same.
 """
@@ -31,7 +31,9 @@ def whole_gradient(adapter: Adapter, z_NK: Tensor, x_ND: Tensor, w_N: Tensor, va
 
 
 def main() -> None:
-    config = Phase1Config(ratio=8.0, examples=0, fit_text=None, adapter_alpha=1.0, held_out_types=0.0, eval_samples=8)
+    config = Phase1Config(
+        ratio=8.0, examples=0, samples=2000, fit_text=None, adapter_alpha=1.0, held_out_types=0.0, eval_samples=8
+    )
     lm = load_language_model(config, "cpu")
     k = code_dimensions(config, lm.table_VD.shape[1])
     fit = make_fit(config, lm, k)
