@@ -63,7 +63,8 @@ def answer(record: Record) -> str:
     said = (
         f"Held-out words project on their concept's vector at {g['held_out_projection_median']:.2f} (shuffled "
         f"{g['held_out_projection_shuffled_median']:.2f}); child minus parent stands at {g['disjoint_angle_median']:.1f} degrees "
-        f"from disjoint words (shuffled {g['disjoint_angle_shuffled_median']:.1f}), while nested words give "
+        f"from disjoint words (shuffled {g['disjoint_angle_shuffled_median']:.1f}, random parts of the parent's words "
+        f"{g['disjoint_angle_label_permutation_median']:.1f}), while nested words give "
         f"{g['nested_angle_median']:.1f} whatever they are (shuffled {g['nested_angle_shuffled_median']:.1f})."
     )
     teacher, random = _means(record, "teacher"), _means(record, "random")

@@ -223,8 +223,11 @@ def _compare(result: Validation, real: Statistics, shuffled: Statistics) -> None
 def _angles(
     result: Validation, g_VD: Tensor, hierarchy: Hierarchy, vectors: Vectors, seed: int, shrinkage: float | None
 ) -> None:
-    """Angles with the wrong parent, with a random part of the parent's words for the child, and with a sibling's rest of the
-    parent; projections of a sibling's words. A wrong parent has none of the child's words: its angle is a null of both."""
+    """Angles with the wrong parent, with a random part of the parent's words for the child, and with a sibling for the parent;
+    projections of a sibling's words. A wrong parent has none of the child's words: its angle is a null of both kinds.
+
+    Of disjoint words the random part is the strictest: what it shares with the rest is the parent, and no child.
+    """
     draw = generator(seed, "controls")
     pairs = family(hierarchy)
     nulls: dict[str, list[Tensor]] = {name: [] for name in ("nested_random_parent", "disjoint_random_parent", "nested_label_permutation", "disjoint_label_permutation", "disjoint_sibling_swap")}  # fmt: skip
@@ -243,8 +246,8 @@ def _angles(
         nulls["disjoint_label_permutation"].append(cosine(drawn_D - left_D, left_D))
         children = hierarchy.parents[p].children
         beside = (c + 1) % len(children)
-        rest_D = vectors.rest_KD[k - c + beside]
-        nulls["disjoint_sibling_swap"].append(cosine(vectors.children_KD[k] - rest_D, rest_D))
+        sibling_D = vectors.children_KD[k - c + beside]
+        nulls["disjoint_sibling_swap"].append(cosine(vectors.children_KD[k] - sibling_D, sibling_D))
         swapped.append(projection(g_VD[list(children[beside].words[TEST])].mean(0), vectors.children_KD[k]))
     for name, cosines in nulls.items():
         result.arrays[name] = angles_deg(torch.stack(cosines))
