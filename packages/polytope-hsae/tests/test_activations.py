@@ -10,7 +10,7 @@ from polytope_hsae.activations import CACHE, gather
 from polytope_hsae.concepts import Child, Hierarchy, Parent
 from polytope_hsae.config import ActivationConfig
 from polytope_hsae.data import CHOOSE, TEST, TRAIN, batches, open_store
-from polytope_hsae.head import head_of
+from polytope_hsae.head import head_of, load_head
 from polytope_hsae.language import check_capture, final_activations, load_model, load_tokenizer
 from polytope_hsae.metrics import cross_entropy
 from studycore.errors import UserError
@@ -217,3 +217,96 @@ def test_a_capture_that_was_killed_goes_on_with_what_is_there(tmp_path, geometry
     whole = job("activations", capture, tmp_path / "whole", needs)
     assert {path.name: path.read_bytes() for path in CACHE.glob("*.f32")} == kept
     assert (whole / "arrays.safetensors").read_bytes() == (cut / "arrays.safetensors").read_bytes()
+
+
+WORDS = [
+    "dog",
+    "cat",
+    "horse",
+    "cow",
+    "sheep",
+    "bird",
+    "fish",
+    "tree",
+    "rose",
+    "oak",
+    "grass",
+    "flower",
+    "house",
+    "door",
+    "window",
+    "wall",
+    "king",
+    "queen",
+    "man",
+    "woman",
+    "boy",
+    "girl",
+    "day",
+    "night",
+    "year",
+    "water",
+    "fire",
+    "air",
+    "stone",
+    "gold",
+    "hand",
+    "foot",
+    "head",
+    "eye",
+    "book",
+    "word",
+    "name",
+    "line",
+]
+
+
+@pytest.mark.parametrize("folder", ["gemma", "gemma2", "gpt_neox"], indirect=True)
+def test_all_phases_on_the_architectures_that_configurations_name(folder, tmp_path, tokenizer, monkeypatch):
+    """Geometry, activations, a teacher's training and its evaluation, on a model of random weights."""
+    import polytope_hsae.extraction as extraction
+    from polytope_hsae.config import EvaluateConfig, GeometryConfig, TrainConfig
+    from studycore.files import read_json
+
+    ids = {w: tokenizer(f" {w}", add_special_tokens=False)["input_ids"] for w in WORDS}
+    tokens = [found[0] for found in ids.values() if len(found) == 1]
+    text = {token: tokenizer.decode([token]).strip() for token in tokens}
+    groups = iter([tuple(tokens[i : i + 2]) for i in range(0, len(tokens) - 1, 2)])
+
+    def words():
+        return next(groups), next(groups)[:1], next(groups)[:1]
+
+    parents = tuple(
+        Parent(f"p{p}", "", words(), tuple(Child(f"p{p}c{c}", "", words()) for c in range(2)), ((), ()))
+        for p in range(2)
+    )
+    hierarchy = Hierarchy(parents, text)
+    monkeypatch.setattr(extraction, "choose_hierarchy", lambda *_: (hierarchy, {"parents": 2, "children": 4}))
+    monkeypatch.chdir(tmp_path)
+    draw = np.random.default_rng(0)
+    labelled = [text[token] for token in hierarchy.labels()]
+    lines = [" " + " ".join(draw.choice(labelled, 12)) for _ in range(150)]
+    (tmp_path / "text.txt").write_text("\n\n".join(lines))
+    place = tmp_path / "geometry"
+    job("geometry", GeometryConfig(str(folder), n_shuffles=3, contexts=4), place)
+    capture = ActivationConfig(str(folder), source=str(tmp_path / "text.txt"), token_budget=1500, window_length=16, prompts_per_concept=1)  # fmt: skip
+    needs = {
+        "geometry": place,
+        "activations": job("activations", capture, tmp_path / "activations", {"geometry": place}),
+    }
+    shape = {
+        "m_top": 8,
+        "topk_parent": 2,
+        "m_low": 2,
+        "subspace_dim": 2,
+        "batch_size_acts": 64,
+        "stage_a_steps": 2,
+        "stage_b_steps": 3,
+    }
+    needs["teacher_s0"] = job("train", TrainConfig(**shape, arm="teacher"), tmp_path / "teacher", needs)
+    done = job("evaluate", EvaluateConfig("teacher", ce_size=60), tmp_path / "evaluate", needs)
+    metrics = read_json(done / "results.json")["metrics"]
+    assert metrics["ce_reconstructed"] > 0
+    assert 0 <= metrics["steering_leakage"] <= 1
+    capped = load_head(place / "unembedding.safetensors").softcap
+    assert (capped is not None) == (AutoConfig.from_pretrained(folder).model_type == "gemma2")

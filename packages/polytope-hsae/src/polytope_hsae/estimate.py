@@ -6,6 +6,7 @@ Nothing is fetched: a language model that is not on this machine is not timed.
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -62,11 +63,11 @@ def _trainings(study: StudyConfig, width: int, device: str) -> str:
     )
 
 
-def _step(model: torch.nn.Module, config: TrainConfig, device: str) -> Callable[[], None]:
+def _step(model: Any, config: TrainConfig, device: str) -> Callable[[], None]:
     stage = stages(config)[-1]
     objective, optimizer = Objective(model, config, None, device), create_optimizer(model, config, stage)
-    x_BD = torch.randn(config.batch_size_acts, model.bias.shape[0], device=device)  # type: ignore[arg-type]
-    chosen = torch.arange(min(config.biorth_sample, model.encoder.shape[0]), device=device)  # type: ignore[arg-type]
+    x_BD = torch.randn(config.batch_size_acts, model.bias.shape[0], device=device)
+    chosen = torch.arange(min(config.biorth_sample, model.encoder.shape[0]), device=device)
 
     def step() -> None:
         objective(x_BD, Weights(stage.beta, 1.0, 0.0), chosen)[0].backward()

@@ -28,7 +28,8 @@ def _shrinkage(trace: Tensor, square: Tensor, fourth: Tensor, n: int, width: int
 
 LEAST_SINGLE = 2**16
 """Numbers of a concept from which its products are made in single precision."""
-REFINEMENTS = 3
+SOLVES = 2
+"""In single precision, the second of what the first has left."""
 
 
 def concept_vector(g_nD: Tensor, shrinkage: float | None = None) -> Tensor:
@@ -41,13 +42,13 @@ def concept_vector(g_nD: Tensor, shrinkage: float | None = None) -> Tensor:
     n, width = g_nD.shape[-2:]
     mean_1D = g_nD.mean(-2, keepdim=True)
     centred_nD = g_nD - mean_1D
-    fourth = centred_nD.square().sum(-1)
+    squares_n = torch.linalg.vector_norm(centred_nD, dim=-1).square()
     dual = n <= width
     single = n * width >= LEAST_SINGLE and (shrinkage is None or shrinkage > 1e-3)
     fast_nD = centred_nD.float() if single else centred_nD
     gram = fast_nD @ fast_nD.mT if dual else fast_nD.mT @ fast_nD
     square = torch.linalg.vector_norm(gram, dim=(-2, -1), dtype=torch.float64).square()
-    a, mu = _shrinkage(fourth.sum(-1), square, fourth.square().sum(-1), n, width)
+    a, mu = _shrinkage(squares_n.sum(-1), square, squares_n.square().sum(-1), n, width)
     a = a if shrinkage is None else torch.full_like(a, shrinkage)
     keep, ridge = ((1 - a) / n)[..., None, None], (a * mu)[..., None, None]
     gram.mul_(keep.to(gram.dtype)).diagonal(dim1=-2, dim2=-1).add_(ridge[..., 0].to(gram.dtype))
@@ -57,7 +58,7 @@ def concept_vector(g_nD: Tensor, shrinkage: float | None = None) -> Tensor:
         """x of (keep X Xt + ridge I) x = right in the dual, of (keep Xt X + ridge I) x = right else."""
         found = torch.zeros_like(right)
         rest = right
-        for again in range(REFINEMENTS if single else 1):
+        for again in range(SOLVES if single else 1):
             if again:
                 inner = centred_nD @ (centred_nD.mT @ found) if dual else centred_nD.mT @ (centred_nD @ found)
                 rest = right - keep * inner - ridge * found
