@@ -53,7 +53,7 @@ def test_commands_and_configurations_exist():
 def test_flags_exist():
     fields = {f for cls in (StudyConfig, TrainConfig, JobOptions, SweepOptions) for f in cls.__dataclass_fields__}
     flags = {flag.replace("-", "_") for flag in re.findall(r"`?--([a-z][a-z-]+)", README)}
-    assert flags - fields <= {"config", "help", "debug", "non_interactive", "steps", "peer_batch"}
+    assert flags - fields <= {"config", "help", "debug", "non_interactive", "steps", "peer_batch", "peers_only"}
 
 
 def test_arms_and_gates_are_all_told():

@@ -95,7 +95,8 @@ def plot_polytope(arrays: dict[str, Any], hierarchy: Any, path: Path) -> Path:
     left.scatter(x, y, color=COLOURS[0])
     for name, a, b in zip([c.name for c in hierarchy.parents[p].children], x, y, strict=True):
         left.annotate(name.split(".")[0], (a, b), fontsize=7)
-    left.set_title(hierarchy.parents[p].name)
+    left.set(title=hierarchy.parents[p].name, xlabel="first difference", ylabel="second difference")
+    right.set(xlabel="first", ylabel="second", zlabel="along the parent")
     right.scatter(x, y, z, color=COLOURS[0])
     right.plot([0, 0], [0, 0], [0, float(np.linalg.norm(parent))], color=COLOURS[1])
     for i in range(len(x)):
