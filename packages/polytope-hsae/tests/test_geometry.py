@@ -5,6 +5,7 @@ import torch
 
 from polytope_hsae.estimators import LEAST_SINGLE, concept_vector, concept_vector_pinv, ledoit_wolf
 from polytope_hsae.geometry import causal_geometry, cosine, euclidean_geometry
+from studycore.errors import UserError
 
 
 @pytest.fixture
@@ -77,6 +78,11 @@ def test_large_concepts_are_solved_in_single_precision_and_refined(n, width):
     direction = torch.linalg.solve(covariance, g_nD.mean(0))
     direction = direction / direction.norm()
     torch.testing.assert_close(tiny, (g_nD.mean(0) @ direction) * direction, rtol=1e-6, atol=1e-9)
+
+
+def test_two_words_have_no_vector():
+    with pytest.raises(UserError, match="min_vocab_count: a concept has 2 words for estimating"):
+        concept_vector(torch.randn(2, 8, dtype=torch.float64))
 
 
 def test_vectors_of_a_batch_are_those_of_its_members():

@@ -10,6 +10,8 @@ Shapes: B batches, n words, D width.
 import torch
 from torch import Tensor
 
+from studycore.errors import UserError
+
 
 def ledoit_wolf(gram_Bnn: Tensor, width: int) -> tuple[Tensor, Tensor]:
     """(a, mu) of C = (1 - a) S + a mu I, each [B], from the Gram matrix of centred rows (Ledoit and Wolf 2004)."""
@@ -33,13 +35,15 @@ SOLVES = 2
 
 
 def concept_vector(g_nD: Tensor, shrinkage: float | None = None) -> Tensor:
-    """[..., D] vectors of concepts whose words are the rows of [..., n, D] (float64, n >= 2), in the unified space.
+    """[..., D] vectors of concepts whose words are the rows of [..., n, D] (float64), in the unified space.
 
     `shrinkage` replaces Ledoit and Wolf's a. Of large concepts the Gram matrix and its factor are made in float32, in half the
     time, and the solution is refined by residuals in float64 (Wilkinson): each time the error falls by the
     condition number, at most 1 + D / a, times 6e-8. What is left of float32 is a relative 1e-8 or so in a.
     """
     n, width = g_nD.shape[-2:]
+    if n < 3:  # of two words Ledoit and Wolf's a is 0, and the covariance singular
+        raise UserError(f"min_vocab_count: a concept has {n} words for estimating, and needs 3; raise it")
     mean_1D = g_nD.mean(-2, keepdim=True)
     centred_nD = g_nD - mean_1D
     squares_n = torch.linalg.vector_norm(centred_nD, dim=-1).square()
