@@ -9,7 +9,7 @@ job.latentwire-adapter = run --config $(SIZE)
 job.least-action = sweep --config $(SIZE)
 job.retrofit = compare --config $(SIZE) $(if $(filter long,$(SIZE)),--output-dir runs/retrofit/long --resume)
 job.ternary-vae = sweep --config $(SIZE)
-job.polytope-hsae = all --config smollm2-$(SIZE)
+job.polytope-hsae = all --config $(patsubst smollm2-quick,smollm2,smollm2-$(SIZE))
 
 # quick: a few minutes a study on two CPU cores; full: up to half an hour, the tables of the READMEs; long, where a
 # study has it: hours.

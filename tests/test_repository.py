@@ -186,12 +186,15 @@ def test_make_lists_its_targets():
 
 @each_study
 def test_make_knows_the_main_job(study):
+    """Each size is a configuration of the study's own."""
+    named = []
     for size in ("quick", "full"):
-        assert re.search(
-            rf"^\.venv/bin/{study} .*\b{size}\b",
-            make("--dry-run", study, f"SIZE={size}"),
-            re.MULTILINE,
-        )
+        text = make("--dry-run", study, f"SIZE={size}")
+        found = re.search(rf"^\.venv/bin/{study} .*--config ([\w-]+)", text, re.MULTILINE)
+        assert found, size
+        assert list((ROOT / "packages" / study / "src").glob(f"*/configs/{found[1]}.yaml")), found[1]
+        named.append(found[1])
+    assert len(set(named)) == 2
 
 
 @each_study

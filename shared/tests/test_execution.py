@@ -13,7 +13,8 @@ import toy_variants as variants
 
 from studycore import cli
 from studycore.checkpoints import load_latest
-from studycore.execution import identity_of, locate
+from studycore.devices import cores
+from studycore.execution import alone, identity_of, locate
 from studycore.jobs import Job
 from studycore.metrics_log import read_rows
 from studycore.record import read_record
@@ -239,3 +240,19 @@ def test_a_job_of_another_verb_is_made_by_that_verb(here):
     planned[:] = [Job("a", Config(steps=10), verb="fit"), Job("b", config())]
     assert cli.main(study, ["sweep", "--device", "cpu", "--output-dir", "s"]) == 0
     assert [read_manifest(Path("s") / name)["verb"] for name in "ab"] == ["fit", "train"]
+
+
+def test_a_job_beside_which_no_other_can_run_gets_the_threads_of_all():
+    jobs = [Job("start", config()), Job("text", config(), ("start",)), Job("a", config(), ("text",)), Job("b", config(), ("text",)),
+            Job("end", config(), ("a", "b"))]  # fmt: skip
+    assert alone(jobs) == {"start", "text", "end"}
+    assert alone([Job("a", config()), Job("b", config())]) == set()
+    planned[:] = [
+        Job("start", config(seed=5)),
+        Job("a", config(seed=6), ("start",)),
+        Job("b", config(seed=7), ("start",)),
+    ]
+    assert cli.main(STUDY, ["sweep", "--device", "cpu", "--processes", "2", "--output-dir", "whole"]) == 0
+    threads = {name: read_manifest(Path("whole") / name)["devices"]["threads"] for name in ("start", "a", "b")}
+    assert threads["a"] == threads["b"] == max(1, cores() // 2)
+    assert threads["start"] == 2 * threads["a"]

@@ -5,10 +5,15 @@
 Both are this package's own, with the same data, Adam and precision. Prints seconds, their ratio, the ratio of their floors
 (FLOPs of dense and sparse products at the machine's measured rate, and bytes that the optimizer and the sparse products must
 move at its measured bandwidth), and the hierarchical step with 16 and with 64 children. Beside SAELens and sparsify, where
-they are installed: at equal total features, at the largest batch that fits into --peer-batch.
+they are installed: at equal total features and codes, at a batch of --peer-batch, which their dense codes must fit into.
+Peers have an environment of their own:
+
+    python -m venv peers && peers/bin/pip install sae-lens eai-sparsify && peers/bin/pip install --no-deps ./shared ./packages/polytope-hsae
+    peers/bin/python packages/polytope-hsae/benchmarks/sae_step.py --peers-only
 """
 
 import argparse
+import os
 import time
 from importlib.util import find_spec
 
@@ -39,13 +44,19 @@ def step_of(config: SAEConfig, x_BD: torch.Tensor):
 
 def seconds(step, steps: int) -> float:
     """The least of several, after one to warm up: other work on the machine only adds."""
-    step()
-    times = []
-    for _ in range(steps):
-        start = time.perf_counter()
-        step()
-        times.append(time.perf_counter() - start)
-    return min(times)
+    return turns({"": step}, steps)[""]
+
+
+def turns(acts, steps: int) -> dict:
+    """The least of several of each, which take turns, so that other work on the machine meets all alike."""
+    times = {name: [] for name in acts}
+    for turn in range(steps + 1):
+        for name, act in acts.items():
+            start = time.perf_counter()
+            act()
+            if turn:
+                times[name].append(time.perf_counter() - start)
+    return {name: min(each) for name, each in times.items()}
 
 
 def machine() -> tuple[float, float]:
@@ -70,8 +81,9 @@ def peers(o: argparse.Namespace) -> None:
     total = o.parents * 17
     x_BD = torch.randn(o.peer_batch, o.width)
     ours = seconds(step_of(SAEConfig("hierarchical", o.width, o.parents, o.k, SUBSPACE, 16), x_BD)[0], o.steps)
-    print(f"batch {o.peer_batch}, {total:,} features in all: ours {ours:.2f} s")
+    print(f"batch {o.peer_batch}, {total:,} features in all, {2 * o.k} codes, {o.threads} threads: ours {ours:.2f} s")
     if find_spec("sparsify"):
+        os.environ.setdefault("SPARSIFY_DISABLE_TRITON", "0" if torch.cuda.is_available() else "1")
         from sparsify import SparseCoder, SparseCoderConfig
 
         coder = SparseCoder(o.width, SparseCoderConfig(num_latents=total, k=2 * o.k))
@@ -91,7 +103,9 @@ def peers(o: argparse.Namespace) -> None:
         optimizer = torch.optim.Adam(sae.parameters(), 1e-4)
 
         def step() -> None:
-            data = TrainStepInput(sae_in=x_BD, coefficients={}, dead_neuron_mask=None, n_training_steps=0)
+            data = TrainStepInput(
+                sae_in=x_BD, coefficients={}, dead_neuron_mask=None, n_training_steps=0, is_logging_step=False
+            )
             sae.training_forward_pass(data).loss.backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -115,26 +129,30 @@ def main() -> None:
         ("threads", 2),
     ):
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--peers-only", action="store_true")
     o = parser.parse_args()
     torch.set_num_threads(o.threads)
+    if o.peers_only:
+        peers(o)
+        return
     x_BD = torch.randn(o.batch, o.width, generator=torch.Generator().manual_seed(0))
     rates = machine()
     print(
         f"D = {o.width}, {o.parents:,} parents, k = {o.k}, batch {o.batch:,}, {o.threads} threads; {rates[0] / 1e9:.0f} GFLOP/s, {rates[1] / 1e9:.1f} GB/s"
     )
-    flat_step, flat_parameters = step_of(SAEConfig("topk", o.width, o.parents, o.k), x_BD)
-    flat, least = seconds(flat_step, o.steps), floor(o, flat_parameters, False, rates)
-    del flat_step
-    print(f"flat TopK: {flat:.2f} s, {flat_parameters / 1e6:.0f} M parameters, floor {least:.2f} s")
-    times = {}
-    for children in (16, 64):
-        step, parameters = step_of(SAEConfig("hierarchical", o.width, o.parents, o.k, SUBSPACE, children), x_BD)
-        times[children], ours = seconds(step, o.steps), floor(o, parameters, True, rates)
-        del step
+    shapes = {"flat TopK": SAEConfig("topk", o.width, o.parents, o.k)}
+    shapes |= {f"{n} children": SAEConfig("hierarchical", o.width, o.parents, o.k, SUBSPACE, n) for n in (16, 64)}
+    made = {name: step_of(config, x_BD) for name, config in shapes.items()}
+    times = turns({name: step for name, (step, _) in made.items()}, o.steps)
+    parameters = {name: count for name, (_, count) in made.items()}
+    least = {name: floor(o, count, name != "flat TopK", rates) for name, count in parameters.items()}
+    for name, took in times.items():
+        beside = f"; {took / times['flat TopK']:.2f} times flat, floors {least[name] / least['flat TopK']:.2f}"
         print(
-            f"hierarchical, {children} children: {times[children]:.2f} s, {parameters / 1e6:.0f} M parameters, floor {ours:.2f} s; {times[children] / flat:.2f} times flat, floors {ours / least:.2f}"
+            f"{name}: {took:.2f} s, {parameters[name] / 1e6:.0f} M parameters, floor {least[name]:.2f} s{beside if name != 'flat TopK' else ''}"
         )
-    print(f"64 children over 16: {times[64] / times[16]:.3f}")
+    print(f"64 children over 16: {times['64 children'] / times['16 children']:.3f}")
+    made.clear()
     peers(o)
 
 

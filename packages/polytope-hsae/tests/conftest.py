@@ -9,6 +9,7 @@ import torch
 from polytope_hsae.cli import STUDY
 from polytope_hsae.config import ActivationConfig, GeometryConfig, TrainConfig
 from polytope_hsae.geometry import causal_geometry, euclidean_geometry
+from polytope_hsae.head import Head
 from polytope_hsae.synthetic import unembedding
 from polytope_hsae.validation import validate
 from studycore.execution import make_run
@@ -35,7 +36,7 @@ def gates(config):
     x_ND = torch.randn(config.contexts, config.tree_dim, generator=torch.Generator().manual_seed(config.seed))
     geometry, flat = causal_geometry(gamma_VD), euclidean_geometry(gamma_VD)
     return validate(
-        gamma_VD, geometry, hierarchy, x_ND, config.n_shuffles, config.seed, config.kl_threshold, None, flat
+        Head(gamma_VD), geometry, hierarchy, x_ND, config.n_shuffles, config.seed, config.kl_threshold, None, flat
     )[1]
 
 

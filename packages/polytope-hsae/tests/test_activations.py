@@ -10,13 +10,15 @@ from polytope_hsae.activations import CACHE, gather
 from polytope_hsae.concepts import Child, Hierarchy, Parent
 from polytope_hsae.config import ActivationConfig
 from polytope_hsae.data import CHOOSE, TEST, TRAIN, batches, open_store
-from polytope_hsae.language import check_capture, final_activations, load_model, load_tokenizer, unembedding
+from polytope_hsae.head import head_of, load_head
+from polytope_hsae.language import check_capture, final_activations, load_model, load_tokenizer
 from polytope_hsae.metrics import cross_entropy
 from studycore.errors import UserError
 
 SHAPES = {
     "llama": {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1},
     "gemma": {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8},
+    "gemma2": {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "final_logit_softcapping": 0.05},
     "gpt_neox": {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2},
 }  # fmt: skip
 
@@ -74,11 +76,27 @@ def test_the_head_reads_what_is_captured(folder):
     ids_BT = torch.arange(12).view(2, 6)
     check_capture(model, ids_BT)
     logits = model(input_ids=ids_BT).logits.detach()
-    torch.testing.assert_close(final_activations(model, ids_BT) @ unembedding(model).T, logits, rtol=1e-4, atol=1e-4)
+    head = head_of(model, ids_BT)
+    assert (head.softcap is not None) == (model.config.model_type == "gemma2")
+    torch.testing.assert_close(head.logits(final_activations(model, ids_BT)), logits, rtol=1e-4, atol=1e-4)
     # So a changed activation has the cross-entropy that the model has with it put in its place.
     x_ND = final_activations(model, ids_BT)[:, :-1].flatten(0, 1)
     theirs = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids_BT[:, 1:].flatten())
-    assert cross_entropy(x_ND, unembedding(model), ids_BT[:, 1:].flatten()) == pytest.approx(float(theirs), rel=1e-4)
+    assert cross_entropy(x_ND, head, ids_BT[:, 1:].flatten()) == pytest.approx(float(theirs), rel=1e-5)
+
+
+def test_a_head_that_does_more_than_a_product_is_refused(folder, monkeypatch):
+    model = load_model(str(folder))
+    ids_BT, forward = torch.arange(12).view(2, 6), model.forward
+
+    def scaled(*args, **kwargs):
+        output = forward(*args, **kwargs)
+        output.logits = output.logits * 0.5
+        return output
+
+    monkeypatch.setattr(model, "forward", scaled)
+    with pytest.raises(UserError, match=r"model.name: the logits of a \w+ are more than a product"):
+        head_of(model, ids_BT)
 
 
 def test_capture_writes_each_shard_once_and_labels_by_the_next_token(
@@ -149,3 +167,146 @@ def test_a_shard_that_is_gone_is_a_sentence(planted, tmp_path):
     write_json(copy / "index.json", read_json(copy / "index.json") | {"cache": str(tmp_path)})
     with pytest.raises(UserError, match="the shard is gone"):
         open_store(planted["geometry"], copy)
+
+
+def test_a_capture_that_was_killed_goes_on_with_what_is_there(tmp_path, geometry, tokenizer, monkeypatch):
+    """SIGKILL after two shards, of which neither is written again; then while one is being written."""
+    import os
+    import signal
+    import warnings
+
+    import polytope_hsae.activations as module
+
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("llama", vocab_size=len(tokenizer), **SHAPES["llama"])
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    capture, needs = config_of(tmp_path / "model", tmp_path), {"geometry": geometry}
+
+    def killed(name, count):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            child = os.fork()
+        if child == 0:
+            real, calls = getattr(module, name), []
+
+            def dies(*args):
+                calls.append(1)
+                if len(calls) == count:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return real(*args)
+
+            setattr(module, name, dies)
+            try:
+                job("activations", capture, tmp_path / "cut", needs, resume=(tmp_path / "cut").exists())
+            finally:
+                os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+    killed("_write", 3)
+    first = {path: path.stat().st_mtime_ns for path in CACHE.glob("*.f32")}
+    assert len(first) == 2
+    killed("sync_folder", 1)
+    cut = job("activations", capture, tmp_path / "cut", needs, resume=True)
+    assert {path: path.stat().st_mtime_ns for path in first} == first
+    kept = {path.name: path.read_bytes() for path in CACHE.glob("*.f32")}
+    assert len(kept) > 3
+    for path in CACHE.glob("*"):
+        path.unlink()
+    whole = job("activations", capture, tmp_path / "whole", needs)
+    assert {path.name: path.read_bytes() for path in CACHE.glob("*.f32")} == kept
+    assert (whole / "arrays.safetensors").read_bytes() == (cut / "arrays.safetensors").read_bytes()
+
+
+WORDS = [
+    "dog",
+    "cat",
+    "horse",
+    "cow",
+    "sheep",
+    "bird",
+    "fish",
+    "tree",
+    "rose",
+    "oak",
+    "grass",
+    "flower",
+    "house",
+    "door",
+    "window",
+    "wall",
+    "king",
+    "queen",
+    "man",
+    "woman",
+    "boy",
+    "girl",
+    "day",
+    "night",
+    "year",
+    "water",
+    "fire",
+    "air",
+    "stone",
+    "gold",
+    "hand",
+    "foot",
+    "head",
+    "eye",
+    "book",
+    "word",
+    "name",
+    "line",
+]
+
+
+@pytest.mark.parametrize("folder", ["gemma", "gpt_neox"], indirect=True)
+def test_all_phases_on_the_architectures_that_configurations_name(folder, tmp_path, tokenizer, monkeypatch):
+    """Geometry, activations, a teacher's training and its evaluation, on a model of random weights."""
+    import polytope_hsae.extraction as extraction
+    from polytope_hsae.config import EvaluateConfig, GeometryConfig, TrainConfig
+    from studycore.files import read_json
+
+    ids = {w: tokenizer(f" {w}", add_special_tokens=False)["input_ids"] for w in WORDS}
+    tokens = [found[0] for found in ids.values() if len(found) == 1]
+    text = {token: tokenizer.decode([token]).strip() for token in tokens}
+    each = iter(tokens)
+
+    def words():
+        return (next(each), next(each), next(each)), (next(each),), (next(each),)
+
+    parents = tuple(
+        Parent(f"p{p}", "", words(), tuple(Child(f"p{p}c{c}", "", words()) for c in range(2)), ((), ()))
+        for p in range(2)
+    )
+    hierarchy = Hierarchy(parents, text)
+    monkeypatch.setattr(extraction, "choose_hierarchy", lambda *_: (hierarchy, {"parents": 2, "children": 4}))
+    monkeypatch.chdir(tmp_path)
+    draw = np.random.default_rng(0)
+    labelled = [text[token] for token in hierarchy.labels()]
+    lines = [" " + " ".join(draw.choice(labelled, 12)) for _ in range(150)]
+    (tmp_path / "text.txt").write_text("\n\n".join(lines))
+    place = tmp_path / "geometry"
+    job("geometry", GeometryConfig(str(folder), n_shuffles=3, contexts=4), place)
+    capture = ActivationConfig(str(folder), source=str(tmp_path / "text.txt"), token_budget=1500, window_length=16, prompts_per_concept=1)  # fmt: skip
+    needs = {
+        "geometry": place,
+        "activations": job("activations", capture, tmp_path / "activations", {"geometry": place}),
+    }
+    shape = {
+        "m_top": 8,
+        "topk_parent": 2,
+        "m_low": 2,
+        "subspace_dim": 2,
+        "batch_size_acts": 64,
+        "stage_a_steps": 2,
+        "stage_b_steps": 3,
+    }
+    needs["teacher_s0"] = job("train", TrainConfig(**shape, arm="teacher"), tmp_path / "teacher", needs)
+    done = job("evaluate", EvaluateConfig("teacher", ce_size=60), tmp_path / "evaluate", needs)
+    metrics = read_json(done / "results.json")["metrics"]
+    assert metrics["ce_reconstructed"] > 0
+    assert 0 <= metrics["steering_leakage"] <= 1
+    capped = load_head(place / "unembedding.safetensors").softcap
+    assert (capped is not None) == (AutoConfig.from_pretrained(folder).model_type == "gemma2")

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from polytope_hsae.claims import STEERED, TRAINED, claims, of_the_geometry
+from polytope_hsae.claims import CROSS_ENTROPY, STEERED, TRAINED, claims, of_the_geometry
 from polytope_hsae.config import StudyConfig
 from studycore.claims import as_stored, judge_all
 
@@ -19,6 +19,7 @@ BESIDE = {
     "absorption": ("absorption", "random", "fall"),
     "soft_absorption": ("soft_absorption", "random", "fall"),
     "steering_leakage": ("steering_leakage", "random", "fall"),
+    "ce_parity": ("ce_recovered", "random", "rise"),
 }
 # Claim -> (column, a median that supports it, one that refutes it), at 80 degrees and 0.1 nats.
 OF_GEOMETRY = {
@@ -29,7 +30,7 @@ OF_GEOMETRY = {
     "ratio_invariance": ("ratio_invariance_kl", 0.01, 0.5),
 }
 ARMS = ("teacher", "random", "random_teacher", "frozen_random", "euclidean")
-COMPARED = [*(claim for _, claim in TRAINED), *STEERED]
+COMPARED = [*(claim for _, claim in TRAINED), *STEERED, CROSS_ENTROPY]
 
 
 def trained(column, other, factor, seeds=5):
@@ -100,3 +101,5 @@ def test_a_phase_is_judged_by_what_it_has_reached():
     counts = [len(claims(verb, StudyConfig())) for verb in ("phase1", "phase2", "phase3", "phase4", "all")]
     assert counts[0] == counts[1] == len(OF_GEOMETRY)
     assert counts[2] < counts[3] == counts[4]
+    planted = claims("all", StudyConfig(model={"name": "synthetic-tree"}))
+    assert {c.id for c in claims("all", StudyConfig())} - {c.id for c in planted} == {"ce_parity"}

@@ -72,14 +72,26 @@ def test_a_dry_run_says_what_would_run(place, capsys):
     said = capsys.readouterr().out
     assert "0: geometry" in said
     assert "teacher_s0, after geometry, activations" in said
+    assert "all phases: 3 arms x 2 seeds x 12 steps: about" in said
+    assert "of memory each" in said
     assert not (place / "runs").exists()
+    # Once a training's needs are there, its own steps are timed.
+    assert main(["phase1", "--config", "mini.yaml", *FLAGS, "--output-dir", "first"]) == 0
+    assert (
+        main(["phase2", "--config", "mini.yaml", *FLAGS, "--experiment", "activations", "--output-dir", "second"]) == 0
+    )
+    capsys.readouterr()
+    assert main(["phase3", "--config", "mini.yaml", *FLAGS, "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "random_s0: B: 12 steps of" in said
+    assert "6 runs, 1 at a time: about" in said
 
 
 def test_claims_can_be_supported_refuted_and_not_run():
     import pandas as pd
 
     whole = claims("all", StudyConfig(training={"arms": ["random_teacher", "frozen_random", "euclidean"]}))
-    assert len({claim.id for claim in whole}) == len(whole) == 15
+    assert len({claim.id for claim in whole}) == len(whole) == 16
     rows = [{"run": f"{arm}{seed}", "arm": arm, "seed": seed, "purity": base + seed / 1000, "leakage": 0.2 if arm == "teacher" else 0.4}
             for arm, base in (("teacher", 0.9), ("random", 0.5), ("random_teacher", 0.95)) for seed in range(3)]  # fmt: skip
     found = {claim["id"]: claim["verdict"] for claim in judge_all(whole, pd.DataFrame(rows), [])}

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from polytope_hsae.head import Head
 from polytope_hsae.metrics import (
     ExplainedVariance,
     ce_recovered,
@@ -38,8 +39,8 @@ def test_cross_entropy_recovered():
     x_ND, head = torch.randn(50, 6, generator=draw), torch.randn(20, 6, generator=draw)
     following = (x_ND @ head.T).argmax(1)
     mean = x_ND.mean(0)
-    assert ce_recovered(lambda x: x, x_ND, mean, head, following)["ce_recovered"] == pytest.approx(1)
-    found = ce_recovered(lambda x: mean.expand_as(x), x_ND, mean, head, following)
+    assert ce_recovered(lambda x: x, x_ND, mean, Head(head), following)["ce_recovered"] == pytest.approx(1)
+    found = ce_recovered(lambda x: mean.expand_as(x), x_ND, mean, Head(head), following)
     assert found["ce_recovered"] == pytest.approx(0, abs=1e-6)
     assert found["1-CE"] == pytest.approx(1)
 

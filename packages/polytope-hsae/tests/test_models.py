@@ -135,7 +135,7 @@ def test_the_flat_export_reconstructs_the_same(tmp_path):
     codes = flat.encode(x_BD)[:, :10]
     torch.testing.assert_close(codes[codes > 0], (read * flat.norm_F[:10] ** 0)[codes > 0] / 0.5, rtol=1e-4, atol=1e-5)
     flat.save(tmp_path)
-    assert set(load_file(tmp_path / "sae_weights.safetensors")) == {"W_enc", "W_dec", "b_enc", "b_dec"}
+    assert set(load_file(tmp_path / "sae_weights.safetensors")) == {"W_enc", "W_dec", "b_enc", "b_dec", "norm"}
 
 
 @pytest.mark.parametrize("kind", ["hierarchical", "topk", "batchtopk", "matryoshka"])
@@ -185,3 +185,13 @@ def test_dead_latents_of_both_levels_get_gradients():
     (grad,) = torch.autograd.grad(output.aux[1].square().sum(), [model.low_encoder])
     assert float(grad.abs().sum()) > 0
     assert codes.shape == (200, 50)
+
+
+def test_saelens_is_asked_for_where_it_is_not_installed(monkeypatch):
+    import sys
+
+    from polytope_hsae.saelens import register
+
+    monkeypatch.setitem(sys.modules, "sae_lens", None)
+    with pytest.raises(UserError, match="sae-lens: is not installed"):
+        register()

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from polytope_hsae.cli import STUDY
-from polytope_hsae.config import ARMS, StudyConfig, TrainConfig
+from polytope_hsae.config import ARMS, JobOptions, StudyConfig, TrainConfig
 from polytope_hsae.validation import GATES
-from studycore.options import SweepOptions, TrainOptions
+from studycore.options import SweepOptions
 
 HERE = Path(__file__).parents[1]
 README = (HERE / "README.md").read_text()
@@ -51,9 +51,9 @@ def test_commands_and_configurations_exist():
 
 
 def test_flags_exist():
-    fields = {f for cls in (StudyConfig, TrainConfig, TrainOptions, SweepOptions) for f in cls.__dataclass_fields__}
+    fields = {f for cls in (StudyConfig, TrainConfig, JobOptions, SweepOptions) for f in cls.__dataclass_fields__}
     flags = {flag.replace("-", "_") for flag in re.findall(r"`?--([a-z][a-z-]+)", README)}
-    assert flags - fields <= {"config", "help", "debug", "non_interactive", "steps", "peer_batch"}
+    assert flags - fields <= {"config", "help", "debug", "non_interactive", "steps", "peer_batch", "peers_only"}
 
 
 def test_arms_and_gates_are_all_told():

@@ -7,6 +7,7 @@ from conftest import CPU, job
 from polytope_hsae.cli import STUDY
 from polytope_hsae.concepts import Child, Hierarchy, Parent
 from polytope_hsae.config import EvaluateConfig
+from polytope_hsae.head import Head, load_head
 from polytope_hsae.model import SAEConfig, build_sae
 from polytope_hsae.steering import steering_effects, steering_metrics
 from studycore.files import read_json
@@ -20,14 +21,31 @@ HIERARCHY = Hierarchy(
     {},
 )
 WORDS = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0]])
+HEAD = Head(WORDS)
 
 
 def test_effects_are_logits_without_what_all_words_share():
-    target, off, size = steering_effects(torch.tensor([[2.0, 0.0], [0.0, 2.0]]), WORDS, HIERARCHY)
+    target, off, size = steering_effects(torch.tensor([[2.0, 0.0], [0.0, 2.0]]), HEAD, HIERARCHY, torch.zeros(1, 2))
     # Words of a move by 2, those of b by 0 and 0.2; the mean of all is 1.05.
     assert float(target[0]) == pytest.approx(2 - 1.05)
     assert float(off[0]) == pytest.approx(1.05 - 0.1)
     assert float(size[0]) > 10
+
+
+def test_effects_under_a_cap_are_the_capped_logits_at_contexts(tmp_path):
+    Head(WORDS, 0.7).save(tmp_path / "head.safetensors")
+    head = load_head(tmp_path / "head.safetensors")
+    step, x_ND = torch.tensor([2.0, 0.0]), torch.tensor([[0.3, 0.1], [-0.2, 0.4]])
+    target, off, _ = steering_effects(torch.stack([step, step.flip(0)]), head, HIERARCHY, x_ND)
+    shift = (0.7 * torch.tanh((x_ND + step) @ WORDS.T / 0.7) - 0.7 * torch.tanh(x_ND @ WORDS.T / 0.7)).mean(0)
+    shift = shift - shift.mean()
+    assert float(target[0]) == pytest.approx(float(shift[:2].mean()))
+    assert float(off[0]) == pytest.approx(float(shift[2:].abs().mean()))
+    # A cap far above all logits is none.
+    loose = steering_effects(torch.stack([step, step.flip(0)]), Head(WORDS, 1e4), HIERARCHY, x_ND)
+    plain = steering_effects(torch.stack([step, step.flip(0)]), HEAD, HIERARCHY, x_ND)
+    for one, other in zip(loose, plain, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
 
 
 def model_of(decoder):
@@ -40,16 +58,16 @@ def model_of(decoder):
 
 def test_a_latent_that_points_at_its_words_succeeds_and_one_that_points_away_fails():
     x_ND = 3 * torch.eye(2)
-    found, curves = steering_metrics(model_of(torch.eye(2)), torch.tensor([0, 1]), x_ND, WORDS, HIERARCHY, [1.0, 2.0])
+    found, curves = steering_metrics(model_of(torch.eye(2)), torch.tensor([0, 1]), x_ND, HEAD, HIERARCHY, [1.0, 2.0])
     assert found["steering_success"] == 1
     torch.testing.assert_close(curves["target"][1], 2 * curves["target"][0])
-    wrong, _ = steering_metrics(model_of(torch.eye(2)), torch.tensor([1, 0]), x_ND, WORDS, HIERARCHY, [1.0])
+    wrong, _ = steering_metrics(model_of(torch.eye(2)), torch.tensor([1, 0]), x_ND, HEAD, HIERARCHY, [1.0])
     assert wrong["steering_success"] == 0
     assert wrong["steering_leakage"] == 1 > found["steering_leakage"]
 
 
 def test_a_latent_that_never_fires_is_a_failure():
-    found, _ = steering_metrics(model_of(torch.eye(2)), torch.tensor([0, 1]), -torch.eye(2), WORDS, HIERARCHY, [1.0])
+    found, _ = steering_metrics(model_of(torch.eye(2)), torch.tensor([0, 1]), -torch.eye(2), HEAD, HIERARCHY, [1.0])
     assert (found["steering_success"], found["steering_leakage"]) == (0, 1)
 
 

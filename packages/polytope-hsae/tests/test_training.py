@@ -1,15 +1,22 @@
 """Stages, exact resuming, the teacher's start, and a series of losses that a change must not move unnoticed."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import warnings
 
+import numpy as np
 import pytest
 import torch
-from conftest import job
+from conftest import SMALL, job
 
 import polytope_hsae.train as loop
 import polytope_hsae.training as module
 from polytope_hsae.model import SparseAutoencoder
 from polytope_hsae.teacher import initialise, load_teacher
+from studycore.configuration import to_dict, to_yaml
 from studycore.errors import Stopped, UserError
 from studycore.files import read_json
 from studycore.metrics_log import read_rows
@@ -139,3 +146,107 @@ def test_losses_of_the_first_steps(tmp_path, planted, small):
 def test_an_odd_batch_is_refused(tmp_path, planted, small):
     with pytest.raises(UserError, match="batch_size_acts: 5000 is more than the"):
         train(small(batch_size_acts=5000), tmp_path / "run", planted)
+
+
+def killed(place, act):
+    """In a forked process that kills itself at (owner, name of a function, count of its call): its exit code."""
+    owner, name, count = place
+    with warnings.catch_warnings():
+        # Python 3.12 warns of threads, of which this process has none at work.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
+        try:
+            real, calls = getattr(owner, name), []
+
+            def dies(*args, **kwargs):
+                found = real(*args, **kwargs)
+                calls.append(1)
+                if len(calls) == count:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return found
+
+            setattr(owner, name, dies)
+            act()
+        finally:
+            os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.parametrize("arm", ["teacher", "matryoshka"])
+def test_a_training_that_was_killed_again_and_again_is_the_same(tmp_path, planted, small, arm):
+    """In the first steps, before any checkpoint; after a save; between checkpoints, in the other stage; while it measures."""
+    import studycore.run
+
+    config = small(arm=arm)
+    whole, cut = train(config, tmp_path / "whole", planted), tmp_path / "cut"
+    places = [
+        (loop, "count_firing", 3),
+        (studycore.run, "save_checkpoint", 1),
+        (loop, "count_firing", 9),
+        (loop, "sae_metrics", 1),
+    ]
+    for place in places:
+        assert killed(place, lambda: train(config, cut, planted, resume=cut.exists())) == -signal.SIGKILL, place
+    train(config, cut, planted, resume=True)
+    for name in ("sae/sae.safetensors", "arrays.safetensors"):
+        assert (whole / name).read_bytes() == (cut / name).read_bytes(), name
+    assert read_rows(whole / "metrics.jsonl") == read_rows(cut / "metrics.jsonl")
+    assert read_json(whole / "results.json")["metrics"] == read_json(cut / "results.json")["metrics"]
+
+
+def test_other_jobs_that_were_killed_are_the_same(tmp_path, planted, small, monkeypatch):
+    """Geometry, the planted activations and an evaluation: killed before their results, made again."""
+    import polytope_hsae.activations as activations
+    import polytope_hsae.extraction as extraction
+    import polytope_hsae.steering as steering
+    from polytope_hsae.config import ActivationConfig, EvaluateConfig, GeometryConfig
+
+    monkeypatch.chdir(tmp_path)
+    trained = train(small(), tmp_path / "random_s1", planted)
+    jobs = {
+        "geometry": (GeometryConfig(**SMALL, n_shuffles=19, contexts=8), {}, (extraction, "validate", 1)),
+        "activations": (ActivationConfig(**SMALL, token_budget=3000), {"geometry": planted["geometry"]}, (activations, "write_json", 1)),
+        "evaluate": (EvaluateConfig("random", 1, ce_size=200), {**planted, "random_s1": trained}, (steering, "target_probability", 1)),
+    }  # fmt: skip
+    for verb, (config, needs, place) in jobs.items():
+        cut = tmp_path / f"{verb}_cut"
+        whole = job(verb, config, tmp_path / verb, needs)
+        assert killed(place, lambda: job(verb, config, cut, needs)) == -signal.SIGKILL, verb  # noqa: B023
+        assert read_json(cut / "manifest.json")["state"] == "running"
+        job(verb, config, cut, needs, resume=True)
+        assert (whole / "arrays.safetensors").read_bytes() == (cut / "arrays.safetensors").read_bytes(), verb
+        assert read_json(whole / "results.json")["metrics"] == read_json(cut / "results.json")["metrics"], verb
+
+
+def test_two_processes_equal_one_at_equal_batch(tmp_path, planted, small):
+    """With dead latents, whose loss is divided by a mean over the whole batch, and both stages."""
+    config = small(arm="teacher", dead_after_tokens=300, batch_size_acts=64)
+    train(config, tmp_path / "one", planted)
+    (tmp_path / "c.yaml").write_text(to_yaml(to_dict(config)))
+    folders = [f"--{name}={planted[name]}" for name in ("geometry", "activations")]
+    command = [sys.executable, "-m", "polytope_hsae", "train", "--config", str(tmp_path / "c.yaml"), *folders, "--device", "cpu",
+               "--threads", "1", "--num-processes", "2", "--output-dir", str(tmp_path / "two")]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=150, check=False)
+    assert done.returncode == 0, done.stderr
+    assert read_json(tmp_path / "two" / "manifest.json")["devices"]["world_size"] == 2
+    losses = [
+        [row["loss"] for row in read_rows(tmp_path / n / "metrics.jsonl") if "loss" in row] for n in ("one", "two")
+    ]
+    # Rows are of the first process, whose half of the batch has a loss of its own; weights are of both.
+    assert len(losses[0]) == len(losses[1]) == 20
+    one, two = (SparseAutoencoder.from_pretrained(tmp_path / name / "sae").state_dict() for name in ("one", "two"))
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-5, msg=name)
+    evs = [
+        [row["explained_variance"] for row in read_rows(tmp_path / n / "metrics.jsonl") if "1-EV" in row]
+        for n in ("one", "two")
+    ]
+    assert np.allclose(*evs, rtol=1e-4)
+
+
+def test_a_job_by_itself_needs_the_folders_of_others(tmp_path, planted, small):
+    with pytest.raises(UserError, match="--geometry: a job of its own needs the folder of a finished one"):
+        job("train", small(), tmp_path / "run")
+    with pytest.raises(UserError, match="--activations: a job of its own"):
+        job("train", small(), tmp_path / "run", {"geometry": planted["geometry"]})

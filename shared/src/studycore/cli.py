@@ -259,15 +259,18 @@ def _names(cls: type) -> set[str]:
 NO_STEPS = "It has no steps to time."
 
 
-def time_a_step(request: Request) -> tuple[float | None, str]:
+def time_a_step(request: Request, needs: Mapping[str, Path] | None = None) -> tuple[float | None, str]:
     """(seconds that the loops would take, a sentence), from the first steps of each in the real training; nothing is
-    written."""
+    written. `needs`: folders of the finished runs that this one needs."""
     if not request.action.has_steps:
         return None, NO_STEPS
     from studycore.run import Timed, opened, peak_memory
 
     arguments = (request.study, request.verb, request.config)
-    with tempfile.TemporaryDirectory() as place, opened(*arguments, Path(place), request.options, dry=True) as run:
+    with (
+        tempfile.TemporaryDirectory() as place,
+        opened(*arguments, Path(place), request.options, dry=True, needs=needs) as run,
+    ):
         try:
             load(request.action.train)(request.config, run)
         except Timed as timed:
@@ -286,28 +289,35 @@ def time_a_step(request: Request) -> tuple[float | None, str]:
 
 
 def describe_plan(request: Request) -> str:
-    """The jobs that would be made, and the time that all take if they are like the first that has steps."""
+    """The jobs that would be made, and the time that all of one verb take if they are like the first that has steps."""
     from studycore.devices import choose_device
-    from studycore.execution import check_plan, choose_jobs, processes_and_threads
+    from studycore.execution import check_plan, choose_jobs, locate, processes_and_threads
+    from studycore.record import is_done
 
     jobs = load(request.action.plan)(request.config)
     check_plan(jobs)
     chosen = choose_jobs(jobs, request.options)
+    places, _ = locate(request.study, request.action, jobs, Path(request.options.output_dir or "runs"))
     lines = [
         f"{index}: {job.name}" + (f", after {', '.join(job.needs)}" if job.needs else "")
         for index, job in enumerate(jobs)
         if job.name in chosen
     ]
+    if request.action.estimate:
+        lines += load(request.action.estimate)(request.config, choose_device(request.options.device)[0])
     for job in (job for job in jobs if job.name in chosen):
-        first = Request(request.study, job.verb or request.action.of, job.config, request.options, request.argv)
-        seconds, sentence = time_a_step(first)
+        verb = job.verb or request.action.of
+        needs = {name: places[name] for name in job.needs}
+        if not all(map(is_done, needs.values())):
+            continue  # a step of it cannot be made yet
+        first = Request(request.study, verb, job.config, request.options, request.argv)
+        seconds, sentence = time_a_step(first, needs)
         if seconds is not None:
-            processes, _ = processes_and_threads(request.options, choose_device(request.options.device)[0], len(chosen))
-            whole = duration(seconds * len(chosen) / processes)
+            alike = sum(other.name in chosen and (other.verb or request.action.of) == verb for other in jobs)
+            processes, _ = processes_and_threads(request.options, choose_device(request.options.device)[0], alike)
+            whole = duration(seconds * alike / processes)
             lines += [f"{job.name}: {sentence}"]
-            lines += [
-                f"{len(chosen)} runs, {processes} at a time: about {whole} if all are like it and none ends early"
-            ]
+            lines += [f"{alike} runs, {processes} at a time: about {whole} if all are like it and none ends early"]
             break
     return "\n".join(lines)
 

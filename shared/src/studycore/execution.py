@@ -2,7 +2,6 @@
 
 import shutil
 import sys
-import time
 import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -201,13 +200,16 @@ def make_runs(
     whole = _open(study, verb, config, folder, options, argv, device, jobs, places, chosen, bool(stored))
     with stop_on_signals() as stop, closing(whole):
         tasks = {}
+        every = None if threads is None or options.threads is not None else threads * processes
+        by_itself = alone(jobs)
         for job in (job for job in jobs if job.name in chosen):
             if found_done(places[job.name], identities[job.name]):
                 whole.metrics.append(_row(whole, study, job, places[job.name], "done"))
                 print(f"  {job.name}: was done before, in {places[job.name]}", flush=True)
                 continue
             of = job.verb or action.of
-            each = load(study.verbs[of].options)(device=device, threads=threads, tracker=options.tracker)  # type: ignore[union-attr]
+            own = every or threads if job.name in by_itself and options.engine == "local" else threads
+            each = load(study.verbs[of].options)(device=device, threads=own, tracker=options.tracker)  # type: ignore[union-attr]
             tasks[job.name] = Task(
                 study, of, job.config, places[job.name], each, tuple(argv), {n: places[n] for n in job.needs},
                 job.keep_checkpoints, identities[job.name],
@@ -219,14 +221,15 @@ def make_runs(
         )
         by_name = {job.name: job for job in jobs}
         failed: dict[str, str] = {}
-        progress = _Progress(len(tasks))
+        progress = _Progress({name: task.verb for name, task in tasks.items()}, processes)
         for name, ended in job_runner(options, device, processes, threads)(do_tasks, tasks, schedule, stop):
             state = "done" if is_done(places[name]) else ended.state
             if state == "failed":
                 failed[name] = ended.reason
             row = _row(whole, study, by_name[name], places[name], state)
             whole.metrics.append(row)
-            progress.tell(name, f"{state}{f', {ended.reason}' if state != 'done' else _figures(row)}")
+            seconds = read_manifest(places[name])["times"]["seconds"] if state == "done" else None
+            progress.tell(name, f"{state}{f', {ended.reason}' if state != 'done' else _figures(row)}", seconds)
         progress.bar.close()
         if stop:
             whole.finish("stopped", f"stopped by {stop.name}")
@@ -251,6 +254,15 @@ def check_plan(jobs: Sequence[Job]) -> None:
     check_names([job.name for job in jobs])
     for i, job in enumerate(jobs):
         assert set(job.needs) <= {other.name for other in jobs[:i]}, (job.name, job.needs)
+
+
+def alone(jobs: Sequence[Job]) -> set[str]:
+    """Names of jobs beside which no other can run: each other one is needed by it or needs it, at some remove."""
+    above: dict[str, set[str]] = {}
+    for job in jobs:
+        above[job.name] = set(job.needs).union(*(above[name] for name in job.needs))
+    below = {name: sum(name in needed for needed in above.values()) for name in above}
+    return {name for name, needed in above.items() if len(needed) + below[name] == len(jobs) - 1}
 
 
 def choose_jobs(jobs: Sequence[Job], options: SweepOptions) -> list[str]:
@@ -366,19 +378,25 @@ def _open(
 
 
 class _Progress:
-    """Runs that have ended, and the time that the others may take."""
+    """Runs that have ended, and the time that the others may take: as long as those of the same verb did."""
 
-    def __init__(self, total: int):
+    def __init__(self, verbs: Mapping[str, str], processes: int):
         from tqdm import tqdm
 
-        self.total, self.ended, self.started = total, 0, time.monotonic()
-        self.bar = tqdm(total=total, unit="run", disable=not sys.stderr.isatty())
+        self.waiting, self.total, self.processes = dict(verbs), len(verbs), processes
+        self.took: dict[str, list[float]] = {}
+        self.bar = tqdm(total=self.total, unit="run", disable=not sys.stderr.isatty())
 
-    def tell(self, name: str, how: str) -> None:
-        self.ended += 1
+    def tell(self, name: str, how: str, seconds: float | None) -> None:
+        verb = self.waiting.pop(name)
+        if seconds is not None:
+            self.took.setdefault(verb, []).append(seconds)
         self.bar.update(1)
-        left = (time.monotonic() - self.started) / self.ended * (self.total - self.ended)
-        self.bar.write(f"  {name}: {how} ({self.ended} of {self.total}; about {left:.0f} s left)", file=sys.stdout)
+        known = [sum(self.took[v]) / len(self.took[v]) for v in self.waiting.values() if v in self.took]
+        said = "about" if len(known) == len(self.waiting) else "more than"
+        left = f"{said} {sum(known) / self.processes:.0f} s"
+        done = self.total - len(self.waiting)
+        self.bar.write(f"  {name}: {how} ({done} of {self.total}; {left} left)", file=sys.stdout)
         sys.stdout.flush()
 
 

@@ -57,6 +57,8 @@ class ManyRuns:
     """The verb with one run whose flags change the configuration's `base`."""
     resolve: str = ""
     """`resolve(file, flags, flags_of_a_run) -> values`; by default flags of a run are added to `base`."""
+    estimate: str = ""
+    """`estimate(config, device) -> list of sentences` of a dry run: time and room of what no step of a job shows."""
 
 
 Action = Verb | OneRun | ManyRuns

@@ -20,7 +20,7 @@ import torch
 from polytope_hsae import synthetic
 from polytope_hsae.concepts import Hierarchy, load_hierarchy, prompts
 from polytope_hsae.config import SYNTHETIC, ActivationConfig
-from polytope_hsae.data import CHOOSE, TEST, TRAIN
+from polytope_hsae.data import CHOOSE, TEST, TRAIN, folder_of
 from polytope_hsae.language import check_capture, final_activations, load_model, load_tokenizer, pad
 from studycore.errors import UserError
 from studycore.files import check_local, sync_folder, write_json
@@ -62,7 +62,7 @@ class Sequences:
 
 def capture(config: ActivationConfig, run: Run) -> None:
     """The job: every shard that is not there yet, then the labels of all."""
-    hierarchy = load_hierarchy(run.needs["geometry"] / "concepts.json")
+    hierarchy = load_hierarchy(folder_of(run, "geometry") / "concepts.json")
     if config.model == SYNTHETIC:
         _plant(config, run)
         return

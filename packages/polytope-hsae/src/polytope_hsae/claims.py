@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from polytope_hsae.config import StudyConfig
+from polytope_hsae.config import SYNTHETIC, StudyConfig
 from studycore.claims import Claim, Measure, NotRun
 from studycore.files import read_json
 from studycore.measures import paired_difference, paired_ratio
@@ -51,7 +51,7 @@ def claims(verb: str, config: Any) -> Sequence[Claim]:
     if reached >= 3:
         found += [claim for needed, claim in TRAINED if needed <= arms]
     if reached >= 4:
-        found += STEERED
+        found += [*STEERED, *([] if config.model.get("name") == SYNTHETIC else [CROSS_ENTROPY])]
     return found
 
 
@@ -91,6 +91,11 @@ TRAINED: tuple[tuple[set[str], Claim], ...] = (
     (set(), Claim("soft_absorption", "Starting from the teacher lowers soft absorption: how far a parent falls when its child is on", OWN, "below 0",
                   "share of activation", paired_difference("soft_absorption", "teacher", "random"), below=0.0)),
 )  # fmt: skip
+CROSS_ENTROPY = Claim(
+    "ce_parity", "The teacher costs less than 2 points of the cross-entropy that reconstructions recover", ORIGINAL, "similar",
+    "share of cross-entropy", paired_difference("ce_recovered", "teacher", "random"), above=-0.02,
+)  # fmt: skip
+"""A planted tree has no next token to predict."""
 STEERED = (
     Claim("steering_leakage", "Starting from the teacher lowers steering's leakage by a fifth", ORIGINAL, "<= -20 %", "% change",
           paired_ratio("steering_leakage", "teacher", "random", percent=True), below=-20.0),

@@ -19,12 +19,13 @@ STUDY = Study(
     verbs={
         "all": ManyRuns(
             "all four phases", config="polytope_hsae.config:StudyConfig", plan="polytope_hsae.plan:phase4", of="train",
-            resolve="polytope_hsae.config:with_flags",
+            resolve="polytope_hsae.config:with_flags", estimate="polytope_hsae.estimate:estimate",
         ),
         **{
             phase: ManyRuns(
                 summary, config="polytope_hsae.config:StudyConfig", plan=f"polytope_hsae.plan:{phase}", of="train",
                 resolve="polytope_hsae.config:with_flags",
+                estimate="polytope_hsae.estimate:estimate" if phase != "phase1" else "",
             )
             for phase, summary in PLANS.items()
         },
@@ -34,15 +35,15 @@ STUDY = Study(
         ),
         "activations": OneRun(
             "a job: activations with labels", config="polytope_hsae.config:ActivationConfig",
-            train="polytope_hsae.activations:capture", has_steps=False,
+            train="polytope_hsae.activations:capture", options="polytope_hsae.config:JobOptions", has_steps=False,
         ),
         "train": OneRun(
             "a job: one autoencoder", config="polytope_hsae.config:TrainConfig", train="polytope_hsae.train:train",
-            has_steps=False,
+            options="polytope_hsae.config:JobOptions",
         ),
         "evaluate": OneRun(
             "a job: steering and cross-entropy of one autoencoder", config="polytope_hsae.config:EvaluateConfig",
-            train="polytope_hsae.steering:evaluate", has_steps=False,
+            train="polytope_hsae.steering:evaluate", options="polytope_hsae.config:JobOptions", has_steps=False,
         ),
     },
     claims="polytope_hsae.claims:claims",

@@ -138,7 +138,9 @@ def surface_forms(word: str) -> list[str]:
 def single_tokens(tokenizer: Any, words: Iterable[str]) -> dict[str, list[int]]:
     """Word -> tokens of its forms that are one token after a space; words without one are left out."""
     forms = {word: surface_forms(word) for word in sorted(set(words)) if " " not in word}
-    flat = [(word, form) for word, group in forms.items() for form in group]
+    # A form that no token spells is not one; the tokenizer says whether it makes that token of the others.
+    spelt = {tokenizer.decode([i]).strip() for i in range(len(tokenizer))}
+    flat = [(word, form) for word, group in forms.items() for form in group if form in spelt]
     found: dict[str, list[int]] = {}
     for start in range(0, len(flat), 65536):
         part = flat[start : start + 65536]
@@ -190,6 +192,16 @@ def choose_hierarchy(tokenizer: Any, config: GeometryConfig) -> tuple[Hierarchy,
     from studycore.language.noun_hierarchy import noun_hierarchy
 
     nouns, tokens = noun_hierarchy(), tokens_of_synsets(tokenizer, config.senses)
+
+    @cache
+    def above(name: str) -> frozenset[str]:
+        """The synset and all kinds that it is one of, along every path."""
+        return frozenset({name}).union(*(above(parent) for parent in nouns.parents[name]))
+
+    def related(one: str, other: str) -> bool:
+        """Whether one is above the other, or they are the same."""
+        return one in above(other) or other in above(one)
+
     least = config.min_vocab_count
     qualified = {name for name, found in tokens.items() if len(found) >= least}
     every = set().union(*tokens.values())
@@ -216,9 +228,9 @@ def choose_hierarchy(tokenizer: Any, config: GeometryConfig) -> tuple[Hierarchy,
         children = nearest(name)
         found: list[tuple[str, tuple[str, ...], set[int]]] = []
         for child, path in children.items():
-            siblings = [tokens[other] for other in children if other != child and not _related(nouns, child, other)]
+            siblings = [tokens[other] for other in children if other != child and not related(child, other)]
             own = tokens[child].difference(taken, *siblings)
-            if len(own) >= least and not any(_related(nouns, child, kept) for kept, _, _ in found):
+            if len(own) >= least and not any(related(child, kept) for kept, _, _ in found):
                 found.append((child, path, own))
         return sorted(found, key=lambda item: (-len(item[2]), item[0]))[: config.max_children_per_parent]
 
@@ -231,7 +243,7 @@ def choose_hierarchy(tokenizer: Any, config: GeometryConfig) -> tuple[Hierarchy,
     for name in order:
         if len(chosen) == config.parents:
             break
-        if len(candidates[name]) < 2 or any(_related(nouns, name, other.name) for other in chosen):
+        if len(candidates[name]) < 2 or any(related(name, other.name) for other in chosen):
             continue
         children = family(name, taken)
         if len(children) < 2:
@@ -258,20 +270,6 @@ def choose_hierarchy(tokenizer: Any, config: GeometryConfig) -> tuple[Hierarchy,
     text = {token: tokenizer.decode([token]).strip() for token in hierarchy.labels()}
     counts |= {"parents": len(chosen), "children": sum(len(p.children) for p in chosen)}
     return Hierarchy(tuple(chosen), text), counts
-
-
-def _related(nouns: Any, one: str, other: str) -> bool:
-    """Whether one is above the other, or they are the same."""
-    return one in _above(nouns, other) or other in _above(nouns, one)
-
-
-_ancestors: dict[str, set[str]] = {}
-
-
-def _above(nouns: Any, name: str) -> set[str]:
-    if name not in _ancestors:
-        _ancestors[name] = {name}.union(*(_above(nouns, parent) for parent in nouns.parents[name]))
-    return _ancestors[name]
 
 
 def prompts(hierarchy: Hierarchy, per_concept: int, seed: int) -> list[str]:

@@ -19,10 +19,11 @@ from studycore.bounds import (
     check_bounds,
 )
 from studycore.errors import UserError
+from studycore.options import TrainOptions
 
 SYNTHETIC = "synthetic-tree"
 """The "model" that is no language model: a planted tree of concepts with exact ground truth."""
-DEFAULT = "smollm2-quick"
+DEFAULT = "smollm2"
 """The configuration that is read without --config."""
 FLAT = ("topk", "batchtopk", "matryoshka")
 BASELINES = ("random", *FLAT)
@@ -98,6 +99,8 @@ class GeometryConfig(SourceFields):
     def __post_init__(self) -> None:
         check_bounds(self)
         _check_split(self.split)
+        if self.lda_shrinkage == 0:
+            raise ValueError("lda_shrinkage: 0 leaves the covariance of few words singular; give a share above 0, or null")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -262,6 +265,18 @@ class EvaluateConfig:
 def _check_split(split: list[float]) -> None:
     if len(split) != 3 or min(split) <= 0 or abs(sum(split) - 1) > 1e-9:
         raise ValueError(f"split: {split} does not fit; give three shares above 0 whose sum is 1")
+
+
+@dataclass(frozen=True)
+class JobOptions(TrainOptions):
+    """Flags of a job that is made by itself: where what it needs lies. A phase knows."""
+
+    geometry: str | None = None
+    """Folder of a finished geometry job."""
+    activations: str | None = None
+    """Folder of a finished activations job."""
+    autoencoder: str | None = None
+    """Folder of a finished train job, for evaluate."""
 
 
 # ----------------------------------------------------------------------------------------------------- the whole study

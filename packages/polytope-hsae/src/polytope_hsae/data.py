@@ -108,6 +108,18 @@ class Store:
         return AutoTokenizer.from_pretrained(self.folder / "tokenizer")
 
 
+def folder_of(run: Any, name: str) -> Path:
+    """Of a finished job that this one needs: from the plan, or from the flag of that name. UserError when there is none."""
+    if name in run.needs:
+        return Path(run.needs[name])
+    place = getattr(run.options, name, None)
+    if place is None:
+        raise UserError(f"--{name}: a job of its own needs the folder of a finished one; name it, or run a phase, which makes what it needs")  # fmt: skip
+    if not (Path(place) / "results.json").is_file():
+        raise UserError(f"--{name}: {place} holds no finished job; name another folder, or run a phase, which makes what it needs")  # fmt: skip
+    return Path(place)
+
+
 def open_store(geometry: Path, activations: Path) -> Store:
     """Of the folders of the two jobs."""
     return Store(activations, load_hierarchy(geometry / "concepts.json"))

@@ -12,7 +12,8 @@ from polytope_hsae import synthetic
 from polytope_hsae.concepts import Hierarchy, choose_hierarchy
 from polytope_hsae.config import SYNTHETIC, GeometryConfig
 from polytope_hsae.geometry import CausalGeometry, causal_geometry, euclidean_geometry
-from polytope_hsae.language import final_activations, load_model, load_tokenizer, pad, unembedding
+from polytope_hsae.head import Head, head_of
+from polytope_hsae.language import final_activations, load_model, load_tokenizer, pad
 from polytope_hsae.validation import Vectors, estimate, family, validate
 from studycore.errors import UserError
 from studycore.language.pretrained import weights_fingerprint
@@ -22,18 +23,18 @@ from studycore.streams import generator
 
 def extract(config: GeometryConfig, run: Run) -> None:
     """The job: writes concepts.json, unembedding.safetensors and the arrays of vectors and distributions."""
-    from safetensors.torch import save_file
-
     if config.model == SYNTHETIC:
         gamma_VD, hierarchy = synthetic.unembedding(config, config.split, config.seed)
+        head = Head(gamma_VD)
         x_ND = torch.from_numpy(synthetic.activations(config, config.contexts, config.seed + 1)[0])
         counts, weights = {"parents": len(hierarchy.parents), "children": len(family(hierarchy))}, "planted"
     else:
         tokenizer = load_tokenizer(config.model, config.model_revision)
         hierarchy, counts = choose_hierarchy(tokenizer, config)
         model = load_model(config.model, config.model_revision)
-        gamma_VD, weights = unembedding(model), weights_fingerprint(model)
-        x_ND = _contexts(model, tokenizer, config)
+        weights = weights_fingerprint(model)
+        head, x_ND = _contexts(model, tokenizer, config)
+        gamma_VD = head.unembedding_VD
     run.begin(data={"model": weights})
     try:
         geometry = causal_geometry(gamma_VD, config.shrinkage)
@@ -41,12 +42,12 @@ def extract(config: GeometryConfig, run: Run) -> None:
         raise UserError(f"geometry.{error}") from None
     euclidean = euclidean_geometry(gamma_VD)
     vectors, found = validate(
-        gamma_VD, geometry, hierarchy, x_ND, config.n_shuffles, config.seed, config.kl_threshold, config.lda_shrinkage,
+        head, geometry, hierarchy, x_ND, config.n_shuffles, config.seed, config.kl_threshold, config.lda_shrinkage,
         euclidean,
     )  # fmt: skip
     flat = estimate(euclidean.unify_words(gamma_VD), hierarchy, config.lda_shrinkage)
     hierarchy.save(run.folder / "concepts.json")
-    save_file({"unembedding": gamma_VD.contiguous()}, run.folder / "unembedding.safetensors")
+    head.save(run.folder / "unembedding.safetensors")
     steps = {
         f"{name}_{part}": value
         for name, (space, v) in {"causal": (geometry, vectors), "euclidean": (euclidean, flat)}.items()
@@ -70,8 +71,8 @@ def extract(config: GeometryConfig, run: Run) -> None:
     run.results(metrics, arrays)
 
 
-def _contexts(model: Any, tokenizer: Any, config: GeometryConfig) -> Tensor:
-    """[N, D] what the head reads after the first words of `contexts` glosses, drawn by the seed."""
+def _contexts(model: Any, tokenizer: Any, config: GeometryConfig) -> tuple[Head, Tensor]:
+    """(the head, [N, D] what it reads after the first words of `contexts` glosses, drawn by the seed)."""
     from studycore.language import wordnet
 
     texts = wordnet.texts("validation")
@@ -82,7 +83,7 @@ def _contexts(model: Any, tokenizer: Any, config: GeometryConfig) -> Tensor:
     ]
     ids_BT, mask_BT = pad(rows, 0)
     x_BTD = final_activations(model, ids_BT, mask_BT)
-    return x_BTD[torch.arange(len(rows)), mask_BT.sum(1) - 1]
+    return head_of(model, torch.tensor(rows[:1])), x_BTD[torch.arange(len(rows)), mask_BT.sum(1) - 1]
 
 
 def _steps(space: CausalGeometry, vectors: Vectors, hierarchy: Hierarchy) -> tuple[Tensor, Tensor]:

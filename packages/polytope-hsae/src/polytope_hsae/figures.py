@@ -22,7 +22,7 @@ def pictures_of(record: Record) -> list[Picture]:
         found += [
             Picture(plot_angles(arrays, place / "angles.svg"), "Angles between parent and child minus parent, and held-out projections, beside their nulls."),
             Picture(plot_polytope(arrays, load_hierarchy(folder / "concepts.json"), place / "polytope.svg"), "The parent with most children: its children's vectors on the plane of their differences (left) and with the parent's direction as height (right)."),
-            Picture(plot_tree_heatmap(arrays, place / "heatmap.svg"), "Cosines of all children's vectors; lines part the parents."),
+            Picture(plot_tree_heatmap(arrays, place / "heatmap.svg"), "Cosines of all children's vectors (left) and the same from shuffled rows (right); lines part the parents."),
         ]  # fmt: skip
     table = record.table
     trained = table[table["purity"].notna()] if "purity" in table else table.iloc[:0]
@@ -59,6 +59,7 @@ def plot_angles(arrays: dict[str, Any], path: Path) -> Path:
             (name, "measured"),
             (f"{name}_shuffled", "shuffled rows"),
             (f"{name}_random_parent", "random parent"),
+            (f"{name}_label_permutation", "random part of the parent"),
             (f"{name}_euclidean", "Euclidean"),
         ):
             if key in null:
@@ -94,7 +95,8 @@ def plot_polytope(arrays: dict[str, Any], hierarchy: Any, path: Path) -> Path:
     left.scatter(x, y, color=COLOURS[0])
     for name, a, b in zip([c.name for c in hierarchy.parents[p].children], x, y, strict=True):
         left.annotate(name.split(".")[0], (a, b), fontsize=7)
-    left.set_title(hierarchy.parents[p].name)
+    left.set(title=hierarchy.parents[p].name, xlabel="first difference", ylabel="second difference")
+    right.set(xlabel="first", ylabel="second", zlabel="along the parent")
     right.scatter(x, y, z, color=COLOURS[0])
     right.plot([0, 0], [0, 0], [0, float(np.linalg.norm(parent))], color=COLOURS[1])
     for i in range(len(x)):
@@ -104,16 +106,18 @@ def plot_polytope(arrays: dict[str, Any], hierarchy: Any, path: Path) -> Path:
 
 
 def plot_tree_heatmap(arrays: dict[str, Any], path: Path) -> Path:
-    """Cosines among children, in the order of their parents."""
-    vectors = arrays["unified_children"]
-    units = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    figure, ax = new_figure(5, 4.2)
-    image = ax.imshow(units @ units.T, cmap="RdBu_r", vmin=-1, vmax=1)
-    for edge in np.flatnonzero(np.diff(arrays["own_parent"])) + 0.5:
-        ax.axhline(edge, color="k", linewidth=0.4)
-        ax.axvline(edge, color="k", linewidth=0.4)
-    ax.grid(False)
-    figure.colorbar(image, label="cosine")
+    """Cosines among children, in the order of their parents, beside those of one draw of shuffled rows."""
+    panels = [("measured", arrays["unified_children"]), ("shuffled rows", arrays["null:unified_children_shuffled"])]
+    figure, axes = new_figure(9, 4, ncols=2)
+    for ax, (title, vectors) in zip(axes, panels, strict=True):
+        units = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        image = ax.imshow(units @ units.T, cmap="RdBu_r", vmin=-1, vmax=1)
+        for edge in np.flatnonzero(np.diff(arrays["own_parent"])) + 0.5:
+            ax.axhline(edge, color="k", linewidth=0.4)
+            ax.axvline(edge, color="k", linewidth=0.4)
+        ax.grid(False)
+        ax.set(title=title, xticks=[], yticks=[])
+    figure.colorbar(image, ax=axes, label="cosine")
     return save_figure(figure, path)
 
 

@@ -3,6 +3,7 @@
 Shapes: B batch, D width, M parents, L children, K active.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -64,9 +65,13 @@ def causal_orthogonality_original(parents_PD: Tensor, children_PLD: Tensor, metr
 
 def total_loss(
     model: SparseAutoencoder, x_BD: Tensor, output: Output, config: TrainConfig, weights: Weights, chosen: Tensor,
-    metric_DD: Tensor | None, taught: int,
+    metric_DD: Tensor | None, taught: int, share: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
-    """(the loss, its parts). `taught` parents have causal orthogonality."""
+    """(the loss, its parts). `taught` parents have causal orthogonality.
+
+    `share` takes the mean of a number over the processes that share a batch: all terms are means over samples, but for one
+    that is divided by such a mean.
+    """
     parts = {"reconstruction": reconstruction(x_BD, output.x_hat)}
     if output.x_hat_top is not None:
         parts["top_level"] = weights.beta * reconstruction(x_BD, output.x_hat_top)
@@ -86,7 +91,8 @@ def total_loss(
             parts["causal_orthogonality"] = weights.causal_ortho * causal_orthogonality(model.decoder[:taught], atoms, metric_DD)  # fmt: skip
     if output.aux:
         error_BD = (x_BD - output.x_hat).detach()
-        scale = error_BD.square().sum(1).mean().clamp_min(1e-12)
+        scale = error_BD.square().sum(1).mean()
+        scale = (scale if share is None else share(scale)).clamp_min(1e-12)
         aux = torch.stack([reconstruction(error_BD, x) for x in output.aux]).mean()
         parts["aux"] = config.aux_lambda * aux / scale
     return torch.stack(list(parts.values())).sum(), parts

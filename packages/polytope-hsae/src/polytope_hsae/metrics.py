@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from polytope_hsae.data import CHOOSE, TEST, Store
+from polytope_hsae.head import Head
 from polytope_hsae.model import dense_codes, dense_decoder
 from studycore.errors import UserError
 from studycore.streams import generator
@@ -63,22 +64,23 @@ def explained_variance(model: Any, x_ND: Tensor) -> float:
     return found.value()
 
 
-def cross_entropy(x_ND: Tensor, unembedding_VD: Tensor, next_N: Tensor) -> float:
+def cross_entropy(x_ND: Tensor, head: Head, next_N: Tensor) -> float:
     """Nats of the next tokens under the model's own head."""
     total = 0.0
     for x_nD, next_n in zip(x_ND.split(256), next_N.split(256), strict=True):
-        total += float(torch.nn.functional.cross_entropy(x_nD @ unembedding_VD.T, next_n, reduction="sum"))
+        total += float(torch.nn.functional.cross_entropy(head.logits(x_nD), next_n, reduction="sum"))
     return total / len(x_ND)
 
 
-def ce_recovered(model: Any, x_ND: Tensor, mean_D: Tensor, unembedding_VD: Tensor, next_N: Tensor) -> dict[str, float]:
+def ce_recovered(model: Any, x_ND: Tensor, mean_D: Tensor, head: Head, next_N: Tensor) -> dict[str, float]:
     """Share of the cross-entropy that is lost when every activation becomes the mean and that reconstructions get back.
 
-    The head is a product, so this is the language model's own cross-entropy with the activations replaced. UserError where
-    the mean loses nothing.
+    The head is all that follows, so this is the language model's own cross-entropy with the activations replaced. UserError
+    where the mean loses nothing.
     """
-    clean, ours = cross_entropy(x_ND, unembedding_VD, next_N), cross_entropy(model(x_ND), unembedding_VD, next_N)
-    ablated = cross_entropy(mean_D.expand_as(x_ND), unembedding_VD, next_N)
+    clean, ours = cross_entropy(x_ND, head, next_N), cross_entropy(model(x_ND), head, next_N)
+    # The mean's logits are one row, whatever the context.
+    ablated = -float(head.logits(mean_D[None])[0].log_softmax(0)[next_N].mean())
     if not ablated > clean:
         raise UserError(f"cross-entropy: {ablated} with the mean is not above {clean}; the activations predict nothing")
     recovered = (ablated - ours) / (ablated - clean)

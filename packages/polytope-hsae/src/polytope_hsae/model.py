@@ -22,6 +22,8 @@ from studycore.errors import UserError
 from studycore.files import read_json, write_json
 
 CHUNK = 8192
+ARCHITECTURE = "polytope-hsae"
+"""In SAELens' registry, where `polytope_hsae.saelens.register` puts it."""
 
 
 @dataclass(frozen=True)
@@ -346,7 +348,7 @@ class FlatExport(nn.Module):
         super().__init__()
         config, scale = model.config, model.config.input_scale
         atoms_FD = torch.cat([model.decoder, model.child_atoms().flatten(0, 1)])
-        self.norm_F = atoms_FD.norm(dim=1).clamp_min(1e-12)
+        self.norm_F = atoms_FD.norm(dim=1).clamp_min(1e-12).detach()
         readers_FD = torch.cat([model.encoder, (model.low_encoder @ model.down).flatten(0, 1)])
         self.model, self.cfg = model, config
         self.W_dec = nn.Parameter(atoms_FD / self.norm_F[:, None], requires_grad=False)
@@ -365,20 +367,22 @@ class FlatExport(nn.Module):
         return self.decode(self.encode(x_BD))
 
     def save(self, folder: str | Path) -> None:
-        """cfg.json and sae_weights.safetensors with the names of SAELens' standard architecture."""
+        """cfg.json and sae_weights.safetensors as SAELens names them, for the architecture of `polytope_hsae.saelens.register`."""
         from safetensors.torch import save_file
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "cfg.json", {
-            "architecture": "standard", "d_in": self.cfg.d_in, "d_sae": self.cfg.features, "dtype": "float32",
+            "architecture": ARCHITECTURE, "d_in": self.cfg.d_in, "d_sae": self.cfg.features, "dtype": "float32",
             "device": "cpu", "apply_b_dec_to_input": False, "normalize_activations": "none", "reshape_activations": "none",
-            "metadata": {"exported_from": "polytope-hsae", "hierarchical": asdict(self.cfg)},
+            **{name: getattr(self.cfg, name) for name in ("m_top", "topk_parent", "m_low", "topk_child", "input_scale")},
+            "metadata": {"sae_lens_version": "6.0.0", "exported_from": "polytope-hsae"},
         })  # fmt: skip
         names = ("W_enc", "W_dec", "b_enc", "b_dec")
-        save_file(
-            {name: getattr(self, name).detach().contiguous() for name in names}, folder / "sae_weights.safetensors"
-        )
+        tensors = {name: getattr(self, name).detach().contiguous() for name in names} | {
+            "norm": self.norm_F.contiguous()
+        }
+        save_file(tensors, folder / "sae_weights.safetensors")
 
 
 def build_sae(config: SAEConfig, generator: torch.Generator | None = None) -> Any:

@@ -1,5 +1,7 @@
 """The report of a phase, or of a single job, from what its folder holds."""
 
+from typing import Any
+
 from polytope_hsae.figures import pictures_of
 from studycore.record import Record
 from studycore.report import Report, Table
@@ -61,7 +63,8 @@ def answer(record: Record) -> str:
     said = (
         f"Held-out words project on their concept's vector at {g['held_out_projection_median']:.2f} (shuffled "
         f"{g['held_out_projection_shuffled_median']:.2f}); child minus parent stands at {g['disjoint_angle_median']:.1f} degrees "
-        f"from disjoint words (shuffled {g['disjoint_angle_shuffled_median']:.1f}), while nested words give "
+        f"from disjoint words (shuffled {g['disjoint_angle_shuffled_median']:.1f}, random parts of the parent's words "
+        f"{g['disjoint_angle_label_permutation_median']:.1f}), while nested words give "
         f"{g['nested_angle_median']:.1f} whatever they are (shuffled {g['nested_angle_shuffled_median']:.1f})."
     )
     teacher, random = _means(record, "teacher"), _means(record, "random")
@@ -88,7 +91,11 @@ def geometry_table(record: Record) -> Table:
     lines = []
     for name, label, nulls in (
         ("held_out_projection", "held-out projection on the own concept", ("shuffled", "sibling_swap", "euclidean")),
-        ("disjoint_angle", "angle, disjoint words (degrees)", ("shuffled", "euclidean")),
+        (
+            "disjoint_angle",
+            "angle, disjoint words (degrees)",
+            ("shuffled", "random_parent", "label_permutation", "sibling_swap", "euclidean"),
+        ),
         (
             "nested_angle",
             "angle, nested words (degrees)",
@@ -101,12 +108,16 @@ def geometry_table(record: Record) -> Table:
         ("target_shift", "logit that this adds to the parent's words", ()),
     ):
         if f"{name}_median" in g:
-            interval = f"[{g[f'{name}_low']:.3g}, {g[f'{name}_high']:.3g}]" if f"{name}_low" in g else ""
-            beside = ", ".join(f"{null.replace('_', ' ')} {g[f'{name}_{null}_median']:.3g}" for null in nulls if f"{name}_{null}_median" in g)  # fmt: skip
-            lines.append((label, float(g[f"{name}_median"]), interval, beside))
+            beside = "; ".join(f"{null.replace('_', ' ')} {g[f'{name}_{null}_median']:.3g} {_interval(g, f'{name}_{null}')}".strip() for null in nulls if f"{name}_{null}_median" in g)  # fmt: skip
+            lines.append((label, float(g[f"{name}_median"]), _interval(g, name), beside))
     passed = ", ".join(f"{k.removeprefix('passed_')} {'passes' if v else 'fails'} (p = {g['p_' + k.removeprefix('passed_')]:.3g})" for k, v in g.items() if k.startswith("passed_"))  # fmt: skip
     return Table("Geometry of concepts", ("statistic", "median", "95 % interval", "nulls"), lines,
                  f"Gates at a level of 5 %: {passed}. Angles from nested words are 90 by algebra and carry nothing.")  # fmt: skip
+
+
+def _interval(row: dict[str, Any], name: str) -> str:
+    """[low, high] where there is one."""
+    return f"[{row[f'{name}_low']:.3g}, {row[f'{name}_high']:.3g}]" if f"{name}_low" in row else ""
 
 
 def arm_table(

@@ -1,8 +1,8 @@
 """Phase 4: what adding a concept's latent to the residual stream does to the model's logits.
 
-The head is a product, so a step v moves the logit of every word y by gamma(y) . v whatever the context; what all words
-share moves no probability and is taken out. Steering a parent at strength s adds s times the mean code with which its latent
-fires.
+Where the head is a product, a step v moves the logit of every word y by gamma(y) . v whatever the context; where it is capped
+(Gemma 2) the shift depends on the context, and its mean over some is taken. What all words share moves no probability and is
+taken out. Steering a parent at strength s adds s times the mean code with which its latent fires.
 
 Shapes: V words, D width, P concepts, N activations.
 """
@@ -15,7 +15,8 @@ from torch import Tensor
 
 from polytope_hsae.concepts import TEST as TEST_WORDS, Hierarchy
 from polytope_hsae.config import EvaluateConfig
-from polytope_hsae.data import CHOOSE, TEST, open_store
+from polytope_hsae.data import CHOOSE, TEST, folder_of, open_store
+from polytope_hsae.head import Head, load_head
 from polytope_hsae.metrics import ce_recovered, stability
 from polytope_hsae.model import SparseAutoencoder, dense_codes, dense_decoder
 from studycore.configuration import read_yaml
@@ -23,18 +24,31 @@ from studycore.files import write_json
 from studycore.record import read_arrays
 from studycore.run import Run
 
+CONTEXTS = 32
+"""Activations at which words' probabilities, and logits under a cap, are looked at."""
 
-def steering_effects(step_PD: Tensor, unembedding_VD: Tensor, hierarchy: Hierarchy) -> tuple[Tensor, Tensor, Tensor]:
+
+def logit_shifts(step_PD: Tensor, head: Head, words: list[int], x_ND: Tensor) -> Tensor:
+    """[P, words] mean shift of the words' logits over the contexts, without the mean shift of all words."""
+    if head.softcap is None:
+        shared_P = step_PD @ head.unembedding_VD.mean(0)
+        return step_PD @ head.unembedding_VD[words].T - shared_P[:, None]
+    product_NV = head.product(x_ND)
+    before_NV = head.capped(product_NV)
+    shifts = [(head.capped(product_NV + step_V) - before_NV).mean(0) for step_V in head.product(step_PD)]
+    return torch.stack([shift_V[words] - shift_V.mean() for shift_V in shifts])
+
+
+def steering_effects(step_PD: Tensor, head: Head, hierarchy: Hierarchy, x_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """([P] target, [P] off target, [P] effect size) of one step for each parent, in logits, on words for testing.
 
     target: mean shift of the concept's words. off target: mean absolute shift of the other concepts' words. effect size:
     Cohen's d of its words against the others'.
     """
     words = [parent.part(TEST_WORDS) for parent in hierarchy.parents]
-    flat = torch.tensor([token for group in words for token in group])
+    flat = [token for group in words for token in group]
     owner = torch.tensor([p for p, group in enumerate(words) for _ in group])
-    shared_P = step_PD @ unembedding_VD.mean(0)
-    moved_PW = step_PD @ unembedding_VD[flat].T - shared_P[:, None]
+    moved_PW = logit_shifts(step_PD, head, flat, x_ND)
     target, off, size = [], [], []
     for p in range(len(words)):
         own, others = moved_PW[p, owner == p], moved_PW[p, owner != p]
@@ -46,9 +60,9 @@ def steering_effects(step_PD: Tensor, unembedding_VD: Tensor, hierarchy: Hierarc
 
 
 def steering_metrics(
-    model: Any, latent_P: Tensor, x_ND: Tensor, unembedding_VD: Tensor, hierarchy: Hierarchy, strengths: list[float]
+    model: Any, latent_P: Tensor, x_ND: Tensor, head: Head, hierarchy: Hierarchy, strengths: list[float]
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """(means over concepts, the curves). Concepts whose latent never fires are failures, with all their effect off target.
+    """(means over concepts at strength 1, the curves). Concepts whose latent never fires are failures, with all their effect off target.
 
     steering_leakage: off target / (off target + max(target, 0)), in [0, 1]. steering_success: share of concepts whose own
     words move up and more than the others do, in standard deviations above 0.5.
@@ -58,68 +72,65 @@ def steering_metrics(
     count_P = (code_NP > 0).sum(0)
     mean_P = code_NP.sum(0) / count_P.clamp_min(1)
     step_PD = mean_P[:, None] * dense_decoder(model)[latent_P] / model.config.input_scale
-    target_P, off_P, size_P = steering_effects(step_PD, unembedding_VD, hierarchy)
+    target_P, off_P, size_P = steering_effects(step_PD, head, hierarchy, x_ND[:CONTEXTS])
     fires_P = count_P > 0
     leakage_P = torch.where(fires_P, off_P / (off_P + target_P.clamp_min(0)).clamp_min(1e-12), 1.0)
     success_P = fires_P & (target_P > 0) & (size_P > 0.5)
-    scale = torch.tensor(strengths)
     metrics = {
         "steering_leakage": float(leakage_P.mean()), "steering_success": float(success_P.double().mean()),
         "steering_effect_size": float(torch.where(fires_P, size_P, 0.0).mean()),
         "steering_target_logit": float(target_P.mean()), "steering_off_target_logit": float(off_P.mean()),
     }  # fmt: skip
-    # Logits are linear in the strength; probabilities are not.
-    return metrics, {"strengths": scale, "target": scale[:, None] * target_P, "off_target": scale[:, None] * off_P}
+    curves = [steering_effects(s * step_PD, head, hierarchy, x_ND[:CONTEXTS])[:2] for s in strengths]
+    target_SP, off_SP = (torch.stack(part) for part in zip(*curves, strict=True))
+    return metrics, {"strengths": torch.tensor(strengths), "target": target_SP, "off_target": off_SP}
 
 
 def target_probability(
-    model: Any, latent_P: Tensor, x_ND: Tensor, unembedding_VD: Tensor, hierarchy: Hierarchy, strengths: list[float]
+    model: Any, latent_P: Tensor, x_ND: Tensor, head: Head, hierarchy: Hierarchy, strengths: list[float]
 ) -> Tensor:
     """[strengths] mean over parents of the change of its test words' probability at real contexts, in nats of its log."""
     codes_NF = dense_codes(model, x_ND)
     decoder = dense_decoder(model)
-    logits_NV = x_ND @ unembedding_VD.T
+    product_NV = head.product(x_ND)
+    log_p_NV = head.capped(product_NV).log_softmax(1)
     found = torch.zeros(len(strengths))
     for p, j in enumerate(latent_P.tolist()):
         words = torch.tensor(hierarchy.parents[p].part(TEST_WORDS))
         code = codes_NF[:, j]
-        step_V = unembedding_VD @ (code[code > 0].mean() if bool((code > 0).any()) else code.sum()).mul(decoder[j] / model.config.input_scale)  # fmt: skip
-        before = logits_NV.log_softmax(1)[:, words].logsumexp(1)
+        mean_code = code[code > 0].mean() if bool((code > 0).any()) else code.sum()
+        step_1V = head.product(mean_code * decoder[j, None] / model.config.input_scale)
+        before = log_p_NV[:, words].logsumexp(1)
         for i, strength in enumerate(strengths):
-            after = (logits_NV + strength * step_V).log_softmax(1)[:, words].logsumexp(1)
+            after = head.capped(product_NV + strength * step_1V).log_softmax(1)[:, words].logsumexp(1)
             found[i] += (after - before).mean() / len(latent_P)
     return found
 
 
 def evaluate(config: EvaluateConfig, run: Run) -> None:
     """The job."""
-    from safetensors.torch import load_file
-
-    names = [name for name in run.needs if name not in ("geometry", "activations")]
-    own = run.needs[names[0]]
-    other = run.needs[names[-1]]
-    store = open_store(run.needs["geometry"], run.needs["activations"])
+    geometry, activations = folder_of(run, "geometry"), folder_of(run, "activations")
+    # A plan gives the autoencoder and one of another seed, by the names of their jobs.
+    trained = {name: path for name, path in run.needs.items() if name not in ("geometry", "activations")}
+    own = trained.pop(f"{config.arm}_s{config.seed}", None) or folder_of(run, "autoencoder")
+    store = open_store(geometry, activations)
     run.begin(data={"autoencoder": own.name})
     model = SparseAutoencoder.from_pretrained(own / "sae")
-    unembedding_VD = load_file(run.needs["geometry"] / "unembedding.safetensors")["unembedding"]
+    head = load_head(geometry / "unembedding.safetensors")
     latent_P = torch.from_numpy(read_arrays(own)["parent_of_concept"])
     x_ND = store.rows(store.sample(CHOOSE, config.ce_size))
-    metrics, arrays = steering_metrics(
-        model, latent_P, x_ND, unembedding_VD, store.hierarchy, config.steering_magnitudes
-    )
+    metrics, arrays = steering_metrics(model, latent_P, x_ND, head, store.hierarchy, config.steering_magnitudes)
     arrays["log_probability"] = target_probability(
-        model, latent_P, x_ND[:32], unembedding_VD, store.hierarchy, config.steering_magnitudes
+        model, latent_P, x_ND[:CONTEXTS], head, store.hierarchy, config.steering_magnitudes
     )
-    if len(names) > 1:
-        metrics["stability"] = stability(
-            dense_decoder(model), dense_decoder(SparseAutoencoder.from_pretrained(other / "sae"))
-        )
+    for other in trained.values():
+        metrics["stability"] = stability(dense_decoder(model), dense_decoder(SparseAutoencoder.from_pretrained(other / "sae")))  # fmt: skip
     if store.next_tokens is not None:
         test = store.sample(TEST, config.ce_size)
         test = test[store.next_tokens[test] >= 0]
         following = torch.from_numpy(store.next_tokens[test].astype("int64"))
         mean_D = store.rows(store.sample(TEST, 4096)).mean(0)
-        metrics |= ce_recovered(model, store.rows(test), mean_D, unembedding_VD, following)
+        metrics |= ce_recovered(model, store.rows(test), mean_D, head, following)
     if model.config.kind == "hierarchical":
         write_json(run.folder / "tree.json", tree(model, store, latent_P, config))
     run.results(metrics, arrays)

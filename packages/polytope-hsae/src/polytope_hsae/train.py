@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from polytope_hsae.config import TrainConfig
-from polytope_hsae.data import CHOOSE, TRAIN, batches, open_store
+from polytope_hsae.data import CHOOSE, TRAIN, batches, folder_of, open_store
 from polytope_hsae.losses import Weights
 from polytope_hsae.metrics import explained_variance, sae_metrics, steps_to_convergence
 from polytope_hsae.model import SAEConfig, build_sae
@@ -34,8 +34,9 @@ from studycore.streams import generator
 def train(config: TrainConfig, run: Run) -> None:
     """Trains the configuration in the open run. UserError for what can't be run."""
     # ---------------------------------------------------------------------------------------------------- set-up
-    store = open_store(run.needs["geometry"], run.needs["activations"])
-    teacher = load_teacher(run.needs["geometry"], config)
+    geometry = folder_of(run, "geometry")
+    store = open_store(geometry, folder_of(run, "activations"))
+    teacher = load_teacher(geometry, config)
     if config.batch_size_acts % run.world:
         raise UserError(f"training.batch_size_acts: {config.batch_size_acts} is not divisible by {run.world} processes; choose one that is")  # fmt: skip
     if config.arm in ("batchtopk", "matryoshka") and run.world > 1:
@@ -51,16 +52,17 @@ def train(config: TrainConfig, run: Run) -> None:
         lambda stored: build_sae(SAEConfig(**{**stored, "inner_widths": tuple(stored["inner_widths"])})), replay,
         probe(store.width), values, start=lambda: start_model(config, values, store, indices, teacher),
     ).train()  # fmt: skip
-    objective = Objective(model, config, teacher, run.device, run.world > 1)
+    objective = Objective(model, config, teacher, run.device, run.accelerator if run.world > 1 else None)
     run.about(parameters=sum(p.numel() for p in model.parameters()), latents=model.config.features)
 
     # ------------------------------------------------------------------------------------------------------ loop
-    for stage in stages(config):
+    every = stages(config)
+    for stage in every:
         if run.has_passed(stage.name):
             continue
         optimizer = run.optimizer(create_optimizer(model, config, stage))
         stepper, prepared = run.accelerator.prepare(objective, optimizer)
-        for index in run.steps(stage.steps, loop=stage.name):
+        for index in run.steps(stage.steps, loop=stage.name, more=stage is not every[-1]):
             step = stage.first + index
             # evaluate
             if run.every(config.val_every) and run.is_main:

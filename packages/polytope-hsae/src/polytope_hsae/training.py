@@ -5,6 +5,7 @@ Shapes: B batch, D width.
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -66,9 +67,10 @@ def shape_of(config: TrainConfig, width: int, scale: float) -> SAEConfig:
 class Objective(nn.Module):
     """The loss of a batch as a forward pass, so that several processes average its gradients."""
 
-    def __init__(self, model: Any, config: TrainConfig, teacher: Teacher | None, device: str, several: bool):
+    def __init__(self, model: Any, config: TrainConfig, teacher: Teacher | None, device: str, accelerator: Any = None):
+        """`accelerator`: of several processes that share a batch; None for one."""
         super().__init__()
-        self.several = several
+        self.accelerator = accelerator
         self.model, self.config = model, config
         self.metric_DD = None if teacher is None else teacher.metric_DD.to(device)
         self.taught = 0 if teacher is None else len(teacher.parents_PD)
@@ -76,8 +78,11 @@ class Objective(nn.Module):
     def forward(self, x_BD: Tensor, weights: Weights, chosen: Tensor) -> tuple[Tensor, dict[str, Tensor], Any]:
         dead = tuple(counter > self.config.dead_after_tokens for counter in self.model.counters())
         output = self.model.train_forward(x_BD, dead)
-        loss, parts = total_loss(self.model, x_BD, output, self.config, weights, chosen, self.metric_DD, self.taught)
-        if self.several:
+        share = None if self.accelerator is None else partial(self.accelerator.reduce, reduction="mean")
+        loss, parts = total_loss(
+            self.model, x_BD, output, self.config, weights, chosen, self.metric_DD, self.taught, share
+        )
+        if self.accelerator is not None:
             # A parameter that is not in the loss would stop several processes; its gradient is zero.
             loss = loss + 0.0 * torch.stack([q.flatten()[0] for q in self.model.parameters()]).sum()
         return loss, parts, output.codes

@@ -22,6 +22,7 @@ from torch import Tensor
 from polytope_hsae.concepts import ESTIMATE, TEST, Hierarchy
 from polytope_hsae.estimators import concept_vector
 from polytope_hsae.geometry import CausalGeometry, angles_deg, cosine
+from polytope_hsae.head import Head
 from studycore.streams import generator
 
 LEVEL = 0.05
@@ -140,7 +141,7 @@ class Validation:
 
 
 def validate(
-    gamma_VD: Tensor,
+    head: Head,
     geometry: CausalGeometry,
     hierarchy: Hierarchy,
     contexts_ND: Tensor,
@@ -151,11 +152,13 @@ def validate(
     euclidean: CausalGeometry | None = None,
 ) -> tuple[Vectors, Validation]:
     """(the vectors, the tests): statistics on the rows as they are and on `draws` shuffles of them, and the gates."""
-    result = Validation()
+    result, gamma_VD = Validation(), head.unembedding_VD
     g_VD = geometry.unify_words(gamma_VD)
     vectors = estimate(g_VD, hierarchy, shrinkage)
     real = statistics(g_VD, hierarchy, vectors)
     shuffled = shuffled_statistics(g_VD, hierarchy, draws, seed, shrinkage)
+    order_1V = torch.randperm(len(g_VD), generator=generator(seed, "shuffle", 0))[None]
+    result.arrays["unified_children_shuffled"] = estimate(g_VD, hierarchy, shrinkage, order_1V).children_KD[0]
     _compare(result, real, shuffled)
     _angles(result, g_VD, hierarchy, vectors, seed, shrinkage)
     if euclidean is not None:
@@ -167,7 +170,7 @@ def validate(
         _median(result, "held_out_projection_euclidean", flat.child_projection)
     _pairing(result, g_VD, hierarchy, vectors, seed, max(draws, 199))
     _siblings(result, g_VD, hierarchy, vectors, seed, max(draws, 199))
-    _ratio_invariance(result, gamma_VD, geometry, hierarchy, vectors, contexts_ND, kl_threshold, shuffled, real)
+    _ratio_invariance(result, head, geometry, hierarchy, vectors, contexts_ND, kl_threshold, shuffled, real)
     result.passed = {gate: result.p_values[gate] <= LEVEL for gate in GATES}
     result.passed["ratio_invariance"] &= result.measured["ratio_invariance_kl"]["median"] <= kl_threshold
     return vectors, result
@@ -220,24 +223,36 @@ def _compare(result: Validation, real: Statistics, shuffled: Statistics) -> None
 def _angles(
     result: Validation, g_VD: Tensor, hierarchy: Hierarchy, vectors: Vectors, seed: int, shrinkage: float | None
 ) -> None:
-    """Angles and projections with the wrong parent, a random part of the parent's words, and a sibling."""
+    """Angles with the wrong parent, with a random part of the parent's words for the child, and with a sibling for the parent;
+    projections of a sibling's words. A wrong parent has none of the child's words: its angle is a null of both kinds.
+
+    Of disjoint words the random part is the strictest: what it shares with the rest is the parent, and no child.
+    """
     draw = generator(seed, "controls")
     pairs = family(hierarchy)
-    random_parent, permuted, swapped = [], [], []
+    nulls: dict[str, list[Tensor]] = {name: [] for name in ("nested_random_parent", "disjoint_random_parent", "nested_label_permutation", "disjoint_label_permutation", "disjoint_sibling_swap")}  # fmt: skip
+    swapped = []
     for k, (p, c) in enumerate(pairs):
         other = (p + 1 + int(torch.randint(len(hierarchy.parents) - 1, (1,), generator=draw))) % len(hierarchy.parents)
         wrong_D = vectors.parents_PD[other]
-        random_parent.append(cosine(vectors.children_KD[k] - wrong_D, wrong_D))
+        wrong = cosine(vectors.children_KD[k] - wrong_D, wrong_D)
+        nulls["nested_random_parent"].append(wrong)
+        nulls["disjoint_random_parent"].append(wrong)
         words = torch.tensor(hierarchy.parents[p].part(ESTIMATE))
+        order = words[torch.randperm(len(words), generator=draw)].tolist()
         count = len(hierarchy.parents[p].children[c].words[ESTIMATE])
-        drawn_D = concept_vector(g_VD[words[torch.randperm(len(words), generator=draw)[:count]].tolist()], shrinkage)
-        permuted.append(cosine(drawn_D - vectors.parents_PD[p], vectors.parents_PD[p]))
+        drawn_D, left_D = (concept_vector(g_VD[part], shrinkage) for part in (order[:count], order[count:]))
+        nulls["nested_label_permutation"].append(cosine(drawn_D - vectors.parents_PD[p], vectors.parents_PD[p]))
+        nulls["disjoint_label_permutation"].append(cosine(drawn_D - left_D, left_D))
         children = hierarchy.parents[p].children
-        sibling = children[(c + 1) % len(children)]
-        swapped.append(projection(g_VD[list(sibling.words[TEST])].mean(0), vectors.children_KD[k]))
-    for name, cosines in (("random_parent", random_parent), ("label_permutation", permuted)):
-        result.arrays[f"nested_{name}"] = angles_deg(torch.stack(cosines))
-        _median(result, f"nested_angle_{name}", result.arrays[f"nested_{name}"])
+        beside = (c + 1) % len(children)
+        sibling_D = vectors.children_KD[k - c + beside]
+        nulls["disjoint_sibling_swap"].append(cosine(vectors.children_KD[k] - sibling_D, sibling_D))
+        swapped.append(projection(g_VD[list(children[beside].words[TEST])].mean(0), vectors.children_KD[k]))
+    for name, cosines in nulls.items():
+        result.arrays[name] = angles_deg(torch.stack(cosines))
+        words_of, _, null = name.partition("_")
+        _median(result, f"{words_of}_angle_{null}", result.arrays[name])
     result.arrays["child_projection_sibling_swap"] = torch.stack(swapped)
     _median(result, "held_out_projection_sibling_swap", torch.stack(swapped))
 
@@ -288,13 +303,13 @@ def _siblings(result: Validation, g_VD: Tensor, hierarchy: Hierarchy, vectors: V
 
 
 def _ratio_invariance(
-    result: Validation, gamma_VD: Tensor, geometry: CausalGeometry, hierarchy: Hierarchy, vectors: Vectors,
+    result: Validation, head: Head, geometry: CausalGeometry, hierarchy: Hierarchy, vectors: Vectors,
     contexts_ND: Tensor, kl_threshold: float, shuffled: Statistics, real: Statistics,
 ) -> None:  # fmt: skip
     """Adding a parent moves its own words' logits, and the odds among its children's words little.
 
     The model's own logits at real contexts, before and after the step; a step of strength 1 adds about 1 to the logits of
-    the parent's words. That they stay as they were also holds where the step does nothing: so it counts only
+    the parent's words (before a cap). That they stay as they were also holds where the step does nothing: so it counts only
     together with the shift, whose null is that of the vectors of shuffled rows.
     """
     by_strength: dict[float, list[Tensor]] = {a: [] for a in STRENGTHS}
@@ -302,12 +317,12 @@ def _ratio_invariance(
     for p, parent in enumerate(hierarchy.parents):
         tokens = [token for child in parent.children for token in child.words[TEST]]
         step_D = geometry.to_residuals(vectors.parents_PD[p][None])[0] / vectors.parents_PD[p].square().sum()
-        logits_NT = contexts_ND.double() @ gamma_VD[tokens].double().T
-        before_NT = logits_NT.log_softmax(1)
+        x_ND = contexts_ND.double()
+        before_NT = head.logits(x_ND, tokens).log_softmax(1)
         for strength in STRENGTHS:
-            after_NT = (logits_NT + strength * gamma_VD[tokens].double() @ step_D).log_softmax(1)
+            after_NT = head.logits(x_ND + strength * step_D, tokens).log_softmax(1)
             by_strength[strength].append((before_NT.exp() * (before_NT - after_NT)).sum(1).mean())
-        moved = (gamma_VD[parent.part(TEST)].double() - geometry.mean_D) @ step_D
+        moved = (head.unembedding_VD[parent.part(TEST)].double() - geometry.mean_D) @ step_D
         shift.append(moved.mean())
     for strength, values in by_strength.items():
         result.arrays[f"kl_{strength:g}"] = torch.stack(values)

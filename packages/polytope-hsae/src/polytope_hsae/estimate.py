@@ -1,0 +1,89 @@
+"""What a dry run says before anything is made: time and room of the four phases, from steps that are timed here.
+
+Nothing is fetched: a language model that is not on this machine is not timed.
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from polytope_hsae.config import SYNTHETIC, ActivationConfig, StudyConfig, TrainConfig
+from polytope_hsae.losses import Weights
+from polytope_hsae.model import build_sae
+from polytope_hsae.training import Objective, create_optimizer, shape_of, stages
+from studycore.cli import duration
+from studycore.language.embedded import locate
+
+
+def estimate(study: StudyConfig, device: str) -> list[str]:
+    """One sentence for activations, one for trainings. UserError for a configuration that does not fit."""
+    config: ActivationConfig = study.job("activations")
+    if config.model == SYNTHETIC:
+        return [_trainings(study, config.tree_dim, device)]
+    place = Path(locate(config.model))
+    if not (place / "config.json").is_file():
+        return [
+            f"{config.model} is not on this machine, so neither its activations nor trainings at its width are timed"
+        ]
+    width, seconds = _model(str(place), config, device)
+    room = config.token_budget * width * 4 / 2**30
+    captured = f"{config.token_budget:,} activations of {width} numbers: about {duration(seconds)}, once, and {room:.2g} GiB under runs/"
+    return [captured, _trainings(study, width, device)]
+
+
+def _model(place: str, config: ActivationConfig, device: str) -> tuple[int, float]:
+    """(width, seconds for all activations)."""
+    from polytope_hsae.language import final_activations, load_model
+
+    model = load_model(place, dtype=config.dtype).to(device)
+    ids_BT = torch.ones(config.batch_size, config.window_length, dtype=torch.long, device=device)
+    width = int(model.get_output_embeddings().weight.shape[1])
+    return width, _seconds(lambda: final_activations(model, ids_BT), device) * config.token_budget / ids_BT.numel()
+
+
+def _trainings(study: StudyConfig, width: int, device: str) -> str:
+    """A step of each shape on random activations, times the steps of all arms and seeds."""
+    configs: list[TrainConfig] = [study.job("train", arm=arm, seed=0) for arm in study.arms]
+    steps, total, most = configs[0].total_steps, 0.0, 0
+    timed: dict[str, float] = {}
+    for config in configs:
+        kind = config.arm if config.flat or config.arm == "top2" else "hierarchical"
+        if kind not in timed:
+            model = build_sae(shape_of(config, width, 1.0)).to(device).train()
+            timed[kind] = _seconds(_step(model, config, device), device)
+            # Weights, gradients, two moments, and the activations of a batch.
+            most = max(most, 16 * sum(q.numel() for q in model.parameters()) + 40 * config.batch_size_acts * width)
+        total += timed[kind] * steps * study.seeds
+    return (
+        f"all phases: {len(configs)} arms x {study.seeds} seeds x {steps:,} steps: about {duration(total)} on {device}, one after another, "
+        f"without evaluations, and {most / 2**20:.0f} MiB of memory each"
+    )
+
+
+def _step(model: Any, config: TrainConfig, device: str) -> Callable[[], None]:
+    stage = stages(config)[-1]
+    objective, optimizer = Objective(model, config, None, device), create_optimizer(model, config, stage)
+    x_BD = torch.randn(config.batch_size_acts, model.bias.shape[0], device=device)
+    chosen = torch.arange(min(config.biorth_sample, model.encoder.shape[0]), device=device)
+
+    def step() -> None:
+        objective(x_BD, Weights(stage.beta, 1.0, 0.0), chosen)[0].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def _seconds(act: Callable[[], object], device: str) -> float:
+    """The less of two, after one to warm up."""
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        act()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return min(times[1:])
