@@ -172,6 +172,14 @@ def choose(page, control, text):
     page.keyboard.press("Escape")
 
 
+def field(page, name):
+    return page.locator(f"#{name} input, #{name} textarea").first
+
+
+def value(page, name):
+    return field(page, name).input_value()
+
+
 def until(condition, what):
     deadline = time.monotonic() + 30
     while not condition():
@@ -209,14 +217,14 @@ def test_two_runs_another_metric_zoom_and_the_link_restores_it_all(page, served)
     page.mouse.move(area["x"] + area["width"] * 0.7, area["y"] + area["height"] * 0.5, steps=5)
     page.mouse.up()
     until(lambda: "first=" in page.url and "last=" in page.url, "the zoom is in the link")
-    first, last = (int(page.locator(f"#{name} input").input_value()) for name in ("first", "last"))
+    first, last = (int(value(page, name)) for name in ("first", "last"))
     assert 3 <= first < last <= 27
     link, before = page.url, (titles(page), lines(page))
     page.goto("about:blank")
     page.goto(link)
     wait_for_figure(page, "softmax collapse")
     assert (titles(page), lines(page)) == before
-    assert page.locator("#first input").input_value() == str(first)
+    assert value(page, "first") == str(first)
     page.locator("#section").get_by_text("Training", exact=True).click()
     wait_for_figure(page, "held-out")
     assert f"first={first}" in page.url  # one range for all sections
@@ -255,13 +263,13 @@ def test_a_run_in_progress_is_followed(page, served):
 @in_a_browser
 def test_filters_sections_of_their_own_and_export(page, served):
     open_page(page, served[0])
-    page.locator("#where input, #where textarea").first.fill("weight_dcay > 0")
+    field(page, "where").fill("weight_dcay > 0")
     page.keyboard.press("Enter")
     page.locator("#status").get_by_text("no column 'weight_dcay'; near it are weight_decay").wait_for(timeout=30_000)
-    page.locator("#where input, #where textarea").first.fill("weight_decay = 0 AND lr < 1e-3")
+    field(page, "where").fill("weight_decay = 0 AND lr < 1e-3")
     page.keyboard.press("Enter")
     until(lambda: len(lines(page)) == 1, "one arm is left")
-    page.locator("#where input, #where textarea").first.fill("")
+    field(page, "where").fill("")
     page.keyboard.press("Enter")
     until(lambda: len(lines(page)) > 1, "all again")
     page.locator("#section").get_by_text("Time to grok").click()

@@ -67,6 +67,10 @@ class ExperimentData:
         return self.events is not None and self.events.grokked_99 is not None
 
 
+class NoExperiment(UserError):
+    """A run folder that is sound and nothing of ours."""
+
+
 def find_runs(root: Path) -> dict[str, Path]:
     """Name -> folder of every run of this study below `root`, itself included, oldest name first. UserError without the folder."""
     root = Path(root)
@@ -93,10 +97,11 @@ OWN = ("checkpoints", "history", "figures")
 
 
 def read_experiment(name: str, folder: Path) -> ExperimentData:
-    """What the folder holds at this moment. UserError for a damaged one, or one of another study or of a sweep without runs."""
+    """What the folder holds at this moment. NoExperiment for a run of another study or a sweep that has begun none yet,
+    UserError for a damaged one."""
     manifest = read_manifest(folder)
     if manifest["study"] != "least-action" or manifest["verb"] == "sweep":
-        raise UserError(f"{folder}: holds no run of least-action train; leave it out")
+        raise NoExperiment(f"{folder}: holds no run of least-action train; name one that does")
     config = read_yaml(folder / "config.yaml")
     if lacks := [field for field in ("p", "event_window", "seed") if not isinstance(config.get(field), int)]:
         raise UserError(f"{folder}/config.yaml: holds no whole number {lacks[0]}; restore the file")

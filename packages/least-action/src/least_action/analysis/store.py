@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from least_action.analysis.loader import (
     RUNS,
     ExperimentData,
+    NoExperiment,
     arm_of,
     choose,
     find_runs,
@@ -196,11 +197,13 @@ def _signature(folder: Path) -> tuple[Any, ...]:
     return tuple(found)
 
 
-def _read(name: str, folder: Path) -> ExperimentData | str:
-    """The experiment, or the sentence on why it cannot be read."""
+def _read(name: str, folder: Path) -> ExperimentData | str | None:
+    """The experiment, the sentence on why it cannot be read, or None where there is none."""
     try:
         experiment = read_experiment(name, folder)
         _ = experiment.events
+    except NoExperiment:
+        return None
     except UserError as error:
         return str(error)
     return experiment

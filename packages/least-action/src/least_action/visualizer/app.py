@@ -4,7 +4,6 @@ import os
 import tempfile
 from contextlib import suppress
 from dataclasses import fields, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +27,16 @@ CSS = """
 #status p, #note p {margin: 2px 0}
 #table table {font-size: 12.5px}
 #figure {min-height: 220px}
+#runs .wrap-inner, #runs .wrap {max-height: 92px; overflow-y: auto}
 """
 LINK = "(query) => { history.replaceState(null, '', query ? '?' + query : location.pathname); }"
 DARK = "(dark) => { document.body.classList.toggle('dark', dark); }"
 HEAD = """<script>
 // A zoom in one figure is the epoch range of all sections: it is written into the two fields, which redraw.
 function put(id, value) {
-  const field = document.querySelector('#' + id + ' input');
+  const field = document.querySelector('#' + id + ' input, #' + id + ' textarea');
   if (!field || field.value === String(value)) return;
-  Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, 'value').set.call(field, value);
+  Object.getOwnPropertyDescriptor(Object.getPrototypeOf(field), 'value').set.call(field, value);
   field.dispatchEvent(new Event('input', {bubbles: true}));
 }
 setInterval(() => {
@@ -44,7 +44,7 @@ setInterval(() => {
   if (!figure || figure.dataset.linked || !figure.on) return;
   figure.dataset.linked = 'yes';
   figure.on('plotly_relayout', change => {
-    if (!document.querySelector('#first input')) return;
+    if (!document.querySelector('#first')) return;
     const key = Object.keys(change).find(name => /^xaxis\\d*\\.range\\[0\\]$/.test(name));
     if (key) {
       const axis = figure.layout[key.split('.')[0]] || {};
@@ -74,23 +74,17 @@ def serve(folder: Path, host: str, port: int | None) -> None:
     page.block_thread()
 
 
-@lru_cache(maxsize=64)
-def cached_snapshot(folder: str, step: int, experiment: "Hashed") -> Snapshot:
+_SNAPSHOTS: dict[tuple[Path, int], Snapshot] = {}
+
+
+def cached_snapshot(run: ExperimentData, step: int) -> Snapshot:
     """Scrubbing back shows what was rebuilt before."""
-    return snapshot(experiment.experiment, step)
-
-
-class Hashed:
-    """An experiment as a key: by its folder."""
-
-    def __init__(self, experiment: ExperimentData):
-        self.experiment = experiment
-
-    def __hash__(self) -> int:
-        return hash(self.experiment.folder)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Hashed) and other.experiment.folder == self.experiment.folder
+    key = (run.folder, step)
+    if key not in _SNAPSHOTS:
+        if len(_SNAPSHOTS) >= 64:
+            _SNAPSHOTS.pop(next(iter(_SNAPSHOTS)))
+        _SNAPSHOTS[key] = snapshot(run, step)
+    return _SNAPSHOTS[key]
 
 
 def listed(store: ExperimentStore, view: View) -> list[str]:
@@ -102,16 +96,24 @@ def listed(store: ExperimentStore, view: View) -> list[str]:
 
 
 def at_first(store: ExperimentStore, view: View) -> View:
-    """The view with runs chosen where a link names none: those of the newest sweep, else the newest few."""
+    """The view with runs chosen where a link names none: all that its sweep and condition leave, else the newest sweep's."""
     there = set(store.list_experiments())
     if kept := tuple(name for name in view.runs if name in there):
         return replace(view, runs=kept)
-    names = listed(store, replace(view, where="") if view.where else view)
-    if not names:
-        return view
-    sweep = view.sweep or get_experiment_group(names[-1])
-    chosen = tuple(name for name in names if get_experiment_group(name) == sweep)
-    return replace(view, runs=chosen)
+    with suppress(UserError):  # of_table says it
+        if (view.sweep or view.where) and (names := listed(store, view)):
+            return replace(view, runs=tuple(names))
+    sweep = get_experiment_group(names[-1]) if (names := store.list_experiments()) else ""
+    view = replace(view, sweep=sweep, where="")
+    return replace(view, runs=tuple(listed(store, view)))
+
+
+def link(store: ExperimentStore, view: View) -> str:
+    """The view as a link's query; runs are named unless they are all that sweep and condition leave."""
+    with suppress(UserError):
+        if (view.sweep or view.where) and view.runs == tuple(listed(store, view)):
+            view = replace(view, runs=())
+    return view.query()
 
 
 def table(store: ExperimentStore, names: list[str]) -> pd.DataFrame:
@@ -178,7 +180,7 @@ def draw(store: ExperimentStore, view: View) -> tuple[Any, str, pd.DataFrame]:
 
 def draw_checkpoint(run: ExperimentData, view: View) -> tuple[Any, str, pd.DataFrame]:
     step = nearest_checkpoint(run, view.percent)
-    found = cached_snapshot(str(run.folder), step, Hashed(run))
+    found = cached_snapshot(run, step)
     kept = ", ".join(map(str, checkpoint_steps(run)))
     note = f"{run.name} at epoch {found.epoch} (step {step}). It keeps the checkpoints of steps {kept}."
     data = pd.DataFrame({name: pd.Series(found.arrays[name]) for name in ("embedding_power_F", "logit_power_F")})
@@ -218,7 +220,7 @@ def build(store: ExperimentStore) -> gr.Blocks:
         def redraw(*values: Any) -> list[Any]:
             view = view_from(*values)
             figure, note, _ = draw(store, view)
-            return [figure, note, view.query()]
+            return [figure, note, link(store, view)]
 
         def of_table(view: View) -> list[Any]:
             """The table, the choices of runs and fields, and the status."""
@@ -233,7 +235,7 @@ def build(store: ExperimentStore) -> gr.Blocks:
             return [
                 table(store, found), status(store) + problem, gr.update(choices=list(store.list_experiments()), value=list(view.runs)),
                 gr.update(choices=[ALL, *groups], value=view.sweep or ALL), gr.update(choices=fields_there, value=view.rows),
-                gr.update(choices=fields_there, value=view.columns), store.version,
+                gr.update(choices=fields_there, value=view.columns), (store.version, tuple(found)),
             ]  # fmt: skip
 
         of_table_outputs = [c[name] for name in ("table", "status", "runs", "sweep", "rows", "columns", "version")]
@@ -260,7 +262,7 @@ def build(store: ExperimentStore) -> gr.Blocks:
             plain = [n for n in names if n not in ("runs", "sweep", "rows", "columns", "metrics")]
             return [
                 *of_table(view), *shown_controls(view), *(getattr(view, name) for name in plain),
-                figure, note, view.query(),
+                figure, note, link(store, view),
             ]  # fmt: skip
 
         plain = [c[n] for n in names if n not in ("runs", "sweep", "rows", "columns", "metrics")]
@@ -272,16 +274,18 @@ def build(store: ExperimentStore) -> gr.Blocks:
             with suppress(UserError):  # of_table says it
                 view = replace(view, runs=tuple(listed(store, view)))
             figure, note, _ = draw(store, view)
-            return [*of_table(view), figure, note, view.query()]
+            return [*of_table(view), figure, note, link(store, view)]
 
-        def ticked(seen: int, *values: Any) -> list[Any]:
-            """What changed in the folder, if anything did."""
+        def ticked(seen: tuple[int, tuple[str, ...]], *values: Any) -> list[Any]:
+            """What changed in the folder, if anything did. Where all runs listed are shown, so are new ones."""
             store.refresh()
-            if seen == store.version:
+            if seen[0] == store.version:
                 return [gr.skip()] * (len(of_table_outputs) + len(shown))
             view = view_from(*values)
+            with suppress(UserError):
+                view = replace(view, runs=tuple(listed(store, view))) if view.runs == seen[1] else view
             figure, note, _ = draw(store, view)
-            return [*of_table(view), figure, note, view.query()]
+            return [*of_table(view), figure, note, link(store, view)]
 
         def pick(event: gr.SelectData, *values: Any) -> list[Any]:
             """A click on a row of the table adds the run to those shown, or takes it out."""
@@ -289,23 +293,22 @@ def build(store: ExperimentStore) -> gr.Blocks:
             runs = tuple(run for run in view.runs if run != name) if name in view.runs else (*view.runs, name)
             view = replace(view, runs=runs)
             figure, note, _ = draw(store, view)
-            return [list(runs), figure, note, view.query()]
+            return [list(runs), figure, note, link(store, view)]
 
         def alone(*values: Any) -> list[Any]:
             view = replace(view_from(*values), runs=())
             figure, note, _ = draw(store, view)
-            return [[], figure, note, view.query()]
+            return [[], figure, note, link(store, view)]
 
         def section(*values: Any) -> list[Any]:
             view = view_from(*values)
             figure, note, _ = draw(store, view)
-            return [*shown_controls(view), figure, note, view.query()]
+            return [*shown_controls(view), figure, note, link(store, view)]
 
         quiet = {"show_progress": "hidden", "queue": True}
         for name in ("runs", "metrics", "lines", "log_y", "log_x", "shade", "rows", "columns", "first", "last", "dark"):
             c[name].input(redraw, inputs, shown, **quiet)
         for name in ("smooth", "percent"):
-            c[name].release(redraw, inputs, shown, **quiet)
             c[name].input(redraw, inputs, shown, trigger_mode="always_last", **quiet)
         c["section"].input(section, inputs, [*of_section, *shown], **quiet)
         c["sweep"].input(filtered, inputs, [*of_table_outputs, *shown], **quiet)
@@ -336,7 +339,7 @@ def controls(store: ExperimentStore) -> dict[str, Any]:
         with gr.Row():
             c["sweep"] = gr.Dropdown([ALL], value=ALL, label="sweep", elem_id="sweep", scale=1)
             c["where"] = gr.Textbox(
-                label="only runs with (SQL, then Enter)", placeholder="weight_decay > 0 AND grokked_99 < 200", elem_id="where",
+                label="only runs with (SQL, then Enter)", placeholder="weight_decay > 0 AND grokked_99 < 200", elem_id="where", max_lines=1,
                 scale=2,
             )  # fmt: skip
         c["table"] = gr.Dataframe(
@@ -352,8 +355,8 @@ def controls(store: ExperimentStore) -> dict[str, Any]:
     with gr.Row(equal_height=True) as c["of_curves"]:
         c["lines"] = gr.Radio([BAND, EACH], value=BAND, label="lines", elem_id="lines", min_width=230)
         c["smooth"] = gr.Slider(1, 51, 1, step=2, label="smoothing (evaluations)", elem_id="smooth", min_width=180)
-        c["first"] = gr.Textbox("", label="from epoch", elem_id="first", min_width=80)
-        c["last"] = gr.Textbox("", label="to epoch", elem_id="last", min_width=80)
+        c["first"] = gr.Textbox("", label="from epoch", elem_id="first", max_lines=1, min_width=80)
+        c["last"] = gr.Textbox("", label="to epoch", elem_id="last", max_lines=1, min_width=80)
         with gr.Column(min_width=110):
             c["log_y"] = gr.Checkbox(True, label="log scales", elem_id="log_y", container=False)
             c["log_x"] = gr.Checkbox(False, label="log epochs", elem_id="log_x", container=False)
@@ -369,5 +372,5 @@ def controls(store: ExperimentStore) -> dict[str, Any]:
     c["note"] = gr.Markdown("", elem_id="note")
     c["files"] = gr.File(file_count="multiple", label="figure and data", visible=False, elem_id="files")
     c["link"] = gr.Textbox("", visible="hidden", elem_id="link")
-    c["version"] = gr.State(0)
+    c["version"] = gr.State((0, ()))
     return c
