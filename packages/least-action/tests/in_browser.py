@@ -47,12 +47,12 @@ def browser():
 
 def titles(page):
     """Of the figure's panels."""
-    return [text for text in page.locator("#figure .annotation-text").all_inner_texts() if text]
+    return [text for text in page.locator("#figure .annotation-text").all_text_contents() if text]
 
 
 def lines(page):
     """Names of the figure's lines in its legend."""
-    return page.locator("#figure .legendtext").all_inner_texts()
+    return page.locator("#figure .legendtext").all_text_contents()
 
 
 def wait_for_figure(page, text=None):

@@ -420,7 +420,7 @@ def test_alignment_by_epoch_does_not_go_beyond_a_run(three):
 def test_statistics_over_seeds(three):
     band = seed_bands(align_by_epoch(three[:2]))
     expected = mean_interval([1.0, 0.1])
-    assert band.loc[10].tolist() == pytest.approx([expected.estimate, expected.low, expected.high, 2])
+    assert band.loc[10].tolist() == pytest.approx([expected.estimate, expected.low, expected.high, 0.1, 1, 2])
     grouped = group_by_hyperparameter(three, "weight_decay")
     assert grouped["weight_decay"].tolist() == [0, 1]
     assert grouped["n"].tolist() == [1, 2]

@@ -41,9 +41,9 @@ def _measured(experiment: ExperimentData, metric: str) -> "pd.DataFrame":
 
 
 def seed_bands(aligned: "pd.DataFrame") -> "pd.DataFrame":
-    """mean, low, high (95 %, Student's t) and n over the columns of `align_by_epoch`; no interval for n = 1.
+    """mean, low and high (95 %, Student's t), min, max and n over the columns of `align_by_epoch`; no interval for n = 1.
 
-    Only epochs at which every column that goes on so far still has a value: seeds that ended would bend the mean.
+    Only epochs at which as many columns as ever have a value: seeds that have ended would bend the mean.
     """
     import pandas as pd
     from scipy import stats
@@ -51,7 +51,8 @@ def seed_bands(aligned: "pd.DataFrame") -> "pd.DataFrame":
     n = aligned.notna().sum(axis=1)
     half = aligned.std(axis=1, ddof=1) * stats.t.ppf(0.975, (n - 1).clip(lower=1)) / n.pow(0.5)
     mean = aligned.mean(axis=1)
-    bands = pd.DataFrame({"mean": mean, "low": mean - half, "high": mean + half, "n": n})
+    bands = pd.DataFrame({"mean": mean, "low": mean - half, "high": mean + half})
+    bands = bands.assign(min=aligned.min(axis=1), max=aligned.max(axis=1), n=n)
     return bands[n == n.max()] if len(bands) else bands
 
 

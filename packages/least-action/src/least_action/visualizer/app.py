@@ -172,7 +172,7 @@ def draw(store: ExperimentStore, view: View) -> tuple[Any, str, pd.DataFrame]:
         return plots.message(str(error), view), f"{error}.", pd.DataFrame()
     note = f"Shaded: the phases of {runs[0].name} (fitting, memorised, transition, grokked)." if view.shade else ""
     if view.lines == BAND:
-        note += " Lines: means over seeds with 95 % intervals, each seed thinly behind."
+        note += " Lines: means over seeds, in a band from the lowest to the highest; each seed thinly behind."
     data = pd.concat([plots.derived(run).assign(experiment_name=run.name) for run in runs])
     wanted = ["experiment_name", "step", "epoch", *view.chosen_metrics]
     return figure, note, data[[name for name in wanted if name in data]]
@@ -335,41 +335,44 @@ def controls(store: ExperimentStore) -> dict[str, Any]:
             c["live"] = gr.Checkbox(True, label="live", elem_id="live", container=False, min_width=60)
             c["dark"] = gr.Checkbox(False, label="dark", elem_id="dark", container=False, min_width=60)
             c["export"] = gr.Button("Export figure and data", size="sm", elem_id="export", min_width=160)
-    with gr.Accordion("Runs", open=True):
-        with gr.Row():
+    with gr.Row():
+        left, right = gr.Column(scale=3, min_width=340), gr.Column(scale=7, min_width=560)
+    with left:
+        with gr.Column():
             c["sweep"] = gr.Dropdown([ALL], value=ALL, label="sweep", elem_id="sweep", scale=1)
             c["where"] = gr.Textbox(
                 label="only runs with (SQL, then Enter)", placeholder="weight_decay > 0 AND grokked_99 < 200", elem_id="where", max_lines=1,
                 scale=2,
             )  # fmt: skip
         c["table"] = gr.Dataframe(
-            interactive=False, max_height=230, show_search="search", elem_id="table", show_label=False, pinned_columns=1,
+            interactive=False, max_height=420, show_search="search", elem_id="table", show_label=False, pinned_columns=1,
         )  # fmt: skip
         with gr.Row(equal_height=True):
             c["runs"] = gr.Dropdown(
                 [], multiselect=True, label="shown (a click on a row adds or removes it)", elem_id="runs", scale=6
             )
             c["none"] = gr.Button("Show none", size="sm", elem_id="none", scale=1, min_width=90)
-    c["section"] = gr.Radio(list(SECTIONS), value="Training", show_label=False, elem_id="section", container=False)
-    c["metrics"] = gr.Dropdown([], multiselect=True, label="metrics", elem_id="metrics")
-    with gr.Row(equal_height=True) as c["of_curves"]:
-        c["lines"] = gr.Radio([BAND, EACH], value=BAND, label="lines", elem_id="lines", min_width=230)
-        c["smooth"] = gr.Slider(1, 51, 1, step=2, label="smoothing (evaluations)", elem_id="smooth", min_width=180)
-        c["first"] = gr.Textbox("", label="from epoch", elem_id="first", max_lines=1, min_width=80)
-        c["last"] = gr.Textbox("", label="to epoch", elem_id="last", max_lines=1, min_width=80)
-        with gr.Column(min_width=110):
-            c["log_y"] = gr.Checkbox(True, label="log scales", elem_id="log_y", container=False)
-            c["log_x"] = gr.Checkbox(False, label="log epochs", elem_id="log_x", container=False)
-            c["shade"] = gr.Checkbox(True, label="phases", elem_id="shade", container=False)
-    with gr.Row(visible=False) as c["of_heat_map"]:
-        c["rows"] = gr.Dropdown([""], value="", label="rows", elem_id="rows")
-        c["columns"] = gr.Dropdown([""], value="", label="columns", elem_id="columns")
-    with gr.Row(visible=False) as c["of_checkpoints"]:
-        c["percent"] = gr.Slider(
-            0, 100, 100, step=1, label="percent of training, of the first run shown", elem_id="percent"
-        )
-    c["figure"] = gr.Plot(show_label=False, elem_id="figure")
-    c["note"] = gr.Markdown("", elem_id="note")
+    with right:
+        c["section"] = gr.Radio(list(SECTIONS), value="Training", show_label=False, elem_id="section", container=False)
+        c["metrics"] = gr.Dropdown([], multiselect=True, label="metrics", elem_id="metrics")
+        with gr.Row(equal_height=True) as c["of_curves"]:
+            c["lines"] = gr.Radio([BAND, EACH], value=BAND, label="lines", elem_id="lines", min_width=230)
+            c["smooth"] = gr.Slider(1, 51, 1, step=2, label="smoothing (evaluations)", elem_id="smooth", min_width=180)
+            c["first"] = gr.Textbox("", label="from epoch", elem_id="first", max_lines=1, min_width=80)
+            c["last"] = gr.Textbox("", label="to epoch", elem_id="last", max_lines=1, min_width=80)
+            with gr.Column(min_width=110):
+                c["log_y"] = gr.Checkbox(True, label="log scales", elem_id="log_y", container=False)
+                c["log_x"] = gr.Checkbox(False, label="log epochs", elem_id="log_x", container=False)
+                c["shade"] = gr.Checkbox(True, label="phases", elem_id="shade", container=False)
+        with gr.Row(visible=False) as c["of_heat_map"]:
+            c["rows"] = gr.Dropdown([""], value="", label="rows", elem_id="rows")
+            c["columns"] = gr.Dropdown([""], value="", label="columns", elem_id="columns")
+        with gr.Row(visible=False) as c["of_checkpoints"]:
+            c["percent"] = gr.Slider(
+                0, 100, 100, step=1, label="percent of training, of the first run shown", elem_id="percent"
+            )
+        c["figure"] = gr.Plot(show_label=False, elem_id="figure")
+        c["note"] = gr.Markdown("", elem_id="note")
     c["files"] = gr.File(file_count="multiple", label="figure and data", visible=False, elem_id="files")
     c["link"] = gr.Textbox("", visible="hidden", elem_id="link")
     c["version"] = gr.State((0, ()))

@@ -163,7 +163,7 @@ def lines(experiments: Sequence[ExperimentData], metric: str, view: View, legend
 
 
 def bands(experiments: Sequence[ExperimentData], metric: str, view: View, legend: bool) -> list[go.Scatter]:
-    """Mean over the seeds of each arm with its 95 % interval, and every seed thinly behind."""
+    """Mean over the seeds of each arm, in a band from the lowest seed to the highest, and every seed thinly behind."""
     arms: dict[str, list[ExperimentData]] = {}
     for experiment in experiments:
         arms.setdefault(arm_of(experiment.name), []).append(experiment)
@@ -175,20 +175,20 @@ def bands(experiments: Sequence[ExperimentData], metric: str, view: View, legend
         aligned = aligned.iloc[:: max(1, aligned.size * len(arms) * len(view.chosen_metrics) // POINTS)]
         colour, label = COLOURS[number % len(COLOURS)], f"{arm} ({len(members)})"
         logarithmic = view.log_y and metric in LOGARITHMIC
-        if logarithmic:  # an interval on logarithms cannot reach below 0
+        if logarithmic:  # the geometric mean, as the axis shows it
             aligned = np.log(aligned.where(aligned > 0))
         band = seed_bands(aligned)
         if view.smooth > 1:
             band = band.rolling(view.smooth, min_periods=1, center=True).mean()
         if logarithmic:
-            band[["mean", "low", "high"]], aligned = np.exp(band[["mean", "low", "high"]]), np.exp(aligned)
+            band[["mean", "min", "max"]], aligned = np.exp(band[["mean", "min", "max"]]), np.exp(aligned)
         common = {"legendgroup": arm, "name": label, "mode": "lines"}
         if len(members) > 1:
             x, y = _joined(aligned)
             thin = {"color": colour, "width": 0.7}
             traces.append(go.Scatter(**common, x=x, y=y, line=thin, opacity=0.28, showlegend=False, hoverinfo="skip"))
             whole = band.dropna()
-            around = {"x": [*whole.index, *whole.index[::-1]], "y": [*whole["high"], *whole["low"][::-1]]}
+            around = {"x": [*whole.index, *whole.index[::-1]], "y": [*whole["max"], *whole["min"][::-1]]}
             fill = f"rgba{(*(int(colour[i : i + 2], 16) for i in (1, 3, 5)), 0.18)}"
             traces.append(
                 go.Scatter(**common, **around, fill="toself", fillcolor=fill, line={"width": 0}, showlegend=False, hoverinfo="skip")
