@@ -6,8 +6,9 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import SWEEP
 from in_browser import LACKS, browser, explorer, lines, titles, wait_for_figure
-from test_analysis import SWEEP, fabricated, made, rows_of  # noqa: F401 - made is a fixture
+from test_analysis import fabricated, rows_of
 
 from least_action.analysis import ExperimentLoader, ExperimentStore
 from least_action.cli import main
@@ -41,7 +42,7 @@ def test_every_metric_that_a_run_records_has_a_section():
     assert shown == set(NAMES)
 
 
-def test_figures_of_every_section(made):  # noqa: F811
+def test_figures_of_every_section(made):
     from least_action.visualizer.app import draw, export
 
     store = ExperimentStore(made)
@@ -60,7 +61,7 @@ def test_figures_of_every_section(made):  # noqa: F811
     assert len(files[1].read_text().splitlines()) == 1 + 8 * 7
 
 
-def test_bands_are_means_over_the_seeds_of_an_arm(made):  # noqa: F811
+def test_bands_are_means_over_the_seeds_of_an_arm(made):
     from least_action.visualizer.plots import curves
 
     loader = ExperimentLoader(made)
@@ -87,7 +88,7 @@ def test_the_heat_map_tells_never_from_not_memorised(tmp_path):
     assert any("> 20</b><br>did not memorise" in text for text in texts)
 
 
-def test_empty_and_odd_selections_are_sentences(made, tmp_path):  # noqa: F811
+def test_empty_and_odd_selections_are_sentences(made, tmp_path):
     from least_action.visualizer.app import draw, status
 
     empty = ExperimentStore(tmp_path)
@@ -135,7 +136,7 @@ def chromium():
 
 
 @pytest.fixture(scope="module")
-def served(made, tmp_path_factory):  # noqa: F811
+def served(made, tmp_path_factory):
     """(address, folder) of an explorer over a copy of the real runs, one of them broken."""
     folder = Path(shutil.copytree(made, tmp_path_factory.mktemp("served") / "runs"))
     (folder / SWEEP / "p7_lr1e-3_wd1.0_s43" / "manifest.json").write_text("{")
@@ -281,7 +282,7 @@ def test_filters_sections_of_their_own_and_export(page, served):
 
 
 @in_a_browser
-def test_an_empty_folder_and_one_run_show_a_sentence_and_no_traceback(chromium, made, tmp_path):  # noqa: F811
+def test_an_empty_folder_and_one_run_show_a_sentence_and_no_traceback(chromium, made, tmp_path):
     with explorer(tmp_path) as address:
         page = chromium.new_page()
         open_page(page, address)
