@@ -255,8 +255,8 @@ def build(store: ExperimentStore) -> gr.Blocks:
         def start(request: gr.Request) -> list[Any]:
             """The page as its link says."""
             store.refresh()
-            parameters = request.query_params if request else {}
-            several = {name: parameters.getlist(name) for name in parameters} if parameters else {}
+            parameters: Any = request.query_params
+            several = {name: parameters.getlist(name) for name in parameters}
             view = at_first(store, view_of(several))
             figure, note, _ = draw(store, view)
             plain = [n for n in names if n not in ("runs", "sweep", "rows", "columns", "metrics")]
