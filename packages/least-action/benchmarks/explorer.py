@@ -1,4 +1,4 @@
-"""How long until the explorer shows a sweep of 200 runs; with a folder of runs, makes the README's screenshots instead.
+"""How long until the explorer shows a sweep of 200 runs; with a folder of runs, makes screenshots instead.
 
 python benchmarks/explorer.py                    # prints seconds from opening the page to the first figure
 python benchmarks/explorer.py RUNS figures       # a PNG per section of the runs in RUNS

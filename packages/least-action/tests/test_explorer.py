@@ -166,19 +166,8 @@ def open_page(page, address, query=""):
     wait_for_figure(page)
 
 
-def choose(page, control, text):
-    """Picks one more in a dropdown."""
-    page.locator(f"#{control} input").first.click()
-    page.get_by_role("option", name=text, exact=False).first.click()
-    page.keyboard.press("Escape")
-
-
 def field(page, name):
     return page.locator(f"#{name} input, #{name} textarea").first
-
-
-def value(page, name):
-    return field(page, name).input_value()
 
 
 def until(condition, what):
@@ -196,39 +185,6 @@ def test_first_view_shows_a_sweep_and_says_what_is_broken(page, served):
     text = page.locator("#status").inner_text()
     assert text.startswith("8 runs in")
     assert "cannot be read: 1" in text
-
-
-@in_a_browser
-def test_two_runs_another_metric_zoom_and_the_link_restores_it_all(page, served):
-    open_page(page, served[0])
-    page.locator("#none").click()
-    wait_for_figure(page, "No run is chosen")
-    for name in ("p7_lr1e-3_wd0.0_s42", "p7_lr1e-3_wd0.0_s43"):
-        page.locator("#table").get_by_text(name).filter(visible=True).first.click()
-        until(lambda: f"runs={SWEEP}%2F{name}" in page.url, name)  # noqa: B023
-    page.locator("#lines").get_by_text(EACH).click()
-    until(lambda: len(lines(page)) == 2, "two lines")
-    page.locator("#section").get_by_text("Model properties").click()
-    wait_for_figure(page, "representation norm")
-    choose(page, "metrics", "softmax_collapse")
-    wait_for_figure(page, "softmax collapse")
-    area = page.locator("#figure .nsewdrag").first.bounding_box()
-    page.mouse.move(area["x"] + area["width"] * 0.3, area["y"] + area["height"] * 0.5)
-    page.mouse.down()
-    page.mouse.move(area["x"] + area["width"] * 0.7, area["y"] + area["height"] * 0.5, steps=5)
-    page.mouse.up()
-    until(lambda: "first=" in page.url and "last=" in page.url, "the zoom is in the link")
-    first, last = (int(value(page, name)) for name in ("first", "last"))
-    assert 3 <= first < last <= 27
-    link, before = page.url, (titles(page), lines(page))
-    page.goto("about:blank")
-    page.goto(link)
-    wait_for_figure(page, "softmax collapse")
-    assert (titles(page), lines(page)) == before
-    assert value(page, "first") == str(first)
-    page.locator("#section").get_by_text("Training", exact=True).click()
-    wait_for_figure(page, "held-out")
-    assert f"first={first}" in page.url  # one range for all sections
 
 
 @in_a_browser
@@ -279,20 +235,6 @@ def test_filters_sections_of_their_own_and_export(page, served):
     wait_for_figure(page, "norms of layers")
     page.locator("#export").click()
     page.locator("#files").get_by_text("checkpoints").first.wait_for(timeout=60_000)
-
-
-@in_a_browser
-def test_an_empty_folder_and_one_run_show_a_sentence_and_no_traceback(chromium, made, tmp_path):
-    with explorer(tmp_path) as address:
-        page = chromium.new_page()
-        open_page(page, address)
-        assert "There is no run in" in page.locator("#status").inner_text()
-        shutil.copytree(made / "routed", tmp_path / "routed")
-        until(lambda: page.locator("#status").inner_text().startswith("1 run in"), "the first run is seen")
-        page.reload()
-        wait_for_figure(page, "accuracy on held-out pairs")
-        assert page.get_by_text("Error", exact=True).count() == 0
-        page.close()
 
 
 def test_the_default_lines_are_over_seeds():
