@@ -13,6 +13,8 @@ SOURCES = {path.parent.name: path.parent for path in sorted(ROOT.glob("packages/
 SHARED = ROOT / "shared/src/studycore"
 ALL = {**SOURCES, "studycore": SHARED}
 EVERY = ("config", "data", "model", "losses", "metrics", "train", "plan", "claims", "figures", "report", "cli")
+SOME = ("analysis", "visualizer")
+"""Names that count wherever a study has them: analysis for notebooks, and a page over it."""
 MAY_REACH = {
     "config": "",
     "data": "config model",
@@ -24,7 +26,9 @@ MAY_REACH = {
     "claims": "config data model losses metrics plan",
     "figures": "config data model losses metrics",
     "report": "config data model losses metrics plan claims figures",
-    "cli": " ".join(EVERY),
+    "cli": " ".join((*EVERY, *SOME)),
+    "analysis": "config data model losses metrics plan",
+    "visualizer": "config data model losses metrics plan analysis",
 }
 """Which of these modules each may import, itself or through any others of the study.
 
@@ -162,7 +166,9 @@ def test_studycore_names_no_study():
 def roles(study: str) -> dict[str, str]:
     """First name below the package -> which of EVERY it counts as, by its name or by the study's declaration."""
     parts = {part(module) for module in imports(study)} - {"", "__main__"}
-    names = {name: next((role for role in EVERY if name.rstrip("s") == role.rstrip("s")), "") for name in parts}
+    names = {
+        name: next((role for role in (*EVERY, *SOME) if name.rstrip("s") == role.rstrip("s")), "") for name in parts
+    }
     declared = {"train_together": "train", "columns": "claims", "doctor": "", "options": "", "seeds": "", "resolve": ""}
     for call in (node for node in ast.walk(trees(study)[f"{study}.cli"]) if isinstance(node, ast.Call)):
         for keyword in call.keywords:
@@ -256,6 +262,10 @@ BAD = {
     "a further module names training": {"helper": 'WORK = "{s}.train:train"'},
     "a second training imported": {"data": "from {s}.second import x", "second": ""},
     "a second training reads claims": {"second": "from {s}.claims import x"},
+    "analysis imports training": {"analysis": "from {s}.train import x"},
+    "analysis imports the page": {"analysis": "from {s} import visualizer", "visualizer": ""},
+    "claims import the analysis": {"claims": "from {s}.analysis import x", "analysis": ""},
+    "the page imports a report": {"visualizer": "from {s}.report import x", "analysis": ""},
     "a further module imports the declaration": {"helper": "from {s}.cli import x"},
 }
 

@@ -5,10 +5,13 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from studycore.errors import UserError
 from studycore.files import write_atomic
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Row = Mapping[str, Any]
 
@@ -77,15 +80,21 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Typed columns: the union of the rows' keys in order of appearance; what a row lacks is null."""
+    """The rows as `rows_table` has them."""
     import pyarrow as pa
     from pyarrow import parquet
 
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    table = pa.table({name: pa.array([_number(row.get(name)) for row in rows]) for name in names})
     buffer = pa.BufferOutputStream()
-    parquet.write_table(table, buffer)
+    parquet.write_table(rows_table(rows), buffer)
     write_atomic(path, buffer.getvalue().to_pybytes())
+
+
+def rows_table(rows: list[dict[str, Any]]) -> "pa.Table":
+    """Typed columns: the union of the rows' keys in order of appearance; what a row lacks is null."""
+    import pyarrow as pa
+
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return pa.table({name: pa.array([_number(row.get(name)) for row in rows]) for name in names})
 
 
 def _number(value: Any) -> Any:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from studycore.cli import main as run_command
-from studycore.study import ManyRuns, OneRun, Study
+from studycore.study import ManyRuns, OneRun, Study, Verb
 
 STUDY = Study(
     name="least-action",
@@ -27,6 +27,7 @@ STUDY = Study(
             plan="least_action.plan:plan",
             of="train",
         ),
+        "visualize": Verb("open the run explorer in a browser", "least_action.visualizer:main"),
     },
     claims="least_action.claims:claims",
     columns="least_action.claims:columns",

@@ -205,6 +205,8 @@ class TrainOptions(studycore.options.TrainOptions):
 
     extra_epochs: NonNegativeInt = 0
     """Epochs beyond the configuration's; with --resume a finished run goes on."""
+    keep_checkpoints: PositiveInt = 2
+    """Newest checkpoints that stay, besides the best; more let the explorer go back through the training."""
 
     @property
     def extends(self) -> bool:

@@ -67,7 +67,9 @@ def train(config: TrainerConfig, run: Run) -> None:
                 run.say(metrics.console())
         # save
         if run.saving(config.checkpoint_every):
-            run.save(state, averages)
+            run.save(
+                state, averages, keep=getattr(run.options, "keep_checkpoints", 2)
+            )  # a sweep's runs have no such flag
         # stop
         if run.ended():
             break

@@ -1,0 +1,132 @@
+"""Several experiments: aligned by epoch, grouped by a field of the configuration, summarised, and how long they took to grok."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from least_action.analysis.loader import ExperimentData
+from least_action.survival import kaplan_meier
+from studycore.errors import UserError
+from studycore.statistics import mean_interval
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def align_by_epoch(
+    experiments: Sequence[ExperimentData], metric: str = "test_acc", epochs: Sequence[int] | None = None
+) -> "pd.DataFrame":
+    """A metric of several experiments over the same epochs, a column each: as last measured at or before the epoch.
+
+    `epochs` are by default all at which any of them measured it. After an experiment's last measurement it has no value.
+    """
+    import pandas as pd
+
+    measured = {e.name: _measured(e, metric) for e in experiments}
+    if epochs is None:
+        epochs = sorted({epoch for frame in measured.values() for epoch in frame["epoch"]})
+    aligned = pd.DataFrame({"epoch": pd.Series(sorted(epochs), dtype="int64")})
+    for name, frame in measured.items():
+        column = pd.merge_asof(aligned[["epoch"]], frame, on="epoch")[metric]
+        aligned[name] = column.where(aligned["epoch"] <= (frame["epoch"].iloc[-1] if len(frame) else -1))
+    return aligned.set_index("epoch")
+
+
+def _measured(experiment: ExperimentData, metric: str) -> "pd.DataFrame":
+    import pandas as pd
+
+    history = experiment.history_df
+    if metric not in history:
+        return pd.DataFrame({"epoch": pd.Series(dtype="int64"), metric: pd.Series(dtype="float64")})
+    return history[["epoch", metric]].dropna().drop_duplicates("epoch", keep="last").sort_values("epoch")
+
+
+def seed_bands(aligned: "pd.DataFrame") -> "pd.DataFrame":
+    """mean, low and high (95 %, Student's t), min, max and n over the columns of `align_by_epoch`; no interval for n = 1.
+
+    Only epochs at which as many columns as ever have a value: seeds that have ended would bend the mean.
+    """
+    import pandas as pd
+    from scipy import stats
+
+    n = aligned.notna().sum(axis=1)
+    half = aligned.std(axis=1, ddof=1) * stats.t.ppf(0.975, (n - 1).clip(lower=1)) / n.pow(0.5)
+    mean = aligned.mean(axis=1)
+    bands = pd.DataFrame({"mean": mean, "low": mean - half, "high": mean + half})
+    bands = bands.assign(min=aligned.min(axis=1), max=aligned.max(axis=1), n=n)
+    return bands[n == n.max()] if len(bands) else bands
+
+
+def group_by_hyperparameter(
+    experiments: Sequence[ExperimentData], parameter: str, metric: str = "test_acc"
+) -> "pd.DataFrame":
+    """A row per value of a field: n, the mean of the metric's last value with its 95 % interval, lowest and highest."""
+    import pandas as pd
+
+    groups: dict[Any, list[float]] = {}
+    for experiment in experiments:
+        frame = _measured(experiment, metric)
+        if len(frame):
+            groups.setdefault(_field(experiment, parameter), []).append(float(frame[metric].iloc[-1]))
+    if not groups:
+        raise UserError(f"metric: '{metric}' was measured by none of the {len(experiments)} experiments")
+    rows = []
+    for value, found in sorted(groups.items(), key=lambda item: (str(type(item[0])), item[0])):
+        interval = mean_interval(found) if len(found) > 1 else None
+        bounds = (None, None) if interval is None else (interval.low, interval.high)
+        rows.append((value, len(found), sum(found) / len(found), *bounds, min(found), max(found)))
+    return pd.DataFrame(rows, columns=[parameter, "n", "mean", "low", "high", "min", "max"])
+
+
+def create_sweep_summary(
+    experiments: Sequence[ExperimentData], parameters: Sequence[str] = (), metrics: Sequence[str] = ("test_acc",)
+) -> "pd.DataFrame":
+    """A row per experiment: its fields, the last value of each metric, and when it memorised and grokked (censored: not)."""
+    import pandas as pd
+
+    rows = []
+    for experiment in experiments:
+        row: dict[str, Any] = {"experiment_name": experiment.name}
+        row |= {name: _field(experiment, name) for name in parameters}
+        for metric in metrics:
+            frame = _measured(experiment, metric)
+            row[metric] = float(frame[metric].iloc[-1]) if len(frame) else None
+        events = experiment.events
+        row |= {
+            "memorised": events and events.memorised,
+            "grokked": events and events.grokked_99,
+            "censored": None if events is None else not experiment.has_grokked,
+            "max_epoch": experiment.max_epoch,
+        }
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def time_to_grok(experiments: Sequence[ExperimentData], by: Sequence[str]) -> "pd.DataFrame":
+    """A row per combination of fields: runs, memorised, grokked, and the Kaplan-Meier median of epochs to 0.99.
+
+    Runs that did not grok count as censored at their last epoch; a median that was not reached is missing.
+    """
+    import pandas as pd
+
+    groups: dict[tuple[Any, ...], list[ExperimentData]] = {}
+    for experiment in experiments:
+        if experiment.events is not None:
+            groups.setdefault(tuple(_field(experiment, name) for name in by), []).append(experiment)
+    rows = []
+    for values, members in sorted(groups.items(), key=lambda item: tuple((str(type(v)), v) for v in item[0])):
+        events = [e.events for e in members if e.events is not None]
+        times = [e.last_epoch if e.grokked_99 is None else e.grokked_99 for e in events]
+        curve = kaplan_meier(times, [e.grokked_99 is not None for e in events])
+        low, high = curve.median_interval() if curve.events else (None, None)
+        memorised = sum(e.memorised is not None for e in events)
+        rows.append((*values, curve.n, memorised, curve.events, curve.quantile(), low, high, max(times)))
+    names = [*by, "n", "memorised", "grokked", "median", "low", "high", "last_epoch"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def _field(experiment: ExperimentData, name: str) -> Any:
+    if name not in experiment.config:
+        raise UserError(
+            f"{name}: is no field of {experiment.name}'s configuration; it has {', '.join(experiment.config)}"
+        )
+    return experiment.config[name]

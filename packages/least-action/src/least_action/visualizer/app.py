@@ -1,0 +1,379 @@
+"""The page: controls, and events that turn them into a View, a figure and a link."""
+
+import os
+import tempfile
+from contextlib import suppress
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # before gradio is imported, which reads it then
+
+import gradio as gr
+import pandas as pd
+
+import least_action.visualizer.plots as plots
+from least_action.analysis import ExperimentData, ExperimentStore, get_experiment_group, nearest_checkpoint, snapshot
+from least_action.analysis.checkpoints import Snapshot, checkpoint_steps
+from least_action.visualizer.view import BAND, EACH, SECTIONS, View, view_of
+from studycore.errors import UserError
+
+ALL = "all runs"
+EVENT_COLUMNS = ("state", "memorised", "grokked_99", "last_epoch")
+SECONDS = 3
+"""Between looks at the folder."""
+CSS = """
+.gradio-container {max-width: none !important}
+#status p, #note p {margin: 2px 0}
+#table table {font-size: 12.5px}
+#figure {min-height: 220px}
+#runs .wrap-inner, #runs .wrap {max-height: 92px; overflow-y: auto}
+"""
+LINK = "(query) => { history.replaceState(null, '', query ? '?' + query : location.pathname); }"
+DARK = "(dark) => { document.body.classList.toggle('dark', dark); }"
+HEAD = """<script>
+// A zoom in one figure is the epoch range of all sections: it is written into the two fields, which redraw.
+function put(id, value) {
+  const field = document.querySelector('#' + id + ' input, #' + id + ' textarea');
+  if (!field || field.value === String(value)) return;
+  Object.getOwnPropertyDescriptor(Object.getPrototypeOf(field), 'value').set.call(field, value);
+  field.dispatchEvent(new Event('input', {bubbles: true}));
+}
+setInterval(() => {
+  const figure = document.querySelector('#figure .js-plotly-plot');
+  if (!figure || figure.dataset.linked || !figure.on) return;
+  figure.dataset.linked = 'yes';
+  figure.on('plotly_relayout', change => {
+    if (!document.querySelector('#first')) return;
+    const key = Object.keys(change).find(name => /^xaxis\\d*\\.range\\[0\\]$/.test(name));
+    if (key) {
+      const axis = figure.layout[key.split('.')[0]] || {};
+      const real = x => axis.type === 'log' ? Math.pow(10, x) : x;
+      put('first', Math.max(0, Math.round(real(change[key]))));
+      put('last', Math.max(1, Math.round(real(change[key.replace('[0]', '[1]')]))));
+    } else if (Object.keys(change).some(name => /^xaxis\\d*\\.autorange$/.test(name))) {
+      put('first', ''); put('last', '');
+    }
+  });
+}, 300);
+</script>"""
+
+
+def serve(folder: Path, host: str, port: int | None) -> None:
+    """Opens the explorer and stays until it is interrupted. UserError when the address cannot be had."""
+    page = build(ExperimentStore(folder))
+    fonts = {name: ["system-ui", "sans-serif"] for name in ("font",)} | {"font_mono": ["ui-monospace", "monospace"]}
+    try:
+        page.launch(
+            server_name=host, server_port=port, quiet=True, prevent_thread_lock=True, css=CSS, head=HEAD,
+            theme=gr.themes.Default(**fonts), footer_links=[], ssr_mode=False, show_error=True,
+        )  # fmt: skip
+    except OSError as error:
+        raise UserError(f"--port: {port or 'none from 7860'} cannot be had ({error}); give another one") from None
+    print(f"The run explorer shows {folder} on {page.local_url} (Ctrl-C ends it).", flush=True)
+    page.block_thread()
+
+
+_SNAPSHOTS: dict[tuple[Path, int], Snapshot] = {}
+
+
+def cached_snapshot(run: ExperimentData, step: int) -> Snapshot:
+    """Scrubbing back shows what was rebuilt before."""
+    key = (run.folder, step)
+    if key not in _SNAPSHOTS:
+        if len(_SNAPSHOTS) >= 64:
+            _SNAPSHOTS.pop(next(iter(_SNAPSHOTS)))
+        _SNAPSHOTS[key] = snapshot(run, step)
+    return _SNAPSHOTS[key]
+
+
+def listed(store: ExperimentStore, view: View) -> list[str]:
+    """Names of the runs that sweep and condition leave. UserError for a condition that does not fit."""
+    names = store.list_experiments()
+    if view.where:
+        names = store.query(f"SELECT experiment_name FROM runs WHERE {view.where}")["experiment_name"].tolist()
+    return [name for name in names if view.sweep in ("", get_experiment_group(name))]
+
+
+def at_first(store: ExperimentStore, view: View) -> View:
+    """The view with runs chosen where a link names none: all that its sweep and condition leave, else the newest sweep's."""
+    there = set(store.list_experiments())
+    if kept := tuple(name for name in view.runs if name in there):
+        return replace(view, runs=kept)
+    with suppress(UserError):  # of_table says it
+        if (view.sweep or view.where) and (names := listed(store, view)):
+            return replace(view, runs=tuple(names))
+    sweep = get_experiment_group(names[-1]) if (names := store.list_experiments()) else ""
+    view = replace(view, sweep=sweep, where="")
+    return replace(view, runs=tuple(listed(store, view)))
+
+
+def link(store: ExperimentStore, view: View) -> str:
+    """The view as a link's query; runs are named unless they are all that sweep and condition leave."""
+    with suppress(UserError):
+        if (view.sweep or view.where) and view.runs == tuple(listed(store, view)):
+            view = replace(view, runs=())
+    return view.query()
+
+
+def table(store: ExperimentStore, names: list[str]) -> pd.DataFrame:
+    """A row per run: name, state, events, last accuracies, and the fields in which they differ."""
+    runs = [store.experiments[name] for name in names]
+    rows = []
+    for run in runs:
+        events = {} if run.events is None else run.events.as_dict()
+        last = run.history_df.iloc[-1] if len(run.history) else {}
+        fields_of = {name: run.config.get(name) for name in plots.differing_fields(runs)}
+        accuracy = {name: round(float(last[name]), 4) for name in ("train_acc", "test_acc") if name in last}
+        rows.append(
+            {
+                "run": run.name,
+                "state": run.state,
+                **{n: events.get(n) for n in EVENT_COLUMNS[1:]},
+                **accuracy,
+                **fields_of,
+            }
+        )
+    frame = pd.DataFrame(rows, columns=None if rows else ["run", *EVENT_COLUMNS])
+    return frame.rename(columns={"grokked_99": "grokked"})
+
+
+def status(store: ExperimentStore) -> str:
+    """One or two sentences on what there is."""
+    states = [e.state for e in store.experiments.values()]
+    if not states and not store.broken:
+        return f"There is no run in {store.root} yet; `least-action train --config sphere` makes one in half a minute."
+    text = f"{len(states)} run{'s' if len(states) != 1 else ''} in {store.root}"
+    if writing := states.count("running"):
+        text += f", {writing} being written"
+    text += "."
+    if store.broken:
+        first = next(iter(store.broken.values()))
+        text += f" Left out, because they cannot be read: {len(store.broken)}. First: {first}."
+    return text
+
+
+def draw(store: ExperimentStore, view: View) -> tuple[Any, str, pd.DataFrame]:
+    """(figure, sentence below it, data of the figure); a mistake or a lack is the sentence."""
+    runs = [store.experiments[name] for name in view.runs if name in store.experiments]
+    runs = [run for run in runs if run.events is not None] or runs
+    try:
+        if not store.experiments:
+            raise UserError("There is nothing to show yet")
+        if not runs:
+            raise UserError("No run is chosen; choose some above")
+        if view.section == "Time to grok":
+            figure, data = plots.heat_map(runs, view)
+            return figure, "Kaplan-Meier median of the epochs to 0.99 held-out accuracy; grey: not reached.", data
+        if view.section == "Checkpoints":
+            return draw_checkpoint(runs[0], view)
+        figure = plots.curves(runs, view)
+    except UserError as error:
+        return plots.message(str(error), view), f"{error}.", pd.DataFrame()
+    note = f"Shaded: the phases of {runs[0].name} (fitting, memorised, transition, grokked)." if view.shade else ""
+    if view.lines == BAND:
+        note += " Lines: means over seeds, in a band from the lowest to the highest; each seed thinly behind."
+    data = pd.concat([plots.derived(run).assign(experiment_name=run.name) for run in runs])
+    wanted = ["experiment_name", "step", "epoch", *view.chosen_metrics]
+    return figure, note, data[[name for name in wanted if name in data]]
+
+
+def draw_checkpoint(run: ExperimentData, view: View) -> tuple[Any, str, pd.DataFrame]:
+    step = nearest_checkpoint(run, view.percent)
+    found = cached_snapshot(run, step)
+    kept = ", ".join(map(str, checkpoint_steps(run)))
+    note = f"{run.name} at epoch {found.epoch} (step {step}). It keeps the checkpoints of steps {kept}."
+    data = pd.DataFrame({name: pd.Series(found.arrays[name]) for name in ("embedding_power_F", "logit_power_F")})
+    return plots.checkpoint(found, run.config, view), note, data
+
+
+def export(store: ExperimentStore, view: View) -> list[str]:
+    """The figure as a page of its own, and its data as CSV and Parquet, in a new folder."""
+    figure, _, data = draw(store, view)
+    folder = Path(tempfile.mkdtemp(prefix="least-action-"))
+    name = view.section.lower().replace(" ", "-")
+    figure.write_html(folder / f"{name}.html", include_plotlyjs=True)
+    data.to_csv(folder / f"{name}.csv", index=False)
+    data.to_parquet(folder / f"{name}.parquet")
+    return [str(folder / f"{name}.{kind}") for kind in ("html", "csv", "parquet")]
+
+
+def build(store: ExperimentStore) -> gr.Blocks:
+    """The page over a store."""
+    with gr.Blocks(title="Run explorer: least-action", analytics_enabled=False, fill_width=True) as page:
+        c = controls(store)
+        names = [f.name for f in fields(View)]
+        inputs = [c[name] for name in names]
+        shown = [c["figure"], c["note"], c["link"]]
+
+        def view_from(*values: Any) -> View:
+            given = dict(zip(names, values, strict=True))
+            for name in ("runs", "metrics"):
+                given[name] = tuple(given[name] or ())
+            given["sweep"] = "" if given["sweep"] == ALL else given["sweep"] or ""
+            for name in ("first", "last"):
+                given[name] = int(given[name]) if str(given[name]).strip().isdecimal() else None
+            for name in ("rows", "columns", "where"):
+                given[name] = given[name] or ""
+            return View(**{**given, "percent": int(given["percent"]), "smooth": int(given["smooth"])})
+
+        def redraw(*values: Any) -> list[Any]:
+            view = view_from(*values)
+            figure, note, _ = draw(store, view)
+            return [figure, note, link(store, view)]
+
+        def of_table(view: View) -> list[Any]:
+            """The table, the choices of runs and fields, and the status."""
+            problem = ""
+            try:
+                found = listed(store, view)
+            except UserError as error:
+                found, problem = listed(store, replace(view, where="")), f" {error}."
+            runs = [store.experiments[name] for name in found]
+            groups = dict.fromkeys(map(get_experiment_group, store.list_experiments()))
+            fields_there = ["", *plots.differing_fields(runs)]
+            return [
+                table(store, found), status(store) + problem, gr.update(choices=list(store.list_experiments()), value=list(view.runs)),
+                gr.update(choices=[ALL, *groups], value=view.sweep or ALL), gr.update(choices=fields_there, value=view.rows),
+                gr.update(choices=fields_there, value=view.columns), (store.version, tuple(found)),
+            ]  # fmt: skip
+
+        of_table_outputs = [c[name] for name in ("table", "status", "runs", "sweep", "rows", "columns", "version")]
+
+        def shown_controls(view: View) -> list[Any]:
+            is_curves = bool(SECTIONS[view.section])
+            metrics = gr.update(
+                choices=list(SECTIONS[view.section]), value=list(view.chosen_metrics), visible=is_curves
+            )
+            return [
+                metrics, gr.update(visible=is_curves), gr.update(visible=view.section == "Time to grok"),
+                gr.update(visible=view.section == "Checkpoints"),
+            ]  # fmt: skip
+
+        of_section = [c["metrics"], c["of_curves"], c["of_heat_map"], c["of_checkpoints"]]
+
+        def start(request: gr.Request) -> list[Any]:
+            """The page as its link says."""
+            store.refresh()
+            parameters: Any = request.query_params
+            several = {name: parameters.getlist(name) for name in parameters}
+            view = at_first(store, view_of(several))
+            figure, note, _ = draw(store, view)
+            plain = [n for n in names if n not in ("runs", "sweep", "rows", "columns", "metrics")]
+            return [
+                *of_table(view), *shown_controls(view), *(getattr(view, name) for name in plain),
+                figure, note, link(store, view),
+            ]  # fmt: skip
+
+        plain = [c[n] for n in names if n not in ("runs", "sweep", "rows", "columns", "metrics")]
+        page.load(start, None, [*of_table_outputs, *of_section, *plain, *shown], show_progress="hidden")
+
+        def filtered(*values: Any) -> list[Any]:
+            """After sweep or condition changed: the table, and all runs that it lists."""
+            view = view_from(*values)
+            with suppress(UserError):  # of_table says it
+                view = replace(view, runs=tuple(listed(store, view)))
+            figure, note, _ = draw(store, view)
+            return [*of_table(view), figure, note, link(store, view)]
+
+        def ticked(seen: tuple[int, tuple[str, ...]], *values: Any) -> list[Any]:
+            """What changed in the folder, if anything did. Where all runs listed are shown, so are new ones."""
+            store.refresh()
+            if seen[0] == store.version:
+                return [gr.skip()] * (len(of_table_outputs) + len(shown))
+            view = view_from(*values)
+            with suppress(UserError):
+                view = replace(view, runs=tuple(listed(store, view))) if view.runs == seen[1] else view
+            figure, note, _ = draw(store, view)
+            return [*of_table(view), figure, note, link(store, view)]
+
+        def pick(event: gr.SelectData, *values: Any) -> list[Any]:
+            """A click on a row of the table adds the run to those shown, or takes it out."""
+            view, name = view_from(*values), event.row_value[0]
+            runs = tuple(run for run in view.runs if run != name) if name in view.runs else (*view.runs, name)
+            view = replace(view, runs=runs)
+            figure, note, _ = draw(store, view)
+            return [list(runs), figure, note, link(store, view)]
+
+        def alone(*values: Any) -> list[Any]:
+            view = replace(view_from(*values), runs=())
+            figure, note, _ = draw(store, view)
+            return [[], figure, note, link(store, view)]
+
+        def section(*values: Any) -> list[Any]:
+            view = view_from(*values)
+            figure, note, _ = draw(store, view)
+            return [*shown_controls(view), figure, note, link(store, view)]
+
+        quiet = {"show_progress": "hidden", "queue": True}
+        for name in ("runs", "metrics", "lines", "log_y", "log_x", "shade", "rows", "columns", "first", "last", "dark"):
+            c[name].input(redraw, inputs, shown, **quiet)
+        for name in ("smooth", "percent"):
+            c[name].input(redraw, inputs, shown, trigger_mode="always_last", **quiet)
+        c["section"].input(section, inputs, [*of_section, *shown], **quiet)
+        c["sweep"].input(filtered, inputs, [*of_table_outputs, *shown], **quiet)
+        c["where"].submit(filtered, inputs, [*of_table_outputs, *shown], **quiet)
+        c["table"].select(pick, inputs, [c["runs"], *shown], **quiet)
+        c["none"].click(alone, inputs, [c["runs"], *shown], **quiet)
+        c["link"].change(None, c["link"], None, js=LINK)
+        c["dark"].change(None, c["dark"], None, js=DARK)
+        c["export"].click(
+            lambda *values: gr.update(value=export(store, view_from(*values)), visible=True), inputs, c["files"]
+        )
+        timer = gr.Timer(SECONDS)
+        timer.tick(ticked, [c["version"], *inputs], [*of_table_outputs, *shown], **quiet)
+        c["live"].input(lambda on: gr.Timer(active=on), c["live"], timer, **quiet)
+    return page
+
+
+def controls(store: ExperimentStore) -> dict[str, Any]:
+    """The page's components by name, in the order in which they stand."""
+    c: dict[str, Any] = {}
+    with gr.Row(equal_height=True):
+        c["status"] = gr.Markdown("", elem_id="status")
+        with gr.Row(equal_height=True):
+            c["live"] = gr.Checkbox(True, label="live", elem_id="live", container=False, min_width=60)
+            c["dark"] = gr.Checkbox(False, label="dark", elem_id="dark", container=False, min_width=60)
+            c["export"] = gr.Button("Export figure and data", size="sm", elem_id="export", min_width=160)
+    with gr.Row():
+        left, right = gr.Column(scale=3, min_width=340), gr.Column(scale=7, min_width=560)
+    with left:
+        with gr.Column():
+            c["sweep"] = gr.Dropdown([ALL], value=ALL, label="sweep", elem_id="sweep", scale=1)
+            c["where"] = gr.Textbox(
+                label="only runs with (SQL, then Enter)", placeholder="weight_decay > 0 AND grokked_99 < 200", elem_id="where", max_lines=1,
+                scale=2,
+            )  # fmt: skip
+        c["table"] = gr.Dataframe(
+            interactive=False, max_height=420, show_search="search", elem_id="table", show_label=False, pinned_columns=1,
+        )  # fmt: skip
+        with gr.Row(equal_height=True):
+            c["runs"] = gr.Dropdown(
+                [], multiselect=True, label="shown (a click on a row adds or removes it)", elem_id="runs", scale=6
+            )
+            c["none"] = gr.Button("Show none", size="sm", elem_id="none", scale=1, min_width=90)
+    with right:
+        c["section"] = gr.Radio(list(SECTIONS), value="Training", show_label=False, elem_id="section", container=False)
+        c["metrics"] = gr.Dropdown([], multiselect=True, label="metrics", elem_id="metrics")
+        with gr.Row(equal_height=True) as c["of_curves"]:
+            c["lines"] = gr.Radio([BAND, EACH], value=BAND, label="lines", elem_id="lines", min_width=230)
+            c["smooth"] = gr.Slider(1, 51, 1, step=2, label="smoothing (evaluations)", elem_id="smooth", min_width=180)
+            c["first"] = gr.Textbox("", label="from epoch", elem_id="first", max_lines=1, min_width=80)
+            c["last"] = gr.Textbox("", label="to epoch", elem_id="last", max_lines=1, min_width=80)
+            with gr.Column(min_width=110):
+                c["log_y"] = gr.Checkbox(True, label="log scales", elem_id="log_y", container=False)
+                c["log_x"] = gr.Checkbox(False, label="log epochs", elem_id="log_x", container=False)
+                c["shade"] = gr.Checkbox(True, label="phases", elem_id="shade", container=False)
+        with gr.Row(visible=False) as c["of_heat_map"]:
+            c["rows"] = gr.Dropdown([""], value="", label="rows", elem_id="rows")
+            c["columns"] = gr.Dropdown([""], value="", label="columns", elem_id="columns")
+        with gr.Row(visible=False) as c["of_checkpoints"]:
+            c["percent"] = gr.Slider(
+                0, 100, 100, step=1, label="percent of training, of the first run shown", elem_id="percent"
+            )
+        c["figure"] = gr.Plot(show_label=False, elem_id="figure")
+        c["note"] = gr.Markdown("", elem_id="note")
+    c["files"] = gr.File(file_count="multiple", label="figure and data", visible=False, elem_id="files")
+    c["link"] = gr.Textbox("", visible="hidden", elem_id="link")
+    c["version"] = gr.State((0, ()))
+    return c

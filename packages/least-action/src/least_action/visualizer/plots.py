@@ -1,0 +1,332 @@
+"""Figures of the explorer: functions of experiments and a view."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from least_action.analysis import (
+    ExperimentData,
+    align_by_epoch,
+    compute_derived_metrics,
+    detect_phases,
+    seed_bands,
+    time_to_grok,
+)
+from least_action.analysis.architecture import layer_group
+from least_action.analysis.checkpoints import Snapshot
+from least_action.analysis.loader import arm_of
+from least_action.visualizer.view import BAND, LOGARITHMIC, View
+from studycore.errors import UserError
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D46", "#7F7F7F")
+"""Okabe and Ito's palette without black, which a dark page hides, and two more."""
+SHADES = {"fitting": "128,128,128", "memorised": "213,94,0", "transition": "230,159,0", "grokked": "0,158,115"}
+"""Colours of phases, laid over the page at 9 %."""
+POINTS = 60_000
+"""Values in a figure, beyond which lines are drawn with every second, third, ... evaluation."""
+NAMES = {
+    "train_acc": "accuracy on training pairs", "test_acc": "accuracy on held-out pairs", "train_loss": "training loss",
+    "test_loss": "held-out loss", "generalization_gap": "training minus held-out accuracy",
+    "loss_ratio": "held-out over training loss", "lr": "learning rate", "weight_hessian_trace": "weight Hessian trace",
+    "weight_hessian_per_loss": "weight Hessian trace per unit of loss", "fisher_trace": "empirical Fisher trace",
+    "gradient_norm": "gradient norm", "jacobian_norm": "input Jacobian, squared norm", "hessian_trace": "input Hessian trace",
+    "weight_norm": "norm of all weights", "decayed_weight_norm": "norm of decayed weights",
+    "representation_norm": "representation norm", "logit_scale": "logit scale",
+    "softmax_collapse": "softmax collapse, share of pairs", "gradient_over_weight_norm": "gradient over weight norm",
+    "effective_lr_mean": "effective learning rate, mean", "effective_lr_max": "effective learning rate, largest",
+    "adam_ratio_mean": "Adam's step in units of lr, mean", "adam_ratio_max": "Adam's step in units of lr, largest",
+    "update_decay_ratio": "update over weight decay", "aligned_power": "logit power along the result",
+    "key_share": "share of key frequencies", "restricted_loss": "restricted loss", "excluded_loss": "excluded loss",
+    "gini_embedding": "Gini, embedding", "gini_unembedding": "Gini, unembedding",
+    "spectral_smoothness": "spectral smoothness", "routing_entropy": "routing entropy, nats",
+    "routing_max_use": "largest mean weight of a head", "routing_paths": "distinct paths",
+}  # fmt: skip
+
+
+def styled(figure: go.Figure, view: View, height: int) -> go.Figure:
+    """The page's look, light or dark."""
+    ink, grid = ("#e6e6e6", "rgba(255,255,255,0.14)") if view.dark else ("#1f2430", "rgba(0,0,0,0.10)")
+    figure.update_layout(
+        template="none", height=height, font={"color": ink, "size": 12}, margin={"l": 60, "r": 16, "t": 34, "b": 44},
+        paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", hovermode="closest", uirevision="kept",
+        legend={"orientation": "h", "y": -0.16 * 420 / height, "yanchor": "top", "x": 0, "font": {"size": 11}},
+        hoverlabel={"namelength": -1}, modebar={"orientation": "v"},
+    )  # fmt: skip
+    axis = {"gridcolor": grid, "linecolor": grid, "zerolinecolor": grid, "automargin": True}
+    figure.update_xaxes(**axis)
+    figure.update_yaxes(**axis)
+    figure.update_annotations(font={"color": ink, "size": 12.5})
+    return figure
+
+
+def message(text: str, view: View) -> go.Figure:
+    """A figure that says why there is none."""
+    figure = go.Figure()
+    figure.add_annotation(text=text, showarrow=False, x=0.5, y=0.5, xref="paper", yref="paper")
+    figure.update_xaxes(visible=False)
+    figure.update_yaxes(visible=False)
+    return styled(figure, view, 220)
+
+
+def labels(experiments: Sequence[ExperimentData]) -> dict[str, str]:
+    """A short name of each: the last part, with its sweep only where two would be the same."""
+    short = [e.name.rpartition("/")[2] for e in experiments]
+    return {e.name: e.name if short.count(s) > 1 else s for e, s in zip(experiments, short, strict=True)}
+
+
+def curves(experiments: Sequence[ExperimentData], view: View) -> go.Figure:
+    """A panel per metric over epochs. UserError when none of the runs measured any of them."""
+    metrics = [name for name in view.chosen_metrics if any(has(e, name) for e in experiments)]
+    if not metrics:
+        wanted = ", ".join(NAMES.get(name, name) for name in view.chosen_metrics)
+        raise UserError(
+            f"None of the {len(experiments)} runs shown has measured {wanted}; choose other runs or metrics"
+        )
+    columns = min(2, len(metrics))
+    rows = -(-len(metrics) // columns)
+    figure = make_subplots(
+        rows, columns, shared_xaxes="all", horizontal_spacing=0.09, vertical_spacing=0.13 if rows > 1 else 0,
+        subplot_titles=[NAMES.get(name, name) for name in metrics],
+    )  # fmt: skip
+    draw = bands if view.lines == BAND else lines
+    for number, metric in enumerate(metrics):
+        place = {"row": number // columns + 1, "col": number % columns + 1}
+        for trace in draw(experiments, metric, view, legend=number == 0):
+            figure.add_trace(trace, **place)
+        figure.update_yaxes(type="log" if view.log_y and metric in LOGARITHMIC else "linear", **place)
+        if metric in LOGARITHMIC and view.log_y:
+            figure.update_yaxes(exponentformat="power", dtick=None, nticks=6, **place)
+    if view.shade:
+        shade(figure, experiments[0], rows, columns, len(metrics), view)
+    figure.update_xaxes(title_text="epoch", showticklabels=True, row=rows)
+    if view.log_x:
+        figure.update_xaxes(type="log")
+    if view.first is not None or view.last is not None:
+        end = max(e.max_epoch for e in experiments)
+        ends = [view.first or 0, end if view.last is None else view.last]
+        figure.update_xaxes(range=[np.log10(max(1, x)) for x in ends] if view.log_x else ends)
+    return styled(figure, view, 60 + 290 * rows + 22 * (len(experiments) // 6 if view.lines != BAND else 1))
+
+
+def has(experiment: ExperimentData, metric: str) -> bool:
+    """Whether the run measured it, or it follows from what it measured."""
+    frame = derived(experiment)
+    return metric in frame and bool(frame[metric].notna().any())
+
+
+_DERIVED: dict[str, tuple[Any, pd.DataFrame]] = {}
+"""By folder: the history last used, with its derived columns."""
+
+
+def derived(experiment: ExperimentData) -> pd.DataFrame:
+    """The history with derived columns, computed once as long as it does not change."""
+    known = _DERIVED.get(str(experiment.folder))
+    if known is None or known[0] is not experiment.history:
+        frame = experiment.history_df
+        known = (
+            experiment.history,
+            compute_derived_metrics(frame) if {"train_acc", "train_loss"} <= set(frame) else frame,
+        )
+        _DERIVED[str(experiment.folder)] = known
+    return known[1]
+
+
+def series(experiment: ExperimentData, metric: str) -> pd.Series:
+    """The metric by epoch, where it was measured."""
+    frame = derived(experiment)
+    if metric not in frame:
+        return pd.Series(dtype="float64")
+    measured = frame[["epoch", metric]].dropna()
+    return pd.Series(measured[metric].to_numpy(dtype="float64"), index=measured["epoch"].to_numpy())
+
+
+def lines(experiments: Sequence[ExperimentData], metric: str, view: View, legend: bool) -> list[go.Scatter]:
+    """A line per run; with smoothing the raw one stays behind it."""
+    names, traces = labels(experiments), []
+    stride = max(1, sum(len(e.history) for e in experiments) * len(view.chosen_metrics) // POINTS)
+    for number, experiment in enumerate(experiments):
+        values, name = series(experiment, metric).iloc[::stride], names[experiment.name]
+        if values.empty:
+            continue
+        colour = COLOURS[number % len(COLOURS)]
+        common = {"x": values.index, "legendgroup": name, "name": name, "mode": "lines"}
+        if view.smooth > 1:
+            line = {"color": colour, "width": 1}
+            traces.append(go.Scatter(**common, y=values, line=line, opacity=0.3, showlegend=False, hoverinfo="skip"))
+            values = values.rolling(view.smooth, min_periods=1, center=True).mean()
+        traces.append(go.Scatter(**common, y=values, line={"color": colour, "width": 1.6}, showlegend=legend))
+    return traces
+
+
+def bands(experiments: Sequence[ExperimentData], metric: str, view: View, legend: bool) -> list[go.Scatter]:
+    """Mean over the seeds of each arm, in a band from the lowest seed to the highest, and every seed thinly behind."""
+    arms: dict[str, list[ExperimentData]] = {}
+    for experiment in experiments:
+        arms.setdefault(arm_of(experiment.name), []).append(experiment)
+    traces = []
+    for number, (arm, members) in enumerate(arms.items()):
+        aligned = _aligned(members, metric)
+        if aligned.empty:
+            continue
+        aligned = aligned.iloc[:: max(1, aligned.size * len(arms) * len(view.chosen_metrics) // POINTS)]
+        colour, label = COLOURS[number % len(COLOURS)], f"{arm} ({len(members)})"
+        logarithmic = view.log_y and metric in LOGARITHMIC
+        if logarithmic:  # the geometric mean, as the axis shows it
+            aligned = np.log(aligned.where(aligned > 0))
+        band = seed_bands(aligned)
+        if view.smooth > 1:
+            band = band.rolling(view.smooth, min_periods=1, center=True).mean()
+        if logarithmic:
+            band[["mean", "min", "max"]], aligned = np.exp(band[["mean", "min", "max"]]), np.exp(aligned)
+        common = {"legendgroup": arm, "name": label, "mode": "lines"}
+        if len(members) > 1:
+            x, y = _joined(aligned)
+            thin = {"color": colour, "width": 0.7}
+            traces.append(go.Scatter(**common, x=x, y=y, line=thin, opacity=0.28, showlegend=False, hoverinfo="skip"))
+            whole = band.dropna()
+            around = {"x": [*whole.index, *whole.index[::-1]], "y": [*whole["max"], *whole["min"][::-1]]}
+            fill = f"rgba{(*(int(colour[i : i + 2], 16) for i in (1, 3, 5)), 0.18)}"
+            traces.append(
+                go.Scatter(**common, **around, fill="toself", fillcolor=fill, line={"width": 0}, showlegend=False, hoverinfo="skip")
+            )  # fmt: skip
+        traces.append(
+            go.Scatter(**common, x=band.index, y=band["mean"], line={"color": colour, "width": 2}, showlegend=legend)
+        )
+    return traces
+
+
+def _aligned(members: Sequence[ExperimentData], metric: str) -> pd.DataFrame:
+    if all(metric in e.history_df for e in members):
+        return align_by_epoch(members, metric)
+    return pd.concat({e.name: series(e, metric) for e in members}, axis=1).sort_index()
+
+
+def _joined(aligned: pd.DataFrame) -> tuple[list[Any], list[Any]]:
+    """All columns as one line with gaps: one trace instead of one a seed."""
+    x: list[Any] = []
+    y: list[Any] = []
+    for name in aligned:
+        x += [*aligned.index, None]
+        y += [*aligned[name], None]
+    return x, y
+
+
+def shade(figure: go.Figure, experiment: ExperimentData, rows: int, columns: int, panels: int, view: View) -> None:
+    """The phases of one run behind every panel, named in the first."""
+    if experiment.events is None:
+        return
+    phases = detect_phases(
+        experiment.history_df, 1 / int(experiment.config["p"]), int(experiment.config["event_window"])
+    )
+    epoch_of = dict(zip(experiment.history_df["step"], experiment.history_df["epoch"], strict=True))
+    for name, first, last in phases.spans():
+        for number in range(panels):
+            ends = {"x0": epoch_of.get(first, first), "x1": epoch_of.get(last, last)}
+            if view.log_x:
+                ends["x0"] = max(1, ends["x0"])
+            figure.add_vrect(
+                **ends, fillcolor=f"rgba({SHADES[name]},0.09)", line_width=0, layer="below",
+                row=number // columns + 1, col=number % columns + 1,
+            )  # fmt: skip
+
+
+def heat_map(experiments: Sequence[ExperimentData], view: View) -> tuple[go.Figure, pd.DataFrame]:
+    """Median epochs to grok over two fields, and the table behind it. UserError when only one value differs nowhere."""
+    differing = differing_fields(experiments)
+    rows = view.rows or next(iter(differing), "")
+    columns = view.columns or next((name for name in differing if name != rows), "")
+    if not rows and not columns:
+        raise UserError("The runs shown differ in no field but the seed; choose a sweep over one or two fields")
+    by = [name for name in dict.fromkeys((rows, columns)) if name]
+    table = time_to_grok(experiments, by)
+    down = [str(v) for v in dict.fromkeys(table[rows])] if rows else [""]
+    across = [str(v) for v in dict.fromkeys(table[columns])] if columns else [""]
+    values = np.full((len(down), len(across)), np.nan)
+    state = values.copy()
+    texts = np.full(values.shape, "", dtype=object)
+    for _, cell in table.iterrows():
+        at = (down.index(str(cell[rows])) if rows else 0, across.index(str(cell[columns])) if columns else 0)
+        reached = not pd.isna(cell["median"])
+        values[at] = cell["median"] if reached else np.nan
+        state[at] = np.nan if reached else float(cell["memorised"] * 2 >= cell["n"])
+        what = f"{cell['median']:.0f}" if reached else f"> {cell['last_epoch']:.0f}"
+        kind = "" if reached else "<br>memorised" if state[at] else "<br>did not memorise"
+        texts[at] = f"<b>{what}</b>{kind}<br>{cell['grokked']} of {cell['n']} grokked"
+    figure = go.Figure()
+    axes = {"x": across, "y": down, "xgap": 3, "ygap": 3}
+    grey = [[0, "rgba(128,128,128,0.55)"], [1, "rgba(128,128,128,0.22)"]]
+    figure.add_heatmap(z=state, **axes, colorscale=grey, zmin=0, zmax=1, showscale=False, hoverinfo="skip")
+    figure.add_heatmap(
+        z=values, **axes, colorscale="Viridis", reversescale=True, text=texts, hovertemplate="%{text}<extra></extra>",
+        colorbar={"title": {"text": "epochs"}},
+    )  # fmt: skip
+    ink = "#e6e6e6" if view.dark else "#1f2430"
+    finite = values[np.isfinite(values)]
+    for (i, j), text in np.ndenumerate(texts):
+        middle = np.mean([finite.min(), finite.max()]) if len(finite) else 0
+        on = ink if np.isnan(values[i, j]) else "#ffffff" if values[i, j] > middle else "#1f2430"
+        if text:
+            figure.add_annotation(x=across[j], y=down[i], text=text, showarrow=False, font={"color": on, "size": 12})
+    figure.update_xaxes(title_text=columns, type="category")
+    figure.update_yaxes(title_text=rows, type="category")
+    colours = [(a.x, a.y, a.font.color) for a in figure.layout.annotations]
+    styled(figure, view, 140 + 90 * len(down))
+    for annotation, (_, _, colour) in zip(figure.layout.annotations, colours, strict=True):
+        annotation.font.color = colour
+    return figure, table
+
+
+def differing_fields(experiments: Sequence[ExperimentData]) -> list[str]:
+    """Fields of the configurations that are not the same in all, seeds left out."""
+    names = dict.fromkeys(name for e in experiments for name in e.config)
+    return [
+        name
+        for name in names
+        if name not in ("seed", "data_seed") and len({repr(e.config.get(name)) for e in experiments}) > 1
+    ]
+
+
+def checkpoint(found: Snapshot, config: Mapping[str, Any], view: View) -> go.Figure:
+    """Spectra, norms of layers and, for a routed model, the dominant head of every pair, at one checkpoint."""
+    arrays = found.arrays
+    heads = sorted(name for name in arrays if name.startswith("dominant_head_"))
+    titles = [
+        "embedding's power by frequency",
+        "logits' power by frequency",
+        "logit of one class, centred",
+        "norms of layers",
+    ]
+    titles += [f"dominant head, layer {int(name.split('_')[2]) + 1}" for name in heads]
+    rows = -(-len(titles) // 2)
+    figure = make_subplots(rows, 2, subplot_titles=titles, horizontal_spacing=0.12, vertical_spacing=0.4 / (rows + 1))
+    for number, (name, colour) in enumerate((("embedding_power_F", COLOURS[0]), ("logit_power_F", COLOURS[1]))):
+        power = arrays[name]
+        figure.add_bar(x=list(range(1, len(power) + 1)), y=power, marker_color=colour, row=1, col=number + 1)
+        figure.update_xaxes(title_text="frequency", row=1, col=number + 1)
+        figure.update_yaxes(title_text="share", rangemode="tozero", row=1, col=number + 1)
+    grid = arrays["class_logits_IJ"].T.round(3)
+    limit = float(abs(grid).max()) or 1.0
+    figure.add_heatmap(z=grid, zmin=-limit, zmax=limit, colorscale="RdBu", showscale=False, row=2, col=1)
+    figure.update_xaxes(title_text="a (group order)", row=2, col=1)
+    figure.update_yaxes(title_text="b (group order)", row=2, col=1)
+    names = list(found.layer_norms)
+    groups = list(dict.fromkeys(map(layer_group, names)))
+    colours = [COLOURS[groups.index(layer_group(name)) % len(COLOURS)] for name in names]
+    figure.add_bar(
+        y=names[::-1], x=[found.layer_norms[n] for n in names][::-1], orientation="h", marker_color=colours[::-1],
+        row=2, col=2,
+    )  # fmt: skip
+    for number, name in enumerate(heads, start=4):
+        place = {"row": number // 2 + 1, "col": number % 2 + 1}
+        use = arrays[f"head_use_{name.split('_')[2]}_R"]
+        count = len(use)
+        steps = [[(i + side) / count, COLOURS[i % len(COLOURS)]] for i in range(count) for side in (0, 1)]
+        figure.add_heatmap(z=arrays[name].T, zmin=-0.5, zmax=count - 0.5, colorscale=steps, showscale=False, **place)
+        figure.update_xaxes(title_text=f"a; mean weights {', '.join(f'{x:.2f}' for x in use)}", **place)
+        figure.update_yaxes(title_text="b", **place)
+    figure.update_layout(showlegend=False)
+    return styled(figure, view, 300 * rows)

@@ -1,0 +1,97 @@
+"""What the explorer shows, as one value: a link holds it, and a figure is a function of it and the store."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+from urllib.parse import urlencode
+
+SECTIONS: dict[str, tuple[str, ...]] = {
+    "Training": ("train_acc", "test_acc", "train_loss", "test_loss", "generalization_gap", "loss_ratio", "lr"),
+    "Loss landscape": (
+        "weight_hessian_trace", "weight_hessian_per_loss", "fisher_trace", "gradient_norm", "jacobian_norm", "hessian_trace",
+    ),
+    "Model properties": (
+        "weight_norm", "decayed_weight_norm", "representation_norm", "logit_scale", "softmax_collapse",
+        "gradient_over_weight_norm",
+    ),
+    "Adam dynamics": (
+        "effective_lr_mean", "effective_lr_max", "adam_ratio_mean", "adam_ratio_max", "update_decay_ratio",
+    ),
+    "Fourier and progress": (
+        "aligned_power", "key_share", "restricted_loss", "excluded_loss", "gini_embedding", "gini_unembedding",
+        "spectral_smoothness",
+    ),
+    "Routing": ("routing_entropy", "routing_max_use", "routing_paths"),
+    "Time to grok": (),
+    "Checkpoints": (),
+}  # fmt: skip
+"""Sections with their metrics; the first four are shown at first. The last two have figures of their own."""
+LOGARITHMIC = {
+    "train_loss", "test_loss", "loss_ratio", "restricted_loss", "excluded_loss", "weight_hessian_trace",
+    "weight_hessian_per_loss", "fisher_trace", "gradient_norm", "jacobian_norm", "effective_lr_mean", "effective_lr_max",
+    "update_decay_ratio", "gradient_over_weight_norm",
+}  # fmt: skip
+"""Metrics that are positive and range over magnitudes; the others stay linear."""
+EACH, BAND = "each run", "mean over seeds"
+
+
+@dataclass(frozen=True)
+class View:
+    """Everything that the page's controls hold."""
+
+    section: str = "Training"
+    sweep: str = ""
+    """Group whose runs the table lists; empty: all."""
+    where: str = ""
+    """SQL condition on the table `runs`."""
+    runs: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()
+    """Empty: the section's first four."""
+    lines: str = BAND
+    log_y: bool = True
+    log_x: bool = False
+    smooth: int = 1
+    """Evaluations in the moving average; 1: none."""
+    shade: bool = True
+    first: int | None = None
+    """Epoch range that all sections share; None: open."""
+    last: int | None = None
+    rows: str = ""
+    """Fields of the heat map; empty: the first two that differ."""
+    columns: str = ""
+    percent: int = 100
+    """Of training, in the section Checkpoints."""
+    dark: bool = False
+
+    @property
+    def chosen_metrics(self) -> tuple[str, ...]:
+        of_section = SECTIONS[self.section]
+        return tuple(name for name in self.metrics if name in of_section) or of_section[:4]
+
+    def query(self) -> str:
+        """As the part of a link after the question mark; what is as at first is left out."""
+        plain = asdict(View())
+        parts = {name: value for name, value in asdict(self).items() if value != plain[name]}
+        return urlencode({k: int(v) if isinstance(v, bool) else v for k, v in parts.items()}, doseq=True)
+
+
+def view_of(parameters: Mapping[str, Sequence[str]]) -> View:
+    """The view of a link. What does not fit, as in a link that was cut off or typed, is left as at first."""
+    plain, values = View(), {}
+    for f in fields(View):
+        texts, default = parameters.get(f.name), getattr(plain, f.name)
+        if not texts:
+            continue
+        values[f.name] = _value(texts, default, number=f.name in ("first", "last"))
+    view = View(**{name: value for name, value in values.items() if value is not None})
+    return view if view.section in SECTIONS and view.lines in (EACH, BAND) else plain
+
+
+def _value(texts: Sequence[str], default: Any, number: bool) -> Any:
+    if isinstance(default, tuple):
+        return tuple(texts)
+    if isinstance(default, bool):
+        return texts[0] == "1"
+    if isinstance(default, int) or number:
+        return int(texts[0]) if texts[0].isdecimal() else default
+    return texts[0]

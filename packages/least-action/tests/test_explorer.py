@@ -1,0 +1,241 @@
+"""The run explorer in a real browser, over real and damaged runs; and its view and figures without one."""
+
+import json
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+from conftest import SWEEP
+from in_browser import LACKS, browser, explorer, lines, titles, wait_for_figure
+from test_analysis import fabricated, rows_of
+
+from least_action.analysis import ExperimentLoader, ExperimentStore
+from least_action.cli import main
+from least_action.visualizer.view import BAND, EACH, SECTIONS, View, view_of
+
+in_a_browser = pytest.mark.skipif(bool(LACKS), reason=f"the explorer is not looked at in a browser: {LACKS}")
+
+
+# ------------------------------------------------------------------------------------------------- without a browser
+def test_a_view_survives_its_link():
+    from urllib.parse import parse_qs
+
+    view = View(
+        section="Routing", runs=("a/b c", "d&e"), metrics=("routing_entropy",), lines=EACH, smooth=7, first=10, last=200,
+        where="lr > 1e-3 AND weight_decay = 0", log_y=False, dark=True, rows="lr", percent=0,
+    )  # fmt: skip
+    assert view_of(parse_qs(view.query())) == view
+    assert View().query() == ""
+    assert view_of({}) == View()
+    assert view_of({"section": ["Rooting"]}) == View()
+    assert view_of({"smooth": ["many"], "unknown": ["1"], "first": ["-3"]}) == View()
+
+
+def test_every_metric_that_a_run_records_has_a_section():
+    from least_action.metrics.training import TrainingMetrics
+    from least_action.visualizer.plots import NAMES
+
+    shown = {name for metrics in SECTIONS.values() for name in metrics}
+    recorded = set(TrainingMetrics.__dataclass_fields__) - {"step", "epoch", "key_frequencies"}
+    assert {n for n in recorded - shown if not n.endswith(("_original", "_se"))} == set()
+    assert shown == set(NAMES)
+
+
+def test_figures_of_every_section(made):
+    from least_action.visualizer.app import draw, export
+
+    store = ExperimentStore(made)
+    names = tuple(name for name in store.list_experiments() if name.startswith(SWEEP))
+    for section in SECTIONS:
+        runs = ("routed",) if section == "Routing" else names
+        for view in (
+            View(section=section, runs=runs),
+            View(section=section, runs=runs, lines=EACH, smooth=3, log_x=True, dark=True),
+        ):
+            figure, note, data = draw(store, view)
+            assert len(figure.data) > 0, (section, note)
+            assert len(data) > 0
+    files = [Path(path) for path in export(store, View(runs=names))]
+    assert [path.suffix for path in files] == [".html", ".csv", ".parquet"]
+    assert len(files[1].read_text().splitlines()) == 1 + 8 * 7
+
+
+def test_bands_are_means_over_the_seeds_of_an_arm(made):
+    from least_action.visualizer.plots import curves
+
+    loader = ExperimentLoader(made)
+    runs = [loader.load(f"p7_lr3e-4_wd1.0_s{seed}") for seed in (42, 43)]
+    figure = curves(runs, View(metrics=("test_acc",)))
+    (mean,) = [trace for trace in figure.data if trace.showlegend]
+    expected = (runs[0].history_df["test_acc"] + runs[1].history_df["test_acc"]) / 2
+    assert list(mean.y) == pytest.approx(expected.tolist())
+    assert mean.name == "p7_lr3e-4_wd1.0 (2)"
+
+
+def test_the_heat_map_tells_never_from_not_memorised(tmp_path):
+    from least_action.visualizer.plots import heat_map
+
+    fabricated(tmp_path, "a", rows_of([0.1, 1, 1]), weight_decay=1.0, lr=0.1)
+    fabricated(tmp_path, "b", rows_of([0.1, 0.1, 0.1]), weight_decay=0.0, lr=0.1)
+    fabricated(tmp_path, "c", rows_of([0.1, 0.1, 0.1], [0.1, 0.1, 0.1]), weight_decay=0.0, lr=0.2)
+    store = ExperimentStore(tmp_path)
+    figure, table = heat_map(list(store.experiments.values()), View())
+    texts = [a.text for a in figure.layout.annotations]
+    assert len(texts) == len(table) == 3
+    assert any("<b>10</b><br>1 of 1 grokked" in text for text in texts)
+    assert any("> 20</b><br>memorised" in text for text in texts)
+    assert any("> 20</b><br>did not memorise" in text for text in texts)
+
+
+def test_empty_and_odd_selections_are_sentences(made, tmp_path):
+    from least_action.visualizer.app import draw, status
+
+    empty = ExperimentStore(tmp_path)
+    assert "There is no run in" in status(empty)
+    assert "nothing to show yet" in draw(empty, View())[1]
+    store = ExperimentStore(made)
+    assert "No run is chosen" in draw(store, View())[1]
+    assert (
+        "has measured routing entropy"
+        in draw(store, View(section="Routing", runs=tuple(store.list_experiments()[1:3])))[1]
+    )
+    one = (f"{SWEEP}/p7_lr3e-4_wd1.0_s42",)
+    assert "differ in no field" in draw(store, View(section="Time to grok", runs=one))[1]
+    fabricated(tmp_path, "no_checkpoint", rows_of([0.1]))
+    assert (
+        "keeps no checkpoint"
+        in draw(ExperimentStore(tmp_path), View(section="Checkpoints", runs=("no_checkpoint",)))[1]
+    )
+    fabricated(tmp_path, "no_rows", [])
+    shown = ExperimentStore(tmp_path)
+    assert "has measured" in draw(shown, View(runs=("no_rows",)))[1]
+
+
+def test_mistakes_on_the_command_line_are_one_sentence(tmp_path, capsys):
+    assert main(["visualize", str(tmp_path / "none")]) == 2
+    assert "there is no such folder" in capsys.readouterr().err
+    assert main(["visualize", "--prt", "1"]) == 2
+
+
+def test_it_listens_on_this_machine_alone_unless_told_otherwise(monkeypatch, tmp_path):
+    from least_action.visualizer import app
+
+    given = []
+    monkeypatch.setattr(app, "serve", lambda *arguments: given.append(arguments))
+    assert main(["visualize", str(tmp_path)]) == 0
+    assert main(["visualize", str(tmp_path), "--host", "0.0.0.0", "--port", "7000"]) == 0
+    assert given == [(tmp_path, "127.0.0.1", None), (tmp_path, "0.0.0.0", 7000)]
+
+
+# ----------------------------------------------------------------------------------------------------- in a browser
+@pytest.fixture(scope="module")
+def chromium():
+    with browser() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def served(made, tmp_path_factory):
+    """(address, folder) of an explorer over a copy of the real runs, one of them broken."""
+    folder = Path(shutil.copytree(made, tmp_path_factory.mktemp("served") / "runs"))
+    (folder / SWEEP / "p7_lr1e-3_wd1.0_s43" / "manifest.json").write_text("{")
+    with explorer(folder) as address:
+        yield address, folder
+
+
+@pytest.fixture
+def page(chromium, served):
+    """A page that fails the test for an error in its console, and for a request to anywhere else."""
+    found = chromium.new_page(viewport={"width": 1280, "height": 1100})
+    wrong = []
+    found.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+    found.on("pageerror", lambda error: wrong.append(str(error)))
+    found.on("request", lambda request: wrong.append(request.url) if elsewhere(request.url) else None)
+    yield found
+    found.close()
+    assert wrong == []
+
+
+def elsewhere(url):
+    return url.startswith(("http", "ws")) and "//127.0.0.1:" not in url
+
+
+def open_page(page, address, query=""):
+    page.goto(f"{address}/?{query}")
+    wait_for_figure(page)
+
+
+def field(page, name):
+    return page.locator(f"#{name} input, #{name} textarea").first
+
+
+def until(condition, what):
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.1)
+
+
+@in_a_browser
+def test_first_view_shows_a_sweep_and_says_what_is_broken(page, served):
+    open_page(page, served[0])
+    assert len(titles(page)) >= 4
+    assert len(lines(page)) == 4
+    text = page.locator("#status").inner_text()
+    assert text.startswith("8 runs in")
+    assert "cannot be read: 1" in text
+
+
+@in_a_browser
+def test_the_theme_switches_and_stays_by_link(page, served):
+    open_page(page, served[0])
+    ink = "() => getComputedStyle(document.querySelector('#figure .gtitle, #figure .annotation-text')).fill"
+    light = page.evaluate(ink)
+    page.locator("#dark input").click()
+    until(lambda: page.evaluate(ink) != light, "the figure's text changes")
+    assert page.evaluate("document.body.classList.contains('dark')")
+    open_page(page, page.url.partition("/?")[0], page.url.partition("/?")[2])
+    until(lambda: page.evaluate("document.body.classList.contains('dark')"), "dark after reload")
+
+
+@in_a_browser
+def test_a_run_in_progress_is_followed(page, served):
+    address, folder = served
+    live = folder / "live"
+    shutil.copytree(folder / "routed", live)
+    manifest = json.loads((live / "manifest.json").read_text())
+    (live / "manifest.json").write_text(json.dumps(manifest | {"state": "running"}))
+    (live / "history.parquet").unlink()
+    rows = (live / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (live / "metrics.jsonl").write_text("".join(rows[:4]))
+    open_page(page, address, "runs=live&lines=each+run&section=Training")
+    end = "() => Math.max(...document.querySelector('#figure .js-plotly-plot').calcdata.flatMap(t => t.map(p => p.x)))"
+    until(lambda: page.evaluate(end) == 15, "four rows")
+    (live / "metrics.jsonl").write_text("".join(rows))
+    until(lambda: page.evaluate(end) == 30, "all rows")
+    shutil.rmtree(live)
+
+
+@in_a_browser
+def test_filters_sections_of_their_own_and_export(page, served):
+    open_page(page, served[0])
+    field(page, "where").fill("weight_dcay > 0")
+    page.keyboard.press("Enter")
+    page.locator("#status").get_by_text("no column 'weight_dcay'; near it are weight_decay").wait_for(timeout=30_000)
+    field(page, "where").fill("weight_decay = 0 AND lr < 1e-3")
+    page.keyboard.press("Enter")
+    until(lambda: len(lines(page)) == 1, "one arm is left")
+    field(page, "where").fill("")
+    page.keyboard.press("Enter")
+    until(lambda: len(lines(page)) > 1, "all again")
+    page.locator("#section").get_by_text("Time to grok").click()
+    wait_for_figure(page, "grokked")
+    page.locator("#section").get_by_text("Checkpoints").click()
+    wait_for_figure(page, "norms of layers")
+    page.locator("#export").click()
+    page.locator("#files").get_by_text("checkpoints").first.wait_for(timeout=60_000)
+
+
+def test_the_default_lines_are_over_seeds():
+    assert View().lines == BAND
