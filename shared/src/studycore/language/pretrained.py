@@ -60,7 +60,7 @@ def load_model(
             ignore_mismatched_sizes=True,
         )  # fmt: skip
         model, loaded = both
-        folder = Path(place) if is_local else Path(cached_file(place, "config.json", revision=revision)).parent
+        folder = Path(place) if is_local else Path(str(cached_file(place, "config.json", revision=revision))).parent
     _check_complete(source, model, loaded)
     _check_types(source, folder, model)
     check_tensors({**dict(model.named_parameters()), **dict(model.named_buffers())}, source)
