@@ -44,7 +44,8 @@ def history(config, time, memorised=80, at_memorised=0.02, ratios=0.5, excluded=
         row = {
             "step": epoch, "epoch": epoch, "train_loss": 0.1, "test_loss": 0.1,
             "train_acc": float(memorised is not None and epoch >= memorised),
-            "test_acc": 0.9 if falls else 1.0 if reached else at_memorised * jitter,
+            "test_acc": 0.9 if falls else 1.0 if reached else 0.3,
+            "new_pairs_acc": 1.0 if reached else at_memorised * jitter,
         }  # fmt: skip
         if epoch in (memorised, time):
             ratio = (ratios * jitter, excluded * jitter) if epoch == time else (1.0, 1.0)

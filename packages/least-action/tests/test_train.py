@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from least_action.cli import Trainer
 from least_action.data import batches, create_dataset
 from least_action.history import MetricsHistory
-from least_action.model import build_model, replay_probe
+from least_action.metrics.training import Probe, measure_basics
+from least_action.model import Output, build_model, replay_probe
 from studycore.checkpoints import load_latest, read_index, rebuild
 from studycore.configuration import to_dict, to_yaml
 from studycore.errors import UserError
@@ -390,6 +391,20 @@ def test_rows_hold_layer_norms_and_the_inputs_derivatives_at_every_evaluation(sm
     train(small(sensitivity_every=10), tmp_path / "seldom")
     seldom = [row["epoch"] for row in read_rows(tmp_path / "seldom" / "metrics.jsonl") if "jacobian_norm" in row]
     assert seldom == [0, 10, 20, 30]
+
+
+def test_new_pairs_are_those_whose_mirror_image_is_held_out_too(small):
+    config = small(p=11, train_frac=0.4)
+    probe = Probe.draw(create_dataset(config), config, "cpu")
+    trained = set(zip(probe.data.train.a_N.tolist(), probe.data.train.b_N.tolist(), strict=True))
+    pairs = list(zip(probe.all.a_N.tolist(), probe.all.b_N.tolist(), strict=True))
+    assert probe.new_mask_N.tolist() == [(a, b) not in trained and (b, a) not in trained for a, b in pairs]
+    # Who has learnt the unordered pairs by heart scores well on held-out pairs, and nothing on new ones.
+    known = torch.tensor([(a, b) in trained or (b, a) in trained for a, b in pairs])
+    logits = torch.nn.functional.one_hot(torch.where(known, probe.all.y_N, (probe.all.y_N + 1) % 11), 11).double()
+    basics = measure_basics(Output(logits, logits, ()), probe, config)
+    assert (basics["train_acc"], basics["new_pairs_acc"]) == (1, 0)
+    assert 0.2 < basics["test_acc"] < 0.6
 
 
 def test_composition_of_permutations_trains_without_spectra(small, tmp_path, train):

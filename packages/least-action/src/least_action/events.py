@@ -15,7 +15,11 @@ MEMORISED = 0.99
 LEVELS = {"grokked_95": 0.95, "grokked_99": 0.99}
 ONSET_ABOVE_CHANCE = 0.05
 PLATEAU = 0.1
-"""Test accuracy below which a run that has memorised is on the plateau: then it groks, else it generalises fast."""
+"""Accuracy on new pairs below which a run that has memorised is on the plateau: then it groks, else it generalises fast.
+
+New pairs are held-out pairs whose mirror image (b, a) is held out too. Of a commutative operation a network that treats a
+and b alike has the other held-out pairs by heart, so that its test accuracy starts at the training fraction.
+"""
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,8 @@ class Events:
     """How many evaluations these are."""
     test_at_memorised: float | None = None
     """Test accuracy at the evaluation `memorised`."""
+    new_at_memorised: float | None = None
+    """The same on new pairs."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -84,6 +90,7 @@ def find_events(rows: Sequence[dict[str, Any]], p: int, window: int) -> Events:
         held_99=sum(value >= level for value in after) / len(after) if after else None,
         evaluations_after=len(after),
         test_at_memorised=None if memorised is None else test[epochs.index(memorised)],
+        new_at_memorised=None if memorised is None else evaluated[epochs.index(memorised)].get("new_pairs_acc"),
     )  # fmt: skip
 
 

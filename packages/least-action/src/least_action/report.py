@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from least_action.claims import STABLE
+from least_action.claims import LEAST_EVALUATIONS, STABLE
 from least_action.config import QUESTION, TrainerConfig
 from least_action.events import PLATEAU, find_events
 from least_action.figures import plot_arm_curves, plot_atlas, plot_survival, save_all_visualizations
@@ -60,6 +60,8 @@ def answer(events: dict[str, Any], has_ended: bool) -> str:
         if events["memorised"] is None:
             return f"This run generalised without having memorised first: {held}{stays}."
         then = f"{events['test_at_memorised']:.2f} when it memorised, {events['delay']} epochs before"
+        if events["new_at_memorised"] is not None:
+            then += f", and {events['new_at_memorised']:.2f} on pairs whose mirror image was new too"
         if has_plateau(events):
             return f"This run grokked: {held}{stays}; test accuracy was {then}."
         return f"This run generalised fast, without a plateau: {held}{stays}; test accuracy was {then}."
@@ -70,8 +72,8 @@ def answer(events: dict[str, Any], has_ended: bool) -> str:
 
 
 def has_plateau(events: Mapping[str, Any]) -> bool:
-    """Whether test accuracy was still low when training accuracy was 0.99."""
-    at_memorised = events.get("test_at_memorised")
+    """Whether accuracy on new pairs was still low when training accuracy was 0.99."""
+    at_memorised = events.get("new_at_memorised")
     return not _missing(at_memorised) and at_memorised < PLATEAU
 
 
@@ -87,7 +89,7 @@ def notes(config: TrainerConfig) -> list[str]:
     return [
         f"Weight decay {config.weight_decay} applies to {rule}.",
         f"An event is the first of {config.event_window} consecutive evaluations ({config.eval_every} epochs apart) at which the accuracy holds.",
-        f"A run groks when 0.99 test accuracy comes after a plateau: below {PLATEAU:g} at memorisation. Else it generalises fast. Stability is the share of evaluations at 0.99 after the event's window; {STABLE:g} counts as stable.",
+        f"A run groks when 0.99 test accuracy comes after a plateau: accuracy below {PLATEAU:g} at memorisation on new pairs, held-out pairs whose mirror image is held out too. Else it generalises fast. Stability is the share of evaluations at 0.99 after the event's window; {STABLE:g} counts as stable.",
         "Curvature and progress measures are also measured at the evaluations at which the run memorises and reaches 0.99; claims read them there.",
         f"Input sensitivity on {config.metric_samples} held-out pairs, Fisher trace on {config.metric_samples} training pairs, all else on all pairs.",
         f"Acceleration recipe: {config.recipe}; loss in {config.loss_dtype}, weights in {config.dtype}.",
@@ -99,14 +101,15 @@ def event_table(runs: Sequence[dict[str, Any]], folded: bool = False) -> Table:
     rows = []
     for run in runs:
         times = [f"> {run['last_epoch']:.0f}" if _missing(run.get(name)) else int(run[name]) for name in EVENTS]
-        delay, plateau, held = (
-            "none" if _missing(run.get(name)) else run[name] for name in ("delay", "test_at_memorised", "held_99")
+        delay, plateau, new, held = (
+            "none" if _missing(run.get(name)) else run[name]
+            for name in ("delay", "test_at_memorised", "new_at_memorised", "held_99")
         )
         shown = delay if isinstance(delay, str) else int(delay)
-        rows.append((run["run"], *times, shown, plateau, held, run["test_acc"]))
+        rows.append((run["run"], *times, shown, plateau, new, held, run["test_acc"]))
     columns = (
         "run", "memorised", "onset", "0.95 held", "0.99 first", "0.99 held", "0.99 to the end", "delay",
-        "test accuracy at memorisation", "stability", "last test accuracy",
+        "test accuracy at memorisation", "on new pairs", "stability", "last test accuracy",
     )  # fmt: skip
     note = '"> n": not within the n epochs that the run lasted (censored). Held: in the evaluations of a window. Stability: share of evaluations at 0.99 after that.'
     return Table("Events (epochs)", columns, rows, note, folded=folded)
@@ -131,24 +134,33 @@ def report_sweep(record: Record) -> Report:
     arm_rows = [
         (
             arm, curve.n, curve.events, curve.n - curve.events, median_text(curve), crossed_text(arms[arm]),
-            _mean_text(arms[arm], "test_at_memorised"), stable_text(arms[arm]),
+            _mean_text(arms[arm], "test_at_memorised"), _mean_text(arms[arm], "new_at_memorised"), stable_text(arms[arm]),
             *((_mean_text(arms[arm], "gate_entropy_share"), _mean_text(arms[arm], "gate_max_use")) if routed else ()),
         )
         for arm, curve in curves.items()
     ]  # fmt: skip
     tables = [
-        Table("Time to 0.99 test accuracy by arm (epochs)", ("arm", "runs", "reached it", "censored", "held: median [95 % interval]", "first touch: median", "test accuracy at memorisation", "stable", *(("gate entropy over log heads", "largest use of a head") if routed else ())), arm_rows,
-              f"Held: in the evaluations of a window. Stable: runs with 0.99 in {STABLE:.0%} of the evaluations after that, of those that had any. Kaplan-Meier median with the interval of Brookmeyer and Crowley; runs that never got there are censored at their end. An upper bound \"not reached\": the curve's upper band stays above one half."),
+        Table("Time to 0.99 test accuracy by arm (epochs)", ("arm", "runs", "reached it", "censored", "held: median [95 % interval]", "first touch: median", "test accuracy at memorisation", "on new pairs", "stable", *(("gate entropy over log heads", "largest use of a head") if routed else ())), arm_rows,
+              f"Held: in the evaluations of a window. Stable: runs with 0.99 in {STABLE:.0%} of the evaluations after that, of those with {LEAST_EVALUATIONS} of them. Kaplan-Meier median with the interval of Brookmeyer and Crowley; runs that never got there are censored at their end. An upper bound \"not reached\": the curve's upper band stays above one half."),
         event_table(table.to_dict("records"), folded=len(table) > 8),
     ]  # fmt: skip
     if record.missing:
         tables.append(Table("Runs that did not finish", ("run", "reason"), list(record.missing.items())))
+    pictures = atlas_pictures(table, record.folder / "figures") or arm_pictures(record, arms, curves)
+    tables = [*smallest_fractions(table), *tables]
+    shared = notes(record.first_config)[1:5]
+    counts = {"runs": len(table), "failed": len(record.missing), "arms": metrics}
+    return Report("least-action sweep", QUESTION, sweep_answer(table), tables, pictures, shared, counts)
+
+
+def arm_pictures(record: Record, arms: Mapping[str, "pd.DataFrame"], curves: Mapping[str, Survival]) -> list[Picture]:
+    """Times to 0.99 and accuracies, by arm."""
     rows_of = {
         arm: [read_rows(Path(folder) / "metrics.jsonl") for folder in runs["folder"]] for arm, runs in arms.items()
     }
     censored = {arm: runs[runs["censored"]]["time"].tolist() for arm, runs in arms.items()}
     ends = {arm: float(runs["time"].max()) for arm, runs in arms.items()}
-    pictures = [
+    return [
         Picture(
             plot_survival(curves, censored, ends, record.folder / "figures" / "survival.svg"),
             "Share of runs that have not reached 0.99 test accuracy over training (Kaplan-Meier, 95 % band); ticks: runs that ended without it.",
@@ -158,11 +170,6 @@ def report_sweep(record: Record) -> Report:
             "Accuracy over training, every run of each arm.",
         ),
     ]
-    pictures = atlas_pictures(table, record.folder / "figures") + pictures
-    tables = [*smallest_fractions(table), *tables]
-    shared = notes(record.first_config)[1:5]
-    counts = {"runs": len(table), "failed": len(record.missing), "arms": metrics}
-    return Report("least-action sweep", QUESTION, sweep_answer(table), tables, pictures, shared, counts)
 
 
 def arm_survival(runs: "pd.DataFrame") -> Survival:
@@ -187,9 +194,9 @@ def crossed_text(runs: "pd.DataFrame") -> str:
 
 
 def stable_text(runs: "pd.DataFrame") -> str:
-    """How many of the runs that went on after 0.99 are stable."""
-    known = [x for x in runs.get("held_99", []) if not _missing(x)]
-    return f"{sum(x >= STABLE for x in known)} of {len(known)}" if known else "not run"
+    """How many are stable, of the runs that went on long enough to tell."""
+    known = [bool(x) for x in runs.get("stable", []) if not _missing(x)]
+    return f"{sum(known)} of {len(known)}" if known else "not run"
 
 
 def _mean_text(runs: "pd.DataFrame", column: str) -> str:
@@ -203,12 +210,8 @@ def sweep_answer(table: "pd.DataFrame") -> str:
     if not reached:
         return f"None of {len(table)} runs reached 0.99 test accuracy."
     plateau = sum(has_plateau(run) for run in reached)
-    known = [run["held_99"] for run in reached if not _missing(run.get("held_99"))]
-    stable = (
-        f" Of the {len(known)} that went on, {sum(x >= STABLE for x in known)} held it in {STABLE:.0%} of the evaluations that followed."
-        if known
-        else ""
-    )
+    known = [bool(run["stable"]) for run in reached if not _missing(run.get("stable"))]
+    stable = f" Of the {len(known)} that went on long enough to tell, {sum(known)} stayed there." if known else ""
     return (
         f"{len(reached)} of {len(table)} runs reached 0.99 test accuracy: {plateau} after a plateau (they grokked), "
         f"{len(reached) - plateau} without one (they generalised fast).{stable}"

@@ -55,6 +55,9 @@ class TrainingMetrics:
     test_loss: float | None = None
     train_acc: float | None = None
     test_acc: float | None = None
+    new_pairs_acc: float | None = None
+    """Accuracy on held-out pairs (a, b) of which (b, a) is held out too; a network that treats a and b alike knows the
+    others from training when the operation is commutative."""
 
     spectral_smoothness: float | None = None
     """Low-frequency share of the centred logits' power in the operation's own group; higher is smoother."""
@@ -144,6 +147,8 @@ class Probe:
     data: ModularArithmeticDataset
     all: Pairs
     train_mask_N: Tensor
+    new_mask_N: Tensor
+    """Held-out pairs whose mirror image is held out too."""
     sensitivity: Pairs
     """Held-out pairs for input derivatives."""
     fisher: Pairs
@@ -157,7 +162,10 @@ class Probe:
         for name, pairs in (("sensitivity", data.test), ("fisher", data.train)):
             order = torch.randperm(len(pairs), generator=generator(config.split_seed, "metrics", name))
             samples.append(pairs[order[: config.metric_samples]].to(device))
-        return cls(data, data.pairs.to(device), mask_N.to(device), samples[0], samples[1])
+        trained_PP = torch.zeros(config.p, config.p, dtype=torch.bool)
+        trained_PP[data.train.a_N, data.train.b_N] = True
+        new_N = ~mask_N & ~trained_PP[data.pairs.b_N, data.pairs.a_N]
+        return cls(data, data.pairs.to(device), mask_N.to(device), new_N.to(device), samples[0], samples[1])
 
 
 def measure_basics(output: Output, probe: Probe, config: TrainerConfig) -> dict[str, float]:
@@ -166,6 +174,8 @@ def measure_basics(output: Output, probe: Probe, config: TrainerConfig) -> dict[
     for split, mask_N in (("train", probe.train_mask_N), ("test", ~probe.train_mask_N)):
         basics[f"{split}_loss"] = loss(output.logits_NP[mask_N], probe.all.y_N[mask_N]).item()
         basics[f"{split}_acc"] = right_N[mask_N].double().mean().item()
+    if probe.new_mask_N.any():
+        basics["new_pairs_acc"] = right_N[probe.new_mask_N].double().mean().item()
     return basics
 
 
