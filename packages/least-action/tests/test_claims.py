@@ -15,6 +15,8 @@ from studycore.report import claims_text
 from studycore.study import load
 
 SWEEPS = ("quick", "full", "operations", "routing", "recipes", "atlas")
+EXPLORE = ("routing", "atlas")
+"""A grid of regularisers and a phase diagram: tables and figures, no claims."""
 OF_SEEDS = {"classic": 10, "sphere": 10}
 EVENTS = ("weight_hessian_trace", "weight_hessian_scale_free", "weight_hessian_per_loss", "restricted_loss", "excluded_loss")  # fmt: skip
 
@@ -105,6 +107,9 @@ def verdicts(judged):
 def test_every_claim_of_every_shipped_configuration_can_come_out_both_ways(name, tmp_path):
     config = shipped(name)
     asked = {claim.id for claim in claims("sweep", config)}
+    if not asked:
+        assert name in EXPLORE
+        return
     found = {
         world.__name__: verdicts(judge(tmp_path / world.__name__, config, world))
         for world in (supporting, refuting, never)

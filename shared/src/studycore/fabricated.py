@@ -58,8 +58,9 @@ def judged(study: Study, record: Record) -> dict[str, dict[str, Any]]:
 def _create(study: Study, verb: str, config: Any, folder: Path) -> RunFolder:
     claims = [as_stored(claim) for claim in load(study.claims)(verb, config)]
     return create_run(
-        folder, study=study, verb=verb, config=to_dict(config), argv=[], seeds=[], devices={}, data={}, claims=claims
-    )
+        folder, study=study, verb=verb, config=to_dict(config), argv=["fabricated"], seeds=[],
+        devices={"device": "none", "threads": 0}, data={}, claims=claims,
+    )  # fmt: skip
 
 
 def _write(study: Study, verb: str, config: Any, folder: Path, outcome: Outcome | None) -> None:
