@@ -133,9 +133,11 @@ def test_one_experiment_of_a_sweep_and_the_rest_later(tmp_path, monkeypatch):
 
 
 def test_arms_may_have_grids_of_their_own():
-    base = {"p": 7, "train_frac": 0.5, "model_type": "baseline"}
+    base = {"p": 7, "train_frac": 0.5, "lr": 1e-3, "model_type": "baseline"}
     arms, grids = {"sum": {}, "s5": {"operation": "compose", "p": 120}}, {"s5": {"train_frac": [0.4, 0.5]}}
-    sweep = SweepConfig(base=base, arms=arms, grid={"lr": [1e-3, 1e-2]}, arm_grids=grids, seeds=2)
+    sweep = SweepConfig(
+        base=base, arms=arms, grid={"lr": [1e-3, 1e-2]}, arm_grids=grids, seeds=2, name="{lr}_{train_frac}"
+    )
     jobs = plan(sweep)
     assert [(job.config.operation, job.config.lr, job.config.train_frac) for job in jobs[::2]] == [
         ("add", 1e-3, 0.5), ("add", 1e-2, 0.5), ("compose", 1e-3, 0.4), ("compose", 1e-3, 0.5),
