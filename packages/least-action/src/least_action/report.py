@@ -74,7 +74,7 @@ def answer(events: dict[str, Any], has_ended: bool) -> str:
 def has_plateau(events: Mapping[str, Any]) -> bool:
     """Whether accuracy on new pairs was still low when training accuracy was 0.99."""
     at_memorised = events.get("new_at_memorised")
-    return not _missing(at_memorised) and at_memorised < PLATEAU
+    return at_memorised is not None and not _missing(at_memorised) and at_memorised < PLATEAU
 
 
 def notes(config: TrainerConfig) -> list[str]:
