@@ -6,7 +6,7 @@ SHELL := bash
 # A study is a folder under packages/. The arguments of its main job stand here, one line a study.
 STUDIES := $(sort $(notdir $(patsubst %/pyproject.toml,%,$(wildcard packages/*/pyproject.toml))))
 job.latentwire-adapter = run --config $(SIZE)
-job.least-action = sweep --config $(SIZE)
+job.least-action = sweep --config $(SIZE)$(if $(filter full,$(SIZE)), && $(BIN)/least-action sweep --config atlas)
 job.retrofit = compare --config $(SIZE) $(if $(filter long,$(SIZE)),--output-dir runs/retrofit/long --resume)
 job.ternary-vae = sweep --config $(SIZE)
 job.polytope-hsae = all --config $(patsubst smollm2-quick,smollm2,smollm2-$(SIZE))

@@ -18,6 +18,7 @@ from studycore.report import (
     Report,
     Table,
     claims_text,
+    figure_of,
     number,
     placed,
     verdict_counts,
@@ -305,10 +306,21 @@ def test_claims_for_a_terminal():
     assert lines[3].strip() == "no seeds"
 
 
+def test_an_interval_has_no_end_on_the_side_of_its_censored_runs():
+    plain, upper, lower, neither = (
+        figure_of(judge(STATEMENT, Interval(1.5, 1.2, 1.8, 7, *flags), ""))
+        for flags in ((False, False), (True, False), (False, True), (True, True))
+    )
+    assert plain == "1.5 [1.2, 1.8]"
+    assert upper == "at least 1.5 [1.2, not reached]"
+    assert lower == "at most 1.5 [not reached, 1.8]"
+    assert neither == "unknown 1.5 [not reached, not reached]"
+
+
 def test_what_was_added_after_the_run_and_what_is_a_bound_are_marked(finished, tmp_path):
     late = judge(STATEMENT | {"registered": False}, Interval(1.5, 1.2, 1.8, 7, at_least=True), "")
     lines = claims_text([late]).splitlines()
-    assert lines[1].strip() == "measured at least 1.5 [1.2, 1.8] bits, n = 7; predicted about 2"
+    assert lines[1].strip() == "measured at least 1.5 [1.2, not reached] bits, n = 7; predicted about 2"
     assert lines[2].strip() == EXPLORATORY
     folder = finished("studycore/run", claims=[late])
     page = Page(write_report(folder, Report("T", "Q", "A")).read_text())

@@ -1,110 +1,242 @@
-"""Claims: supported on planted effects, not on noise, not run without their arms."""
-
-import json
+"""Claims: every one of every shipped configuration can be supported and refuted, noise decides none, and what is missing or
+whose precondition does not hold is not run. The runs are fabricated, within the budgets and seeds that the files give."""
 
 import numpy as np
-import pandas as pd
 import pytest
 
-from least_action.claims import CLAIMS, columns
-from studycore.claims import as_stored, judge_all
+from least_action.claims import CLAIMS, claims
+from least_action.cli import STUDY
+from least_action.config import SweepConfig, TrainerConfig
+from least_action.plan import sweep_of_seeds
+from studycore.configuration import check_types, read_yaml
+from studycore.fabricated import Outcome, fabricate
+from studycore.files import read_text
+from studycore.report import claims_text
+from studycore.study import load
 
-IDS = ["grokking", "delay", "weight_decay", "routing", "routing_fourfold", "curvature", "curvature_per_loss"]
-
-
-@pytest.fixture
-def run(tmp_path):
-    """Columns of a fabricated run that memorises and groks at given epochs."""
-
-    def make(config, time, memorised=8, trace=(100.0, 10.0), last=1000):
-        rows = []
-        for epoch in sorted({0, memorised, time, last}):
-            for k in range(config.event_window):
-                accuracies = {"train_acc": float(epoch >= memorised), "test_acc": float(epoch >= time and time < last)}
-                rows.append({"step": epoch, "epoch": epoch + k, **accuracies, "train_loss": 0.1, "test_loss": 0.1})
-            measured = trace[0] if epoch == memorised else trace[1]
-            if epoch in (memorised, last):
-                rows[-config.event_window] |= {"weight_hessian_trace": measured, "weight_hessian_per_loss": measured}
-        rows = [row for row in rows if row["epoch"] <= last]
-        (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return {"run": f"r{time}", "arm": "", "seed": config.seed, **columns(tmp_path, config)}
-
-    return make
+SWEEPS = ("quick", "full", "operations", "routing", "recipes", "atlas")
+EXPLORE = ("routing", "atlas")
+"""A grid of regularisers and a phase diagram: tables and figures, no claims."""
+OF_SEEDS = {"classic": 10, "sphere": 10}
+EVENTS = ("weight_hessian_trace", "weight_hessian_scale_free", "weight_hessian_per_loss", "restricted_loss", "excluded_loss")  # fmt: skip
 
 
-def claims_on(runs):
-    return judge_all(CLAIMS, pd.DataFrame(runs), [as_stored(claim) for claim in CLAIMS])
+def shipped(name):
+    """The sweep of a configuration that comes with the package, with as many seeds as its file says."""
+    from importlib import resources
+    from pathlib import Path
+
+    path = Path(str(resources.files("least_action"))) / "configs" / f"{name}.yaml"
+    if name in OF_SEEDS:
+        return sweep_of_seeds(TrainerConfig(**check_types(TrainerConfig, read_yaml(path))), OF_SEEDS[name])[1]
+    return SweepConfig(**check_types(SweepConfig, read_yaml(path)))
 
 
-def verdicts(runs):
-    return {claim["id"]: claim["verdict"] for claim in claims_on(runs)}
+def history(config, time, memorised=80, at_memorised=0.02, ratios=0.5, excluded=3.0, holds=True, entropy=0.3, use=0.4):
+    """Rows of a run that memorises and reaches 0.99 at these epochs (None: never), as long as its configuration lets it be."""
+    every, jitter = config.eval_every, 1 + 0.01 * (config.seed % 7)
+    memorised, time = (None if x is None else x // every * every for x in (memorised, time))
+    ends = config.epochs
+    if time is not None and config.stop_after_grok is not None:
+        ends = min(ends, time + max(config.stop_after_grok, every * (config.event_window - 1)))
+    rows = []
+    for epoch in range(0, ends + 1, every):
+        reached = time is not None and epoch >= time
+        falls = reached and not holds and epoch >= time + every * config.event_window
+        row = {
+            "step": epoch, "epoch": epoch, "train_loss": 0.1, "test_loss": 0.1,
+            "train_acc": float(memorised is not None and epoch >= memorised),
+            "test_acc": 0.9 if falls else 1.0 if reached else 0.3,
+            "new_pairs_acc": 1.0 if reached else at_memorised * jitter,
+        }  # fmt: skip
+        if epoch in (memorised, time):
+            ratio = (ratios * jitter, excluded * jitter) if epoch == time else (1.0, 1.0)
+            row |= dict.fromkeys(EVENTS, ratio[0]) | {"excluded_loss": ratio[1]}
+        rows.append(row)
+    rows[-1] |= {"restricted_acc": 1.0, "excluded_acc": 0.01}
+    if config.model_type == "routed_transformer":
+        rows[-1] |= {"routing_entropy": entropy * np.log(config.routing_heads) * jitter, "routing_max_use": use}
+    return rows
 
 
-def arms(run, small, dense, no_decay, routed, trace=lambda s: (100.0, 10.0 + s)):
-    made = []
-    for s, times in enumerate(zip(dense, no_decay, routed, strict=True)):
-        made.append(run(small(seed=s), times[0], trace=trace(s)))
-        made.append(run(small(seed=s, weight_decay=0.0, log_every=20), times[1], trace=trace(s)))
-        made.append(
-            run(small(seed=s, model_type="routed_transformer", routing_regularizer=None), times[2], trace=trace(s))
-        )
-    return made
+def supporting(job):
+    """Everything as the claims say."""
+    c, s = job.config, job.config.seed
+    time = 120 + 10 * (s % 3)
+    if c.recipe == "none":  # the published delay
+        time = min(9000, c.epochs - 200)
+    if c.recipe == "muon":
+        time = 600
+    if c.weight_decay == 0 or c.model_type == "routed_transformer":
+        time = None
+    return history(c, time)
 
 
-def test_planted_effects_are_found(run, small):
-    seeds = range(8)
-    runs = arms(run, small, [100 + s for s in seeds], [1000] * 8, [600 + 5 * s for s in seeds])
-    assert verdicts(runs) == dict.fromkeys(IDS, "supported")
-    opposite = arms(
-        run,
-        small,
-        [400 + s for s in seeds],
-        [100 + s for s in seeds],
-        [100 + 2 * s for s in seeds],
-        lambda s: (10.0, 100.0 + s),
-    )
-    found = verdicts(opposite)
-    assert found["weight_decay"] == found["routing"] == found["curvature"] == "refuted"
+def refuting(job):
+    """Everything the other way round, in runs that do reach 0.99."""
+    c, s = job.config, job.config.seed
+    time = 250 + 10 * (s % 3)
+    if c.recipe == "none":
+        time = 300 + c.eval_every * (s % 3)
+    if c.recipe == "muon":
+        time = 900
+    if c.weight_decay == 0 or c.model_type == "routed_transformer":
+        time = 90 + 10 * (s % 3)
+    rows = history(c, time, at_memorised=0.4, ratios=2.0, excluded=0.5, holds=False)
+    rows[-1] |= {"restricted_acc": 0.5 + 0.001 * s, "excluded_acc": 0.6 + 0.001 * s}
+    return rows
 
 
-def test_noise_is_inconclusive(run, small):
-    random = np.random.default_rng(1)
+def never(job):
+    return history(job.config, None)
+
+
+def judge(folder, config, rows_of):
+    def outcome(job):
+        rows = rows_of(job)
+        return None if rows is None else Outcome(rows)
+
+    return fabricate(STUDY, "sweep", config, folder, outcome)
+
+
+def verdicts(judged):
+    return {name: claim["verdict"] for name, claim in judged.items()}
+
+
+@pytest.mark.parametrize("name", [*SWEEPS, *OF_SEEDS])
+def test_every_claim_of_every_shipped_configuration_can_come_out_both_ways(name, tmp_path):
+    config = shipped(name)
+    asked = {claim.id for claim in claims("sweep", config)}
+    if not asked:
+        assert name in EXPLORE
+        return
+    found = {
+        world.__name__: verdicts(judge(tmp_path / world.__name__, config, world))
+        for world in (supporting, refuting, never)
+    }
+    assert found["supporting"].keys() == asked
+    assert found["supporting"] == dict.fromkeys(asked, "supported")
+    reached = {claim for claim in asked if not claim.startswith("generalises")}
+    assert {claim: found["refuting"][claim] for claim in reached} == dict.fromkeys(reached, "refuted")
+    for claim in asked - reached:
+        assert found["never"][claim] == "refuted", claim
+
+
+def test_every_claim_belongs_to_a_shipped_configuration_and_the_main_job_asks_the_headlines():
+    by_config = {name: {claim.id for claim in claims("sweep", shipped(name))} for name in [*SWEEPS, *OF_SEEDS]}
+    assert set().union(*by_config.values()) == {claim.id for claim in CLAIMS}
+    assert by_config["quick"] == by_config["full"] >= {"generalises", "plateau", "weight_decay", "routing", "stability"}
+    assert "delay" in by_config["classic"] and "delay" not in by_config["quick"]
+    assert by_config["operations"] == {f"generalises_{name}" for name in ("add", "subtract", "multiply", "divide")}
+
+
+def arms_of_quick(dense=(120, 130, 140), routed=(200, 210, 220), **more):
+    """Outcomes of quick's dense and routed arms."""
+
+    def rows_of(job):
+        c, k = job.config, job.config.seed % 3
+        if c.model_type == "routed_transformer":
+            return history(c, None if routed is None else routed[k], **more)
+        return history(c, None if dense is None else dense[k])
+
+    return rows_of
+
+
+def test_routed_runs_that_never_get_there_support_fourfold_and_have_no_upper_end(tmp_path):
+    claim = judge(tmp_path / "run", shipped("quick"), arms_of_quick(routed=None))["routing_fourfold"]
+    assert (claim["verdict"], claim["bound"], claim["n"]) == ("supported", "at least", 6)
+    assert "6 of 6 of routed runs never got there" in claim["why"]
+    assert "not reached]" in claims_text([claim])
+    assert f", {claim['interval95'][1]:.3g}]" not in claims_text([claim])
+
+
+def test_a_censored_slower_side_never_refutes(tmp_path):
+    """The budget caps the ratio: it bounds from below whatever the threshold is."""
+    config = shipped("quick")
+    arms = {**config.arms, "sphere_routed": {**config.arms["sphere_routed"], "epochs": 400}}
+    short = SweepConfig(base=config.base, arms=arms, seeds=config.seeds)
+    claim = judge(tmp_path / "run", short, arms_of_quick(dense=(170, 180, 190), routed=None))["routing_fourfold"]
+    assert claim["interval95"][1] < 4
+    assert claim["verdict"] == "inconclusive"
+
+
+@pytest.mark.parametrize("gates", [{"entropy": 0.99, "use": 0.28}, {"entropy": 0.02, "use": 0.99}])
+def test_routing_is_not_judged_where_nothing_is_routed(gates, tmp_path):
+    judged = judge(tmp_path / "run", shipped("quick"), arms_of_quick(routed=(120, 130, 140), **gates))
+    for name in ("routing", "routing_fourfold"):
+        assert (judged[name]["verdict"], judged[name]["measured"]) == ("not run", None)
+        assert "nothing is routed" in judged[name]["why"]
+
+
+def test_noise_decides_nothing(tmp_path):
+    """Arms that are the same in truth: at most the share that an interval of 95 % misses by construction."""
+    config, random = shipped("quick"), np.random.default_rng(1)
     wrong = 0
-    for _ in range(60):
-        times = random.lognormal(5, 0.4, (3, 6)).clip(20, 900).astype(int)
-        traces = random.lognormal(3, 0.5, (6, 2))
-        found = verdicts(arms(run, small, *times.tolist(), lambda s, t=traces: tuple(t[s])))
-        wrong += sum(found[name] != "inconclusive" for name in ("weight_decay", "routing", "curvature"))
-    # 5 % of 180 intervals miss the truth by construction: 9 expected; 20 is beyond 3 standard deviations.
-    assert wrong <= 20
+    for trial in range(5):
+
+        def rows_of(job):
+            times = [int(x) for x in np.exp(random.normal(5, 0.3, 1)) + 100]
+            return history(job.config, min(times[0], 320), ratios=float(np.exp(random.normal(0, 0.5))))
+
+        found = verdicts(judge(tmp_path / str(trial), config, rows_of))
+        wrong += sum(found[claim] != "inconclusive" for claim in ("weight_decay", "routing", "curvature"))
+        assert found["routing_fourfold"] == "refuted"
+    # 0.75 expected of 15.
+    assert wrong <= 4
 
 
-def test_missing_inputs_are_not_run(run, small):
-    claims = claims_on([run(small(), 100)])
-    assert {c["id"]: c["verdict"] for c in claims if c["id"] != "grokking"} == dict.fromkeys(IDS[1:], "not run")
-    for claim in claims[1:]:
-        assert claim["measured"] is None
-        assert claim["interval95"] is None
-    # One run says nothing firm about a share.
-    assert claims[0]["verdict"] == "inconclusive"
-    assert {c["verdict"] for c in claims_on([])} == {"not run"}
-
-
-def test_pairs_need_the_same_split_and_start(run, small):
-    """Arms that differ in more than the thing compared are no pair."""
-    runs = [run(small(seed=s), 100) for s in range(4)] + [
-        run(small(seed=s, weight_decay=0.0, lr=0.5), 900) for s in range(4)
-    ]
-    claim = next(c for c in claims_on(runs) if c["id"] == "weight_decay")
-    assert (claim["verdict"], claim["why"]) == (
-        "not run",
-        "Needs 2 or more finished pairs of runs without weight decay and runs with it that differ in nothing else; "
-        "there are 0.",
+def test_what_is_missing_is_not_run_and_carries_no_number(tmp_path):
+    only_dense = judge(
+        tmp_path / "dense",
+        shipped("quick"),
+        lambda job: history(job.config, 150) if job.arm == "sphere" else None,
     )
+    for name in ("weight_decay", "routing", "routing_fourfold"):
+        claim = only_dense[name]
+        assert (claim["verdict"], claim["measured"], claim["interval95"]) == ("not run", None, None)
+    assert only_dense["generalises"]["verdict"] == "supported"
+    # One run alone says nothing firm about anything.
+    single = fabricate(
+        STUDY, "train", TrainerConfig(model_type="transformer", weight_decay=1.0), tmp_path / "one",
+        lambda job: Outcome(history(job.config, 900)),
+    )  # fmt: skip
+    assert single.pop("generalises")["verdict"] == "inconclusive"
+    assert {claim["verdict"] for claim in single.values()} <= {"not run", "inconclusive"}
 
 
-def test_runs_that_never_grok_count_with_their_length_and_are_told(run, small):
-    runs = arms(run, small, [100] * 4, [1000, 1000, 500, 510], [100, 110, 90, 100])
-    claim = next(c for c in claims_on(runs) if c["id"] == "weight_decay")
-    assert "2 of 4" in claim["why"]
-    assert claim["measured"] < 10
+def test_arms_that_differ_in_more_than_what_is_compared_are_no_pair(tmp_path):
+    config = shipped("quick")
+    arms = {**config.arms, "sphere_no_decay": {"weight_decay": 0.0, "lr": 0.5}}
+    other = SweepConfig(base=config.base, arms=arms, seeds=6)
+    assert {claim.id for claim in claims("sweep", config)} - {claim.id for claim in claims("sweep", other)} == {
+        "weight_decay"
+    }
+
+
+def test_curvature_is_read_at_the_events_themselves(tmp_path):
+    config = shipped("quick")
+
+    def rows_of(job):
+        rows = history(job.config, 150, ratios=0.5)
+        for row in rows:  # rows beside the events would say the opposite
+            if "weight_hessian_trace" not in row:
+                row["weight_hessian_trace"] = 1.0 if row["epoch"] < 100 else 7.0
+        return rows
+
+    assert judge(tmp_path / "run", config, rows_of)["curvature"]["measured"] < 1
+
+
+def test_the_report_of_a_fabricated_sweep_says_what_its_claims_say(tmp_path):
+    from studycore.record import read_record
+    from studycore.report import write_report, write_results
+
+    folder = tmp_path / "run"
+    judged = judge(folder, shipped("quick"), arms_of_quick(routed=None))
+    record = read_record(STUDY, folder)
+    made = load(STUDY.report)(record)
+    assert made.question == STUDY.question
+    assert made.answer.startswith("12 of 18 runs reached 0.99 test accuracy: 12 after a plateau")
+    write_results(folder, STUDY.name, "sweep", made.metrics, list(judged.values()))
+    write_report(folder, made)
+    text = read_text(folder / "report.md")
+    assert "not reached]" in text and "gate entropy over log heads" in text

@@ -1,5 +1,7 @@
 """The command from outside: exit codes, one-sentence errors, the original study's configurations."""
 
+import subprocess
+import sys
 from importlib import resources
 from pathlib import Path
 
@@ -146,3 +148,9 @@ def test_resuming_a_finished_run_with_another_architecture_is_refused(capsys, tm
     assert "finished" in capsys.readouterr().out
     empty = ["--output-dir", str(tmp_path / "none")]
     assert main(["train", *flags, "--n-layers", "1", *empty, "--resume", "--extra-epochs", "5"]) == 2
+
+
+def test_reports_and_claims_are_read_without_torch():
+    code = "import sys, least_action.report, least_action.claims, least_action.history; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

@@ -67,3 +67,18 @@ def test_memory_counts_pairs_and_the_logits_of_a_batch():
     assert memory_of(config) == 2 * n * 24 + 2 * round(n / 2) * 97 * 4
     assert memory_of(replace(config, batch_size=100)) == 2 * n * 24 + 2 * 100 * 97 * 4
     assert memory_of(replace(config, loss_dtype="float64")) == 2 * n * 24 + 2 * round(n / 2) * 97 * 8
+
+
+def test_compose_is_the_group_of_permutations_of_five_things():
+    from itertools import permutations
+
+    elements = list(permutations(range(5)))
+    index = {element: i for i, element in enumerate(elements)}
+    pairs = all_pairs(120, "compose")
+    for n in (0, 1, 137, 5000, 14399):
+        a, b = elements[pairs.a_N[n]], elements[pairs.b_N[n]]
+        assert pairs.y_N[n] == index[tuple(a[i] for i in b)]
+    table = pairs.y_N.reshape(120, 120)
+    assert (table.sort(dim=1).values == torch.arange(120)).all()  # each row and each column once: a group's table
+    assert (table[0] == torch.arange(120)).all()
+    assert (table != table.T).any()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from least_action.events import find_events, first_window
+from least_action.events import find_events, first_window, may_begin
 
 
 def rows(train, test, every=10):
@@ -49,3 +49,28 @@ def test_first_window_reports_its_first_step():
 def test_no_rows_is_an_error():
     with pytest.raises(ValueError, match="accuracies"):
         find_events([], 7, 3)
+
+
+def test_a_run_that_falls_back_has_a_first_and_a_sustained_crossing():
+    test = [0.02] * 4 + [1.0] + [0.3] + [1.0] * 5 + [0.5] * 2 + [1.0] * 8
+    events = find_events(rows([0.5] + [1.0] * 20, test), p=113, window=3)
+    assert (events.crossed_99, events.grokked_99, events.sustained_99) == (40, 60, 130)
+    assert events.evaluations_after == 12
+    assert events.held_99 == 10 / 12
+    assert events.test_at_memorised == 0.02
+    falls_at_the_end = find_events(rows([1.0] * 12, [0.0] * 2 + [1.0] * 8 + [0.9, 1.0]), p=113, window=3)
+    assert falls_at_the_end.sustained_99 is None
+    assert falls_at_the_end.held_99 == 6 / 7
+    never = find_events(rows([1.0] * 6, [0.1] * 6), p=113, window=3)
+    assert (never.crossed_99, never.sustained_99, never.held_99, never.evaluations_after) == (None, None, None, 0)
+
+
+def test_what_begins_an_event_is_told_when_it_happens_and_only_where_it_may():
+    train = [0.1, 1.0, 0.5, 1.0, 1.0, 1.0, 0.5, 1.0]
+    test = [0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0]
+    made = rows(train, test)
+    told = [row["epoch"] for i, row in enumerate(made) if may_begin(made[:i], row["train_acc"], row["test_acc"], 3)]
+    events = find_events(made, p=113, window=3)
+    assert {events.memorised, events.grokked_99} <= set(told)
+    # 10: a touch that may have become the event; 70: memorised long before.
+    assert told == [10, 30, 40]

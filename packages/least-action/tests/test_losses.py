@@ -10,27 +10,37 @@ from least_action.losses import (
     LeastActionLoss,
     consistency_regularizer,
     cross_entropy,
-    entropy_regularizer,
     gini_regularizer,
+    information_regularizer,
     jacobian_regularizer,
     routing_loss,
     sparsity_regularizer,
     spectral_smoothness_loss,
     stablemax_cross_entropy,
 )
-from least_action.metrics import compute_jacobian_norm, grid_logits
+from least_action.metrics import compute_jacobian_norm, grid_logits, mean_entropy
 from least_action.model import create_model
 
 UNIFORM, ONE_HOT = torch.full((6, 4), 0.25), torch.eye(4)[[0, 1, 2, 3, 0, 1]]
 
 
 def test_routing_regularisers_at_their_ends():
-    assert entropy_regularizer(UNIFORM) == pytest.approx(math.log(4), rel=1e-6)
-    assert entropy_regularizer(ONE_HOT) == pytest.approx(0, abs=1e-6)
+    assert mean_entropy(UNIFORM) == pytest.approx(math.log(4), rel=1e-6)
+    assert mean_entropy(ONE_HOT) == pytest.approx(0, abs=1e-6)
     assert sparsity_regularizer(UNIFORM) == pytest.approx(0.75)
     assert sparsity_regularizer(ONE_HOT) == 0
     assert gini_regularizer(UNIFORM) == pytest.approx(1)
     assert gini_regularizer(ONE_HOT) == pytest.approx(1 - 3 / 4)
+
+
+def test_information_is_large_where_samples_use_different_heads_and_not_where_all_use_one():
+    every_head, one_head = torch.eye(4).repeat(3, 1), torch.eye(4)[[2] * 12]
+    assert information_regularizer(every_head) == pytest.approx(-math.log(4), abs=1e-6)
+    assert information_regularizer(one_head) == pytest.approx(0, abs=1e-6)
+    assert information_regularizer(UNIFORM) == pytest.approx(0, abs=1e-6)
+    weights = torch.tensor([[1.0, 0.0], [0.3, 0.7]], requires_grad=True)  # a weight that has underflowed
+    (gradient,) = torch.autograd.grad(information_regularizer(weights), weights)
+    assert gradient.isfinite().all()
 
 
 def test_consistency_is_zero_where_like_inputs_are_routed_alike():

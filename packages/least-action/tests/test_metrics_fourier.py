@@ -326,10 +326,14 @@ def test_progress_of_a_generalising_and_of_a_memorising_network(operation):
     assert measured.key_share == pytest.approx(1)
     assert measured.restricted_loss < 0.01
     assert measured.excluded_loss == pytest.approx(math.log(n))  # nothing is left
+    assert measured.restricted_acc == 1
+    # Rounding errors alone choose the class.
+    assert measured.excluded_acc < 0.5
     memorised_NP = 10 * F.one_hot(pairs.y_N, p) * train_N[:, None] + noise(len(pairs), p)
     measured = progress_measures(memorised_NP, pairs, train_N, p, operation, F.cross_entropy, [1, 3, 6])
     assert measured.restricted_loss > 0.5 * math.log(n)
     assert measured.excluded_loss < 0.2
+    assert measured.excluded_acc < 0.3  # of held-out pairs, which it never knew
     measured = progress_measures(noise(len(pairs), p), pairs, train_N, p, operation, F.cross_entropy)
     assert measured.key_frequencies == ()
     assert measured.restricted_loss == pytest.approx(math.log(n), rel=0.01)
@@ -389,21 +393,35 @@ def small_model(**settings: object) -> PairModel:
 @pytest.mark.parametrize("model_type", ["transformer", "baseline", "routed"])
 def test_weight_ginis_tell_sparse_from_dense_tables(model_type):
     model = small_model(model_type=model_type)
-    dense_embedding, dense_unembedding = weight_ginis(model, "add")
+    dense_embedding, dense_neurons, dense_unembedding = weight_ginis(model, "add")
     assert dense_embedding < 0.3
-    assert dense_unembedding < 0.3
+    assert max(dense_neurons, dense_unembedding) < 0.3
     wave_P = (2 * math.pi * 3 * torch.arange(13) / 13).cos()
     with torch.no_grad():
         if model_type == "transformer":
             model.token.weight[:13] = wave_P[:, None]
         else:
             model.input.weight[:] = torch.cat([wave_P, wave_P])
-    sparse_embedding, same_unembedding = weight_ginis(model, "add")
+    sparse_embedding, same_neurons, same_unembedding = weight_ginis(model, "add")
     assert sparse_embedding == pytest.approx(11 / 12, abs=1e-4)
-    assert same_unembedding == dense_unembedding
+    assert (same_neurons, same_unembedding) == (dense_neurons, dense_unembedding)
     with torch.no_grad():
         model.head.weight[:] = wave_P[:, None]
-    assert weight_ginis(model, "add")[1] == pytest.approx(11 / 12, abs=1e-4)
+    ginis = weight_ginis(model, "add")
+    assert (ginis.unembedding, ginis.neuron_to_logit) == pytest.approx((11 / 12, 11 / 12), abs=1e-4)
+
+
+def test_the_papers_gini_is_of_the_map_from_neurons_to_logits():
+    """W_L = W_U W_out: a W_U with two frequencies of which W_out passes on one."""
+    model = small_model(model_type="transformer")
+    angle_P = 2 * math.pi * torch.arange(13) / 13
+    with torch.no_grad():
+        model.head.weight[:, :4] = (3 * angle_P).cos()[:, None]
+        model.head.weight[:, 4:] = (5 * angle_P).cos()[:, None]
+        model.blocks[0].ff.down.weight[4:] = 0
+    ginis = weight_ginis(model, "add")
+    assert ginis.neuron_to_logit == pytest.approx(11 / 12, abs=1e-4)
+    assert ginis.unembedding == pytest.approx(10 / 12, abs=1e-4)
 
 
 def test_weight_ginis_see_both_operands_of_an_mlp():
@@ -418,7 +436,7 @@ def test_weight_ginis_see_both_operands_of_an_mlp():
 
 
 def test_weight_ginis_of_tied_and_unknown_models():
-    embedding, unembedding = weight_ginis(small_model(model_type="transformer", tie_embeddings=True), "add")
+    embedding, _, unembedding = weight_ginis(small_model(model_type="transformer", tie_embeddings=True), "add")
     assert embedding == unembedding
 
     class Other(PairModel):

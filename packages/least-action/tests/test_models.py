@@ -146,7 +146,11 @@ def test_roles_cover_every_parameter_by_what_it_is(small, model_type):
         if name.endswith(".bias") and role not in ("norm", "gate"):
             assert role == "bias", name
     spared = set(roles) - decayed_parameters(model, "matrices")
-    assert decayed_parameters(model, "all") == set(roles)
+    gates = {name for name, role in roles.items() if role == "gate"}
+    assert bool(gates) == model_type.startswith("routed")
+    assert decayed_parameters(model, "all") == set(roles) - gates
+    assert decayed_parameters(model, "all", decay_gates=True) == set(roles)
+    assert decayed_parameters(model, "matrices", decay_gates=True) == decayed_parameters(model, "matrices")
     assert {"embedding", "bias"} <= {roles[name] for name in spared}
     assert {roles[name] for name in decayed_parameters(model, "matrices")} == {"matrix", "unembedding"}
     # The first layer on one-hot inputs is a table, whatever its module is called.

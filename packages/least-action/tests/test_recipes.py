@@ -40,6 +40,9 @@ def test_warm_up_is_linear_from_zero(small):
     config = small(warmup_epochs=4, lr=0.8)
     assert [learning_rate(e, config) for e in range(6)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 0.8, 0.8])
     assert learning_rate(0, small(lr=0.8)) == 0.8
+    settled = small(lr=0.8, lr_after_99=0.1, warmup_epochs=4)
+    assert [learning_rate(e, settled, e > 5) for e in (1, 5, 6, 9)] == pytest.approx([0.4, 0.8, 0.1, 0.1])
+    assert learning_rate(9, config, True) == 0.8
 
 
 @pytest.mark.parametrize("rule", ["matrices", "all"])

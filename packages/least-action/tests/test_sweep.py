@@ -6,10 +6,19 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import resources
+from pathlib import Path
 
+import pandas as pd
+import pytest
 import yaml
 
 from least_action.cli import main
+from least_action.config import SweepConfig
+from least_action.figures import cell_of
+from least_action.plan import plan
+from least_action.report import atlas_pictures, smallest_fractions
+from studycore.configuration import check_types, read_yaml
 from studycore.metrics_log import read_rows
 
 TINY = {
@@ -121,3 +130,45 @@ def test_one_experiment_of_a_sweep_and_the_rest_later(tmp_path, monkeypatch):
     assert "lr1e-3 | not begun" not in (tmp_path / "out" / "report.md").read_text()
     assert (tmp_path / "out" / "lr1e-3" / "results.json").exists()
     assert (tmp_path / "out" / "lr3e-3" / "results.json").stat().st_mtime_ns == written
+
+
+def test_arms_may_have_grids_of_their_own():
+    base = {"p": 7, "train_frac": 0.5, "lr": 1e-3, "model_type": "baseline"}
+    arms, grids = {"sum": {}, "s5": {"operation": "compose", "p": 120}}, {"s5": {"train_frac": [0.4, 0.5]}}
+    sweep = SweepConfig(
+        base=base, arms=arms, grid={"lr": [1e-3, 1e-2]}, arm_grids=grids, seeds=2, name="{lr}_{train_frac}"
+    )
+    jobs = plan(sweep)
+    assert [(job.config.operation, job.config.lr, job.config.train_frac) for job in jobs[::2]] == [
+        ("add", 1e-3, 0.5), ("add", 1e-2, 0.5), ("compose", 1e-3, 0.4), ("compose", 1e-3, 0.5),
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="arm_grids: 'other' is none of the arms"):
+        SweepConfig(base=base, arms=arms, arm_grids={"other": {}})
+    for name, runs in (("atlas", 198), ("quick", 18), ("full", 50), ("operations", 40), ("recipes", 42)):
+        path = Path(str(resources.files("least_action"))) / "configs" / f"{name}.yaml"
+        assert len(plan(SweepConfig(**check_types(SweepConfig, read_yaml(path))))) == runs, name
+
+
+def test_the_atlas_tells_regions_and_smallest_fractions(tmp_path):
+    cells = {  # fraction, decay: times of three seeds (None: never), and whether they memorised
+        (0.2, 0.0): ([None] * 3, False), (0.2, 1.0): ([None] * 3, True),
+        (0.4, 0.0): ([None, None, 90], True), (0.4, 1.0): ([100, None, 80], True),
+    }  # fmt: skip
+    runs = pd.DataFrame(
+        {
+            "operation": "add", "train_frac": fraction, "weight_decay": decay, "time": time or 500, "last_epoch": 500,
+            "grokked": time is not None, "has_memorised": memorised,
+        }
+        for (fraction, decay), (times, memorised) in cells.items()
+        for time in times
+    )  # fmt: skip
+    found = {key: cell_of(cell) for key, cell in runs.groupby(["train_frac", "weight_decay"])}
+    assert found == {
+        (0.2, 0.0): ("never memorised", "-"), (0.2, 1.0): ("memorised only", "-"),
+        (0.4, 0.0): ("memorised only", "-"), (0.4, 1.0): ("generalises", "100"),
+    }  # fmt: skip
+    (table,) = smallest_fractions(runs)
+    assert table.rows[0][:4] == ("add", "0.4", "0.2 to 0.4", 500)
+    (picture,) = atlas_pictures(runs, tmp_path)
+    assert "weight decay" in picture.path.read_text()
+    assert atlas_pictures(runs[runs["weight_decay"] == 1.0], tmp_path) == []

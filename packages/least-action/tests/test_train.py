@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 
 from least_action.cli import Trainer
 from least_action.data import batches, create_dataset
-from least_action.metrics.training import MetricsHistory
-from least_action.model import build_model, replay_probe
+from least_action.history import MetricsHistory
+from least_action.metrics.training import Probe, measure_basics
+from least_action.model import Output, build_model, replay_probe
 from studycore.checkpoints import load_latest, read_index, rebuild
 from studycore.configuration import to_dict, to_yaml
 from studycore.errors import UserError
@@ -115,11 +116,11 @@ def test_resuming_is_bitwise(small, tmp_path, changes, extra, train):
     calls = {"n": 0}
     original = module.learning_rate
 
-    def dies(epoch, config):
+    def dies(epoch, *more):
         calls["n"] += 1
         if epoch == 12:
             raise KeyboardInterrupt
-        return original(epoch, config)
+        return original(epoch, *more)
 
     module.learning_rate = dies
     try:
@@ -213,6 +214,39 @@ def test_a_small_sphere_groks_and_stops_some_epochs_later(small, tmp_path, train
     results = json.loads((tmp_path / "run" / "results.json").read_text())["metrics"]
     assert results["grokked_99"] + 25 <= results["epoch"] < results["grokked_99"] + 30
     assert results["memorised"] <= results["grokked_99"]
+    measured = {row["epoch"]: row for row in read_rows(tmp_path / "run" / "metrics.jsonl")}
+    for event in ("memorised", "grokked_99"):  # between the intervals, at the event itself
+        row = measured[results[event]]
+        assert {"weight_hessian_trace", "restricted_loss", "excluded_loss", "weight_norm"} <= row.keys()
+        free = row["weight_hessian_trace"] * row["weight_norm"] ** 2
+        assert row["weight_hessian_scale_free"] == pytest.approx(free, rel=1e-5)
+    assert results["evaluations_looked_at_for_it"] >= 2
+
+
+def test_the_rate_falls_when_099_is_touched_and_stays_low_after_a_resume(small, tmp_path, train, monkeypatch):
+    values = {"p": 23, "train_frac": 0.8, "hidden_dim": 32, "activation": "relu", "init_std": 0.15, "recipe": "bounded_sphere", "weight_decay_rule": "all", "seed": 0, "epochs": 2000, "log_every": 5, "weight_curvature_interval": 1000, "compute_weight_curvature": False, "sensitivity_every": 1000, "stop_after_grok": 40}  # fmt: skip
+    train(small(**values), tmp_path / "plain")
+    train(small(**values, lr_after_99=1e-4), tmp_path / "settled")
+    plain, settled = ({row["epoch"]: row for row in read_rows(tmp_path / name / "metrics.jsonl")} for name in ("plain", "settled"))  # fmt: skip
+    touched = next(epoch for epoch, row in plain.items() if row["test_acc"] >= 0.99)
+    assert [plain[e]["test_loss"] for e in plain if e <= touched] == [settled[e]["test_loss"] for e in plain if e <= touched]  # fmt: skip
+    assert {row["lr"] for epoch, row in settled.items() if epoch < touched} == {1e-2}
+    assert {row["lr"] for epoch, row in settled.items() if epoch >= touched} == {1e-4}
+    import least_action.train as module
+
+    original = module.learning_rate
+
+    def dies(epoch, *more):
+        if epoch == touched + 17:
+            raise KeyboardInterrupt
+        return original(epoch, *more)
+
+    monkeypatch.setattr(module, "learning_rate", dies)
+    with pytest.raises(KeyboardInterrupt):
+        train(small(**values, lr_after_99=1e-4), tmp_path / "cut")
+    monkeypatch.setattr(module, "learning_rate", original)
+    train(small(**values, lr_after_99=1e-4), tmp_path / "cut", resume=True)
+    same(tmp_path / "settled", tmp_path / "cut")
 
 
 def test_batches_cover_each_epoch_once_and_differ_between_epochs(small):
@@ -341,6 +375,43 @@ def test_eight_restructured_steps_equal_plain_ones_where_rounding_grows(small, t
     for name, expected in weights(tmp_path / "plain").items():
         tolerance = {"rtol": 1e-11, "atol": 1e-12 * float(expected.abs().max())}
         torch.testing.assert_close(weights(tmp_path / "restructured")[name], expected, **tolerance)
+
+
+def test_rows_hold_layer_norms_and_the_inputs_derivatives_at_every_evaluation(small, tmp_path, train):
+    train(small(n_layers=2), tmp_path / "run")
+    rows = read_rows(tmp_path / "run" / "metrics.jsonl")
+    assert all({"jacobian_norm", "hessian_trace"} <= row.keys() for row in rows)
+    detailed = [row for row in rows if "spectral_smoothness" in row]
+    assert 1 < len(detailed) < len(rows)
+    for row in detailed:
+        layers = {name: value for name, value in row.items() if name.startswith("layer_weight_norm_")}
+        assert "layer_weight_norm_blocks_1_query" in layers
+        assert sum(value**2 for value in layers.values()) == pytest.approx(row["weight_norm"] ** 2, rel=1e-5)
+        assert row["train_loss_float32"] == pytest.approx(row["train_loss"], rel=1e-4)
+    train(small(sensitivity_every=10), tmp_path / "seldom")
+    seldom = [row["epoch"] for row in read_rows(tmp_path / "seldom" / "metrics.jsonl") if "jacobian_norm" in row]
+    assert seldom == [0, 10, 20, 30]
+
+
+def test_new_pairs_are_those_whose_mirror_image_is_held_out_too(small):
+    config = small(p=11, train_frac=0.4)
+    probe = Probe.draw(create_dataset(config), config, "cpu")
+    trained = set(zip(probe.data.train.a_N.tolist(), probe.data.train.b_N.tolist(), strict=True))
+    pairs = list(zip(probe.all.a_N.tolist(), probe.all.b_N.tolist(), strict=True))
+    assert probe.new_mask_N.tolist() == [(a, b) not in trained and (b, a) not in trained for a, b in pairs]
+    # Who has learnt the unordered pairs by heart scores well on held-out pairs, and nothing on new ones.
+    known = torch.tensor([(a, b) in trained or (b, a) in trained for a, b in pairs])
+    logits = torch.nn.functional.one_hot(torch.where(known, probe.all.y_N, (probe.all.y_N + 1) % 11), 11).double()
+    basics = measure_basics(Output(logits, logits, ()), probe, config)
+    assert (basics["train_acc"], basics["new_pairs_acc"]) == (1, 0)
+    assert 0.2 < basics["test_acc"] < 0.6
+
+
+def test_composition_of_permutations_trains_without_spectra(small, tmp_path, train):
+    train(small(operation="compose", p=120, train_frac=0.02, epochs=10), tmp_path / "run")
+    rows = read_rows(tmp_path / "run" / "metrics.jsonl")
+    assert "weight_norm" in rows[-1] and "key_frequencies" not in rows[-1] and "gini_embedding" not in rows[-1]
+    assert not (tmp_path / "run" / "arrays.safetensors").exists()
 
 
 def test_a_notebook_trains_and_gets_the_history(small, tmp_path):

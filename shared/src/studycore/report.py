@@ -190,6 +190,14 @@ def number(value: Any) -> str:
     return f"{value:.3g}" if abs(value) < 999.5 else f"{value:,.0f}" if abs(value) < 1e6 else f"{value:.2e}"
 
 
+def figure_of(claim: Mapping[str, Any]) -> str:
+    """What was measured, with its interval. Where runs were censored the interval has no end on that side."""
+    bound, (low, high) = claim.get("bound"), map(number, claim["interval95"])
+    low = "not reached" if bound in ("at most", "unknown") else low
+    high = "not reached" if bound in ("at least", "unknown") else high
+    return f"{bound + ' ' if bound else ''}{number(claim['measured'])} [{low}, {high}]"
+
+
 def table_text(table: Table) -> str:
     """A table as aligned columns for a terminal; the first column stands left."""
     cells = [list(table.columns), *[[number(cell) for cell in row] for row in table.rows]]
@@ -215,11 +223,7 @@ def claims_text(claims: Sequence[Mapping[str, Any]]) -> str:
     for claim in claims:
         lines.append(f"  {claim['verdict'].upper():<13}{claim['statement']}")
         if claim["measured"] is not None:
-            low, high = claim["interval95"]
-            bound = f"{claim['bound']} " if claim.get("bound") else ""
-            figure = (
-                f"{bound}{number(claim['measured'])} [{number(low)}, {number(high)}] {claim['unit']}, n = {claim['n']}"
-            )
+            figure = f"{figure_of(claim)} {claim['unit']}, n = {claim['n']}"
             lines.append(f"{'':<15}measured {figure}; predicted {claim['predicted']}")
         else:
             lines.append(f"{'':<15}{claim['why']}")
@@ -241,6 +245,7 @@ def _environment(escape: bool = True) -> Any:
     )
     environment.filters["number"] = number
     environment.filters["placed"] = placed
+    environment.filters["figure_of"] = figure_of
     environment.filters["cell"] = lambda value: " ".join(number(value).replace("|", "\\|").split())
     return environment
 

@@ -1,23 +1,70 @@
 """The study's claims, as data, and what they read of a finished run.
 
 Each compares runs that differ in one thing, seed by seed. A time to grok that was not reached counts as the run's
-length and makes a ratio of times a bound.
+length and makes a ratio of times a bound. A sweep is judged by the claims that its runs can decide, and no others.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from least_action.config import TrainerConfig
-from least_action.events import Events, find_events
-from studycore.claims import Claim
+from least_action.config import SweepConfig, TrainerConfig
+from least_action.events import PLATEAU, Events, find_events
+from least_action.plan import plan
+from studycore.claims import Claim, Condition, NotRun
 from studycore.configuration import config_hash, to_dict
 from studycore.errors import UserError
-from studycore.measures import geometric_mean, paired_ratio, share
+from studycore.measures import geometric_mean, mean, paired_ratio, rows as rows_of, share
 from studycore.metrics_log import read_rows
 
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
 ORIGINAL, POWER = "the original study", "Power et al. 2022, arXiv:2201.02177"
+NANDA, TVEIT, OWN = "Nanda et al. 2023, arXiv:2301.05217", "Tveit et al. 2025, arXiv:2504.16041", "this study"
 DENSE = "dense runs with weight decay"
+ADAMW = "AdamW runs without a recipe"
+HALF = 0.5
+"""What the interval of a share must lie above or below: 6 of 6 or 0 of 6 do it."""
+LEAST_EVALUATIONS = 20
+"""Evaluations after grokking below which nothing is said about stability."""
+STABLE = 0.99
+"""Share of them that must hold 0.99 for a run to count as stable."""
+ENTROPY_SHARE, MAX_USE = 0.5, 0.9
+"""Gates are selective when their mean entropy is below this share of log heads and no head has more than this use."""
+KEPT, REMOVED = 0.95, 0.05
+"""Accuracy of the key frequencies alone, and without them: chance is below 0.01 at p = 113."""
+
+
+def _selective_gates() -> Condition:
+    def unmet(table: "DataFrame") -> str:
+        try:
+            routed = rows_of(table, "gate_entropy_share", "routed runs", "routing")
+        except NotRun:
+            return "No routed run with a regulariser of its gates has finished."
+        entropy, use = float(routed["gate_entropy_share"].max()), float(routed["gate_max_use"].max())
+        if entropy < ENTROPY_SHARE and use < MAX_USE:
+            return ""
+        return (
+            f"Needs selective gates in every routed run: entropy below {ENTROPY_SHARE:g} of log heads, and no head with "
+            f"more than {MAX_USE:g} of the use; the largest are {entropy:.2f} and {use:.2f}, so that nothing is routed."
+        )
+
+    return Condition(f"gates are selective(entropy {ENTROPY_SHARE:g}, use {MAX_USE:g})", unmet)
+
+
+def _stability_is_measured() -> Condition:
+    def unmet(table: "DataFrame") -> str:
+        try:
+            rows_of(table, "stable", DENSE, "kind")
+        except NotRun:
+            return f"No dense run went on for {LEAST_EVALUATIONS} evaluations after it had grokked."
+        return ""
+
+    return Condition(f"{LEAST_EVALUATIONS} evaluations follow grokking", unmet)
+
+
 WITHOUT_OVER_WITH = paired_ratio(
     "time", "runs without weight decay", "runs with it", of="decay", by="matched_but_for_decay", censored="censored",
     alike="that differ in nothing else",
@@ -26,47 +73,141 @@ ROUTED_OVER_DENSE = paired_ratio(
     "time", "routed runs", "dense runs", of="routing", by="matched_but_for_routing", censored="censored",
     alike="that differ in nothing else",
 )  # fmt: skip
+SELECTIVE = _selective_gates()
+
+
+def _event_ratio(id_: str, statement: str, source: str, metric: str, unit: str, rises: bool = False) -> Claim:
+    """A metric at the evaluation at which the run grokked over the same at which it memorised."""
+    threshold: dict[str, Any] = {"above": 1.0} if rises else {"below": 1.0}
+    return Claim(
+        id_, statement, source, "rises" if rises else "falls", f"times, {unit} at grokking over memorisation",
+        geometric_mean(metric, DENSE, of="kind"), **threshold,
+    )  # fmt: skip
+
+
+def _operation(name: str, noun: str) -> Claim:
+    return Claim(
+        f"generalises_{name}", f"Runs on {noun} reach 0.99 test accuracy", OWN, "9 of 10 runs", "share of runs",
+        share("grokked", name, of="operation"), above=HALF,
+    )  # fmt: skip
+
 
 CLAIMS = (
     Claim(
-        "grokking", "Runs with weight decay reach 0.99 test accuracy", POWER, "every run", "share of runs",
-        share("grokked", DENSE, of="kind"), above=0.5,
+        "generalises", "Runs with weight decay reach 0.99 test accuracy", POWER, "every run", "share of runs",
+        share("grokked", DENSE, of="kind"), above=HALF,
+    ),
+    Claim(
+        "plateau",
+        f"When training accuracy reaches 0.99, accuracy on held-out pairs whose mirror image is new too is below {PLATEAU:g}",
+        POWER, "near chance", "accuracy at memorisation", mean("new_at_memorised", DENSE, of="kind"), below=PLATEAU,
+    ),
+    Claim(
+        "stability", "Once 0.99 is reached, it holds in 99 % of the evaluations that follow", OWN, "9 of 10 runs",
+        "share of runs", share("stable", DENSE, of="kind"), above=HALF, when=_stability_is_measured(),
     ),
     Claim(
         "delay", "Test accuracy reaches 0.99 ten times later than training accuracy does", POWER,
         "10 times or more (AdamW)", "times, time to generalise over time to memorise",
-        geometric_mean("delay_ratio", DENSE, of="kind", censored="censored"), above=10.0,
+        geometric_mean("delay_ratio", ADAMW, of="published", censored="censored"), above=10.0,
     ),
     Claim(
-        "weight_decay", "Without weight decay grokking takes longer", f"{ORIGINAL}; {POWER}", "critical",
-        "times, time to grok without over with", WITHOUT_OVER_WITH, above=1.0,
+        "weight_decay", "Without weight decay 0.99 test accuracy takes longer", f"{ORIGINAL}; {POWER}", "critical",
+        "times, time to 0.99 without over with", WITHOUT_OVER_WITH, above=1.0,
     ),
     Claim(
-        "routing", "Routing slows grokking against the matched transformer", f"{ORIGINAL} (confounded there)",
-        "4 times slower", "times, time to grok routed over dense", ROUTED_OVER_DENSE, above=1.0,
+        "routing", "Routing slows generalisation against the matched transformer", f"{ORIGINAL} (confounded there)",
+        "4 times slower", "times, time to 0.99 routed over dense", ROUTED_OVER_DENSE, above=1.0, when=SELECTIVE,
     ),
     Claim(
-        "routing_fourfold", "Routing slows grokking at least fourfold", f"{ORIGINAL}'s own figure", "4 times slower",
-        "times, time to grok routed over dense", ROUTED_OVER_DENSE, above=4.0,
+        "routing_fourfold", "Routing slows generalisation at least fourfold", f"{ORIGINAL}'s own figure",
+        "4 times slower", "times, time to 0.99 routed over dense", ROUTED_OVER_DENSE, above=4.0, when=SELECTIVE,
     ),
-    Claim(
-        "curvature", "The weight Hessian's trace is lower after grokking than at memorisation", ORIGINAL, "falls",
-        "times, trace after grokking over trace at memorisation",
-        geometric_mean("curvature_ratio", DENSE, of="kind"), below=1.0,
+    _event_ratio(
+        "curvature", "The weight Hessian's trace is lower at grokking than at memorisation", ORIGINAL,
+        "curvature_ratio", "trace",
     ),
-    Claim(
+    _event_ratio(
+        "curvature_scale_free",
+        "The trace times the weights' squared norm, which does not see their scale, is lower at grokking than at memorisation",
+        f"{OWN}: the norm falls too", "curvature_scale_free_ratio", "trace times squared norm",
+    ),
+    _event_ratio(
         "curvature_per_loss",
-        "The weight Hessian's trace per unit of training loss is lower after grokking than at memorisation",
-        "this study: the trace falls with the loss alone", "falls",
-        "times, trace over loss after grokking over the same at memorisation",
-        geometric_mean("curvature_per_loss_ratio", DENSE, of="kind"), below=1.0,
+        "The weight Hessian's trace per unit of training loss is lower at grokking than at memorisation",
+        f"{OWN}: the trace falls with the loss alone", "curvature_per_loss_ratio", "trace over loss",
     ),
+    _event_ratio(
+        "restricted_loss", "The loss of the key frequencies alone is lower at grokking than at memorisation", NANDA,
+        "restricted_ratio", "restricted loss",
+    ),
+    _event_ratio(
+        "excluded_loss", "The training loss without the key frequencies is higher at grokking than at memorisation",
+        NANDA, "excluded_ratio", "excluded loss", rises=True,
+    ),
+    Claim(
+        "keys_removed", f"Without the key frequencies a generalising run's accuracy on held-out pairs is below {REMOVED:g}",
+        NANDA, "chance", "accuracy on held-out pairs", mean("accuracy_without_keys", DENSE, of="kind"), below=REMOVED,
+    ),
+    Claim(
+        "keys_kept", f"The key frequencies alone leave a generalising run's accuracy above {KEPT:g}", NANDA, "unchanged",
+        "accuracy on all pairs", mean("accuracy_of_keys", DENSE, of="kind"), above=KEPT,
+    ),
+    Claim(
+        "muon", "Muon reaches 0.99 test accuracy in fewer epochs than AdamW", TVEIT, "0.67 times (to 0.95)",
+        "times, time to 0.99 Muon over AdamW",
+        paired_ratio("time", "muon", "none", of="recipe", censored="censored"), below=1.0,
+    ),
+    _operation("add", "addition"),
+    _operation("subtract", "subtraction"),
+    _operation("multiply", "multiplication"),
+    _operation("divide", "division"),
 )  # fmt: skip
 
 
 def claims(verb: str, config: Any) -> Sequence[Claim]:
-    """The claims that a run or a sweep is judged by: always all; what a single run cannot tell is not run."""
-    return CLAIMS
+    """The claims that the runs of a configuration can decide, by what differs among them."""
+    runs = [job.config for job in plan(config)] if isinstance(config, SweepConfig) else [config]
+    return [claim for claim in CLAIMS if _is_asked(claim.id, runs)]
+
+
+def _is_asked(claim: str, runs: Sequence[TrainerConfig]) -> bool:
+    operations, recipes = {run.operation for run in runs}, {run.recipe for run in runs}
+    if claim.startswith("generalises_"):
+        is_one_task_each = len({run.train_frac for run in runs}) == 1  # a phase diagram is no claim
+        return is_one_task_each and len(operations) > 1 and claim.removeprefix("generalises_") in operations
+    if claim == "muon":
+        return {"muon", "none"} <= recipes
+    dense = [run for run in runs if _is_dense_with_decay(run)]
+    # What is said of dense runs is said of one operation under one recipe.
+    if len({(run.operation, run.recipe) for run in dense}) != 1:
+        return False
+    if claim == "delay":
+        return any(map(_is_published, runs))
+    if claim == "weight_decay":
+        return _are_paired(dense, [run for run in runs if run.weight_decay == 0], "weight_decay")
+    if claim.startswith("routing"):
+        return _are_paired(dense, [run for run in runs if _is_routed(run)], "model_type")
+    if claim.startswith(("restricted", "excluded", "keys")):
+        return dense[0].operation != "compose"
+    return True
+
+
+def _are_paired(some: Sequence[TrainerConfig], others: Sequence[TrainerConfig], but_for: str) -> bool:
+    return bool({_identity(run, but_for) for run in some} & {_identity(run, but_for) for run in others})
+
+
+def _is_dense_with_decay(config: TrainerConfig) -> bool:
+    return config.weight_decay > 0 and config.model_type in ("transformer", "baseline")
+
+
+def _is_published(config: TrainerConfig) -> bool:
+    return _is_dense_with_decay(config) and config.recipe == "none"
+
+
+def _is_routed(config: TrainerConfig) -> bool:
+    """Routed, with a regulariser that makes gates selective."""
+    return config.model_type == "routed_transformer" and bool(config.routing_regularizer) and config.lambda_routing > 0
 
 
 def columns(folder: Path, config: TrainerConfig) -> dict[str, Any]:
@@ -75,36 +216,61 @@ def columns(folder: Path, config: TrainerConfig) -> dict[str, Any]:
     if not rows:
         raise UserError(f"{folder}/metrics.jsonl: holds no evaluation; resume the run first")
     events = find_events(rows, config.p, config.event_window)
-    time = events.last_epoch if events.grokked_99 is None else events.grokked_99
+    grokked = events.grokked_99 is not None
+    time = max(1, events.last_epoch if events.grokked_99 is None else events.grokked_99)
     last = [row for row in rows if "test_acc" in row][-1]
-    values = {
+    dense = _is_dense_with_decay(config)
+    values: dict[str, Any] = {
         **events.as_dict(),
-        "time": max(1, time),
-        "grokked": events.grokked_99 is not None,
-        "censored": events.grokked_99 is None,
+        "time": time,
+        "grokked": grokked,
+        "censored": not grokked,
+        "has_memorised": events.memorised is not None,
         "decay": "runs with it" if config.weight_decay > 0 else "runs without weight decay",
-        "kind": DENSE if config.weight_decay > 0 and config.model_type != "routed_transformer" else None,
-        "routing": {"transformer": "dense runs", "routed_transformer": "routed runs"}.get(config.model_type),
+        "kind": DENSE if dense else None,
+        "published": ADAMW if _is_published(config) else None,
+        "recipe": config.recipe,
+        "operation": config.operation,
+        "train_frac": config.train_frac,
+        "weight_decay": config.weight_decay,
+        "routing": "routed runs"
+        if _is_routed(config)
+        else "dense runs"
+        if config.model_type == "transformer"
+        else None,
         "matched_but_for_decay": _identity(config, "weight_decay"),
         "matched_but_for_routing": _identity(config, "model_type"),
         **{name: last[name] for name in ("train_acc", "test_acc", "train_loss", "test_loss")},
     }
     if events.memorised is not None:
-        values["delay_ratio"] = max(1, time) / max(1, events.memorised)
-    for name, column in (
-        ("curvature_ratio", "weight_hessian_trace"),
-        ("curvature_per_loss_ratio", "weight_hessian_per_loss"),
-    ):
-        values[name] = _after_over_before(rows, events, column)
+        values["delay_ratio"] = time / max(1, events.memorised)
+    if events.held_99 is not None and events.evaluations_after >= LEAST_EVALUATIONS:
+        values["stable"] = events.held_99 >= STABLE
+    if grokked:
+        values |= {"accuracy_of_keys": last.get("restricted_acc"), "accuracy_without_keys": last.get("excluded_acc")}
+    heads = config.n_heads if config.model_type == "routed" else config.routing_heads
+    if "routing_entropy" in last and heads > 1:
+        values["gate_entropy_share"] = last["routing_entropy"] / math.log(heads)
+        values["gate_max_use"] = last["routing_max_use"]
+    for name, column in EVENT_RATIOS.items():
+        values[name] = _at_events(rows, events, column)
     return {name: value for name, value in values.items() if value is not None}
 
 
+EVENT_RATIOS = {
+    "curvature_ratio": "weight_hessian_trace",
+    "curvature_scale_free_ratio": "weight_hessian_scale_free",
+    "curvature_per_loss_ratio": "weight_hessian_per_loss",
+    "restricted_ratio": "restricted_loss",
+    "excluded_ratio": "excluded_loss",
+}
+"""Metrics at grokking over those at memorisation, by the columns of the history."""
 MEASURING = (
-    "stop_after_grok", "log_every", "checkpoint_every", "compute_weight_curvature", "weight_curvature_interval",
-    "curvature_probes", "metric_samples", "compute_optimizer_metrics",
+    "epochs", "stop_after_grok", "log_every", "sensitivity_every", "checkpoint_every", "compute_weight_curvature",
+    "weight_curvature_interval", "curvature_probes", "metric_samples", "compute_optimizer_metrics",
 )  # fmt: skip
-"""Fields that say what is measured when, and leave the path of the training alone."""
-ROUTING = ("routing_regularizer", "lambda_routing", "routing_heads")
+"""Fields that say what is measured when and for how long, and leave the path of the training alone."""
+ROUTING = ("routing_regularizer", "lambda_routing", "routing_heads", "decay_gates")
 """Fields that leave a dense run's path alone."""
 
 
@@ -114,18 +280,15 @@ def _identity(config: TrainerConfig, but_for: str) -> str:
     return config_hash({name: value for name, value in to_dict(config).items() if name not in left_out})
 
 
-def _after_over_before(rows: Sequence[Mapping[str, Any]], events: Events, column: str) -> float | None:
-    """The column's first measurement at or after grokking over that at or after memorisation.
+def _at_events(rows: Sequence[Mapping[str, Any]], events: Events, column: str) -> float | None:
+    """The column at the evaluation at which the run grokked over that at which it memorised.
 
-    None when these are not two measurements, or not both positive: then there is no ratio.
+    None where it did not do both, one after the other, or a value is missing or not positive: then there is no ratio.
     """
-    if events.memorised is None or events.grokked_99 is None:
+    if events.memorised is None or events.grokked_99 is None or events.memorised == events.grokked_99:
         return None
-    measured = [row for row in rows if column in row]
-    after, before = (
-        next((row for row in measured if row["epoch"] >= epoch), None)
-        for epoch in (events.grokked_99, events.memorised)
-    )
-    if after is None or before is None or after is before or min(after[column], before[column]) <= 0:
+    values = {row["epoch"]: row.get(column) for row in rows}
+    after, before = values.get(events.grokked_99), values.get(events.memorised)
+    if after is None or before is None or min(after, before) <= 0:
         return None
-    return float(after[column] / before[column])
+    return float(after / before)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from least_action.config import QUESTION
 from studycore.cli import main as run_command
 from studycore.study import ManyRuns, OneRun, Study, Verb
 
@@ -12,7 +13,7 @@ STUDY = Study(
     name="least-action",
     distribution="least-action",
     package="least_action",
-    question="When does a network that has memorised modular arithmetic come to generalise, and what speeds it up?",
+    question=QUESTION,
     verbs={
         "train": OneRun(
             "train one configuration, or several seeds of it",
@@ -47,7 +48,7 @@ class Trainer:
         """Trains as `least-action train` does, with its report; `options` are TrainOptions' fields. Returns the run's
         MetricsHistory."""
         from least_action.config import TrainOptions
-        from least_action.metrics.training import MetricsHistory
+        from least_action.history import MetricsHistory
         from studycore.execution import make_run
 
         given = TrainOptions(resume=resume, extra_epochs=extra_epochs, **options)

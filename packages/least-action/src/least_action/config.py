@@ -15,7 +15,9 @@ from studycore.bounds import (
     check_bounds,
 )
 
+QUESTION = "When does a network that has memorised modular arithmetic come to generalise, and what speeds it up?"
 TRANSFORMERS = ("transformer", "routed_transformer")
+S5_ELEMENTS = 120
 
 
 @dataclass(frozen=True)
@@ -23,9 +25,9 @@ class TrainerConfig:
     """Everything that determines a run's numbers. ValueError names the field, its value and the mend."""
 
     p: AtLeast3 = 113
-    """Modulus; a prime for multiply and divide."""
-    operation: Literal["add", "subtract", "multiply", "divide"] = "add"
-    """What is learnt: (a operation b) mod p."""
+    """Modulus; a prime for multiply and divide; 120, the number of its elements, for compose."""
+    operation: Literal["add", "subtract", "multiply", "divide", "compose"] = "add"
+    """What is learnt: (a operation b) mod p, or the composition of permutations of five things (the group S5)."""
     train_frac: float = 0.3
     """Fraction of all pairs that is for training."""
     data_seed: int | None = 42
@@ -65,7 +67,9 @@ class TrainerConfig:
     weight_decay: NonNegativeFloat = 0.1
     """Decoupled weight decay (Loshchilov and Hutter 2019)."""
     weight_decay_rule: Literal["matrices", "all"] = "matrices"
-    """matrices: embeddings, biases, norms and gates are spared; all: everything decays (Nanda et al. 2023)."""
+    """matrices: embeddings, biases and norms are spared; all: everything decays (Nanda et al. 2023)."""
+    decay_gates: bool = False
+    """Lets the rule "all" decay routing gates too: that holds them near uniform, so that nothing is routed."""
     optimizer: Literal["adamw"] = "adamw"
     """AdamW; the recipe may replace it for some parameters."""
     beta1: BelowOne = 0.9
@@ -78,6 +82,8 @@ class TrainerConfig:
     """Largest norm of the whole gradient; null: no clipping."""
     warmup_epochs: NonNegativeInt = 0
     """Epochs over which the learning rate rises linearly from 0."""
+    lr_after_99: PositiveFloat | None = None
+    """Learning rate from the first evaluation with 0.99 test accuracy on, so that what is learnt stays; null: lr."""
     recipe: Literal[
         "none", "bounded_sphere", "constrained_norm", "orthograd", "orthograd_stablemax", "grokfast", "muon"
     ] = "none"
@@ -91,7 +97,7 @@ class TrainerConfig:
     grokfast_lambda: NonNegativeFloat = 2.0
     """grokfast: weight of the moving average that is added."""
 
-    routing_regularizer: Literal["entropy", "sparsity", "gini", "consistency"] | None = "entropy"
+    routing_regularizer: Literal["entropy", "sparsity", "gini", "consistency", "information"] | None = "entropy"
     """Regulariser of routing weights (routed models only; ignored by the others, as in every configuration here)."""
     lambda_routing: NonNegativeFloat = 0.01
     """Its weight in the loss."""
@@ -112,11 +118,13 @@ class TrainerConfig:
     eval_every: PositiveInt = 10
     """Epochs between evaluations of loss and accuracy on all pairs."""
     log_every: PositiveInt = 100
-    """Epochs between console lines and rows with the input-sensitivity and progress metrics; a multiple of eval_every."""
+    """Epochs between console lines and rows with spectra, progress measures and norms; a multiple of eval_every."""
+    sensitivity_every: PositiveInt | None = None
+    """Epochs between rows with the input's Jacobian and Hessian; a multiple of eval_every; null: every evaluation."""
     checkpoint_every: PositiveInt = 5000
     """Epochs between checkpoints."""
     compute_weight_curvature: bool = True
-    """Gradient norm, weight Hessian trace and Fisher trace."""
+    """Gradient norm, weight Hessian trace and Fisher trace, at intervals and where an event may begin."""
     weight_curvature_interval: PositiveInt = 100
     """Epochs between them; a multiple of eval_every."""
     curvature_probes: AtLeast2 = 10
@@ -136,6 +144,12 @@ class TrainerConfig:
             size = 48 * self.p**2 / 2**40  # pairs and their split, as int64
             raise ValueError(
                 f"p: {self.p} has {float(self.p) ** 2:.3g} pairs, {size:,.0f} TiB; give at most {LARGEST_P}"
+            )
+        if self.operation == "compose" and self.p != S5_ELEMENTS:
+            raise ValueError(f"p: {self.p} is not the number of elements of S5; compose needs p {S5_ELEMENTS}")
+        if self.operation == "compose" and self.lambda_spectral:
+            raise ValueError(
+                f"lambda_spectral: {self.lambda_spectral} needs a commutative group; set it to 0 for compose"
             )
         if self.operation in ("multiply", "divide") and not is_prime(self.p):
             raise ValueError(
@@ -164,8 +178,8 @@ class TrainerConfig:
             raise ValueError(f"freeze_gates: true needs model_type routed_transformer, it is '{self.model_type}'")
         if self.tie_embeddings and self.model_type not in TRANSFORMERS:
             raise ValueError(f"tie_embeddings: true needs a transformer, model_type is '{self.model_type}'")
-        for name in ("log_every", "weight_curvature_interval"):
-            if getattr(self, name) % self.eval_every:
+        for name in ("log_every", "weight_curvature_interval", "sensitivity_every"):
+            if (getattr(self, name) or 0) % self.eval_every:
                 raise ValueError(f"{name}: {getattr(self, name)} is no multiple of eval_every {self.eval_every}")
 
     @property
@@ -188,6 +202,8 @@ class SweepConfig:
     """TrainerConfig fields with the values to combine."""
     arms: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Named changes to base, each compared with the others."""
+    arm_grids: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
+    """Grids of single arms, by their names, in place of `grid`."""
     name: str = ""
     """Experiment names as a template over fields, such as "p{p}_lr{lr}_wd{weight_decay}"."""
     seeds: PositiveInt = 1
@@ -197,6 +213,8 @@ class SweepConfig:
         check_bounds(self)
         if not (self.base or self.grid or self.arms):
             raise ValueError("--config: a sweep needs a file or the name of a sweep configuration, such as quick")
+        if unknown := sorted(set(self.arm_grids) - set(self.arms)):
+            raise ValueError(f"arm_grids: '{unknown[0]}' is none of the arms {', '.join(self.arms) or '(none)'}")
 
 
 @dataclass(frozen=True)

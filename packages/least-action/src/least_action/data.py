@@ -1,10 +1,12 @@
 """Modular arithmetic as a finite data set: all pairs (a, b) of residues, split once at random.
 
 Shapes: N pairs, P residues. A pair is two integers in 0..p-1; `a_N`, `b_N`, `y_N` are int64.
-Division leaves out b = 0 (no inverse), so it has p(p-1) pairs instead of p^2.
+Division leaves out b = 0 (no inverse), so it has p(p-1) pairs instead of p^2. `compose` is the group S5 (Power et al.
+2022): its 120 permutations in lexicographic order take the place of residues.
 """
 
 import hashlib
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -44,7 +46,18 @@ def answer(a_N: Tensor, b_N: Tensor, p: int, operation: str) -> Tensor:
     if operation == "divide":
         inverse_P = torch.tensor([pow(int(b), p - 2, p) for b in range(p)])
         return (a_N * inverse_P[b_N]) % p
-    raise ValueError(f"operation: '{operation}' is none of add, subtract, multiply, divide")
+    if operation == "compose":
+        return composition_table()[a_N, b_N]
+    raise ValueError(f"operation: '{operation}' is none of add, subtract, multiply, divide, compose")
+
+
+def composition_table() -> Tensor:
+    """[120, 120] int64, the index of the permutation "first b, then a", with permutations in lexicographic order."""
+    permutations = torch.tensor(list(itertools.permutations(range(5))))
+    composed_AB5 = permutations[:, permutations]
+    place = 5 ** torch.arange(4, -1, -1)
+    # Lexicographic order is the order of the permutations read as numbers in base 5.
+    return torch.searchsorted((permutations * place).sum(dim=-1), (composed_AB5 * place).sum(dim=-1))
 
 
 def all_pairs(p: int, operation: str) -> Pairs:

@@ -1,7 +1,8 @@
 """When a run memorised and when it grokked: by windows of consecutive evaluations, never by a single touch.
 
 An event happens at the first of `window` consecutive evaluations at which the accuracy holds; a run that ends before
-has not had it and is censored at its last evaluation.
+has not had it and is censored at its last evaluation. Whether it then stays is told apart: the first touch, the event,
+and the evaluation from which on no other fell below.
 """
 
 from collections.abc import Sequence
@@ -13,6 +14,12 @@ from least_action.config import TrainerConfig
 MEMORISED = 0.99
 LEVELS = {"grokked_95": 0.95, "grokked_99": 0.99}
 ONSET_ABOVE_CHANCE = 0.05
+PLATEAU = 0.1
+"""Accuracy on new pairs below which a run that has memorised is on the plateau: then it groks, else it generalises fast.
+
+New pairs are held-out pairs whose mirror image (b, a) is held out too. Of a commutative operation a network that treats a
+and b alike has the other held-out pairs by heart, so that its test accuracy starts at the training fraction.
+"""
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,18 @@ class Events:
     """grokked_99 - memorised."""
     last_epoch: int
     """Where the run is censored."""
+    crossed_99: int | None = None
+    """First evaluation with a test accuracy of 0.99, held or not."""
+    sustained_99: int | None = None
+    """First of the `window` or more evaluations up to the run's end that all have 0.99."""
+    held_99: float | None = None
+    """Stability: share of the evaluations after the window of grokked_99 with a test accuracy of 0.99."""
+    evaluations_after: int = 0
+    """How many evaluations these are."""
+    test_at_memorised: float | None = None
+    """Test accuracy at the evaluation `memorised`."""
+    new_at_memorised: float | None = None
+    """The same on new pairs."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -60,4 +79,37 @@ def find_events(rows: Sequence[dict[str, Any]], p: int, window: int) -> Events:
     grokked = {name: first_window(epochs, test, level, window) for name, level in LEVELS.items()}
     delay = None if memorised is None or grokked["grokked_99"] is None else grokked["grokked_99"] - memorised
     onset = first_window(epochs, test, 1 / p + ONSET_ABOVE_CHANCE, window)
-    return Events(memorised, onset, grokked["grokked_95"], grokked["grokked_99"], delay, epochs[-1])
+    level, stays = LEVELS["grokked_99"], len(test)
+    while stays > 0 and test[stays - 1] >= level:
+        stays -= 1
+    after = [] if grokked["grokked_99"] is None else test[epochs.index(grokked["grokked_99"]) + window :]
+    return Events(
+        memorised, onset, grokked["grokked_95"], grokked["grokked_99"], delay, epochs[-1],
+        crossed_99=first_window(epochs, test, level, 1),
+        sustained_99=epochs[stays] if len(test) - stays >= window else None,
+        held_99=sum(value >= level for value in after) / len(after) if after else None,
+        evaluations_after=len(after),
+        test_at_memorised=None if memorised is None else test[epochs.index(memorised)],
+        new_at_memorised=None if memorised is None else evaluated[epochs.index(memorised)].get("new_pairs_acc"),
+    )  # fmt: skip
+
+
+def has_touched_99(rows: Sequence[dict[str, Any]]) -> bool:
+    """Whether some evaluation so far had a test accuracy of 0.99."""
+    return any(row.get("test_acc", 0.0) >= LEVELS["grokked_99"] for row in rows)
+
+
+def may_begin(rows: Sequence[dict[str, Any]], train_acc: float, test_acc: float, window: int) -> bool:
+    """Whether the evaluation that follows `rows` may be that of `memorised` or of `grokked_99`.
+
+    It may where an accuracy rises to the level from below and the event has not happened: what an event is compared by
+    is measured there, for when the event is certain its epoch has passed.
+    """
+    evaluated = [row for row in rows if "test_acc" in row]
+    epochs = [row["epoch"] for row in evaluated]
+    for column, now, level in (("train_acc", train_acc, MEMORISED), ("test_acc", test_acc, LEVELS["grokked_99"])):
+        values = [row[column] for row in evaluated]
+        rises = now >= level and (not values or values[-1] < level)
+        if rises and first_window(epochs, values, level, window) is None:
+            return True
+    return False

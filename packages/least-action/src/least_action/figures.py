@@ -2,13 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from least_action.config import TrainerConfig
 from least_action.events import find_events
-from least_action.metrics.training import MetricsHistory
+from least_action.history import MetricsHistory
 from least_action.survival import Survival
 from studycore.figures import COLOURS, new_figure, save_figure
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Arrays = Mapping[str, Any]
 """What metrics.final.figure_arrays gives, as numpy arrays."""
@@ -29,7 +32,7 @@ def plot_training_curves(history: MetricsHistory, path: Path, config: TrainerCon
     axes[0].set_ylabel("cross-entropy" if config.recipe != "orthograd_stablemax" else "StableMax cross-entropy")
     axes[1].set_ylabel("accuracy")
     events = find_events(history.rows, config.p, config.event_window)
-    for name, epoch in (("memorised", events.memorised), ("grokked", events.grokked_99)):
+    for name, epoch in (("memorised", events.memorised), ("0.99 held", events.grokked_99)):
         if epoch is not None:
             for axis in axes:
                 axis.axvline(epoch, color="0.5", linewidth=0.8, linestyle="--" if name == "memorised" else "-")
@@ -91,8 +94,7 @@ def plot_curvature(history: MetricsHistory, path: Path, config: TrainerConfig) -
     """Curvature and progress measures over epochs."""
     figure, axes = new_figure(9.5, 3.0, ncols=3)
     for name, label in (("weight_hessian_trace", "weight Hessian trace"), ("fisher_trace", "Fisher trace")):
-        epochs, values = history.series(name)
-        axes[0].plot(epochs, values, marker="o", markersize=3, label=label)
+        axes[0].plot(*history.series(name), marker="o", markersize=3, label=label)
     errors = dict(zip(*history.series("weight_hessian_trace_se"), strict=True))
     epochs, values = history.series("weight_hessian_trace")
     axes[0].errorbar(
@@ -123,10 +125,10 @@ def save_all_visualizations(
     made = [
         (
             plot_training_curves(history, folder / "training_curves.svg", config),
-            "Loss and accuracy over training. Dashed: memorised; solid: grokked (0.99), both by windows of evaluations.",
+            "Loss and accuracy over training. Dashed: memorised; solid: 0.99 test accuracy, both by windows of evaluations.",
         ),
     ]
-    if arrays:
+    if "embedding_power_F" in arrays:
         made.append(
             (
                 plot_spectral_analysis(arrays, folder / "spectral_analysis.svg"),
@@ -158,7 +160,7 @@ def plot_survival(
     for i, (name, curve) in enumerate(curves.items()):
         colour, end = COLOURS[i % len(COLOURS)], ends[name]
         xs, ys = [0.0, *curve.times, end], [1.0, *curve.survival, (curve.survival or [1.0])[-1]]
-        axis.step(xs, ys, where="post", color=colour, label=f"{name} (n = {curve.n}, {curve.events} grokked)")
+        axis.step(xs, ys, where="post", color=colour, label=f"{name} (n = {curve.n}, {curve.events} reached it)")
         if curve.times:
             axis.fill_between(
                 [0.0, *curve.times, end],
@@ -170,7 +172,7 @@ def plot_survival(
                 linewidth=0,
             )
         axis.plot(censored[name], [_height(curve, t) for t in censored[name]], "|", color=colour, markersize=9)
-    axis.set(xlabel="epoch", ylabel="share that has not grokked (0.99)", ylim=(-0.03, 1.05), xlim=(0, None))
+    axis.set(xlabel="epoch", ylabel="share below 0.99 test accuracy", ylim=(-0.03, 1.05), xlim=(0, None))
     axis.legend(fontsize=7.5)
     return save_figure(figure, path)
 
@@ -201,3 +203,54 @@ def plot_arm_curves(arms: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], p
     figure.supxlabel("epoch", fontsize=9)
     figure.supylabel("accuracy", fontsize=9)
     return save_figure(figure, path)
+
+
+REGIONS = {"never memorised": "0.55", "memorised only": "0.85"}
+"""Greys of the cells in which fewer than half of the seeds generalise."""
+
+
+def plot_atlas(table: "pd.DataFrame", path: Path) -> Path:
+    """A panel an operation: fraction of pairs for training (across) by weight decay (up), one cell for all seeds."""
+    from matplotlib.colors import LogNorm
+    from matplotlib.patches import Patch, Rectangle
+
+    operations = list(dict.fromkeys(table["operation"]))
+    figure, axes = new_figure(2.6 * len(operations) + 1.2, 3.1, ncols=len(operations), squeeze=False)
+    scale = LogNorm(max(1, table["time"].min()), max(2, table["time"].max()))
+    import matplotlib
+
+    colours = matplotlib.colormaps["viridis_r"]
+    for operation, axis in zip(operations, axes[0], strict=True):
+        runs = table[table["operation"] == operation]
+        across, up = sorted(runs["train_frac"].unique()), sorted(runs["weight_decay"].unique())
+        for (fraction, decay), cell in runs.groupby(["train_frac", "weight_decay"]):
+            x, y = across.index(fraction), up.index(decay)
+            region, text = cell_of(cell)
+            colour = REGIONS[region] if region in REGIONS else colours(scale(float(text)))
+            dark = region not in REGIONS and scale(float(text)) > 0.5
+            axis.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=colour, edgecolor="white"))
+            axis.annotate(text, (x, y), ha="center", va="center", fontsize=6.5, color="white" if dark else "black")
+        axis.set(
+            xlim=(-0.5, len(across) - 0.5), ylim=(-0.5, len(up) - 0.5), title=operation, xlabel="fraction for training"
+        )
+        axis.set_xticks(range(len(across)), [f"{f:g}" for f in across])
+        axis.set_yticks(range(len(up)), [f"{d:g}" for d in up])
+        axis.grid(False)
+    axes[0, 0].set_ylabel("weight decay")
+    names = [Patch(facecolor=colour, label=name) for name, colour in REGIONS.items()]
+    axes[0, -1].legend(handles=names, fontsize=6, loc="lower right")
+    image = matplotlib.cm.ScalarMappable(scale, colours)
+    figure.colorbar(image, ax=axes[0].tolist(), label="median epochs to 0.99", shrink=0.8)
+    return save_figure(figure, path)
+
+
+def cell_of(runs: "pd.DataFrame") -> tuple[str, str]:
+    """(region, text) of a cell's seeds: "generalises" with the median time, where half or more do; else how far they got.
+
+    The median is of times that are censored: with half or more observed it is one of those.
+    """
+    median = sorted(runs["time"].where(runs["grokked"], float("inf")))[(len(runs) - 1) // 2]
+    if median != float("inf"):
+        return "generalises", f"{median:.0f}"
+    memorised = runs["has_memorised"].mean() >= 0.5
+    return ("memorised only" if memorised else "never memorised"), "-"

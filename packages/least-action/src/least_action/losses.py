@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from least_action.config import TrainerConfig
 from least_action.data import Pairs
-from least_action.metrics.fourier import grid_logits, low_frequency_share
+from least_action.metrics.fourier import gini_coefficient, grid_logits, low_frequency_share
+from least_action.metrics.routing import head_utilization, mean_entropy
 from least_action.model import Output, PairModel
 from studycore.streams import generator
 
@@ -42,23 +43,23 @@ def data_loss(config: TrainerConfig) -> Loss:
     return lambda logits_NP, y_N: function(logits_NP, y_N, dtype)
 
 
-def entropy_regularizer(weights_NR: Tensor) -> Tensor:
-    """Mean entropy of the routing weights, nats: small when each sample uses one head."""
-    return -(weights_NR * weights_NR.clamp_min(1e-8).log()).sum(dim=-1).mean()
-
-
 def sparsity_regularizer(weights_NR: Tensor) -> Tensor:
     """Mean of 1 - max weight."""
     return (1 - weights_NR.amax(dim=-1)).mean()
 
 
 def gini_regularizer(weights_NR: Tensor) -> Tensor:
-    """Mean of 1 - G, with Gini coefficient G = 2 sum_i i w_(i) / (R sum w) - (R + 1) / R over ascending weights."""
-    heads = weights_NR.shape[-1]
-    rank_R = torch.arange(1, heads + 1, dtype=weights_NR.dtype, device=weights_NR.device)
-    ascending_NR = weights_NR.sort(dim=-1).values
-    gini_N = 2 * (rank_R * ascending_NR).sum(dim=-1) / (heads * weights_NR.sum(dim=-1)) - (heads + 1) / heads
-    return (1 - gini_N).mean()
+    """Mean of 1 - G over samples, G the Gini coefficient of a sample's weights."""
+    return (1 - gini_coefficient(weights_NR)).mean()
+
+
+def information_regularizer(weights_NR: Tensor) -> Tensor:
+    """Minus the mutual information, nats, of sample and head: mean entropy of the weights minus entropy of their mean.
+
+    Least, -log R, when each sample uses one head and all heads are used alike; the entropy alone is also least when
+    all samples use the same head, and then nothing is routed.
+    """
+    return mean_entropy(weights_NR) - mean_entropy(head_utilization(weights_NR))
 
 
 def consistency_regularizer(weights_NR: Tensor, inputs_NE: Tensor) -> Tensor:
@@ -70,9 +71,10 @@ def consistency_regularizer(weights_NR: Tensor, inputs_NE: Tensor) -> Tensor:
 
 
 REGULARIZERS: dict[str, Callable[[Tensor], Tensor]] = {
-    "entropy": entropy_regularizer,
+    "entropy": mean_entropy,
     "sparsity": sparsity_regularizer,
     "gini": gini_regularizer,
+    "information": information_regularizer,
 }
 
 

@@ -23,9 +23,15 @@ from least_action.config import TrainerConfig
 from least_action.model.parameter_roles import decayed_parameters, parameter_roles
 
 
-def learning_rate(epoch: int, config: TrainerConfig) -> float:
-    """Linear warm-up from 0 to lr over warmup_epochs, then constant."""
-    return config.lr * min(1.0, (epoch + 1) / config.warmup_epochs) if config.warmup_epochs else config.lr
+def learning_rate(epoch: int, config: TrainerConfig, touched_99: bool = False) -> float:
+    """Linear warm-up from 0 to lr over warmup_epochs, then lr; lr_after_99 once 0.99 test accuracy has been touched.
+
+    Weight decay shrinks the weights of a network that does not see their scale until steps are too long for the loss,
+    which then leaps, again and again, at a pace set by the rate times the decay (Lobacheva et al. 2021,
+    arXiv:2106.15739). A lower rate ends that, and before 0.99 is touched it changes nothing.
+    """
+    rate = config.lr_after_99 if touched_99 and config.lr_after_99 is not None else config.lr
+    return rate * min(1.0, (epoch + 1) / config.warmup_epochs) if config.warmup_epochs else rate
 
 
 def muon_parameters(model: nn.Module, config: TrainerConfig) -> set[str]:
@@ -35,7 +41,10 @@ def muon_parameters(model: nn.Module, config: TrainerConfig) -> set[str]:
 
 def create_optimizers(model: nn.Module, config: TrainerConfig) -> list[torch.optim.Optimizer]:
     """AdamW with a decayed and an undecayed group; under the muon recipe Muon for the matrices as well."""
-    decayed, by_muon = decayed_parameters(model, config.weight_decay_rule), muon_parameters(model, config)
+    decayed, by_muon = (
+        decayed_parameters(model, config.weight_decay_rule, config.decay_gates),
+        muon_parameters(model, config),
+    )
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     groups = [
         {"params": [q for n, q in trained.items() if n in decayed - by_muon], "weight_decay": config.weight_decay},

@@ -1,12 +1,13 @@
 """The reports of a run and of a sweep, from what their folders hold."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from least_action.config import TrainerConfig
-from least_action.events import find_events
-from least_action.figures import plot_arm_curves, plot_survival, save_all_visualizations
+from least_action.claims import LEAST_EVALUATIONS, STABLE
+from least_action.config import QUESTION, TrainerConfig
+from least_action.events import PLATEAU, find_events
+from least_action.figures import plot_arm_curves, plot_atlas, plot_survival, save_all_visualizations
 from least_action.survival import Survival, kaplan_meier
 from studycore.errors import UserError
 from studycore.metrics_log import read_rows
@@ -16,8 +17,7 @@ from studycore.report import Picture, Report, Table
 if TYPE_CHECKING:
     import pandas as pd
 
-QUESTION = "When does a network that has memorised modular arithmetic come to generalise, and what speeds it up?"
-EVENTS = ("memorised", "onset", "grokked_95", "grokked_99")
+EVENTS = ("memorised", "onset", "grokked_95", "crossed_99", "grokked_99", "sustained_99")
 
 
 def report(record: Record) -> Report:
@@ -53,16 +53,28 @@ def report_run(record: Record) -> Report:
 
 
 def answer(events: dict[str, Any], has_ended: bool) -> str:
-    """One sentence on one run."""
+    """One sentence on one run: it groks after a plateau, and generalises fast without one."""
     if events["grokked_99"] is not None:
-        late = (
-            "without having memorised first" if events["memorised"] is None else f"{events['delay']} after memorising"
-        )
-        return f"This run grokked at epoch {events['grokked_99']} (test accuracy 0.99 held), {late}."
+        held = f"0.99 test accuracy held from epoch {events['grokked_99']} on"
+        stays = "" if events["held_99"] is None else f", and in {events['held_99']:.0%} of the evaluations after that"
+        if events["memorised"] is None:
+            return f"This run generalised without having memorised first: {held}{stays}."
+        then = f"{events['test_at_memorised']:.2f} when it memorised, {events['delay']} epochs before"
+        if events["new_at_memorised"] is not None:
+            then += f", and {events['new_at_memorised']:.2f} on pairs whose mirror image was new too"
+        if has_plateau(events):
+            return f"This run grokked: {held}{stays}; test accuracy was {then}."
+        return f"This run generalised fast, without a plateau: {held}{stays}; test accuracy was {then}."
     state = "memorised" if events["memorised"] is not None else "did not memorise"
     if not has_ended:
-        return f"This run has not ended; up to epoch {events['last_epoch']} it {state} and has not grokked."
-    return f"This run {state} and had not grokked when it ended at epoch {events['last_epoch']}: censored there."
+        return f"This run has not ended; up to epoch {events['last_epoch']} it {state} and has not generalised."
+    return f"This run {state} and had not generalised when it ended at epoch {events['last_epoch']}: censored there."
+
+
+def has_plateau(events: Mapping[str, Any]) -> bool:
+    """Whether accuracy on new pairs was still low when training accuracy was 0.99."""
+    at_memorised = events.get("new_at_memorised")
+    return at_memorised is not None and not _missing(at_memorised) and at_memorised < PLATEAU
 
 
 def notes(config: TrainerConfig) -> list[str]:
@@ -71,10 +83,14 @@ def notes(config: TrainerConfig) -> list[str]:
         "matrices only (embeddings, biases, norms and gates spared)"
         if config.weight_decay_rule == "matrices"
         else "every parameter"
+        if config.decay_gates
+        else "every parameter but routing gates"
     )
     return [
         f"Weight decay {config.weight_decay} applies to {rule}.",
         f"An event is the first of {config.event_window} consecutive evaluations ({config.eval_every} epochs apart) at which the accuracy holds.",
+        f"A run groks when 0.99 test accuracy comes after a plateau: accuracy below {PLATEAU:g} at memorisation on new pairs, held-out pairs whose mirror image is held out too. Else it generalises fast. Stability is the share of evaluations at 0.99 after the event's window; {STABLE:g} counts as stable.",
+        "Curvature and progress measures are also measured at the evaluations at which the run memorises and reaches 0.99; claims read them there.",
         f"Input sensitivity on {config.metric_samples} held-out pairs, Fisher trace on {config.metric_samples} training pairs, all else on all pairs.",
         f"Acceleration recipe: {config.recipe}; loss in {config.loss_dtype}, weights in {config.dtype}.",
     ]
@@ -85,10 +101,17 @@ def event_table(runs: Sequence[dict[str, Any]], folded: bool = False) -> Table:
     rows = []
     for run in runs:
         times = [f"> {run['last_epoch']:.0f}" if _missing(run.get(name)) else int(run[name]) for name in EVENTS]
-        delay = "none" if _missing(run.get("delay")) else int(run["delay"])
-        rows.append((run["run"], *times, delay, run["test_acc"]))
-    columns = ("run", "memorised", "onset", "grokked 0.95", "grokked 0.99", "delay", "last test accuracy")
-    note = '"> n": not within the n epochs that the run lasted (censored).'
+        delay, plateau, new, held = (
+            "none" if _missing(run.get(name)) else run[name]
+            for name in ("delay", "test_at_memorised", "new_at_memorised", "held_99")
+        )
+        shown = delay if isinstance(delay, str) else int(delay)
+        rows.append((run["run"], *times, shown, plateau, new, held, run["test_acc"]))
+    columns = (
+        "run", "memorised", "onset", "0.95 held", "0.99 first", "0.99 held", "0.99 to the end", "delay",
+        "test accuracy at memorisation", "on new pairs", "stability", "last test accuracy",
+    )  # fmt: skip
+    note = '"> n": not within the n epochs that the run lasted (censored). Held: in the evaluations of a window. Stability: share of evaluations at 0.99 after that.'
     return Table("Events (epochs)", columns, rows, note, folded=folded)
 
 
@@ -107,43 +130,46 @@ def report_sweep(record: Record) -> Report:
         | ({} if curve.quantile() is None else {"median_epochs_to_grok": curve.quantile()})
         for arm, curve in curves.items()
     }
+    routed = "gate_entropy_share" in table
     arm_rows = [
         (
-            arm, curve.n, curve.events, curve.n - curve.events, median_text(curve),
-            f"{arms[arm]['test_acc'].min():.3f} to {arms[arm]['test_acc'].max():.3f}",
+            arm, curve.n, curve.events, curve.n - curve.events, median_text(curve), crossed_text(arms[arm]),
+            _mean_text(arms[arm], "test_at_memorised"), _mean_text(arms[arm], "new_at_memorised"), stable_text(arms[arm]),
+            *((_mean_text(arms[arm], "gate_entropy_share"), _mean_text(arms[arm], "gate_max_use")) if routed else ()),
         )
         for arm, curve in curves.items()
     ]  # fmt: skip
     tables = [
-        Table("Time to grok by arm (epochs)", ("arm", "runs", "grokked", "censored", "median [95 % interval]", "last test accuracy"), arm_rows,
-              "Kaplan-Meier median with the interval of Brookmeyer and Crowley; runs that never grokked are censored at their end. An upper bound \"not reached\": the curve's upper band stays above one half."),
+        Table("Time to 0.99 test accuracy by arm (epochs)", ("arm", "runs", "reached it", "censored", "held: median [95 % interval]", "first touch: median", "test accuracy at memorisation", "on new pairs", "stable", *(("gate entropy over log heads", "largest use of a head") if routed else ())), arm_rows,
+              f"Held: in the evaluations of a window. Stable: runs with 0.99 in {STABLE:.0%} of the evaluations after that, of those with {LEAST_EVALUATIONS} of them. Kaplan-Meier median with the interval of Brookmeyer and Crowley; runs that never got there are censored at their end. An upper bound \"not reached\": the curve's upper band stays above one half."),
         event_table(table.to_dict("records"), folded=len(table) > 8),
     ]  # fmt: skip
     if record.missing:
         tables.append(Table("Runs that did not finish", ("run", "reason"), list(record.missing.items())))
+    pictures = atlas_pictures(table, record.folder / "figures") or arm_pictures(record, arms, curves)
+    tables = [*smallest_fractions(table), *tables]
+    shared = notes(record.first_config)[1:5]
+    counts = {"runs": len(table), "failed": len(record.missing), "arms": metrics}
+    return Report("least-action sweep", QUESTION, sweep_answer(table), tables, pictures, shared, counts)
+
+
+def arm_pictures(record: Record, arms: Mapping[str, "pd.DataFrame"], curves: Mapping[str, Survival]) -> list[Picture]:
+    """Times to 0.99 and accuracies, by arm."""
     rows_of = {
         arm: [read_rows(Path(folder) / "metrics.jsonl") for folder in runs["folder"]] for arm, runs in arms.items()
     }
     censored = {arm: runs[runs["censored"]]["time"].tolist() for arm, runs in arms.items()}
     ends = {arm: float(runs["time"].max()) for arm, runs in arms.items()}
-    pictures = [
+    return [
         Picture(
             plot_survival(curves, censored, ends, record.folder / "figures" / "survival.svg"),
-            "Share of runs that have not grokked over training (Kaplan-Meier, 95 % band); ticks: runs that ended without having grokked.",
+            "Share of runs that have not reached 0.99 test accuracy over training (Kaplan-Meier, 95 % band); ticks: runs that ended without it.",
         ),
         Picture(
             plot_arm_curves(rows_of, record.folder / "figures" / "accuracy_by_arm.svg"),
             "Accuracy over training, every run of each arm.",
         ),
     ]
-    held = int((table["grokked"] & (table["test_acc"] >= 0.99)).sum())
-    grokked = int(table["grokked"].sum())
-    text = f"{grokked} of {len(table)} runs grokked" + (
-        f"; {held} of these held 0.99 at their last evaluation." if grokked else "."
-    )
-    shared = notes(record.first_config)[1:3]
-    counts = {"runs": len(table), "failed": len(record.missing), "arms": metrics}
-    return Report("least-action sweep", QUESTION, text, tables, pictures, shared, counts)
 
 
 def arm_survival(runs: "pd.DataFrame") -> Survival:
@@ -156,3 +182,64 @@ def median_text(curve: Survival) -> str:
     median, (low, high) = curve.quantile(), curve.median_interval()
     shown = ["not reached" if x is None else f"{x:.0f}" for x in (median, low, high)]
     return shown[0] if curve.events == 0 else f"{shown[0]} [{shown[1]}, {shown[2]}]"
+
+
+def crossed_text(runs: "pd.DataFrame") -> str:
+    """Median of the first touch of 0.99, held or not."""
+    seen = [not _missing(x) for x in runs.get("crossed_99", [None] * len(runs))]
+    times = [float(x) if there else float(end) for x, there, end in zip(
+        runs.get("crossed_99", [None] * len(runs)), seen, runs["last_epoch"], strict=True)]  # fmt: skip
+    median = kaplan_meier(times, seen).quantile()
+    return "not reached" if median is None else f"{median:.0f}"
+
+
+def stable_text(runs: "pd.DataFrame") -> str:
+    """How many are stable, of the runs that went on long enough to tell."""
+    known = [bool(x) for x in runs.get("stable", []) if not _missing(x)]
+    return f"{sum(known)} of {len(known)}" if known else "not run"
+
+
+def _mean_text(runs: "pd.DataFrame", column: str) -> str:
+    known = [float(x) for x in runs.get(column, []) if not _missing(x)]
+    return f"{sum(known) / len(known):.2f}" if known else "not run"
+
+
+def sweep_answer(table: "pd.DataFrame") -> str:
+    """How many runs generalised, in what way, and whether it lasted."""
+    reached = [run for run in table.to_dict("records") if run["grokked"]]
+    if not reached:
+        return f"None of {len(table)} runs reached 0.99 test accuracy."
+    plateau = sum(has_plateau(run) for run in reached)
+    known = [bool(run["stable"]) for run in reached if not _missing(run.get("stable"))]
+    stable = f" Of the {len(known)} that went on long enough to tell, {sum(known)} stayed there." if known else ""
+    return (
+        f"{len(reached)} of {len(table)} runs reached 0.99 test accuracy: {plateau} after a plateau (they grokked), "
+        f"{len(reached) - plateau} without one (they generalised fast).{stable}"
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------- atlas
+def atlas_pictures(table: "pd.DataFrame", folder: Path) -> list[Picture]:
+    """The phase diagram of a sweep over fractions and weight decay; none for other sweeps."""
+    if table["train_frac"].nunique() < 2 or table["weight_decay"].nunique() < 2:
+        return []
+    caption = (
+        "What becomes of a run: number and colour give the median epochs to 0.99 test accuracy where half of the seeds or more get there; "
+        "else it is said how far they get."
+    )
+    return [Picture(plot_atlas(table, folder / "atlas.svg"), caption)]
+
+
+def smallest_fractions(table: "pd.DataFrame") -> list[Table]:
+    """The smallest fraction of the pairs at which most seeds reach 0.99, by operation; for sweeps over fractions."""
+    if table["train_frac"].nunique() < 2:
+        return []
+    rows = []
+    for operation, runs in table.groupby("operation", sort=False):
+        shares = runs.groupby(["train_frac", "weight_decay"])["grokked"].mean()
+        reached = sorted({fraction for (fraction, _), share in shares.items() if share > 0.5})
+        fractions = sorted(runs["train_frac"].unique())
+        rows.append((operation, f"{reached[0]:g}" if reached else f"> {fractions[-1]:g}", f"{fractions[0]:g} to {fractions[-1]:g}", int(runs["last_epoch"].max()), len(runs)))  # fmt: skip
+    columns = ("operation", "smallest fraction", "fractions tried", "epochs at most", "runs")
+    note = "At which more than half of the seeds reach 0.99 test accuracy under one of the weight decays."
+    return [Table("How little of the table is enough", columns, rows, note)]

@@ -1,7 +1,7 @@
 """One run, from top to bottom: set-up, model and optimizers, then evaluate, save, stop, step, log.
 
 Order and randomness are functions of (seed, epoch), nothing draws from the global stream, and the learning rate is a
-function of the epoch: a checkpoint needs no random states and resuming is bitwise on a CPU.
+function of the epoch and of the rows so far: a checkpoint needs no random states and resuming is bitwise on a CPU.
 """
 
 import torch
@@ -9,7 +9,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 
 from least_action.config import TrainerConfig
 from least_action.data import batches, batches_per_epoch, create_dataset, fingerprint, memory_of
-from least_action.events import grokked_epoch
+from least_action.events import grokked_epoch, has_touched_99
 from least_action.losses import LeastActionLoss
 from least_action.metrics.final import figure_arrays, results
 from least_action.metrics.training import Probe, measure
@@ -51,6 +51,7 @@ def train(config: TrainerConfig, run: Run) -> None:
     run.about(extra_epochs=extra, parameters=count_trained_values(model), weight_decay_rule=config.weight_decay_rule)
     # A run that is extended goes on although it has grokked.
     stop_after = None if extra else config.stop_after_grok
+    touched_99 = False
 
     # -------------------------------------------------------------------------------------------------- loop
     for epoch in run.steps(config.epochs + extra, unit="epoch", updates=batches_per_epoch(training, config)):
@@ -60,11 +61,13 @@ def train(config: TrainerConfig, run: Run) -> None:
             run.end_here(grokked is not None and epoch >= grokked + stop_after)
         if run.every(config.eval_every) and run.is_main:
             adam_state = optimizer_tensors(model, optimizers)
-            metrics = measure(model, adam_state, probe, config, epoch, run.step, run.last)
+            metrics = measure(model, adam_state, probe, config, epoch, run.step, run.last, run.rows)
             run.log(metrics.row())
             run.keep_best(metrics.test_acc or 0.0, state, averages)
             if metrics.representation_norm is not None:
                 run.say(metrics.console())
+        if config.lr_after_99 is not None and not touched_99:
+            touched_99 = run.any_process(has_touched_99(run.rows))
         # save
         if run.saving(config.checkpoint_every):
             run.save(
@@ -75,7 +78,7 @@ def train(config: TrainerConfig, run: Run) -> None:
             break
         # step
         for group in (group for optimizer in prepared for group in optimizer.param_groups):
-            group["lr"] = learning_rate(epoch, config)
+            group["lr"] = learning_rate(epoch, config, touched_99)
         for number, (batch, share) in enumerate(batches(training, config, epoch, run.rank, run.world)):
             output = forward(batch.a_N, batch.b_N)
             inputs = None

@@ -12,12 +12,14 @@ F frequencies 1..n // 2, D width.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from least_action.data import Pairs
-from least_action.model import GrokTransformer, OneHotModel, PairModel
+from least_action.model import GrokTransformer, OneHotModel, PairModel, RoutedNetwork
 
 
 @dataclass(frozen=True)
@@ -251,6 +253,10 @@ class ProgressMeasures:
     frequencies' directions left of its logits."""
     excluded_loss: float
     """Loss on the training pairs of the group with these directions removed from the logits."""
+    restricted_acc: float
+    """Accuracy on all pairs of the group, of what the restricted loss is the loss of: the key frequencies alone."""
+    excluded_acc: float
+    """Accuracy on the held-out pairs of the group without the key frequencies: the ablation."""
 
 
 def progress_measures(
@@ -287,24 +293,34 @@ def progress_measures(
     keep_F1[list(keys)] = True
     key_part_SK = torch.fft.irfft(torch.where(keep_F1, spectrum_FK, 0), n=n, dim=0)
     restricted_SK = grid_IJK.mean(dim=(0, 1)) + key_part_SK
-    excluded_NK = grid_IJK[train_IJ] - key_part_SK[result_IJ[train_IJ]]
+    excluded_IJK = grid_IJK - key_part_SK[result_IJ]
     # The restricted logits and the label depend on i + j only, and each value of it occurs equally often: the mean
     # over the n values is the mean over all n^2 pairs.
     restricted_loss = float(loss_fn(restricted_SK, index))
     key_share = float(character_power(grid_IJK).share_F[[f - 1 for f in keys]].sum())
-    excluded_loss = float(loss_fn(excluded_NK, result_IJ[train_IJ]))
-    return ProgressMeasures(keys, key_share, restricted_loss, excluded_loss)
+    excluded_loss = float(loss_fn(excluded_IJK[train_IJ], result_IJ[train_IJ]))
+    restricted_acc = float((restricted_SK.argmax(dim=-1) == index).double().mean())
+    right_IJ = excluded_IJK.argmax(dim=-1) == result_IJ
+    # Of a split without held-out pairs, the training pairs stand in.
+    excluded_acc = float(right_IJ[train_IJ if train_IJ.all() else ~train_IJ].double().mean())
+    return ProgressMeasures(keys, key_share, restricted_loss, excluded_loss, restricted_acc, excluded_acc)
+
+
+def gini_coefficient(x: Tensor) -> Tensor:
+    """Gini coefficients of the n values >= 0 along the last dimension, differentiable.
+
+    0 if all are equal, (n - 1) / n if only one isn't 0, NaN if all are 0:
+    G = 2 sum_i i x_(i) / (n sum x) - (n + 1) / n with x_(1) <= .. <= x_(n).
+    """
+    n = x.shape[-1]
+    rank = torch.arange(1, n + 1, dtype=x.dtype, device=x.device)
+    coefficient: Tensor = 2 * (rank * x.sort(dim=-1).values).sum(dim=-1) / (n * x.sum(dim=-1)) - (n + 1) / n
+    return coefficient
 
 
 def gini(x: Tensor) -> float:
-    """Gini coefficient of n values >= 0: 0 if all are equal, (n - 1) / n if only one isn't 0; NaN if all are 0.
-
-    G = 2 sum_i i x_(i) / (n sum x) - (n + 1) / n with x_(1) <= .. <= x_(n).
-    """
-    n = x.numel()
-    ordered = x.detach().reshape(-1).double().sort().values
-    rank = torch.arange(1, n + 1, dtype=torch.float64, device=x.device)
-    return float(2 * (rank * ordered).sum() / (n * ordered.sum()) - (n + 1) / n)
+    """`gini_coefficient` of all values of x together, as a number."""
+    return float(gini_coefficient(x.detach().reshape(-1).double()))
 
 
 def embedding_fourier_norms(weight_PD: Tensor, p: int, operation: str) -> Tensor:
@@ -325,22 +341,37 @@ def embedding_fourier_norms(weight_PD: Tensor, p: int, operation: str) -> Tensor
     return norms_B
 
 
-def weight_ginis(model: PairModel, operation: str) -> tuple[float, float]:
-    """Gini coefficients of the Fourier norms of the (embedding, unembedding), by the paper's section 5.
+class WeightGinis(NamedTuple):
+    """Gini coefficients of the norms of Fourier components, Nanda et al. 2023 (arXiv:2301.05217, section 5)."""
 
-    The MLPs' embedding is the first layer, with the rows for a and for b of a residue side by side. A tied
-    transformer's two values are the same.
+    embedding: float
+    """Of W_E."""
+    neuron_to_logit: float
+    """Of the paper's W_L = W_U W_out, the map from the last layer's neurons to the logits."""
+    unembedding: float
+    """Of W_U alone, which is not the paper's measure."""
+
+
+def weight_ginis(model: PairModel, operation: str) -> WeightGinis:
+    """Sparsity of the weights in the operation's characters.
+
+    The MLPs' embedding is the first layer, with the rows for a and for b of a residue side by side; the plain MLP's
+    output layer reads neurons, so that its W_L is its W_U. A tied transformer's W_U is its W_E. On the sphere the rows of W_U count
+    with unit length, as in the logits; that the stream is normalised between W_out and W_U is left out of W_L.
     """
     p = model.p
     if isinstance(model, GrokTransformer):
         embedding_PD = model.token.weight[:p]
         unembedding_PD = embedding_PD if model.head is None else model.head.weight
+        if model.on_sphere:
+            unembedding_PD = F.normalize(unembedding_PD, dim=-1)
+        neuron_PM = unembedding_PD @ model.blocks[-1].get_parameter("ff.down.weight")
     elif isinstance(model, OneHotModel):
         embedding_PD = torch.cat([model.input.weight.T[:p], model.input.weight.T[p:]], dim=1)
-        unembedding_PD = model.get_parameter("head.weight")
+        unembedding_PD = neuron_PM = model.get_parameter("head.weight")
+        if isinstance(model, RoutedNetwork):
+            neuron_PM = unembedding_PD @ model.layers[-1].get_parameter("down.weight")
     else:
         raise TypeError(f"model: no rule for the embedding of a {type(model).__name__}")
-    embedding, unembedding = (
-        gini(embedding_fourier_norms(weight_PD, p, operation)) for weight_PD in (embedding_PD, unembedding_PD)
-    )
-    return embedding, unembedding
+    tables = (embedding_PD, neuron_PM, unembedding_PD)
+    return WeightGinis(*(gini(embedding_fourier_norms(weight_PD, p, operation)) for weight_PD in tables))

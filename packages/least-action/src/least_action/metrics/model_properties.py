@@ -14,8 +14,12 @@ from least_action.model import PairModel, total_norm
 def compute_representation_norm(model: PairModel, a_N: Tensor, b_N: Tensor) -> float:
     """Mean over pairs of the norm of what the output layer reads, [N, D]."""
     with torch.no_grad():
-        representation_ND = model.forward_pairs(a_N, b_N).representation_ND
-        return float(torch.linalg.vector_norm(representation_ND, dim=-1).double().mean())
+        return representation_norm(model.forward_pairs(a_N, b_N).representation_ND)
+
+
+def representation_norm(representation_ND: Tensor) -> float:
+    """Mean norm of representations [N, D]."""
+    return float(torch.linalg.vector_norm(representation_ND, dim=-1).double().mean())
 
 
 def compute_layer_weight_norms(model: nn.Module) -> dict[str, float]:

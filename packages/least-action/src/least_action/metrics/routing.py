@@ -17,9 +17,17 @@ class PathSignatures:
     """Entropy of the distribution of samples over paths, in nats."""
 
 
+def mean_entropy(weights_NR: Tensor) -> Tensor:
+    """Mean over samples of the entropy of their weights, in nats: 0 for one head, log R for a uniform mixture.
+
+    Differentiable, also where a weight has underflowed to 0: the logarithm ends at that of 1e-8.
+    """
+    return -(weights_NR * weights_NR.clamp_min(1e-8).log()).sum(dim=-1).mean()
+
+
 def routing_entropy(weights_NR: Tensor) -> float:
-    """Mean over samples of the entropy of their weights, in nats: 0 for one head, log R for a uniform mixture."""
-    return float(-torch.xlogy(weights_NR, weights_NR).sum(dim=-1).mean())
+    """`mean_entropy` as a number."""
+    return float(mean_entropy(weights_NR))
 
 
 def head_utilization(weights_NR: Tensor) -> Tensor:

@@ -2,9 +2,8 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from least_action.config import TrainerConfig
 from least_action.data import ModularArithmeticDataset, Pairs
+from least_action.events import has_touched_99, may_begin
 from least_action.losses import data_loss
 from least_action.metrics.curvature import (
     compute_fisher_trace,
@@ -19,6 +19,7 @@ from least_action.metrics.curvature import (
     compute_hessian_trace,
     compute_jacobian_norm,
     compute_weight_hessian_trace,
+    trainable_parameters,
 )
 from least_action.metrics.fourier import (
     character_power,
@@ -28,14 +29,18 @@ from least_action.metrics.fourier import (
     spectral_smoothness_original,
     weight_ginis,
 )
-from least_action.metrics.model_properties import decayed_weight_norm, total_weight_norm
+from least_action.metrics.model_properties import (
+    compute_layer_weight_norms,
+    decayed_weight_norm,
+    representation_norm,
+    total_weight_norm,
+)
 from least_action.metrics.numerics import logit_scale, softmax_collapse
 from least_action.metrics.optimizer import compute_adam_metrics
 from least_action.metrics.routing import head_utilization, path_signatures, routing_entropy
-from least_action.model import Output, PairModel
+from least_action.model import Output, PairModel, total_norm
 from least_action.model.parameter_roles import decayed_parameters
 from least_action.recipes import learning_rate
-from studycore.metrics_log import read_rows, write_parquet
 from studycore.streams import generator
 
 
@@ -50,6 +55,9 @@ class TrainingMetrics:
     test_loss: float | None = None
     train_acc: float | None = None
     test_acc: float | None = None
+    new_pairs_acc: float | None = None
+    """Accuracy on held-out pairs (a, b) of which (b, a) is held out too; a network that treats a and b alike knows the
+    others from training when the operation is commutative."""
 
     spectral_smoothness: float | None = None
     """Low-frequency share of the centred logits' power in the operation's own group; higher is smoother."""
@@ -62,7 +70,13 @@ class TrainingMetrics:
     key_share: float | None = None
     restricted_loss: float | None = None
     excluded_loss: float | None = None
+    restricted_acc: float | None = None
+    """Accuracy on all pairs of the key frequencies alone."""
+    excluded_acc: float | None = None
+    """Accuracy on held-out pairs without them."""
     gini_embedding: float | None = None
+    gini_neuron_to_logit: float | None = None
+    """Of the paper's W_L."""
     gini_unembedding: float | None = None
 
     jacobian_norm: float | None = None
@@ -73,9 +87,13 @@ class TrainingMetrics:
     representation_norm: float | None = None
     weight_norm: float | None = None
     decayed_weight_norm: float | None = None
+    layer_weight_norms: dict[str, float] | None = None
+    """By the name of the module; a column layer_weight_norm_<name> each."""
     logit_scale: float | None = None
     softmax_collapse: float | None = None
     """Share of training pairs whose sum of exponentials is exactly 1 in float32."""
+    train_loss_float32: float | None = None
+    """The training loss computed in float32: 0 where softmax collapse has taken what float64 still has."""
     routing_entropy: float | None = None
     """Mean over layers, nats."""
     routing_max_use: float | None = None
@@ -88,6 +106,8 @@ class TrainingMetrics:
     weight_hessian_trace_se: float | None = None
     weight_hessian_per_loss: float | None = None
     """The trace over the training loss, since the trace falls as the loss saturates."""
+    weight_hessian_scale_free: float | None = None
+    """The trace times the squared norm of the trained weights: the same for all scales of a net that ignores them."""
     fisher_trace: float | None = None
     fisher_trace_se: float | None = None
 
@@ -105,7 +125,9 @@ class TrainingMetrics:
 
     def row(self) -> dict[str, Any]:
         """What was measured; a value that is not finite counts as not measured."""
-        values = ((f.name, getattr(self, f.name)) for f in dataclasses.fields(self))
+        values = [(f.name, getattr(self, f.name)) for f in dataclasses.fields(self) if f.name != "layer_weight_norms"]
+        norms = self.layer_weight_norms or {}
+        values += [(f"layer_weight_norm_{name.replace('.', '_')}", norm) for name, norm in norms.items()]
         return {k: v for k, v in values if v is not None and not (isinstance(v, float) and not math.isfinite(v))}
 
     def console(self) -> str:
@@ -118,30 +140,6 @@ class TrainingMetrics:
         return text + ("" if self.hessian_trace is None else f", |hess|={abs(self.hessian_trace):.2e}")
 
 
-class MetricsHistory:
-    """Rows over training."""
-
-    def __init__(self, rows: list[dict[str, Any]] | None = None):
-        self.rows: list[dict[str, Any]] = [] if rows is None else rows
-
-    @classmethod
-    def load(cls, run: Path) -> "MetricsHistory":
-        """The rows of a run folder, finished or not."""
-        return cls(read_rows(run / "metrics.jsonl"))
-
-    def append(self, metrics: TrainingMetrics) -> None:
-        self.rows.append(metrics.row())
-
-    def series(self, name: str) -> tuple[list[int], list[float]]:
-        """(epochs, values) of a column, where it was measured."""
-        measured = [row for row in self.rows if row.get(name) is not None]
-        return [row["epoch"] for row in measured], [row[name] for row in measured]
-
-    def save(self, path: Path) -> None:
-        """Parquet with typed columns."""
-        write_parquet(path, self.rows)
-
-
 @dataclass(frozen=True)
 class Probe:
     """The fixed samples that metrics use, drawn from streams of their own."""
@@ -149,6 +147,8 @@ class Probe:
     data: ModularArithmeticDataset
     all: Pairs
     train_mask_N: Tensor
+    new_mask_N: Tensor
+    """Held-out pairs whose mirror image is held out too."""
     sensitivity: Pairs
     """Held-out pairs for input derivatives."""
     fisher: Pairs
@@ -162,7 +162,10 @@ class Probe:
         for name, pairs in (("sensitivity", data.test), ("fisher", data.train)):
             order = torch.randperm(len(pairs), generator=generator(config.split_seed, "metrics", name))
             samples.append(pairs[order[: config.metric_samples]].to(device))
-        return cls(data, data.pairs.to(device), mask_N.to(device), samples[0], samples[1])
+        trained_PP = torch.zeros(config.p, config.p, dtype=torch.bool)
+        trained_PP[data.train.a_N, data.train.b_N] = True
+        new_N = ~mask_N & ~trained_PP[data.pairs.b_N, data.pairs.a_N]
+        return cls(data, data.pairs.to(device), mask_N.to(device), new_N.to(device), samples[0], samples[1])
 
 
 def measure_basics(output: Output, probe: Probe, config: TrainerConfig) -> dict[str, float]:
@@ -171,48 +174,70 @@ def measure_basics(output: Output, probe: Probe, config: TrainerConfig) -> dict[
     for split, mask_N in (("train", probe.train_mask_N), ("test", ~probe.train_mask_N)):
         basics[f"{split}_loss"] = loss(output.logits_NP[mask_N], probe.all.y_N[mask_N]).item()
         basics[f"{split}_acc"] = right_N[mask_N].double().mean().item()
+    if probe.new_mask_N.any():
+        basics["new_pairs_acc"] = right_N[probe.new_mask_N].double().mean().item()
     return basics
 
 
-def measure_function(
-    model: PairModel, output: Output, probe: Probe, config: TrainerConfig, epoch: int
-) -> dict[str, Any]:
-    """Spectra, progress measures, input sensitivity, norms and routing."""
-    p, operation, loss = config.p, config.operation, data_loss(config)
-    grid_IJK = grid_logits(output.logits_NP, probe.all, p, operation)
-    progress = progress_measures(output.logits_NP, probe.all, probe.train_mask_N, p, operation, loss)
-    gini_embedding, gini_unembedding = weight_ginis(model, operation)
-    x = model.plain_inputs(probe.sensitivity.a_N, probe.sensitivity.b_N)
-    hessian = compute_hessian_trace(model, x, config.curvature_probes, generator(config.seed, "hessian", epoch))
+def measure_function(model: PairModel, output: Output, probe: Probe, config: TrainerConfig) -> dict[str, Any]:
+    """Spectra, norms, numerics and routing."""
+    p, operation = config.p, config.operation
+    training_NP, y_N = output.logits_NP[probe.train_mask_N], probe.all.y_N[probe.train_mask_N]
+    decayed = decayed_parameters(model, config.weight_decay_rule, config.decay_gates)
     # The original study's formula needs the whole p x p grid of residues, which division has not.
     whole = len(probe.all) == p * p
     measured: dict[str, Any] = {
-        "spectral_smoothness": spectral_smoothness(grid_IJK),
         "spectral_smoothness_original": spectral_smoothness_original(output.logits_NP.argmax(-1).reshape(p, p), p // 4)
         if whole
         else None,
-        "aligned_power": character_power(grid_IJK).aligned,
-        "key_frequencies": " ".join(map(str, progress.key_frequencies)),
-        "key_share": progress.key_share,
-        "restricted_loss": progress.restricted_loss,
-        "excluded_loss": progress.excluded_loss,
-        "gini_embedding": gini_embedding,
-        "gini_unembedding": gini_unembedding,
-        "jacobian_norm": compute_jacobian_norm(model, x),
-        "hessian_trace": hessian.value,
-        "hessian_trace_se": hessian.standard_error,
-        "representation_norm": output.representation_ND[~probe.train_mask_N].norm(dim=-1).mean().item(),
-        "weight_norm": total_weight_norm(model),
-        "decayed_weight_norm": decayed_weight_norm(model, decayed_parameters(model, config.weight_decay_rule)),
+        "representation_norm": representation_norm(output.representation_ND[~probe.train_mask_N]),
+        "decayed_weight_norm": decayed_weight_norm(model, decayed),
+        "layer_weight_norms": compute_layer_weight_norms(model),
         "logit_scale": logit_scale(output.logits_NP),
-        "softmax_collapse": softmax_collapse(output.logits_NP[probe.train_mask_N], torch.float32),
+        "softmax_collapse": softmax_collapse(training_NP, torch.float32),
+        "train_loss_float32": data_loss(replace(config, loss_dtype="float32"))(training_NP, y_N).item(),
     }
+    if operation != "compose":  # S5 does not commute: its spectra would need its irreducible representations
+        grid_IJK = grid_logits(output.logits_NP, probe.all, p, operation)
+        ginis = weight_ginis(model, operation)
+        measured |= {
+            "spectral_smoothness": spectral_smoothness(grid_IJK),
+            "aligned_power": character_power(grid_IJK).aligned,
+            "gini_embedding": ginis.embedding,
+            "gini_neuron_to_logit": ginis.neuron_to_logit,
+            "gini_unembedding": ginis.unembedding,
+        }
     if output.routing:
         entropies = [routing_entropy(weights_NR) for weights_NR in output.routing]
         measured["routing_entropy"] = sum(entropies) / len(entropies)
         measured["routing_max_use"] = max(head_utilization(weights_NR).max().item() for weights_NR in output.routing)
         measured["routing_paths"] = path_signatures(output.routing).distinct
     return measured
+
+
+def measure_progress(model: PairModel, output: Output, probe: Probe, config: TrainerConfig) -> dict[str, Any]:
+    """Nanda et al.'s progress measures and the norm of the weights: what is also measured where an event may begin."""
+    measured: dict[str, Any] = {"weight_norm": total_weight_norm(model)}
+    if config.operation == "compose":
+        return measured
+    mask_N, loss = probe.train_mask_N, data_loss(config)
+    progress = progress_measures(output.logits_NP, probe.all, mask_N, config.p, config.operation, loss)
+    return {
+        **measured,
+        **dataclasses.asdict(progress),
+        "key_frequencies": " ".join(map(str, progress.key_frequencies)),
+    }
+
+
+def measure_sensitivity(model: PairModel, probe: Probe, config: TrainerConfig, epoch: int) -> dict[str, float]:
+    """How the logits of held-out pairs move with the continuous input."""
+    x = model.plain_inputs(probe.sensitivity.a_N, probe.sensitivity.b_N)
+    hessian = compute_hessian_trace(model, x, config.curvature_probes, generator(config.seed, "hessian", epoch))
+    return {
+        "jacobian_norm": compute_jacobian_norm(model, x),
+        "hessian_trace": hessian.value,
+        "hessian_trace_se": hessian.standard_error,
+    }
 
 
 def measure_weight_curvature(
@@ -223,20 +248,22 @@ def measure_weight_curvature(
     stream = generator(config.seed, "weight hessian", epoch)
     hessian = compute_weight_hessian_trace(model, train, loss, config.curvature_probes, stream)
     fisher = compute_fisher_trace(model, probe.fisher, loss)
+    norm = float(total_norm(trainable_parameters(model).values(), torch.float64))
     return {
         "gradient_norm": compute_gradient_norm(model, train, loss),
         "weight_hessian_trace": hessian.value,
         "weight_hessian_trace_se": hessian.standard_error,
         "weight_hessian_per_loss": hessian.value / train_loss if train_loss > 0 else None,
+        "weight_hessian_scale_free": hessian.value * norm**2,
         "fisher_trace": fisher.value,
         "fisher_trace_se": fisher.standard_error,
     }
 
 
 def measure_adam(
-    model: PairModel, state: Mapping[str, Tensor], config: TrainerConfig, epoch: int
+    model: PairModel, state: Mapping[str, Tensor], config: TrainerConfig, lr: float
 ) -> dict[str, float | None]:
-    """Adam's dynamics from its state by name; empty before the first update."""
+    """Adam's dynamics from its state by name, in the update at the rate `lr` that led to it; empty before the first."""
     moments = {
         key: {n.rpartition("/")[0]: t for n, t in state.items() if n.endswith(f"/{key}")}
         for key in ("exp_avg", "exp_avg_sq", "step")
@@ -249,12 +276,12 @@ def measure_adam(
         moments["exp_avg"],
         moments["exp_avg_sq"],
         step=int(next(iter(moments["step"].values()))),
-        lr=learning_rate(max(epoch - 1, 0), config),
+        lr=lr,
         beta1=config.beta1,
         beta2=config.beta2,
         eps=config.eps,
         weight_decay=config.weight_decay,
-        decayed=decayed_parameters(model, config.weight_decay_rule),
+        decayed=decayed_parameters(model, config.weight_decay_rule, config.decay_gates),
     )
     return dataclasses.asdict(adam)
 
@@ -267,23 +294,31 @@ def measure(
     epoch: int,
     step: int,
     last: bool,
+    rows: Sequence[dict[str, Any]] = (),
 ) -> TrainingMetrics:
     """The row due at this epoch: losses and accuracies always, the rest at its intervals and at the end.
 
-    `adam_state` is the optimizers' by name, as studycore.checkpoints.optimizer_tensors gives it.
+    Where an event may begin, by the `rows` so far, curvature and progress are measured as well. `adam_state` is the
+    optimizers' by name, as studycore.checkpoints.optimizer_tensors gives it.
     """
     measured: dict[str, Any] = {}
-    detailed = last or epoch % config.log_every == 0
-    curved = config.compute_weight_curvature and (last or epoch % config.weight_curvature_interval == 0)
     with torch.no_grad():
         output = model.forward_pairs(probe.all.a_N, probe.all.b_N)
         basics = measure_basics(output, probe, config)
+        event = may_begin(rows, basics["train_acc"], basics["test_acc"], config.event_window)
+        detailed = last or epoch % config.log_every == 0
+        curved = last or event or epoch % config.weight_curvature_interval == 0
+        if detailed or event:
+            measured |= measure_progress(model, output, probe, config)
         if detailed:
-            measured |= measure_function(model, output, probe, config, epoch)
-            measured["lr"] = learning_rate(epoch, config)
+            measured |= measure_function(model, output, probe, config)
+            measured["lr"] = learning_rate(epoch, config, has_touched_99([*rows, basics]))
             if config.compute_optimizer_metrics:
-                measured |= measure_adam(model, adam_state, config, epoch)
-    if curved:
+                before = learning_rate(max(epoch - 1, 0), config, has_touched_99(rows))
+                measured |= measure_adam(model, adam_state, config, before)
+        if last or epoch % (config.sensitivity_every or config.eval_every) == 0:
+            measured |= measure_sensitivity(model, probe, config, epoch)
+    if curved and config.compute_weight_curvature:
         measured |= measure_weight_curvature(model, probe, config, epoch, basics["train_loss"])
     return TrainingMetrics(step=step, epoch=epoch, **(measured | basics))
 

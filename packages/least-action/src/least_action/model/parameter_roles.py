@@ -11,9 +11,12 @@ from torch import nn
 
 DECAYED = {
     "matrices": frozenset({"matrix", "unembedding"}),
-    "all": frozenset({"embedding", "position", "norm", "bias", "gate", "unembedding", "matrix"}),
+    "all": frozenset({"embedding", "position", "norm", "bias", "unembedding", "matrix"}),
 }
-"""Weight-decay rules by name: "matrices" spares embeddings, biases, norms and gates; "all" decays everything."""
+"""Weight-decay rules by name: "matrices" spares embeddings, biases and norms; "all" spares nothing but gates.
+
+Gates are spared by both unless that is asked for: decay pulls them to uniform weights, where nothing is routed.
+"""
 
 
 class InputLinear(nn.Linear):
@@ -71,6 +74,7 @@ def parameter_roles(model: nn.Module) -> dict[str, str]:
     return roles
 
 
-def decayed_parameters(model: nn.Module, rule: str) -> set[str]:
-    """Names of the parameters that weight decay applies to under `rule`, a key of DECAYED."""
-    return {name for name, role in parameter_roles(model).items() if role in DECAYED[rule]}
+def decayed_parameters(model: nn.Module, rule: str, decay_gates: bool = False) -> set[str]:
+    """Names of the parameters that weight decay applies to under `rule`, a key of DECAYED, gates where asked for."""
+    decayed = DECAYED[rule] | ({"gate"} if decay_gates and rule == "all" else set())
+    return {name for name, role in parameter_roles(model).items() if role in decayed}
