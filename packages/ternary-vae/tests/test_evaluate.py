@@ -6,7 +6,7 @@ import torch
 
 from studycore.streams import generator
 from ternary_vae.data import Operations
-from ternary_vae.losses import Targets, target_radius
+from ternary_vae.bands import Targets, target_radius
 from ternary_vae.metrics import evaluate, final, radii
 from ternary_vae.model import Code, count_parameters, create_model
 
