@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from studycore.streams import generator
-from ternary_vae.data import Operations
 from ternary_vae.bands import Targets, target_radius
+from ternary_vae.data import Operations
 from ternary_vae.metrics import evaluate, final, radii
 from ternary_vae.model import Code, count_parameters, create_model
 

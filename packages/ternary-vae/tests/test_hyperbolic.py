@@ -124,7 +124,10 @@ def test_the_original_study_s_radius_at_curvature_2_is_refused():
 @pytest.mark.parametrize("c", CURVATURES)
 def test_a_displaced_point_is_that_of_geoopts_transport_and_exponential(c):
     manifold = geoopt.PoincareBall(c=torch.tensor(c, dtype=torch.float64))
-    direction_ND, v_ND = directions(50, 4), directions(50, 4, seed=1) * torch.linspace(0, 2, 50).double()[:, None] / c**0.5
+    direction_ND, v_ND = (
+        directions(50, 4),
+        directions(50, 4, seed=1) * torch.linspace(0, 2, 50).double()[:, None] / c**0.5,
+    )
     rho_N = torch.linspace(0.01, 3, 50, dtype=torch.float64) / c**0.5
     mu_ND = points(rho_N, direction_ND, c)
     # A vector of length 1 in coordinates at the origin has the length 2 in the ball's metric.

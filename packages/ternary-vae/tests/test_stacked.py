@@ -20,7 +20,8 @@ from studycore.metrics_log import read_rows
 from studycore.run import Run
 from ternary_vae.checkpoint import find_checkpoint, load_model, start_model, stored_metrics
 from ternary_vae.config import TrainConfig
-from ternary_vae.stacked import StackedAdamW, StackedRadii
+from ternary_vae.optimizers import StackedAdamW
+from ternary_vae.stacked import StackedRadii
 from ternary_vae.stages import PER_RUN, not_stackable, shape_of
 
 FROZEN = ["encoder_A", "encoder_B", "decoder_A", "controller"]

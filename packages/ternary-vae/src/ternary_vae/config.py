@@ -14,9 +14,11 @@ from studycore.bounds import (
     check_bounds,
 )
 
-QUESTION = "A hyperbolic VAE over all ternary operations: does it cover them, and do its radii follow the 3-adic hierarchy?"
-COVERAGE, SCRATCH = "coverage", "from scratch"
-"""The phases of a sweep's runs that make checkpoints, and of its arms that start without one."""
+QUESTION = (
+    "A hyperbolic VAE over all ternary operations: does it cover them, and do its radii follow the 3-adic hierarchy?"
+)
+COVERAGE, ORDERED, SCRATCH = "coverage", "ordered", "from scratch"
+"""The phases of a sweep's runs that make checkpoints, without order and with it, and of its arms that start without one."""
 COMPONENTS = ("encoder_A", "encoder_B", "decoder_A", "projection", "controller")
 """What a stage may freeze: the names of the model's parts."""
 ENCODING = (
@@ -101,7 +103,9 @@ class ArchitectureConfig:
                 f"{self.curvature**-0.5:.6g}; give more than 0 and less than {limit:.6g}"
             )
         if self.geometry == "euclidean" and self.decode == "code":
-            raise ValueError("geometry: euclidean is the twin of decode ball and changes nothing else; give decode ball")
+            raise ValueError(
+                "geometry: euclidean is the twin of decode ball and changes nothing else; give decode ball"
+            )
         if self.decode == "ball" and self.radius == "euclidean":
             raise ValueError("radius: decode ball takes distances; leave it hyperbolic, or give geometry euclidean")
 
@@ -295,6 +299,9 @@ class SweepConfig:
 
     coverage: dict[str, Any] = field(default_factory=dict)
     """TrainConfig fields of the runs that make the coverage checkpoints, and of the arms from scratch."""
+    ordered: dict[str, Any] = field(default_factory=dict)
+    """Changes to coverage of the runs that make ordered checkpoints, whose projections phases with start_projections
+    loaded go on with."""
     base: dict[str, Any] = field(default_factory=dict)
     """TrainConfig fields that all phases share."""
     phases: dict[str, dict[str, Any]] = field(default_factory=dict)

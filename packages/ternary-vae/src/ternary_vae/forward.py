@@ -44,15 +44,6 @@ def set_mode(model: TernaryVAE, stage: Stage) -> None:
         part.train(name in stage.trained)
 
 
-def create_optimizer(trained: Mapping[str, nn.Parameter], config: TrainConfig, stage: Stage) -> torch.optim.AdamW:
-    """AdamW with a group for each part of the model; `factor` is the part's own on the learning rate."""
-    groups: dict[str, list[nn.Parameter]] = {}
-    for name, parameter in trained.items():
-        groups.setdefault(name.partition(".")[0], []).append(parameter)
-    listed = [{"params": group, "factor": stage.rate_factors.get(part, 1.0)} for part, group in groups.items()]
-    return torch.optim.AdamW(listed, lr=config.lr, weight_decay=config.weight_decay)
-
-
 def noise(config: TrainConfig, stage: str, view: str, update: int, rows: int) -> Tensor:
     """Standard normal noise for the global batch of an update [N, D], float64: a function of (seed, update)."""
     draw = generator(config.seed, "noise", stage, view, update)

@@ -13,6 +13,10 @@ MEANINGS = {
     "coverage_sampled": ("share", "coverage from one sample of the code"),
     "coverage_seen": ("share", "coverage of the operations that training saw"),
     "coverage_unseen": ("share", "coverage of those it did not see"),
+    "linear_coverage_unseen": (
+        "share",
+        "what principal components of the seen ones restore of them, in as many dimensions",
+    ),
     "unseen": ("operations", "how many these are"),
     "kl": ("nats", "KL divergence of the posterior from the prior, mean over operations"),
     "kl_of_least": ("1", "that over log N, the least that tells N operations apart"),
@@ -27,7 +31,10 @@ MEANINGS = {
     "gaps": ("levels", "neighbouring levels"),
     "tied_radius_share": ("share", "operations that share their radius with another"),
     "richness": ("norm^2", "a tenth of the levels' summed variances of the radius"),
-    "richness_largest_share": ("share", "of the richness, in the level that has the most; evenly spread: one over the levels"),
+    "richness_largest_share": (
+        "share",
+        "of the richness, in the level that has the most; evenly spread: one over the levels",
+    ),
     "richness_hyperbolic": ("distance^2", "the same, of hyperbolic distances"),
     "hierarchy_A": ("Spearman", "hierarchy of encoder A's points"),
     "hierarchy_B": ("Spearman", "hierarchy of encoder B's points"),
@@ -40,13 +47,11 @@ MEANINGS = {
     "hierarchy_ceiling_unseen": ("Spearman", "their own ceiling"),
     "somers_d_unseen": ("Somers' D", "of the operations that training did not see"),
     "somers_d_depths_unseen": ("Somers' D", "their mean over k of Somers' D among valuations k and more"),
-    **{
-        f"somers_d_from_{k}_unseen": ("Somers' D", f"among those of valuation {k} and more") for k in range(1, 13)
-    },
+    **{f"somers_d_from_{k}_unseen": ("Somers' D", f"among those of valuation {k} and more") for k in range(1, 13)},
 }
 """Metric -> unit and meaning, in the order of the tables."""
 OF_COVERAGE = [name for name in MEANINGS if name.startswith(("cover", "operations", "kl"))]
-OF_COVERAGE += ["unseen", "prior_coverage"]
+OF_COVERAGE += ["unseen", "prior_coverage", "linear_coverage_unseen"]
 """Metrics of which a run that trains no radii has learned something."""
 FINE = ("hierarchy", "hierarchy_", "somers_d", "coverage")
 """Metrics whose last digits matter: six decimals."""

@@ -64,7 +64,9 @@ def _stage(config: TrainConfig, name: str, is_last: bool) -> Stage:
     decodes = name != "hierarchy" or (config.coverage_weight > 0 and not {"encoder_A", "decoder_A"} <= frozen)
     controlled = of_radii and config.use_controller and config.loss == "geodesic"
     reached = {ENCODER[view] for view in views} | ({"encoder_A", "decoder_A"} if decodes else set())
-    reached |= ({"projection"} if of_radii or config.decode == "ball" else set()) | ({"controller"} if controlled else set())
+    reached |= ({"projection"} if of_radii or config.decode == "ball" else set()) | (
+        {"controller"} if controlled else set()
+    )
     sampled = {"a"} if decodes and config.coverage_code == "sample" else set()
     sampled |= set(views) if config.code == "sample" else set()
     return Stage(

@@ -21,12 +21,13 @@ from studycore.streams import derive_seed
 from ternary_vae.checkpoint import Loaded, find_checkpoint, start_model
 from ternary_vae.config import TrainConfig
 from ternary_vae.data import Batches, Operations, training_indices
-from ternary_vae.forward import create_optimizer, set_trained
+from ternary_vae.forward import set_trained
 from ternary_vae.lanes import CHOSEN_BY, Lane, WholeModel
 from ternary_vae.losses import total
 from ternary_vae.metrics.evaluate import Codes
 from ternary_vae.metrics.final import baselines, figure_arrays, run_metrics
 from ternary_vae.model import build_model, count_parameters, probe_inputs, replay_probe
+from ternary_vae.optimizers import create_optimizer
 from ternary_vae.stacked import StackedRadii
 from ternary_vae.stages import Stage, not_stackable, stages_of
 
@@ -97,8 +98,11 @@ def train_together(configs: Sequence[TrainConfig], runs: Sequence[Run]) -> None:
             for s, lane in enumerate(lanes):
                 run, config, stage = lane.run, lane.config, lane.stage
                 # evaluate
-                evaluating = run.every(config.eval_every)
-                metrics = models.measure(s) if evaluating or run.saving(config.checkpoint_every) else {}
+                evaluating, saving = run.every(config.eval_every), run.saving(config.checkpoint_every)
+                if evaluating or saving:
+                    # All that is saved below, and the final metrics, are of the lane's own model and optimizer.
+                    models.write_back(s)
+                metrics = models.measure(s) if evaluating or saving else {}
                 own = {term: float(sum_S[s]) for term, sum_S in sums.items()}
                 if bad := not_finite(own, metrics):
                     run.failed(sentence := run.not_finite(stage.rate_field, *bad))

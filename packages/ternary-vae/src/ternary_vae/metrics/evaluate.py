@@ -1,4 +1,4 @@
-"""What a model does on operations, by its mean codes; and the two baselines that stand beside it in every table."""
+"""What a model does on operations, by its mean codes; and the same model before training."""
 
 import math
 from typing import Any
@@ -8,12 +8,11 @@ from torch import Tensor
 
 from studycore.streams import generator
 from ternary_vae.config import TrainConfig
-from ternary_vae.bands import Targets, target_radius
 from ternary_vae.data import Operations
-from ternary_vae.hyperbolic import to_euclidean
+from ternary_vae.metrics.linear import linear_right
 from ternary_vae.metrics.radii import (
-    dist_corr_geodesic,
     depth_order,
+    dist_corr_geodesic,
     dist_corr_levels,
     hierarchy,
     hierarchy_ceiling,
@@ -155,11 +154,13 @@ def all_metrics(
     z_ND = points(model, operations, view, codes)
     metrics |= distance_metrics(z_ND, operations, c, metrics.get("hierarchy"))
     if seen_N is not None and not bool(seen_N.all()):
+        linear = linear_right(operations.x_NM.cpu(), seen_N, model.config.latent_dim)
         unseen = operations[(~seen_N).nonzero().squeeze(1)]
         metrics |= {
             "coverage_seen": float(right_N[seen_N].double().mean()),
             "coverage_unseen": float(right_N[~seen_N].double().mean()),
             "unseen": int((~seen_N).sum()),
+            "linear_coverage_unseen": float(linear[~seen_N].double().mean()),
         }
         rho_N = radii(model, unseen, view)[0].numpy()
         own_v_N = unseen.v_N.cpu().numpy()
@@ -179,14 +180,6 @@ def distance_metrics(z_ND: Tensor, operations: Operations, c: float, rank: float
     if by_levels is not None and rank is not None:
         metrics |= {"q": q(by_levels, rank), "q_original": q_original(by_levels, rank)}
     return {name: value for name, value in metrics.items() if value is not None}
-
-
-def closed_form(config: TrainConfig, operations: Operations) -> dict[str, Any]:
-    """Metrics of the radius that the default loss asks for, without any learning: a rule on the leading trits gives it."""
-    targets = Targets.of(config, torch.zeros(config.trits + 1, dtype=torch.float64))
-    r_N = target_radius(operations.v_N, operations.place_N, targets)
-    norm_N = to_euclidean(r_N, config.curvature) if config.radius == "hyperbolic" else r_N
-    return radius_metrics(operations.v_N.numpy(), norm_N.numpy(), r_N.numpy())
 
 
 def untrained(config: TrainConfig, operations: Operations) -> dict[str, Any]:
