@@ -10,6 +10,7 @@ prior  a level's band lies where the prior has that level's share of its mass: w
 Shapes: N operations, L = M + 1 levels.
 """
 
+import itertools
 from typing import NamedTuple
 
 import torch
@@ -87,7 +88,7 @@ def prior_bands(trits: int, dimensions: int, largest: float) -> tuple[Tensor, Te
     std = largest / normal_radius(1 - PRIOR_TAIL, dimensions)
     bounds = [largest, *(std * normal_radius(3.0**-k, dimensions) for k in range(1, trits + 1)), 0.0]
     low, high = [], []
-    for outer, inner in zip(bounds, bounds[1:], strict=False):
+    for outer, inner in itertools.pairwise(bounds):
         margin = (1 - PRIOR_FILL) / 2 * (outer - inner)
         # The deepest level has one operation, at the centre.
         low.append(inner + margin if inner > 0 else 0.0)

@@ -449,6 +449,27 @@ FINDINGS = tuple(_of_its_start(claim) for claim in _FINDINGS)
 """The original study's findings."""
 
 
+NEEDED = {
+    "curvature_2_vs_1": ("sweep_curv_1.0", "sweep_curv_2.0"),
+    "curvature_2_vs_1_same_rim": ("sweep_rim_1.0", "sweep_rim_2.0"),
+    "decay_balanced": ("sweep2_balanced",),
+    "decay_baseline": ("sweep2_baseline",),
+    "peak_weights": ("sweep2_baseline", "sweep2_balanced"),
+    "early_stop_vs_step": ("sweep3_early_stop_p5", "sweep3_step_decay"),
+    "early_stop_vs_cosine": ("sweep3_early_stop_p5", "sweep3_cosine"),
+    "early_stop_peak": ("sweep3_early_stop_p5",),
+    "lr_1e3_vs_1e4": ("sweep4_lr_1e3", "sweep4_lr_1e4"),
+    "lr_1e3_vs_3e4": ("sweep4_lr_1e3", "sweep4_lr_3e4"),
+    "lr_1e3_peak": ("sweep4_lr_1e3",),
+    "stability": ("sweep5", "sweep6"),
+    "init_best_correlation": ("sweep5", "sweep6"),
+    "best_achieved": ("sweep2_baseline", "sweep3_early_stop_p5", "sweep4_lr_1e3"),
+    "ordered_no_decay": ("sweep7_ordered",),
+    "ordered_vs_level_means": ("sweep7_ordered", "sweep2_baseline"),
+}
+"""Finding -> arms without which a sweep cannot judge it, and so does not register it."""
+
+
 def claims(verb: str, config: Any) -> Sequence[Claim]:
     """The claims that a run or a sweep is judged by.
 
@@ -463,10 +484,13 @@ def claims(verb: str, config: Any) -> Sequence[Claim]:
     targets = _targets(_sees_a_part(config), in_ball) if whole or _sees_a_part(config) else ()
     plateaus = [claim for arm, claim in PLATEAUS.items() if arm in arms]
     beside = [*(CURVATURE_BUYS if {"ball", TWIN} <= set(arms) else ()), *([RULE_LEARNT] if SHUFFLED in arms else ())]
-    if not config.phases:
-        return [*targets, *beside, *plateaus]
-    rim = [SAME_RIM] if any("sweep_rim_2.0" in phase.get("arms", {}) for phase in config.phases.values()) else []
-    return [*targets, *beside, *plateaus, ANY_RIM, *rim, *FINDINGS]
+    there = {
+        arm.partition("_draw_")[0]
+        for phase in config.phases.values()
+        for arm in (*phase.get("arms", {}), *([phase["name"]] if "name" in phase else []))
+    }
+    findings = [claim for claim in (ANY_RIM, SAME_RIM, *FINDINGS) if set(NEEDED[claim.id]) <= there]
+    return [*targets, *beside, *plateaus, *findings]
 
 
 def _targets(part: bool, in_ball: bool) -> Sequence[Claim]:
