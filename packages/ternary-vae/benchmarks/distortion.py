@@ -7,7 +7,7 @@ of its distances to these paths: 1 is perfect.
 flat, bound     no embedding does better: balls around 3^h leaves are disjoint and lie in a ball of the radius that Jung's
                 theorem gives their diameter. (3^(h/D) - 1) / (2h sqrt(D / (2D + 2))), the largest over h, at least 1
 flat, found     the best of gradient descent on all coordinates
-curved, found   the same within the model's largest radius, 3.66; both begin with the tree drawn in that radius, and noise
+curved, found   the same within the model's largest radius, 3.66; both begin with sums of triangles
 drawn, radius r the tree drawn with equal angles (Sarkar 2011) in curvature -1, its leaves about r from the root; 37 is the
                 farthest that float64 tells from the boundary of the Poincare ball
 
@@ -24,7 +24,7 @@ from torch import Tensor
 
 DIMENSIONS = (2, 3, 4, 8, 16)
 RADII = (3.66, 10.0, 37.0)
-STEPS, PAIRS, POWER = 600, 2048, 8.0
+STEPS, PAIRS, POWER = 300, 1024, 8.0
 
 
 def bound(trits: int, dimensions: int) -> float:
@@ -114,10 +114,11 @@ def descend(x_ND: Tensor, trits: int, curved: bool) -> Tensor:
     """Gradient descent on the 8-norm of the logarithms of the ratios, over random pairs of every height."""
     x_ND = x_ND.clone().requires_grad_()
     draw = torch.Generator().manual_seed(0)
-    size = float(x_ND.detach().norm(dim=1).mean())
-    adam = torch.optim.Adam([x_ND], lr=0.01 * size)
+    siblings = x_ND.detach().unflatten(0, (-1, 3))
+    rate = 0.1 * float((siblings[:, 0] - siblings[:, 1]).norm(dim=1).mean())
+    adam = torch.optim.Adam([x_ND], lr=rate)
     for update in range(STEPS):
-        adam.param_groups[0]["lr"] = 0.01 * size * (1 + math.cos(math.pi * update / STEPS)) / 2
+        adam.param_groups[0]["lr"] = rate * (1 + math.cos(math.pi * update / STEPS)) / 2
         i, j, h = pairs(trits, draw)
         logs = (distances(x_ND[i], x_ND[j], curved) / (2 * h)).log()
         loss = (logs - logs.mean()).abs().pow(POWER).mean().pow(1 / POWER)
@@ -155,11 +156,18 @@ def spread(x: Tensor, y: Tensor, curved: bool) -> Tensor:
     return 2 * torch.asinh((apart + torch.sinh(r)[..., :, None] * torch.sinh(s)[..., None, :] * half).sqrt())
 
 
-def tangents(points_NE: Tensor) -> Tensor:
-    """Points of the hyperboloid as tangent vectors at the origin."""
-    space = points_NE[:, 1:]
-    norm = space.norm(dim=1, keepdim=True)
-    return space / norm * torch.asinh(norm)
+def tiles(trits: int, dimensions: int) -> Tensor:
+    """Leaves [N, D] as sums of a triangle's corners that grow from edge to edge by the D-th root of 3, as equal volumes for
+    all leaves need it (at least by 1.3), and turn by a right angle through the dimensions in turn; the farthest at 1."""
+    growth = max(3 ** (1 / dimensions), 1.3)
+    angle = torch.arange(3, dtype=torch.float64) * 2 * math.pi / 3
+    x_ND = torch.zeros(1, dimensions, dtype=torch.float64)
+    for h in range(trits):
+        corners = torch.zeros(3, dimensions, dtype=torch.float64)
+        first = 2 * h % dimensions if dimensions > 3 else h % dimensions
+        corners[:, first], corners[:, (first + 1) % dimensions] = angle.cos(), angle.sin()
+        x_ND = (growth**h * corners[:, None] + x_ND).flatten(0, 1)
+    return x_ND / x_ND.norm(dim=1).max()
 
 
 def main() -> None:
@@ -173,11 +181,9 @@ def main() -> None:
     )
     for dimensions in DIMENSIONS:
         began = time.perf_counter()
-        start = torch.cat(drawn(trits, dimensions, RADII[0] / trits)[-1])
         cells = [bound(trits, dimensions)]
-        noise = 0.05 * torch.randn(start.shape[0], dimensions, generator=torch.Generator().manual_seed(1)).double()
         for curved in (False, True):
-            found = descend(tangents(start) + noise, trits, curved)
+            found = descend(RADII[0] * tiles(trits, dimensions), trits, curved)
             low, high = of_points(found, trits, curved)
             cells.append(high / low)
         for radius in RADII:

@@ -65,7 +65,9 @@ def test_gradients_of_the_reconstruction_reach_radius_and_direction(ball):
 
 
 def test_the_flat_twin_has_equal_parameters_and_sums_where_the_ball_transports(ball):
-    curved, flat = (create_model(ball(geometry=geometry), 0) for geometry in ("hyperbolic", "euclidean"))
+    curved, flat = (
+        create_model(ball(geometry=geometry), 0).requires_grad_(False) for geometry in ("hyperbolic", "euclidean")
+    )
     assert count_parameters(curved) == count_parameters(flat)
     code = flat.encode(OPERATIONS.x_NM, "a")
     noise_ND = torch.randn(27, 4, generator=torch.Generator().manual_seed(0)).double()
