@@ -5,7 +5,7 @@ wide   the first layout: level 0, two thirds of all operations, takes two thirds
 even   every level has a band of the same width, and so the same part of the richness
 prior  a level's band lies where the prior has that level's share of its mass: with the distances of a normal distribution
        of D dimensions, level k lies between the quantiles 3^-(k+1) and 3^-k. Then samples of the prior meet every level as
-       often as operations have it
+       often as operations have it. All bands follow the radii by one common factor (`fitted`)
 
 Shapes: N operations, L = M + 1 levels.
 """
@@ -64,6 +64,17 @@ class Targets(NamedTuple):
         if config.bands == "wide":
             half_L[0] = HALF
         return cls(radius(low_L), radius(high_L), radius(mean_L), variance_L, half_L)
+
+
+def fitted(targets: Targets, r_N: Tensor, v_N: Tensor) -> Targets:
+    """The bands times the factor by which these radii follow their middles best (least squares, no gradient).
+
+    A posterior is spread around its mean, so that samples lie farther out than means, by as much as the weight of the KL
+    divergence makes it; the shells of the prior are those of samples.
+    """
+    middle_N = ((targets.low_L + targets.high_L) / 2)[v_N]
+    factor = (r_N.detach() * middle_N).sum() / middle_N.square().sum()
+    return targets._replace(low_L=factor * targets.low_L, high_L=factor * targets.high_L)
 
 
 def largest_distance(config: ArchitectureConfig) -> float:
