@@ -98,6 +98,6 @@ def test_radii_mean_something_where_a_stage_or_the_start_has_trained_them(values
 
 
 def test_a_sweep_needs_something_to_run():
-    with pytest.raises(ValueError, match="^phases: "):
+    with pytest.raises(ValueError, match=r"^phases: "):
         SweepConfig()
     assert SweepConfig(phases={"a": {}}).seeds == SweepConfig(from_scratch={"a": {}}).seeds == 5

@@ -1,5 +1,6 @@
 """What the loop feeds on: its rows, draws, rates and best checkpoint are those of the right stage, update and operations."""
 
+import itertools
 import json
 import math
 
@@ -121,7 +122,7 @@ def test_dropout_masks_differ_from_one_update_to_the_next(small, tmp_path, monke
     masks.clear()
     train_run(config, tmp_path / "more")
     own = [mask for mask in masks if len(mask) == 27]
-    assert len(own) >= 3 and not any(torch.equal(one, other) for one, other in zip(own, own[1:], strict=False))
+    assert len(own) >= 3 and not any(torch.equal(one, other) for one, other in itertools.pairwise(own))
 
 
 @pytest.mark.parametrize(("field", "still", "moves"), [("encoder_b_lr", "encoder_B", "encoder_A"), ("encoder_a_lr", "encoder_A", "encoder_B")])  # fmt: skip
