@@ -5,7 +5,7 @@ wide   the first layout: level 0, two thirds of all operations, takes two thirds
 even   every level has a band of the same width, and so the same part of the richness
 prior  a level's band lies where the prior has that level's share of its mass: with the distances of a normal distribution
        of D dimensions, level k lies between the quantiles 3^-(k+1) and 3^-k. Then samples of the prior meet every level as
-       often as operations have it. All bands follow the radii by one common factor (`fitted`)
+       often as operations have it. The bands are those of means, which lie nearer the origin than samples do
 
 Shapes: N operations, L = M + 1 levels.
 """
@@ -32,6 +32,10 @@ PRIOR_TAIL = 1e-4
 """prior: mass of the prior that lies farther out than the largest radius."""
 PRIOR_FILL = 0.7
 """prior: share of a level's part that its band fills, in the middle of it."""
+MEAN_SHARE = 0.75
+"""prior: distance of a posterior's mean over that of its samples. In flat space it is sqrt(1 - s^2) where s is the posterior's
+standard deviation over the prior's, 0.6 to 0.7 here. A factor that follows the radii lets the posterior collapse: no band then
+holds it against the KL divergence."""
 
 
 class Targets(NamedTuple):
@@ -66,17 +70,6 @@ class Targets(NamedTuple):
         return cls(radius(low_L), radius(high_L), radius(mean_L), variance_L, half_L)
 
 
-def fitted(targets: Targets, r_N: Tensor, v_N: Tensor) -> Targets:
-    """The bands times the factor by which these radii follow their middles best (least squares, no gradient).
-
-    A posterior is spread around its mean, so that samples lie farther out than means, by as much as the weight of the KL
-    divergence makes it; the shells of the prior are those of samples.
-    """
-    middle_N = ((targets.low_L + targets.high_L) / 2)[v_N]
-    factor = (r_N.detach() * middle_N).sum() / middle_N.square().sum()
-    return targets._replace(low_L=factor * targets.low_L, high_L=factor * targets.high_L)
-
-
 def largest_distance(config: ArchitectureConfig) -> float:
     """Hyperbolic distance of max_radius from the origin."""
     return float(to_hyperbolic(torch.tensor(config.max_radius, dtype=torch.float64), config.curvature))
@@ -102,8 +95,8 @@ def prior_bands(trits: int, dimensions: int, largest: float) -> tuple[Tensor, Te
     for outer, inner in itertools.pairwise(bounds):
         margin = (1 - PRIOR_FILL) / 2 * (outer - inner)
         # The deepest level has one operation, at the centre.
-        low.append(inner + margin if inner > 0 else 0.0)
-        high.append(outer - margin)
+        low.append(MEAN_SHARE * (inner + margin) if inner > 0 else 0.0)
+        high.append(MEAN_SHARE * (outer - margin))
     return torch.tensor(low, dtype=torch.float64), torch.tensor(high, dtype=torch.float64)
 
 

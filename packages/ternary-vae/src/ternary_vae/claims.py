@@ -297,10 +297,10 @@ TWIN, SHUFFLED = "flat_twin", "shuffled"
 
 
 def _against_twin(metric: str, statement: str, better: str, unit: str) -> Claim:
-    sides = {"below": 0.0} if better == "below" else {"above": 0.0}
     return Claim(
         f"curvature_{metric}", f"{statement} than of its flat twin of equal parameters", "this study: what the curvature buys",
-        "better", unit, paired_difference(metric, "ball", TWIN), **sides,
+        "better", unit, paired_difference(metric, "ball", TWIN),
+        above=0.0 if better == "above" else None, below=0.0 if better == "below" else None,
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from studycore.streams import generator
-from ternary_vae.bands import Targets, fitted, target_radius
+from ternary_vae.bands import Targets, target_radius
 from ternary_vae.config import ArchitectureConfig, TrainConfig
 from ternary_vae.data import Operations, valuation
 from ternary_vae.hyperbolic import distance
@@ -194,8 +194,7 @@ class StageLoss:
                      config.rank_loss_weight),
                 )  # fmt: skip
             else:
-                targets = fitted(self.targets, r_N, batch.v_N) if config.bands == "prior" else self.targets
-                terms = RADIAL[config.loss](r_N, batch.v_N, batch.place_N, targets, self.weights)
+                terms = RADIAL[config.loss](r_N, batch.v_N, batch.place_N, self.targets, self.weights)
             parts |= {f"{name}_{view}" if config.view == "both" else name: value for name, value in terms.items()}
         return parts
 

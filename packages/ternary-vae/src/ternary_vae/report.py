@@ -218,6 +218,8 @@ def closed_forms(runs: "DataFrame") -> dict[str, dict[str, Any]]:
     forms: dict[str, dict[str, Any]] = {}
     for config in (TrainConfig(**settings) for settings in runs.get("settings", ())):
         geometry = f"curvature {config.curvature:g}, max radius {config.max_radius:g}, {config.radius}"
+        geometry += "" if config.bands == "wide" else f", {config.bands} bands"
+        geometry += "" if config.geometry == "hyperbolic" else ", flat twin"
         name = f"3^{config.trits}, {geometry}"
         if name not in forms:
             forms[name] = closed_form(config)

@@ -92,8 +92,6 @@ def not_stackable(config: TrainConfig) -> str | None:
         return "dropout in the projections"
     if config.train_fraction < 1:
         return "it trains on a part of the operations"
-    if config.bands == "prior":
-        return "its bands follow its radii"
     if config.valuations == "shuffled":
         return "its valuations are its own"
     return "forward: plain was asked for" if config.forward == "plain" else None
