@@ -267,7 +267,7 @@ def test_a_dry_run_of_the_training_times_both_stages_and_measures_nothing(small,
     monkeypatch.setattr(WholeModel, "measure", None)
     monkeypatch.chdir(tmp_path)
     flags = [f"--{name.replace('_', '-')}={json.dumps(value)}" for name, value in vars(small()).items() if value != getattr(TrainConfig, name, object())]  # fmt: skip
-    assert main(["train", *flags, "--device", "cpu", "--threads", "1", "--dry-run"]) == 0
+    assert main(["train", "--config", "two_codes", *flags, "--device", "cpu", "--threads", "1", "--dry-run"]) == 0
     out = capsys.readouterr().out
     assert "coverage: 6 epochs of" in out and ", then hierarchy: 6 epochs of" in out
     assert list(tmp_path.iterdir()) == []

@@ -225,7 +225,10 @@ class TrainConfig(ArchitectureConfig):
         if self.decode == "ball":
             for name, taken in (("stages", ("joint", "coverage")), ("view", ("a",)), ("code", ("mean",))):
                 if (given := getattr(self, name)) not in taken:
-                    raise ValueError(f"{name}: decode ball has one code, which is decoded and ordered; give {' or '.join(taken)}, not {given}")  # fmt: skip
+                    raise ValueError(
+                        f"{name}: {given} does not go with decode ball, whose one code is decoded and ordered; give "
+                        f"{' or '.join(taken)}, or decode code"
+                    )
             if self.forward == "plain" or self.use_controller:
                 raise ValueError("forward, use_controller: belong to decode code; leave them out, or give decode code")
         for name in ("coverage_frozen", "hierarchy_frozen"):
