@@ -22,7 +22,7 @@ from ternary_vae.stages import stages_of
 
 BALL = {
     "decode": "ball", "stages": "joint", "view": "a", "encoder_a_lr": 1.0, "bands": "prior", "richness_weight": 0.0,
-    "kl_weight": 0.05, "deep_share": 0.0,
+    "kl_weight": 0.01, "deep_share": 0.0,
 }  # fmt: skip
 OPERATIONS = Operations.all(3)
 
@@ -84,14 +84,14 @@ def test_the_flat_twin_has_equal_parameters_and_sums_where_the_ball_transports(b
 
 
 def test_small_runs_of_the_ball_reach_coverage_and_order(ball, tmp_path):
-    config = ball(epochs=150, encoder_sizes=[32, 16], decoder_sizes=[32], eval_every=50, checkpoint_every=150)
+    config = ball(epochs=300, encoder_sizes=[32, 16], decoder_sizes=[32], eval_every=100, checkpoint_every=300)
     folder = train_run(config, tmp_path / "run")
     last = read_rows(folder / "metrics.jsonl")[-1]
     assert (last["coverage"], last["positive_gaps"], last["somers_d"]) == (1.0, 3, -1.0)
     model = load_model(str(folder / "checkpoints" / read_index(folder / "checkpoints")["last"]))[2]
     metrics = all_metrics(model, OPERATIONS, "a", 3)
-    assert 1.0 < metrics["kl_of_least"] < 4 and metrics["kl"] == pytest.approx(metrics["kl_of_least"] * math.log(27))
-    assert metrics["prior_coverage"] > 0.9 and "hierarchy_B" not in metrics
+    assert 1.0 < metrics["kl_of_least"] < 8 and metrics["kl"] == pytest.approx(metrics["kl_of_least"] * math.log(27))
+    assert metrics["prior_coverage"] > 0.7 and "hierarchy_B" not in metrics
 
 
 def test_the_rate_is_at_least_the_information_and_the_prior_meets_what_is_decoded(small, ball, monkeypatch):
@@ -105,7 +105,7 @@ def test_the_rate_is_at_least_the_information_and_the_prior_meets_what_is_decode
 
     monkeypatch.setattr(model, "logits", signs)
     assert prior_coverage(model, OPERATIONS, 0) == pytest.approx(8 / 27) and PRIOR_SAMPLES * 27 > 8
-    plain = create_model(small(), 0)
+    plain = create_model(small(), 0).requires_grad_(False)
     code = plain.encode(OPERATIONS.x_NM, "a")
     own = torch.distributions.Normal(code.mu_ND, torch.exp(code.logvar_ND / 2))
     closed = torch.distributions.kl_divergence(own, torch.distributions.Normal(0.0, 1.0)).sum(1).mean()
