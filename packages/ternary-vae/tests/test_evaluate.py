@@ -130,6 +130,8 @@ def test_each_metric_of_radii_is_of_the_radius_that_its_unit_says():
         "somers_d": radii.somers_d(V_N, rho_N), "min_level_gap": min(gaps), "positive_gaps": sum(g > 0 for g in gaps),
         "gaps": 3, "tied_radius_share": radii.tied_radius_share(rho_N), "richness": radii.richness(V_N, norm_N),
         "richness_hyperbolic": radii.richness(V_N, rho_N),
+        "richness_largest_share": radii.richness_largest_share(V_N, norm_N),
+        "somers_d_depths": radii.mean_of(radii.depth_order(V_N, rho_N)),
     }  # fmt: skip
     touching = radii.radius_metrics(np.array([0, 1, 2]), np.array([0.5, 0.5, 0.1]), np.array([3.0, 2.0, 1.0]))
     assert (touching["positive_gaps"], touching["min_level_gap"]) == (1, 0), "levels that touch are not apart"
