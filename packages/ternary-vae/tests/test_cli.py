@@ -21,7 +21,7 @@ from ternary_vae.plan import plan
 CONFIGS = Path(str(resources.files("ternary_vae"))) / "configs"
 VERBS = [*STUDY.verbs, "report", "resume", "runs", "doctor"]
 TINY = [
-    "--trits", "3", "--latent-dim", "4", "--encoder-sizes", "[12, 8]", "--decoder-sizes", "[8]", "--hidden-dim", "8",
+    "--config", "two_codes", "--trits", "3", "--latent-dim", "4", "--encoder-sizes", "[12, 8]", "--decoder-sizes", "[8]", "--hidden-dim", "8",
     "--coverage-epochs", "3", "--epochs", "3", "--batch-size", "10", "--device", "cpu", "--threads", "1",
 ]  # fmt: skip
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -82,8 +82,9 @@ print(json.dumps(took))
         (["train", "--config", "nowhere"], ["nowhere", "quick", "v5_11"]),
         (["train", "--config", "quick"], ["quick", "ternary-vae sweep"]),
         (["train", "--seeds", "0"], ["seeds: 0", "1 or more"]),
-        (["train", "--stages", "hierarchy"], ["stages: hierarchy", "start"]),
-        (["train", "--stages", "hierarchy", "--start", "gone"], ["gone", "holds no checkpoint"]),
+        (["train", "--stages", "hierarchy"], ["stages: hierarchy", "decode ball", "joint"]),
+        (["train", "--config", "v5_11", "--stages", "hierarchy"], ["stages: hierarchy", "start"]),
+        (["train", "--config", "v5_11", "--stages", "hierarchy", "--start", "gone"], ["gone", "holds no checkpoint"]),
         (["train", "--hierarchy-frozen", "[decoder_B]"], ["hierarchy_frozen", "decoder_B", "encoder_A"]),
         (["train", "--train-fraction", "0"], ["train_fraction: 0"]),
         (["train", "--trits", "14"], ["trits: 14", "at most 13"]),

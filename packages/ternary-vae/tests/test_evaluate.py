@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from studycore.streams import generator
+from ternary_vae.bands import Targets, target_radius
 from ternary_vae.data import Operations
-from ternary_vae.losses import Targets, target_radius
 from ternary_vae.metrics import evaluate, final, radii
+from ternary_vae.metrics.closed_form import closed_form
 from ternary_vae.model import Code, count_parameters, create_model
 
 OPERATIONS = Operations.all(3)
@@ -129,6 +130,8 @@ def test_each_metric_of_radii_is_of_the_radius_that_its_unit_says():
         "somers_d": radii.somers_d(V_N, rho_N), "min_level_gap": min(gaps), "positive_gaps": sum(g > 0 for g in gaps),
         "gaps": 3, "tied_radius_share": radii.tied_radius_share(rho_N), "richness": radii.richness(V_N, norm_N),
         "richness_hyperbolic": radii.richness(V_N, rho_N),
+        "richness_largest_share": radii.richness_largest_share(V_N, norm_N),
+        "somers_d_depths": radii.mean_of(radii.depth_order(V_N, rho_N)),
     }  # fmt: skip
     touching = radii.radius_metrics(np.array([0, 1, 2]), np.array([0.5, 0.5, 0.1]), np.array([3.0, 2.0, 1.0]))
     assert (touching["positive_gaps"], touching["min_level_gap"]) == (1, 0), "levels that touch are not apart"
@@ -139,7 +142,7 @@ def test_the_closed_form_is_measured_in_the_configurations_geometry(small, radiu
     config = small(curvature=0.6, max_radius=0.8, radius=radius)
     r_N = target_radius(OPERATIONS.v_N, OPERATIONS.place_N, Targets.of(config, torch.zeros(4).double())).numpy()
     norm_N = np.tanh(np.sqrt(0.6) * r_N / 2) / np.sqrt(0.6) if radius == "hyperbolic" else r_N
-    found = evaluate.closed_form(config, OPERATIONS)
+    found = closed_form(config)
     assert found["richness"] == pytest.approx(radii.richness(V_N, norm_N))
     assert found["richness_hyperbolic"] == pytest.approx(radii.richness(V_N, r_N))
     assert (found["somers_d"], found["tied_radius_share"]) == (-1, 0) and norm_N.max() < 0.8
@@ -151,7 +154,7 @@ def test_the_untrained_model_is_the_one_that_the_run_began_with(small):
     wanted = evaluate.all_metrics(began, OPERATIONS, "a", 7)
     assert evaluate.untrained(config, OPERATIONS) == wanted
     assert final.baselines(config) == {
-        "closed_form": evaluate.closed_form(config, OPERATIONS), "untrained": wanted,
+        "closed_form": closed_form(config), "untrained": wanted,
     }  # fmt: skip
 
 

@@ -1,11 +1,13 @@
 """The Poincare ball against geoopt and closed formulas, and where it is finer than geoopt."""
 
+import math
+
 import geoopt
 import pytest
 import torch
 
 from ternary_vae.config import ArchitectureConfig, largest_max_radius
-from ternary_vae.hyperbolic import distance, to_euclidean, to_hyperbolic
+from ternary_vae.hyperbolic import displace, distance, log_sinhc, to_euclidean, to_hyperbolic, wrapped_kl
 
 CURVATURES = [0.05, 0.5, 1.0, 2.0, 7.3]
 
@@ -116,3 +118,56 @@ def test_the_original_study_s_radius_at_curvature_2_is_refused():
         ArchitectureConfig(curvature=2.0, max_radius=0.95)
     with pytest.raises(ValueError, match="curvature: 0"):
         ArchitectureConfig(curvature=0.0)
+
+
+# ------------------------------------------------------------------------------------------- wrapped normal distributions
+@pytest.mark.parametrize("c", CURVATURES)
+def test_a_displaced_point_is_that_of_geoopts_transport_and_exponential(c):
+    manifold = geoopt.PoincareBall(c=torch.tensor(c, dtype=torch.float64))
+    direction_ND, v_ND = (
+        directions(50, 4),
+        directions(50, 4, seed=1) * torch.linspace(0, 2, 50).double()[:, None] / c**0.5,
+    )
+    rho_N = torch.linspace(0.01, 3, 50, dtype=torch.float64) / c**0.5
+    mu_ND = points(rho_N, direction_ND, c)
+    # A vector of length 1 in coordinates at the origin has the length 2 in the ball's metric.
+    z_ND = manifold.expmap(mu_ND, manifold.transp0(mu_ND, v_ND / 2))
+    torch.testing.assert_close(displace(rho_N, direction_ND, v_ND, c), 2 * manifold.logmap0(z_ND), rtol=1e-9, atol=1e-9)
+    still = displace(rho_N, direction_ND, 0 * v_ND, c)
+    torch.testing.assert_close(still, rho_N[:, None] * direction_ND, rtol=1e-12, atol=1e-12)
+
+
+def test_the_flat_limit_of_a_displaced_point_is_a_sum():
+    direction_ND, v_ND = directions(20, 3), directions(20, 3, seed=1)
+    rho_N = torch.linspace(0, 2, 20, dtype=torch.float64)
+    torch.testing.assert_close(
+        displace(rho_N, direction_ND, v_ND, 1e-10), rho_N[:, None] * direction_ND + v_ND, rtol=1e-8, atol=1e-8
+    )
+
+
+def test_the_logarithm_of_sinh_over_its_argument_is_smooth():
+    x = torch.cat([torch.logspace(-8, 1.5, 500, dtype=torch.float64), torch.tensor([0.0099999, 0.0100001]).double()])
+    assert float((log_sinhc(x) - (x.sinh() / x).log()).abs().max()) < 1e-14
+    assert float(log_sinhc(torch.tensor(800.0, dtype=torch.float64))) == pytest.approx(800 - math.log(1600))
+
+
+@pytest.mark.parametrize("c", [0.0, 0.5, 2.0])
+def test_the_divergence_of_wrapped_normals(c):
+    """At the origin it has a closed form; elsewhere both densities integrate to 1 over one volume: E_q[p / q] = 1."""
+    draw = torch.Generator().manual_seed(0)
+    prior_std, n, d = 0.8, 400_000, 3
+    noise_ND = torch.randn(n, d, generator=draw, dtype=torch.float64)
+    std_ND = torch.tensor([0.5, 0.6, 0.7], dtype=torch.float64).expand(n, d)
+
+    def kl(rho, std_ND):
+        direction_ND, v_ND = directions(1, d).expand(n, d), noise_ND * std_ND
+        rho_N = torch.full((n,), rho, dtype=torch.float64)
+        log_ND = displace(rho_N, direction_ND, v_ND, c) if c else rho_N[:, None] * direction_ND + v_ND
+        return wrapped_kl(v_ND, std_ND, log_ND, prior_std, c)
+
+    share_ND = std_ND[0] / prior_std
+    closed = float((share_ND.square() / 2 - 0.5 - share_ND.log()).sum())
+    assert float(kl(0.0, std_ND).mean()) == pytest.approx(closed, abs=0.01)
+    wide_ND = torch.full((n, d), 0.9, dtype=torch.float64)
+    apart_N = kl(0.7, wide_ND)
+    assert float((-apart_N).exp().mean()) == pytest.approx(1, abs=0.01) and float(apart_N.mean()) > 0.1

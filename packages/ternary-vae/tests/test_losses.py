@@ -7,27 +7,39 @@ import pytest
 import torch
 from torch.func import grad, vmap
 
-from ternary_vae.data import Operations
-from ternary_vae.losses import (
+from ternary_vae.bands import (
     BAND_FILL,
+    EVEN_BANDS,
+    HALF,
     INNER_BANDS,
+    MEAN_SHARE,
     OUTER_BAND,
-    RADIAL,
+    PRIOR_TAIL,
     Targets,
-    Weights,
     band_edges,
+    even_edges,
+    largest_distance,
+    level_targets,
+    normal_radius,
+    prior_std,
+    target_radius,
+)
+from ternary_vae.config import TrainConfig
+from ternary_vae.data import Operations
+from ternary_vae.hyperbolic import to_euclidean
+from ternary_vae.losses import (
+    RADIAL,
+    Weights,
     geodesic,
     kl_divergence,
-    kl_parts,
     level_moments,
-    level_targets,
     ordered,
     reconstruction,
     rich_hierarchy,
-    target_radius,
     total,
 )
-from ternary_vae.model import Code
+from ternary_vae.metrics.radii import richness, richness_largest_share
+from ternary_vae.model import Code, kl_parts
 
 OPERATIONS = Operations.all(3)
 WEIGHTS = Weights(5.0, 2.0, 3.0)
@@ -40,6 +52,11 @@ def random_radii(seed: int = 0, n: int = 27, top: float = 3.5) -> torch.Tensor:
 @pytest.fixture
 def targets(small):
     return Targets.of(small(), torch.tensor([0.02, 0.01, 0.03, 0.0], dtype=torch.float64))
+
+
+def halves(trits: int) -> torch.Tensor:
+    """half_L of the wide bands."""
+    return torch.tensor([HALF] + [0.5] * trits, dtype=torch.float64)
 
 
 def by_level(v_N):
@@ -140,7 +157,7 @@ def test_bands_do_not_touch_and_lie_where_stated(trits):
     part = (INNER_BANDS[1] - INNER_BANDS[0]) / trits
     torch.testing.assert_close((high_L - low_L)[1:], torch.full((trits,), BAND_FILL * part, dtype=torch.float64))
     operations = Operations.all(trits)
-    at = Targets(low_L, high_L, low_L, low_L)
+    at = Targets(low_L, high_L, low_L, low_L, halves(trits))
     r_N = target_radius(operations.v_N, operations.place_N, at)
     assert bool(((r_N >= low_L[operations.v_N]) & (r_N <= high_L[operations.v_N])).all())
 
@@ -148,11 +165,44 @@ def test_bands_do_not_touch_and_lie_where_stated(trits):
 def test_level_0_is_two_halves_that_are_richer_than_an_even_spread():
     operations = Operations.all(6)
     low_L, high_L = band_edges(6)
-    r_N = target_radius(operations.v_N, operations.place_N, Targets(low_L, high_L, low_L, low_L))
+    r_N = target_radius(operations.v_N, operations.place_N, Targets(low_L, high_L, low_L, low_L, halves(6)))
     level = ((r_N - low_L[0]) / (high_L - low_L)[0])[operations.v_N == 0]
     assert bool(((level <= 0.42) | (level >= 0.58)).all())
     assert float(level.var(unbiased=False)) > 1 / 12
     assert bool(((level < 0.5) == (operations.x_NM[operations.v_N == 0, 0] == 0)).all()), "by the first trit"
+
+
+def test_even_bands_share_the_richness_evenly(small):
+    low_L, high_L = even_edges(9)
+    widths = (high_L - low_L).tolist()
+    assert widths == pytest.approx([widths[0]] * 10) and float(high_L[0]) == EVEN_BANDS[1] and float(low_L[-1]) > 0.02
+    assert bool((high_L[1:] < low_L[:-1]).all())
+    operations = Operations.all(9)
+    found = {}
+    for bands in ("wide", "even"):
+        at = Targets.of(TrainConfig(bands=bands, radius="euclidean"), torch.zeros(10, dtype=torch.float64))
+        r_N = target_radius(operations.v_N, operations.place_N, at).numpy()
+        found[bands] = richness_largest_share(operations.v_N.numpy(), r_N), richness(operations.v_N.numpy(), r_N)
+    assert found["even"][0] < 0.2 < 0.99 < found["wide"][0] and found["even"][1] < found["wide"][1]
+
+
+@pytest.mark.parametrize("radius", ["hyperbolic", "euclidean"])
+def test_the_priors_bands_hold_the_levels_shares_of_its_mass(radius):
+    """Counted on draws of the prior, not by the formula that made them."""
+    config = TrainConfig(latent_dim=5, bands="prior", radius=radius, trits=4)
+    at = Targets.of(config, torch.zeros(5, dtype=torch.float64))
+    low_L, high_L = at.low_L, at.high_L
+    assert bool((low_L < high_L).all()) and bool((high_L[1:] < low_L[:-1]).all()) and float(low_L[-1]) == 0
+    draw_ND = torch.randn(400_000, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    r_N = prior_std(config) * draw_ND.norm(dim=1)
+    assert float((r_N > largest_distance(config)).double().mean()) == pytest.approx(PRIOR_TAIL, abs=1e-4)
+    r_N = MEAN_SHARE * r_N
+    r_N = to_euclidean(r_N, 1.0) if radius == "euclidean" else r_N
+    for k in range(4):
+        middle = (low_L[k] + high_L[k + 1]) / 2
+        between = float((r_N < low_L[k]).double().mean()), float((r_N < high_L[k + 1]).double().mean())
+        assert between[1] < 3.0 ** -(k + 1) < between[0] and float(middle) > 0
+    assert normal_radius(0.5, 2) == pytest.approx((2 * math.log(2)) ** 0.5), "Rayleigh's median"
 
 
 def test_the_baselines_targets_are_the_original_study_s():

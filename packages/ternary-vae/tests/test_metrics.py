@@ -185,7 +185,14 @@ def test_values_that_do_not_exist_are_left_out():
     assert found["somers_d"] == 0
     assert found["tied_radius_share"] == 1
     alone = metrics.radius_metrics(np.zeros(4, dtype=int), np.arange(4) / 9, np.arange(4) / 4)
-    assert set(alone) == {"positive_gaps", "gaps", "tied_radius_share", "richness", "richness_hyperbolic"}
+    assert set(alone) == {
+        "positive_gaps",
+        "gaps",
+        "tied_radius_share",
+        "richness",
+        "richness_hyperbolic",
+        "richness_largest_share",
+    }
 
 
 def test_an_operation_is_right_with_every_trit():

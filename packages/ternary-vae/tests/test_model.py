@@ -5,10 +5,11 @@ import pytest
 import torch
 
 from studycore.configuration import to_dict
+from ternary_vae.bands import Targets
 from ternary_vae.config import ArchitectureConfig, TrainConfig
 from ternary_vae.data import Operations
 from ternary_vae.hyperbolic import to_hyperbolic
-from ternary_vae.losses import RADIAL, Targets, Weights, geodesic
+from ternary_vae.losses import RADIAL, Weights, geodesic
 from ternary_vae.metrics.evaluate import all_metrics, order_metrics
 from ternary_vae.metrics.radii import richness
 from ternary_vae.model import (

@@ -75,7 +75,7 @@ def test_the_flags_that_the_readme_names_exist():
     fields = {*TrainConfig.__dataclass_fields__, *TrainOptions.__dataclass_fields__, *SweepOptions.__dataclass_fields__}
     flags = {flag.replace("-", "_") for flag in re.findall(r"--([a-z][a-z_-]+)", README)}
     # The last is the benchmark's.
-    assert flags - fields <= {"config", "help", "max_epochs", "plain"}
+    assert flags - fields <= {"config", "help", "key_map", "max_epochs", "plain"}
 
 
 def test_the_commands_that_the_readme_names_exist():

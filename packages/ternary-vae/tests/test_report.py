@@ -10,7 +10,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from fabricated import planted_sweep, run, scratch, table, whole, write_sweep
+from fabricated import peak, planted_sweep, run, scratch, table, whole, write_sweep
 
 from studycore.cli import report_verb
 from studycore.errors import UserError
@@ -21,7 +21,8 @@ from ternary_vae.cli import STUDY, evaluate_command
 from ternary_vae.config import TrainConfig
 from ternary_vae.data import Operations
 from ternary_vae.metric_table import metric_table
-from ternary_vae.metrics.evaluate import closed_form, untrained
+from ternary_vae.metrics.closed_form import closed_form
+from ternary_vae.metrics.evaluate import untrained
 from ternary_vae.metrics.final import flat_view, history_metrics
 
 
@@ -84,7 +85,7 @@ def test_a_run_is_reported_whole(trained):
     assert all(math.isfinite(x) for x in numbers(results))
     assert metrics["baselines"]["closed_form"]["somers_d"] == -1
     operations = Operations.all(3)
-    assert metrics["baselines"]["closed_form"] == closed_form(config, operations)
+    assert metrics["baselines"]["closed_form"] == closed_form(config)
     assert metrics["baselines"]["untrained"] == untrained(config, operations)
     for name in ("curves", "radius_by_level", "ball"):
         assert "<svg" in (folder / "figures" / f"{name}.svg").read_text()
@@ -106,7 +107,8 @@ def test_history_metrics_pick_the_best_and_the_first_full_coverage():
         {"step": 15, "stage": "hierarchy", "epoch": 2, "coverage": 1.0, "hierarchy": -0.6},
     ]
     assert history_metrics(rows) == {
-        "coverage_epoch": 1, "coverage_epoch_stage": "coverage", "initial_hierarchy": 0.4, "best_hierarchy": -0.7,
+        "coverage_epoch": 1, "coverage_epoch_stage": "coverage", "initial_hierarchy": 0.4, "starts_inverted": True,
+        "best_hierarchy": -0.7,
         "best_epoch": 1, "last_epoch": 2,
     }  # fmt: skip
     never = history_metrics(rows[:1])
@@ -221,10 +223,18 @@ def test_a_sweep_is_reported_whole(planted):
     assert f"| {np.mean(own):.4f} |" in markdown and "is the best" in markdown
 
 
-def test_inert_factors_stand_in_the_report(planted):
-    _, folder = planted
-    text = (folder / "report.md").read_text()
-    assert "| curvature | 1.0 | 2.0 | sweep_curv_1.0_euclidean | sweep_curv_2.0_euclidean | 5 | 205 |" in text
+def test_inert_factors_and_inverted_starts_stand_in_the_report(tmp_path):
+    curve = peak(-0.69, 8, -0.6)
+    runs = [run(f"at_{c:g}", s, curve, curvature=c, max_radius=0.7) for c in (1.0, 2.0) for s in range(5)]
+    runs += [run("other", 0, [-0.1, -0.5])]
+    text = (reported(tmp_path, runs) / "report.md").read_text()
+    assert "| curvature | 1.0 | 2.0 | at_1 | at_2 | 5 | 205 |" in text
+    assert (
+        "10 of 11 runs of the phases begin with a positive hierarchy" in text
+        and "end at -0.6000 on average, the others at -0.5000" in text
+    )
+    upright = (reported(tmp_path / "upright", [run("a", 0, [-0.1, -0.5])]) / "report.md").read_text()
+    assert "begin with a positive" not in upright
 
 
 def test_one_configuration_over_seeds_has_a_line_per_seed(tmp_path):

@@ -20,7 +20,8 @@ from studycore.metrics_log import read_rows
 from studycore.run import Run
 from ternary_vae.checkpoint import find_checkpoint, load_model, start_model, stored_metrics
 from ternary_vae.config import TrainConfig
-from ternary_vae.stacked import StackedAdamW, StackedRadii
+from ternary_vae.optimizers import StackedAdamW
+from ternary_vae.stacked import StackedRadii
 from ternary_vae.stages import PER_RUN, not_stackable, shape_of
 
 FROZEN = ["encoder_A", "encoder_B", "decoder_A", "controller"]
@@ -416,3 +417,21 @@ def test_runs_saved_at_step_0_and_runs_never_begun_are_both_trained(lanes, tmp_p
     assert done_by_a_worker(configs, cut) == [Ended("done")] * 2
     for one, other in zip(straight, cut, strict=True):
         same(one, other)
+
+
+def test_a_run_is_brought_up_to_date_before_it_is_measured_and_measuring_writes_nothing(lanes, tmp_path, monkeypatch):
+    """What is saved is the run's own model: the loop copies into it first, whatever it measures."""
+    fresh, measure = [], StackedRadii.measure
+
+    def watching(self, s):
+        own = self._net(self.lanes[s]).state_dict()
+        before = {name: weight.clone() for name, weight in own.items()}
+        found = measure(self, s)
+        assert all(torch.equal(before[name], weight) for name, weight in own.items())
+        fresh.append(all(torch.equal(own[name], w[s]) for name, w in self.optimizer.weights.items()))
+        return found
+
+    monkeypatch.setattr(StackedRadii, "measure", watching)
+    configs = lanes(chosen=LANES[:2])
+    train_runs(configs, folders(tmp_path / "stack", configs))
+    assert len(fresh) > 10 and all(fresh)

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from studycore.streams import generator
+from ternary_vae.bands import Targets
 from ternary_vae.data import Operations
-from ternary_vae.losses import RADIAL, StageLoss, Targets, Weights, geodesic, kl_divergence
+from ternary_vae.losses import RADIAL, StageLoss, Weights, geodesic, kl_divergence
 from ternary_vae.stages import stages_of
 
 OPERATIONS = Operations.all(3)

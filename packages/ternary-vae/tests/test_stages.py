@@ -5,9 +5,10 @@ import torch
 
 from ternary_vae.config import TrainConfig
 from ternary_vae.data import Operations
-from ternary_vae.forward import StageForward, create_optimizer, noise, set_mode, set_trained
+from ternary_vae.forward import StageForward, noise, set_mode, set_trained
 from ternary_vae.losses import StageLoss, first_variances, total
 from ternary_vae.model import create_model
+from ternary_vae.optimizers import create_optimizer
 from ternary_vae.schedules import coverage_rate, learning_rate, schedule_factor
 from ternary_vae.stages import stages_of
 

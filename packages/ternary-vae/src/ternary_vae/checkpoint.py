@@ -81,7 +81,7 @@ def stored_metrics(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def check_metrics(path: Path, stored: Mapping[str, Any], config: TrainConfig, model: TernaryVAE) -> None:
     """Computes the stored metrics again; UserError where one differs."""
-    operations = Operations.all(config.trits)
+    operations = Operations.all(config.trits, config.shuffle_seed)
     again = {"coverage": float(reconstruct(model, operations).double().mean())}
     if set(stored) - {"coverage"}:
         again |= order_metrics(model, operations, headline(config.view))

@@ -7,12 +7,13 @@ from typing import Any
 from studycore.cli import Parser, main as run_command
 from studycore.errors import UserError
 from studycore.study import ManyRuns, OneRun, Study, Verb
+from ternary_vae.config import QUESTION
 
 STUDY = Study(
     name="ternary-vae",
     distribution="ternary-vae",
     package="ternary_vae",
-    question="A hyperbolic VAE over all ternary operations: does it cover them, and do its radii follow the 3-adic hierarchy?",
+    question=QUESTION,
     verbs={
         "train": OneRun(
             "train from scratch: coverage, then hierarchy, or both at once",
@@ -20,6 +21,7 @@ STUDY = Study(
             train="ternary_vae.train:train",
             train_together="ternary_vae.train:train_together",
             seeds="ternary_vae.plan:sweep_of_seeds",
+            default_config="ball",
         ),
         "finetune": OneRun(
             "train a checkpoint's projections, after verifying it",

@@ -14,8 +14,11 @@ from studycore.bounds import (
     check_bounds,
 )
 
-COVERAGE, SCRATCH = "coverage", "from scratch"
-"""The phases of a sweep's runs that make checkpoints, and of its arms that start without one."""
+QUESTION = (
+    "A hyperbolic VAE over all ternary operations: does it cover them, and do its radii follow the 3-adic hierarchy?"
+)
+COVERAGE, ORDERED, SCRATCH = "coverage", "ordered", "from scratch"
+"""The phases of a sweep's runs that make checkpoints, without order and with it, and of its arms that start without one."""
 COMPONENTS = ("encoder_A", "encoder_B", "decoder_A", "projection", "controller")
 """What a stage may freeze: the names of the model's parts."""
 ENCODING = (
@@ -23,6 +26,8 @@ ENCODING = (
     "latent_dim",
     "encoder_sizes",
     "decoder_sizes",
+    "decode",
+    "geometry",
     "activation",
     "encoder_norm",
     "encoder_dropout",
@@ -74,6 +79,11 @@ class ArchitectureConfig:
     radius: Literal["hyperbolic", "euclidean"] = "hyperbolic"
     """What the projection gives: a hyperbolic distance from the origin, or the original study's Euclidean norm, in which
     the curvature never reaches a loss of the radii, nor their order."""
+    decode: Literal["ball", "code"] = "code"
+    """ball: one encoder, whose point of the ball is decoded and ordered, with a wrapped normal posterior; code: V5.11's two
+    encoders, decoded from encoder A's code with a normal posterior, the points of the ball beside it."""
+    geometry: Literal["hyperbolic", "euclidean"] = "hyperbolic"
+    """Of decode ball: euclidean is its flat twin of equal parameters, the same distances and directions in flat space."""
     dtype: Literal["float32", "float64"] = "float32"
     """Of encoders and decoder."""
     projection_dtype: Literal["float32", "float64"] = "float64"
@@ -92,6 +102,12 @@ class ArchitectureConfig:
                 f"max_radius: {self.max_radius} does not lie inside the ball of curvature {self.curvature}, whose radius is "
                 f"{self.curvature**-0.5:.6g}; give more than 0 and less than {limit:.6g}"
             )
+        if self.geometry == "euclidean" and self.decode == "code":
+            raise ValueError(
+                "geometry: euclidean is the twin of decode ball and changes nothing else; give decode ball"
+            )
+        if self.decode == "ball" and self.radius == "euclidean":
+            raise ValueError("radius: decode ball takes distances; leave it hyperbolic, or give geometry euclidean")
 
 
 @dataclass(frozen=True)
@@ -160,6 +176,11 @@ class TrainConfig(ArchitectureConfig):
     free_bits: NonNegativeFloat = 0.0
     """Nats per latent dimension that the KL divergence leaves free (V5.5: 0.5)."""
 
+    bands: Literal["wide", "even", "prior"] = "wide"
+    """Where the loss ordered has the bands of the levels: wide: level 0's takes two thirds of the radii; even: all are
+    equally wide; prior: each level's lies where the prior has the level's share of its mass."""
+    valuations: Literal["true", "shuffled"] = "true"
+    """What the loss orders radii by; shuffled: a control, valuations dealt out at random to the operations."""
     loss: Literal["ordered", "rich_hierarchy", "geodesic"] = "ordered"
     """ordered: a band for every level, on single samples; rich_hierarchy: the sweeps' loss, on level means;
     geodesic: V5.11's pairwise distances, radii and ranks."""
@@ -201,6 +222,15 @@ class TrainConfig(ArchitectureConfig):
             raise ValueError(
                 f"inner_radius, outer_radius: {self.inner_radius} and {self.outer_radius} must rise and lie in [0, 0.95]"
             )
+        if self.decode == "ball":
+            for name, taken in (("stages", ("joint", "coverage")), ("view", ("a",)), ("code", ("mean",))):
+                if (given := getattr(self, name)) not in taken:
+                    raise ValueError(
+                        f"{name}: {given} does not go with decode ball, whose one code is decoded and ordered; give "
+                        f"{' or '.join(taken)}, or decode code"
+                    )
+            if self.forward == "plain" or self.use_controller:
+                raise ValueError("forward, use_controller: belong to decode code; leave them out, or give decode code")
         for name in ("coverage_frozen", "hierarchy_frozen"):
             if unknown := sorted(set(getattr(self, name)) - set(COMPONENTS)):
                 raise ValueError(f"{name}: {unknown} are no parts of the model; there are {', '.join(COMPONENTS)}")
@@ -242,6 +272,11 @@ class TrainConfig(ArchitectureConfig):
         return {"coverage": self.coverage_frozen, "hierarchy": self.hierarchy_frozen, "joint": []}[stage]
 
     @property
+    def shuffle_seed(self) -> int | None:
+        """Seed of the valuations that a control deals out at random."""
+        return self.seed if self.valuations == "shuffled" else None
+
+    @property
     def orders_radii(self) -> bool:
         """Whether the radii are anything that was trained: a coverage stage alone leaves the projections as they were drawn."""
         return self.stages != "coverage" or (self.start is not None and self.start_projections == "loaded")
@@ -267,6 +302,9 @@ class SweepConfig:
 
     coverage: dict[str, Any] = field(default_factory=dict)
     """TrainConfig fields of the runs that make the coverage checkpoints, and of the arms from scratch."""
+    ordered: dict[str, Any] = field(default_factory=dict)
+    """Changes to coverage of the runs that make ordered checkpoints, whose projections phases with start_projections
+    loaded go on with."""
     base: dict[str, Any] = field(default_factory=dict)
     """TrainConfig fields that all phases share."""
     phases: dict[str, dict[str, Any]] = field(default_factory=dict)

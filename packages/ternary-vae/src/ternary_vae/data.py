@@ -9,7 +9,7 @@ Shapes: N operations, M trits, B operations of a batch, L = M + 1 levels.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -71,9 +71,13 @@ class Operations:
         return cls(index_N, t_NM.float(), t_NM + 1, valuation(index_N, trits), place_in_level(index_N, trits), trits)
 
     @classmethod
-    def all(cls, trits: int) -> "Operations":
-        """Every operation, by index."""
-        return cls.of(torch.arange(3**trits), trits)
+    def all(cls, trits: int, shuffle_seed: int | None = None) -> "Operations":
+        """Every operation, by index; with a seed each has the valuation and place of another one, as a control."""
+        every = cls.of(torch.arange(3**trits), trits)
+        if shuffle_seed is None:
+            return every
+        dealt_N = torch.randperm(len(every), generator=generator(shuffle_seed, "shuffled valuations"))
+        return replace(every, v_N=every.v_N[dealt_N], place_N=every.place_N[dealt_N])
 
     def __len__(self) -> int:
         return len(self.index_N)

@@ -20,7 +20,7 @@ def evaluate(name: str, output: str | None) -> None:
     checkpoint, config, model = load_model(name)
     seen_N = torch.zeros(3**config.trits, dtype=torch.bool)
     seen_N[training_indices(config.trits, config.train_fraction, config.seed)] = True
-    metrics = run_metrics(config, model, Operations.all(config.trits), seen_N, [])
+    metrics = run_metrics(config, model, Operations.all(config.trits, config.shuffle_seed), seen_N, [])
     beside = baselines(config)
     geometry = f"3^{config.trits} operations, curvature {config.curvature:g}, max_radius {config.max_radius:g}"
     print(f"{checkpoint.path}: {geometry}")

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from studycore.streams import generator
 from ternary_vae.config import TrainConfig
 from ternary_vae.data import Operations
-from ternary_vae.losses import Rows, kl_parts, reconstruction
-from ternary_vae.model import Code, TernaryVAE
+from ternary_vae.losses import Rows, reconstruction
+from ternary_vae.model import Code, TernaryVAE, kl_parts
 from ternary_vae.stages import ENCODER, Stage
 
 
@@ -28,8 +28,10 @@ def set_trained(model: TernaryVAE, config: TrainConfig, stage: Stage) -> dict[st
         wanted = part in stage.trained
         if part == "projection":
             owner = model.projection.proj_A if rest.startswith("proj_A") else model.projection.proj_B
-            # Losses of the radii alone never look at directions.
-            wanted = wanted and id(owner) in projections and (config.loss == "geodesic" or ".radius_net." in name)
+            # Losses of the radii alone never look at directions; a decoder of points does.
+            decoded = model.in_ball and stage.decodes
+            whole = config.loss == "geodesic" or decoded
+            wanted = wanted and (id(owner) in projections or decoded) and (whole or ".radius_net." in name)
         if part in ENCODER.values() and ".fc_logvar." in name:
             wanted = wanted and ("a" if part == "encoder_A" else "b") in stage.sampled
         parameter.requires_grad_(wanted)
@@ -40,15 +42,6 @@ def set_mode(model: TernaryVAE, stage: Stage) -> None:
     """Training mode for what the stage trains; the rest is left as it is in evaluation, without dropout."""
     for name, part in model.named_children():
         part.train(name in stage.trained)
-
-
-def create_optimizer(trained: Mapping[str, nn.Parameter], config: TrainConfig, stage: Stage) -> torch.optim.AdamW:
-    """AdamW with a group for each part of the model; `factor` is the part's own on the learning rate."""
-    groups: dict[str, list[nn.Parameter]] = {}
-    for name, parameter in trained.items():
-        groups.setdefault(name.partition(".")[0], []).append(parameter)
-    listed = [{"params": group, "factor": stage.rate_factors.get(part, 1.0)} for part, group in groups.items()]
-    return torch.optim.AdamW(listed, lr=config.lr, weight_decay=config.weight_decay)
 
 
 def noise(config: TrainConfig, stage: str, view: str, update: int, rows: int) -> Tensor:
@@ -86,12 +79,12 @@ class StageForward(nn.Module):
         rows: Rows = {}
         for view in self.needed:
             code = self.code(view, batch.x_NM, positions_N)
-            if view in self.stage.sampled:
-                rows[f"kl_{view}"] = kl_parts(code)
+            latent = None
             if view == "a" and (self.stage.decodes or self.plain):
-                decoded_sample = self.config.coverage_code == "sample" and "a" in noise_ND
-                z_ND = code.sample(noise_ND["a"].to(code.mu_ND)) if decoded_sample else code.mu_ND
-                rows["ce"] = reconstruction(self.model.decoder_A(z_ND), batch.target_NM)
+                latent = self.model.latent(code, noise_ND.get("a") if self.config.coverage_code == "sample" else None)
+                rows["ce"] = reconstruction(self.model.logits(latent.decoded_ND), batch.target_NM)
+            if view in self.stage.sampled:
+                rows[f"kl_{view}"] = kl_parts(code) if latent is None else latent.kl_NK
             if view in self.stage.views or (self.plain and self.stage.name != "coverage"):
                 z_ND = (
                     code.sample(noise_ND[view].to(code.mu_ND))
@@ -99,7 +92,10 @@ class StageForward(nn.Module):
                     else code.mu_ND
                 )
                 projection = self.model.projection.of(view)
-                if self.config.loss == "geodesic" or self.plain:
+                if latent is not None and latent.point is not None:
+                    point = latent.point
+                    rows |= {"rho_a": point.rho_N, "norm_a": point.norm_N, "z_a": point.z_hyp_ND}
+                elif self.config.loss == "geodesic" or self.plain:
                     point = projection(z_ND)
                     rows |= {f"rho_{view}": point.rho_N, f"norm_{view}": point.norm_N, f"z_{view}": point.z_hyp_ND}
                 else:

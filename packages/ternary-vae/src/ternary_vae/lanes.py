@@ -18,9 +18,13 @@ from ternary_vae.config import TrainConfig
 from ternary_vae.data import Operations
 from ternary_vae.forward import StageForward, gather_rows, noise, set_mode
 from ternary_vae.losses import StageLoss, first_variances
-from ternary_vae.metrics.evaluate import Codes, headline, order_metrics, radii, reconstruct
+from ternary_vae.metrics.evaluate import Codes, headline, radii, reconstruct
+from ternary_vae.metrics.radii import radius_metrics
 from ternary_vae.model import TernaryVAE
 from ternary_vae.stages import Stage
+
+CHOSEN_BY = ("hierarchy", "min_level_gap")
+"""Of radii, what the best checkpoint is chosen by."""
 
 
 @dataclass
@@ -56,6 +60,7 @@ class WholeModel:
 
     def __init__(self, lane: Lane, operations: Operations, seen_N: Tensor):
         self.lane, self.operations, self.seen_N = lane, operations, seen_N
+        self.v_N = operations.v_N.cpu().numpy()
         self.training = operations[seen_N.nonzero().squeeze(1).to(operations.v_N.device)]
         model, config, stage, accelerator = lane.model.eval(), lane.config, lane.stage, lane.run.accelerator
         rho_N, norm_N = radii(model, self.training, headline(config.view))
@@ -110,9 +115,18 @@ class WholeModel:
             metrics["coverage_seen"] = float(right_N[self.seen_N].double().mean())
             metrics["coverage_unseen"] = float(right_N[~self.seen_N].double().mean())
         if stage.name != "coverage":
-            metrics |= order_metrics(model, self.operations, headline(self.lane.config.view), codes)
+            view, seen = headline(self.lane.config.view), self.seen_N.numpy()
+            rho_N, norm_N = (r_N.numpy() for r_N in radii(model, self.operations, view, codes))
+            metrics |= radius_metrics(self.v_N, norm_N, rho_N)
+            if not bool(self.seen_N.all()):
+                # The best checkpoint is chosen by what training may know.
+                own = radius_metrics(self.v_N[seen], norm_N[seen], rho_N[seen])
+                metrics |= {f"{name}_seen": own[name] for name in CHOSEN_BY if name in own}
         set_mode(model, stage)
         return metrics
+
+    def write_back(self, s: int) -> None:
+        """The one lane's model and optimizer are what is trained: there is nothing to copy."""
 
     def keep(self, left: Sequence[int]) -> None:
         raise AssertionError("of one lane there is no part")

@@ -18,19 +18,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from studycore.streams import generator
+from ternary_vae.bands import Targets, target_radius
 from ternary_vae.config import ArchitectureConfig, TrainConfig
 from ternary_vae.data import Operations, valuation
-from ternary_vae.hyperbolic import distance, to_hyperbolic
-from ternary_vae.model import Code
+from ternary_vae.hyperbolic import distance
 from ternary_vae.stages import ENCODER, Stage
 
-OUTER_BAND, INNER_BANDS = (0.31, 0.985), (0.02, 0.27)
-"""Where the bands lie, in shares of the largest norm: level 0, which two thirds of all operations belong to and which is
-given the room for richness, and all other levels together."""
-BAND_FILL = 0.6
-"""Share of a deeper level's part of INNER_BANDS that its band fills; the rest is the gap to the next."""
-HALF = 0.42
-"""Share of level 0's band that each of its halves fills (by the trit that ends the leading -1s)."""
 RICH_MARGIN, RICH_FLOOR = 0.01, 0.5
 """rich_hierarchy: least distance between means of neighbouring levels; least share of the first variance."""
 RANK_MARGIN = 0.01
@@ -53,64 +46,15 @@ class Weights(NamedTuple):
         return cls(config.hierarchy_weight, config.richness_weight, config.separation_weight)
 
 
-class Targets(NamedTuple):
-    """Where radii should be, in the unit of the loss; float64."""
-
-    low_L: Tensor
-    high_L: Tensor
-    mean_L: Tensor
-    """Of the baseline losses."""
-    variance_L: Tensor
-    """Within each level before training (rich_hierarchy)."""
-
-    @classmethod
-    def of(cls, config: TrainConfig, variance_L: Tensor) -> "Targets":
-        low_L, high_L = band_edges(config.trits)
-        mean_L = level_targets(config.trits, config.outer_radius, config.inner_radius) / 0.95
-
-        def radius(share_L: Tensor) -> Tensor:
-            norm_L = share_L * config.max_radius
-            return to_hyperbolic(norm_L, config.curvature) if config.radius == "hyperbolic" else norm_L
-
-        return cls(radius(low_L), radius(high_L), radius(mean_L), variance_L)
-
-
-def band_edges(trits: int) -> tuple[Tensor, Tensor]:
-    """Lower and upper edge [L] of every level's band, in shares of the largest norm, float64."""
-    inner, outer = INNER_BANDS
-    part = (outer - inner) / trits
-    high = [OUTER_BAND[1], *(outer - k * part for k in range(trits))]
-    low = [OUTER_BAND[0], *(top - BAND_FILL * part for top in high[1:])]
-    return torch.tensor(low, dtype=torch.float64), torch.tensor(high, dtype=torch.float64)
-
-
-def level_targets(trits: int, outer: float, inner: float) -> Tensor:
-    """The original study's radii t_v = outer - v/m (outer - inner) [L], float64."""
-    return outer - torch.arange(trits + 1, dtype=torch.float64) / trits * (outer - inner)
-
-
-def target_radius(v_N: Tensor, place_N: Tensor, targets: Targets) -> Tensor:
-    """A radius of its own for every operation, inside its level's band: the closed form of what `ordered` asks for."""
-    # Level 0 is pulled apart into two halves, which makes no band wider and gives more variance than an even spread.
-    halved_N = torch.where(place_N < 0.5, 2 * HALF * place_N, 1 - 2 * HALF * (1 - place_N))
-    share_N = torch.where(v_N == 0, halved_N, place_N)
-    return targets.low_L[v_N] + share_N * (targets.high_L - targets.low_L)[v_N]
-
-
 def reconstruction(logits_NM3: Tensor, target_NM: Tensor) -> Tensor:
     """Cross-entropy of every operation, mean over its trits [N], nats."""
     return F.cross_entropy(logits_NM3.transpose(-1, -2), target_NM, reduction="none").mean(-1)
 
 
-def kl_parts(code: Code) -> Tensor:
-    """KL divergence from the standard normal distribution [N, D], nats (Kingma and Welling 2014, appendix B)."""
-    mu_ND, logvar_ND = code
-    return (mu_ND.square() + logvar_ND.exp() - 1 - logvar_ND) / 2
-
-
-def kl_divergence(parts_ND: Tensor, free_bits: float) -> Tensor:
-    """Sum over dimensions of the batch's mean, each at least `free_bits` (Kingma et al. 2016, arXiv:1606.04934)."""
-    return parts_ND.mean(0).clamp_min(free_bits).sum()
+def kl_divergence(parts_NK: Tensor, free_bits: float) -> Tensor:
+    """Sum over dimensions of the batch's mean, each at least `free_bits` (Kingma et al. 2016, arXiv:1606.04934); or the
+    mean of the whole, where it does not fall into dimensions (K = 1)."""
+    return parts_NK.mean(0).clamp_min(free_bits).sum()
 
 
 def level_matrix(v_N: Tensor, levels: int) -> Tensor:

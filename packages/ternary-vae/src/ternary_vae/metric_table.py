@@ -13,16 +13,28 @@ MEANINGS = {
     "coverage_sampled": ("share", "coverage from one sample of the code"),
     "coverage_seen": ("share", "coverage of the operations that training saw"),
     "coverage_unseen": ("share", "coverage of those it did not see"),
+    "linear_coverage_unseen": (
+        "share",
+        "what principal components of the seen ones restore of them, in as many dimensions",
+    ),
     "unseen": ("operations", "how many these are"),
+    "kl": ("nats", "KL divergence of the posterior from the prior, mean over operations"),
+    "kl_of_least": ("1", "that over log N, the least that tells N operations apart"),
+    "prior_coverage": ("share", "operations met by decoding ten samples of the prior for each there is"),
     "hierarchy": ("Spearman", "valuation and radius; -1 to 1, negative is right"),
     "hierarchy_ceiling": ("Spearman", "the most that radii without ties can reach, as a size"),
     "hierarchy_of_ceiling": ("share", "hierarchy over its ceiling; above 1 only by ties"),
     "somers_d": ("Somers' D", "radius given valuation; -1: every pair of levels in order"),
+    "somers_d_depths": ("Somers' D", "mean over k of Somers' D among valuations k and more"),
     "min_level_gap": ("norm", "smallest distance between neighbouring levels; negative: they overlap"),
     "positive_gaps": ("levels", "neighbouring levels that do not overlap"),
     "gaps": ("levels", "neighbouring levels"),
     "tied_radius_share": ("share", "operations that share their radius with another"),
     "richness": ("norm^2", "a tenth of the levels' summed variances of the radius"),
+    "richness_largest_share": (
+        "share",
+        "of the richness, in the level that has the most; evenly spread: one over the levels",
+    ),
     "richness_hyperbolic": ("distance^2", "the same, of hyperbolic distances"),
     "hierarchy_A": ("Spearman", "hierarchy of encoder A's points"),
     "hierarchy_B": ("Spearman", "hierarchy of encoder B's points"),
@@ -34,9 +46,12 @@ MEANINGS = {
     "hierarchy_unseen": ("Spearman", "hierarchy of the operations that training did not see"),
     "hierarchy_ceiling_unseen": ("Spearman", "their own ceiling"),
     "somers_d_unseen": ("Somers' D", "of the operations that training did not see"),
+    "somers_d_depths_unseen": ("Somers' D", "their mean over k of Somers' D among valuations k and more"),
+    **{f"somers_d_from_{k}_unseen": ("Somers' D", f"among those of valuation {k} and more") for k in range(1, 13)},
 }
 """Metric -> unit and meaning, in the order of the tables."""
-OF_COVERAGE = [name for name in MEANINGS if name.startswith(("cover", "operations"))] + ["unseen"]
+OF_COVERAGE = [name for name in MEANINGS if name.startswith(("cover", "operations", "kl"))]
+OF_COVERAGE += ["unseen", "prior_coverage", "linear_coverage_unseen"]
 """Metrics of which a run that trains no radii has learned something."""
 FINE = ("hierarchy", "hierarchy_", "somers_d", "coverage")
 """Metrics whose last digits matter: six decimals."""

@@ -1,4 +1,9 @@
-"""TernaryVAE (V5.11 of the original study): two encoders, one decoder, hyperbolic projections, an optional controller.
+"""TernaryVAE: the model that is decoded and ordered in one point of the ball, and V5.11 of the original study.
+
+decode ball  one encoder and one projection: the mean point is exp_0 of a distance and a direction, the posterior a wrapped
+             normal distribution around it, the prior one around the origin; the decoder reads log_0 of the point
+decode code  V5.11: two encoders, one decoder that reads encoder A's code, projections of the codes into the ball beside it,
+             an optional controller
 
 Shapes: N operations, M trits, D latent dimensions, H width of a projection.
 """
@@ -12,9 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from studycore.streams import generator
+from ternary_vae.bands import prior_std
 from ternary_vae.config import ArchitectureConfig
 from ternary_vae.data import trits_of
-from ternary_vae.hyperbolic import to_euclidean, to_hyperbolic
+from ternary_vae.hyperbolic import displace, to_euclidean, to_hyperbolic, wrapped_kl
 
 LOGVAR_RANGE = (-10.0, 2.0)
 """The log variance is clamped to it (V5.12.4)."""
@@ -34,6 +40,15 @@ class Code(NamedTuple):
         return self.mu_ND + noise_ND * torch.exp(self.logvar_ND / 2)
 
 
+class Latent(NamedTuple):
+    """What is decoded [N, D], and the KL divergence from the prior [N, K], nats: of every dimension, or of the whole."""
+
+    decoded_ND: Tensor
+    kl_NK: Tensor
+    point: "Point | None" = None
+    """Of decode ball: the mean point."""
+
+
 class Point(NamedTuple):
     """Points of the ball: hyperbolic distance from the origin [N], Euclidean norm [N], unit direction [N, D]."""
 
@@ -44,6 +59,12 @@ class Point(NamedTuple):
     @property
     def z_hyp_ND(self) -> Tensor:
         return self.norm_N[:, None] * self.direction_ND
+
+
+def kl_parts(code: Code) -> Tensor:
+    """KL divergence from the standard normal distribution [N, D], nats (Kingma and Welling 2014, appendix B)."""
+    mu_ND, logvar_ND = code
+    return (mu_ND.square() + logvar_ND.exp() - 1 - logvar_ND) / 2
 
 
 class Encoder(nn.Module):
@@ -98,6 +119,7 @@ class HyperbolicProjection(nn.Module):
     def __init__(self, config: ArchitectureConfig):
         super().__init__()
         self.c, self.max_radius, self.hyperbolic = config.curvature, config.max_radius, config.radius == "hyperbolic"
+        self.flat = config.geometry == "euclidean"
         self.dtype = DTYPES[config.projection_dtype]
         d, h, narrow = config.latent_dim, config.hidden_dim, max(32, config.hidden_dim // 2)
         dropout = [nn.Dropout(config.projection_dropout)] if config.projection_dropout else []
@@ -111,8 +133,11 @@ class HyperbolicProjection(nn.Module):
         self.to(self.dtype)
 
     def radius(self, z_ND: Tensor) -> tuple[Tensor, Tensor]:
-        """Hyperbolic distance from the origin and Euclidean norm, each [N]."""
+        """Distance from the origin and Euclidean norm, each [N]; in flat space they are the same."""
         share_N = torch.sigmoid(self.radius_net(z_ND.to(self.dtype)).squeeze(-1))
+        if self.flat:
+            rho_N = to_hyperbolic(torch.as_tensor(self.max_radius, dtype=share_N.dtype), self.c).to(share_N) * share_N
+            return rho_N, rho_N
         return radii_of_share(
             share_N,
             self.c,
@@ -141,7 +166,8 @@ class DualProjection(nn.Module):
     def __init__(self, config: ArchitectureConfig):
         super().__init__()
         self.proj_A = HyperbolicProjection(config)
-        self.proj_B = HyperbolicProjection(config) if config.use_dual_projection else None
+        two = config.use_dual_projection and config.decode == "code"
+        self.proj_B = HyperbolicProjection(config) if two else None
 
     def of(self, view: str) -> HyperbolicProjection:
         return self.proj_B if view == "b" and self.proj_B is not None else self.proj_A
@@ -172,17 +198,21 @@ class DifferentiableController(nn.Module):
 
 
 class TernaryVAE(nn.Module):
-    """The V5.11 architecture, from the fields of ArchitectureConfig (those not given have its defaults).
+    """The architecture of the fields of ArchitectureConfig (those not given have its defaults, which are V5.11's).
 
-    Encoder A carries coverage, encoder B may go on learning for the hierarchy; which parts a stage freezes is the run's
-    configuration. ValueError for fields that make no model.
+    With decode code, encoder A carries coverage and encoder B may go on learning for the hierarchy; which parts a stage
+    freezes is the run's configuration. ValueError for fields that make no model.
     """
 
     def __init__(self, **architecture: Any):
         super().__init__()
         self.config = ArchitectureConfig(**architecture)
         dtype = DTYPES[self.config.dtype]
-        self.encoder_A, self.encoder_B = Encoder(self.config).to(dtype), Encoder(self.config).to(dtype)
+        self.in_ball = self.config.decode == "ball"
+        self.views = ("a",) if self.in_ball else ("a", "b")
+        self.prior_std = prior_std(self.config) if self.in_ball else 1.0
+        self.encoder_A = Encoder(self.config).to(dtype)
+        self.encoder_B = None if self.in_ball else Encoder(self.config).to(dtype)
         self.decoder_A = Decoder(self.config).to(dtype)
         self.projection = DualProjection(self.config)
         self.controller = DifferentiableController().to(dtype) if self.config.use_controller else None
@@ -190,18 +220,48 @@ class TernaryVAE(nn.Module):
     def encode(self, x_NM: Tensor, view: str) -> Code:
         """The code of encoder "a" or "b"."""
         encoder = self.encoder_A if view == "a" else self.encoder_B
+        assert encoder is not None, "decode ball has no encoder B"
         code: Code = encoder(x_NM.to(encoder.fc_mu.weight.dtype))
         return code
 
+    def latent(self, code: Code, noise_ND: Tensor | None) -> Latent:
+        """What the decoder reads of encoder A's code: its mean, or a sample by standard normal noise.
+
+        decode ball: log_0 of the point over the prior's standard deviation; a sample's KL divergence is that of the one
+        sample, and its mean over many is the divergence. Without noise it is 0.
+        """
+        if not self.in_ball:
+            return Latent(code.mu_ND if noise_ND is None else code.sample(noise_ND.to(code.mu_ND)), kl_parts(code))
+        point = self.projection.of("a")(code.mu_ND)
+        if noise_ND is None:
+            log_ND = point.rho_N[:, None] * point.direction_ND
+            return Latent(log_ND / self.prior_std, log_ND.new_zeros(len(log_ND), 1), point)
+        std_ND = self.prior_std * torch.exp(code.logvar_ND.to(point.rho_N) / 2)
+        v_ND = std_ND * noise_ND.to(std_ND)
+        if self.config.geometry == "euclidean":
+            c, log_ND = 0.0, point.rho_N[:, None] * point.direction_ND + v_ND
+        else:
+            c = self.config.curvature
+            log_ND = displace(point.rho_N, point.direction_ND, v_ND, c)
+        kl_N = wrapped_kl(v_ND, std_ND, log_ND, self.prior_std, c)
+        return Latent(log_ND / self.prior_std, kl_N[:, None], point)
+
+    def logits(self, decoded_ND: Tensor) -> Tensor:
+        """Over -1, 0, 1 of each trit [N, M, 3], from what `latent` gives or standard normal draws of the prior."""
+        logits: Tensor = self.decoder_A(decoded_ND.to(next(self.decoder_A.parameters()).dtype))
+        return logits
+
     def forward(self, x_NM: Tensor) -> dict[str, Tensor]:
-        """Everything by the mean codes: mu and logvar of both encoders, the points of both views, logits of A."""
-        a, b = self.encode(x_NM, "a"), self.encode(x_NM, "b")
-        point_a, point_b = self.projection.of("a")(a.mu_ND), self.projection.of("b")(b.mu_ND)
-        return {
-            "mu_A": a.mu_ND, "logvar_A": a.logvar_ND, "mu_B": b.mu_ND, "logvar_B": b.logvar_ND,
-            "z_A_hyp": point_a.z_hyp_ND, "z_B_hyp": point_b.z_hyp_ND,
-            "rho_A": point_a.rho_N, "rho_B": point_b.rho_N, "logits": self.decoder_A(a.mu_ND),
-        }  # fmt: skip
+        """Everything by the mean codes: mu and logvar of the encoders, the points of their views, logits of A."""
+        out: dict[str, Tensor] = {}
+        for view in self.views:
+            code, name = self.encode(x_NM, view), view.upper()
+            point = self.projection.of(view)(code.mu_ND)
+            out |= {f"mu_{name}": code.mu_ND, f"logvar_{name}": code.logvar_ND}
+            out |= {f"z_{name}_hyp": point.z_hyp_ND, f"rho_{name}": point.rho_N}
+            if view == "a":
+                out["logits"] = self.logits(self.latent(code, None).decoded_ND)
+        return out
 
 
 TernaryVAEV5_11_PartialFreeze = TernaryVAE
@@ -263,8 +323,7 @@ def replay_probe(model: TernaryVAE, inputs: Mapping[str, Tensor]) -> dict[str, T
     out = model.eval()(trits_of(inputs["input_index"], model.config.trits).float().to(device))
     for module, training in parts:
         module.training = training
-    names = ("logits", "z_A_hyp", "z_B_hyp", "rho_A", "rho_B", "mu_A", "logvar_A", "mu_B", "logvar_B")
-    return {f"output_{name}": out[name] for name in names}
+    return {f"output_{name}": value for name, value in out.items()}
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -9,8 +9,19 @@ from typing import Any
 from studycore.configuration import check_types, from_dict, to_dict
 from studycore.errors import UserError
 from studycore.jobs import Job, grid_points
-from ternary_vae.config import COVERAGE, ENCODING, SCRATCH, ArchitectureConfig, PhaseConfig, SweepConfig, TrainConfig
+from ternary_vae.config import (
+    COVERAGE,
+    ENCODING,
+    ORDERED,
+    SCRATCH,
+    ArchitectureConfig,
+    PhaseConfig,
+    SweepConfig,
+    TrainConfig,
+)
 from ternary_vae.stages import shape_of
+
+ARCHITECTURE = tuple(f.name for f in dataclasses.fields(ArchitectureConfig))
 
 
 def plan(sweep: SweepConfig) -> list[Job]:
@@ -26,9 +37,10 @@ def plan(sweep: SweepConfig) -> list[Job]:
         parts = PhaseConfig(**check_types(PhaseConfig, given))
         for point in grid_points({**sweep.base, **parts.base}, parts.grid, parts.arms, seeds, parts.name):
             shape = {k: v for k, v in {**sweep.coverage, **point.values}.items() if k in ENCODING}
-            start = _start(sweep, shape, point.values["seed"])
+            kept = point.values.get("start_projections", "drawn")
+            start = (_start if kept == "drawn" else _ordered_start)(sweep, shape, point.values)
             starts[start.name] = start
-            values = {**shape, **point.values, "stages": "hierarchy", "start": start.name, "start_projections": "drawn"}
+            values = {**shape, **point.values, "stages": "hierarchy", "start": start.name, "start_projections": kept}
             jobs.append(_job(f"{point.arm}_s{point.values['seed']}", phase, point.arm, values, (start.name,)))
     scratch = [
         _job(f"{point.arm}_s{point.values['seed']}", SCRATCH, point.arm, point.values)
@@ -41,8 +53,20 @@ def plan(sweep: SweepConfig) -> list[Job]:
     return every
 
 
-def _start(sweep: SweepConfig, shape: Mapping[str, Any], seed: int) -> Job:
+def _ordered_start(sweep: SweepConfig, shape: Mapping[str, Any], point: Mapping[str, Any]) -> Job:
+    """The checkpoint that covers all operations and is ordered, for the architecture of a phase's run."""
+    own = {name: value for name, value in point.items() if name in ARCHITECTURE}
+    seed = point["seed"]
+    changed = "".join(
+        f"_{k}{_word(v)}" for k, v in own.items() if k not in shape and v != getattr(ArchitectureConfig, k)
+    )
+    values = {**sweep.coverage, **shape, **own, **sweep.ordered, "stages": "joint", "seed": seed}
+    return _job(f"{ORDERED}{changed}_s{seed}", ORDERED, f"{ORDERED}{changed}", values)
+
+
+def _start(sweep: SweepConfig, shape: Mapping[str, Any], point: Mapping[str, Any]) -> Job:
     """The coverage checkpoint for encoders of a shape; its name says where the shape is not the sweep's own."""
+    seed = point["seed"]
     plain = {**to_dict(ArchitectureConfig()), **sweep.coverage}
     arm = COVERAGE + "".join(f"_{k}{_word(v)}" for k, v in shape.items() if plain[k] != v)
     values = {**sweep.coverage, **shape, "stages": "coverage", "seed": seed}

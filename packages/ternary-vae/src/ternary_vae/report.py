@@ -21,7 +21,7 @@ from ternary_vae.comparisons import (
     interval,
     number,
 )
-from ternary_vae.config import COVERAGE, SCRATCH, TrainConfig
+from ternary_vae.config import COVERAGE, ORDERED, QUESTION, SCRATCH, TrainConfig
 from ternary_vae.figures import (
     plot_ball,
     plot_effects,
@@ -35,10 +35,10 @@ from ternary_vae.metric_table import MEANINGS, Metrics, metric_table, shown
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-QUESTION = "Does a hyperbolic VAE cover all ternary operations, and do its radii follow the 3-adic hierarchy?"
 ENUMERATION = "The hierarchy is a property of the enumeration: the valuation of an operation is the number of its leading trits that are -1. A rule gives the order without learning, and stands in every table."
 CEILING = "The hierarchy's ceiling belongs to radii without ties; a size beyond it shows ties. Somers' D has the ceiling 1 whatever the spread."
 INCOMPARABLE = "Richness of other curvatures or largest norms cannot be compared."
+INVERTED = "The first hierarchy of the run is positive: it begins the wrong way round, where the original study's advice is to start again."
 CURVE_ROWS = 200
 """Most rows of the table of curves."""
 
@@ -65,6 +65,7 @@ def report_run(record: Record) -> Report:
         f"Headline metrics look at encoder {view}, on mean codes. Radii at curvature {config.curvature:g} and largest norm "
         f"{config.max_radius:g}; richness of other settings cannot be compared.",
         CEILING,
+        *([INVERTED] if metrics.get("starts_inverted") else []),
         *lacking,
     ]
     title = f"ternary-vae {record.verb}: 3^{config.trits} operations, seed {config.seed}"
@@ -115,11 +116,9 @@ def radius_pictures(
     """Radius by level, and the points of the ball, into `folder`; or a note that the run holds nothing to draw."""
     if not {"norm_N", "flat_N2"} <= set(arrays):
         return [], [f"{whose}No figures of its radii: the run keeps no arrays, which version 0.1.0 did not write."]
-    import torch
+    from ternary_vae.data import Operations
 
-    from ternary_vae.data import valuation
-
-    v_N = valuation(torch.arange(3**config.trits), config.trits).numpy()
+    v_N = Operations.all(config.trits, config.shuffle_seed).v_N.numpy()
     norm_N, flat_N2 = (np.asarray(arrays[name], dtype=np.float64) for name in ("norm_N", "flat_N2"))
     radius = plot_radius_by_level(v_N, norm_N, config.max_radius, folder / "figures" / "radius_by_level.svg")
     ball = plot_ball(flat_N2, v_N, config.curvature, folder / "figures" / "ball.svg")
@@ -141,12 +140,14 @@ ARM_NOTE = (
     "Bonferroni's correction over the phase's other arms; yes: its interval holds 0."
 )
 SEED_METRICS = {
-    "coverage": "coverage", "covered": "covered", "hierarchy": "hierarchy", "hierarchy_of_ceiling": "of its ceiling",
-    "somers_d": "Somers' D", "min_level_gap": "min gap", "tied_radius_share": "tied radii", "richness": "richness",
+    "coverage": "coverage", "covered": "covered", "coverage_sampled": "of samples", "kl": "KL, nats",
+    "prior_coverage": "met by the prior", "hierarchy": "hierarchy", "hierarchy_of_ceiling": "of its ceiling",
+    "somers_d": "Somers' D", "somers_d_depths": "by depth", "min_level_gap": "min gap", "tied_radius_share": "tied radii", "richness": "richness",
 }  # fmt: skip
 UNSEEN_METRICS = {
-    "coverage_unseen": "coverage, unseen", "hierarchy_unseen": "hierarchy, unseen",
+    "coverage_unseen": "coverage, unseen", "linear_coverage_unseen": "by linear PCA", "hierarchy_unseen": "hierarchy, unseen",
     "hierarchy_ceiling_unseen": "its ceiling", "somers_d_unseen": "Somers' D, unseen",
+    "somers_d_depths_unseen": "by depth, unseen",
 }  # fmt: skip
 """Columns of the table of runs from scratch, and their heads."""
 
@@ -154,11 +155,11 @@ UNSEEN_METRICS = {
 def report_sweep(record: Record) -> Report:
     """Of all runs of a sweep that are done. Writes table.md, table.csv and table.json beside it."""
     table = record.table
-    of_scratch = table["phase"].isin([COVERAGE, SCRATCH])
+    of_scratch = table["phase"].isin([COVERAGE, ORDERED, SCRATCH])
     phases, scratch = table[~of_scratch], table[of_scratch]
     statistics, from_scratch = arm_statistics(phases), scratch_statistics(scratch)
     ordering = table.dropna(subset=["ordering_rows"]) if "ordering_rows" in table else table.iloc[:0]
-    ordered = ordering[ordering["phase"].isin([COVERAGE, SCRATCH])]
+    ordered = ordering[ordering["phase"].isin([COVERAGE, ORDERED, SCRATCH])]
     closed, untrained = closed_forms(ordering), untrained_mean(phases)
 
     tables = [arm_table(statistics, closed, untrained)] if statistics else []
@@ -178,8 +179,22 @@ def report_sweep(record: Record) -> Report:
         **(seed_metrics(ordered) if len(ordered) else {}),
     }  # fmt: skip
     title = f"ternary-vae sweep: {len(table)} runs"
-    notes = [ENUMERATION, CEILING, INCOMPARABLE, *lacking]
+    notes = [ENUMERATION, CEILING, INCOMPARABLE, *inverted_starts(phases), *lacking]
     return Report(title, QUESTION, sweep_answer(statistics, ordered), tables, pictures, notes, metrics)
+
+
+def inverted_starts(runs: "DataFrame") -> list[str]:
+    """A sentence on the runs of the phases whose first hierarchy is positive, where there are any."""
+    own = runs[runs["starts_inverted"].eq(True)] if "starts_inverted" in runs else runs.iloc[:0]
+    if own.empty:
+        return []
+    end = float(own["final_hierarchy"].mean())
+    other = runs.loc[~runs["starts_inverted"].eq(True), "final_hierarchy"].mean()
+    beside = f", the others at {other:.4f}" if other == other else ""
+    return [
+        f"{len(own)} of {len(runs)} runs of the phases begin with a positive hierarchy, the wrong way round, where the original "
+        f"study's advice is to start again; they are kept here and end at {end:.4f} on average{beside}."
+    ]
 
 
 def sweep_answer(statistics: Sequence[ArmStatistics], ordered: "DataFrame") -> str:
@@ -198,15 +213,16 @@ def sweep_answer(statistics: Sequence[ArmStatistics], ordered: "DataFrame") -> s
 
 def closed_forms(runs: "DataFrame") -> dict[str, dict[str, Any]]:
     """The closed form's metrics for every geometry among the runs."""
-    from ternary_vae.data import Operations
-    from ternary_vae.metrics.evaluate import closed_form
+    from ternary_vae.metrics.closed_form import closed_form
 
     forms: dict[str, dict[str, Any]] = {}
     for config in (TrainConfig(**settings) for settings in runs.get("settings", ())):
         geometry = f"curvature {config.curvature:g}, max radius {config.max_radius:g}, {config.radius}"
+        geometry += "" if config.bands == "wide" else f", {config.bands} bands"
+        geometry += "" if config.geometry == "hyperbolic" else ", flat twin"
         name = f"3^{config.trits}, {geometry}"
         if name not in forms:
-            forms[name] = closed_form(config, Operations.all(config.trits))
+            forms[name] = closed_form(config)
     return forms
 
 
@@ -333,7 +349,7 @@ def seed_rows(runs: "DataFrame") -> list[dict[str, Any]]:
 
 def seed_table(runs: "DataFrame") -> Table:
     """Runs from scratch that order radii, seed by seed."""
-    from ternary_vae.metrics.final import baselines
+    from ternary_vae.metrics.closed_form import closed_form
 
     heads = {**SEED_METRICS, **(UNSEEN_METRICS if (runs["train_fraction"] < 1).any() else {})}
     rows: list[tuple[Any, ...]] = [
@@ -341,11 +357,15 @@ def seed_table(runs: "DataFrame") -> Table:
         for row in seed_rows(runs)
     ]
     configs = [TrainConfig(**settings) for settings in runs["settings"]]
-    for config in {(c.curvature, c.max_radius, c.radius, c.trits): c for c in reversed(configs)}.values():
-        beside = baselines(config)
-        for label, values in (("closed form", beside["closed_form"]), ("untrained", beside["untrained"])):
-            rows.append((label, "", *(shown(name, values.get(name)) for name in heads), ""))
-    note = "The last model of every run, by mean codes. min gap above 0: all levels apart. Below: radii by the closed form, without learning or codes; and the model of the first seed before training."
+    for config in {
+        (c.curvature, c.max_radius, c.radius, c.geometry, c.bands, c.trits): c for c in reversed(configs)
+    }.values():
+        rows.append(("closed form", "", *(shown(name, closed_form(config).get(name)) for name in heads), ""))
+    # Joint training measures the model before its first update; stages do so only after coverage.
+    drawn = runs[runs["stages"] == "joint"].sort_values(["arm", "seed"]).drop_duplicates("arm")
+    for arm, first in zip(drawn["arm"], drawn["ordering_rows"].map(lambda of_run: of_run[0]), strict=True):
+        rows.append((f"{arm}, untrained", "", *(shown(name, first.get(name)) for name in heads), ""))
+    note = "The last model of every run, by mean codes. min gap above 0: all levels apart. Below: radii by the closed form, without learning or codes; and, where it was measured, the model of the first seed before training."
     return Table("From scratch, seed by seed", ("arm", "seed", *heads.values(), "seconds"), rows, note)
 
 

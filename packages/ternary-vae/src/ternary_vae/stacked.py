@@ -17,47 +17,18 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, stack_module_state, vmap
 
+from ternary_vae.bands import Targets
 from ternary_vae.data import Operations
 from ternary_vae.forward import noise
 from ternary_vae.lanes import Lane
-from ternary_vae.losses import RADIAL, Targets, Weights
+from ternary_vae.losses import RADIAL, Weights
 from ternary_vae.metrics.evaluate import encode, reconstruct
 from ternary_vae.metrics.radii import radius_metrics
 from ternary_vae.model import Code, TernaryVAE, architecture_of, radii_of_share
+from ternary_vae.optimizers import MOMENTS, StackedAdamW, per_run
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
-"""What AdamW keeps of each weight, by torch's names."""
-BETAS, EPS = (0.9, 0.999), 1e-8
-"""As torch.optim.AdamW has them by default."""
 VECTOR = 32
 """Most numbers at the end of a tensor that a vectorised CPU kernel computes otherwise, which rounds otherwise."""
-
-
-class StackedAdamW:
-    """torch.optim.AdamW (Loshchilov and Hutter 2019, Algorithm 2) on weights [S, W], with each run's own rate and decay."""
-
-    def __init__(self, weights: dict[str, Tensor], moments: dict[str, dict[str, Tensor]], updates: int):
-        self.weights, self.moments, self.updates = weights, moments, updates
-        self.lr_S = self.decay_S = torch.zeros(())
-
-    def zero_grad(self) -> None:
-        for weight in self.weights.values():
-            weight.grad = None
-
-    @torch.no_grad()
-    def step(self) -> None:
-        """One update of every run from the weights' gradients, in place."""
-        self.updates += 1
-        count = torch.tensor(float(self.updates), dtype=torch.float64, device=self.lr_S.device)
-        first, second = 1 - BETAS[0] ** count, 1 - BETAS[1] ** count
-        for name, w in self.weights.items():
-            m, v, g = self.moments["exp_avg"][name], self.moments["exp_avg_sq"][name], w.grad
-            assert g is not None
-            w.mul_(per_run(1 - self.lr_S * self.decay_S, w))
-            m.lerp_(g, 1 - BETAS[0])
-            v.mul_(BETAS[1]).addcmul_(g, g, value=1 - BETAS[1])
-            denominator = (v.sqrt() / second.sqrt().to(v)).add_(EPS)
-            w.sub_(m / denominator * per_run(self.lr_S / first, w))
 
 
 class StackedRadii:
@@ -187,8 +158,8 @@ class StackedRadii:
         rho_N, norm_N = radii_of_share(share_N, config.curvature, largest, self.hyperbolic)
         return rho_N.double().cpu(), norm_N.double().cpu()
 
-    def measure(self, s: int) -> dict[str, Any]:
-        """Run s's metrics, after bringing its own model and optimiser up to date, for a checkpoint."""
+    def write_back(self, s: int) -> None:
+        """Copies run s's part of the batched weights and moments into its own model and optimizer, which are what is saved."""
         lane, weights, moments = self.lanes[s], self.optimizer.weights, self.optimizer.moments
         net = self._net(lane)
         net.load_state_dict({name: w[s] for name, w in weights.items()})
@@ -196,10 +167,16 @@ class StackedRadii:
             if self.optimizer.updates > 0:  # before the first update AdamW has no state
                 own = {moment: stacked[name][s].clone() for moment, stacked in moments.items()}
                 lane.optimizer.state[parameter] = {"step": torch.tensor(float(self.optimizer.updates)), **own}
+
+    def measure(self, s: int) -> dict[str, Any]:
+        """Run s's metrics, by the batched weights. Nothing of the training changes."""
         rho_N, norm_N = self.radii(s)
         if not bool(rho_N.isfinite().all()):
             return {"hierarchy": float("nan")}
-        return {"coverage": self._code(lane)[1], **radius_metrics(self.v_N.numpy(), norm_N.numpy(), rho_N.numpy())}
+        return {
+            "coverage": self._code(self.lanes[s])[1],
+            **radius_metrics(self.v_N.numpy(), norm_N.numpy(), rho_N.numpy()),
+        }
 
     def keep(self, left: Sequence[int]) -> None:
         """Repacks: only the runs at these places go on."""
@@ -209,8 +186,3 @@ class StackedRadii:
                 stacked[name] = values.detach()[index].contiguous().requires_grad_(values.requires_grad)
         self.targets_S = Targets(*(part[index] for part in self.targets_S))
         self._index([self.lanes[s] for s in left])
-
-
-def per_run(values_S: Tensor, like: Tensor) -> Tensor:
-    """[S] as [S, 1, ..] in the type of `like` [S, W]."""
-    return values_S.to(like.dtype).reshape(-1, *[1] * (like.dim() - 1))

@@ -64,7 +64,9 @@ def _stage(config: TrainConfig, name: str, is_last: bool) -> Stage:
     decodes = name != "hierarchy" or (config.coverage_weight > 0 and not {"encoder_A", "decoder_A"} <= frozen)
     controlled = of_radii and config.use_controller and config.loss == "geodesic"
     reached = {ENCODER[view] for view in views} | ({"encoder_A", "decoder_A"} if decodes else set())
-    reached |= ({"projection"} if of_radii else set()) | ({"controller"} if controlled else set())
+    reached |= ({"projection"} if of_radii or config.decode == "ball" else set()) | (
+        {"controller"} if controlled else set()
+    )
     sampled = {"a"} if decodes and config.coverage_code == "sample" else set()
     sampled |= set(views) if config.code == "sample" else set()
     return Stage(
@@ -90,6 +92,8 @@ def not_stackable(config: TrainConfig) -> str | None:
         return "dropout in the projections"
     if config.train_fraction < 1:
         return "it trains on a part of the operations"
+    if config.valuations == "shuffled":
+        return "its valuations are its own"
     return "forward: plain was asked for" if config.forward == "plain" else None
 
 

@@ -21,12 +21,13 @@ from studycore.streams import derive_seed
 from ternary_vae.checkpoint import Loaded, find_checkpoint, start_model
 from ternary_vae.config import TrainConfig
 from ternary_vae.data import Batches, Operations, training_indices
-from ternary_vae.forward import create_optimizer, set_trained
-from ternary_vae.lanes import Lane, WholeModel
+from ternary_vae.forward import set_trained
+from ternary_vae.lanes import CHOSEN_BY, Lane, WholeModel
 from ternary_vae.losses import total
 from ternary_vae.metrics.evaluate import Codes
 from ternary_vae.metrics.final import baselines, figure_arrays, run_metrics
 from ternary_vae.model import build_model, count_parameters, probe_inputs, replay_probe
+from ternary_vae.optimizers import create_optimizer
 from ternary_vae.stacked import StackedRadii
 from ternary_vae.stages import Stage, not_stackable, stages_of
 
@@ -48,7 +49,7 @@ def train_together(configs: Sequence[TrainConfig], runs: Sequence[Run]) -> None:
     first, device = configs[0], runs[0].device
     if device.startswith("mps") and "float64" in (first.dtype, first.projection_dtype):
         raise UserError("dtype, projection_dtype: float64 does not exist on mps; give --projection-dtype float32")
-    operations = Operations.all(first.trits).to(device)
+    operations = Operations.all(first.trits, first.shuffle_seed).to(device)
     seen = training_indices(first.trits, first.train_fraction, first.seed)
     seen_N = torch.zeros(len(operations), dtype=torch.bool)
     seen_N[seen] = True
@@ -97,8 +98,11 @@ def train_together(configs: Sequence[TrainConfig], runs: Sequence[Run]) -> None:
             for s, lane in enumerate(lanes):
                 run, config, stage = lane.run, lane.config, lane.stage
                 # evaluate
-                evaluating = run.every(config.eval_every)
-                metrics = models.measure(s) if evaluating or run.saving(config.checkpoint_every) else {}
+                evaluating, saving = run.every(config.eval_every), run.saving(config.checkpoint_every)
+                if evaluating or saving:
+                    # All that is saved below, and the final metrics, are of the lane's own model and optimizer.
+                    models.write_back(s)
+                metrics = models.measure(s) if evaluating or saving else {}
                 own = {term: float(sum_S[s]) for term, sum_S in sums.items()}
                 if bad := not_finite(own, metrics):
                     run.failed(sentence := run.not_finite(stage.rate_field, *bad))
@@ -170,13 +174,15 @@ def not_finite(sums: Mapping[str, float], metrics: Mapping[str, Any]) -> tuple[s
 
 
 def score(metrics: Mapping[str, Any], stage: str) -> float:
-    """What the best checkpoint is chosen by: coverage of the operations that training sees, the negative hierarchy, or in
+    """What the best checkpoint is chosen by, of the operations that training sees: coverage, the negative hierarchy, or in
     joint training their sum. Where the hierarchy can go no further, the smallest gap between levels decides."""
     coverage = float(metrics.get("coverage_seen", metrics["coverage"]))
     if stage == "coverage":
         return coverage
     # A hierarchy that does not exist, of radii that are all equal, is the worst.
-    order = -float(metrics.get("hierarchy", 1.0)) + TIE_BREAK * float(metrics.get("min_level_gap", -1.0))
+    # Of the operations that training sees, where these are not all.
+    rank, gap = (metrics.get(f"{name}_seen", metrics.get(name)) for name in CHOSEN_BY)
+    order = -(1.0 if rank is None else float(rank)) + TIE_BREAK * (-1.0 if gap is None else float(gap))
     return order + coverage if stage == "joint" else order
 
 

@@ -13,11 +13,14 @@ from torch import Tensor
 
 from ternary_vae.config import TrainConfig
 from ternary_vae.data import Operations
-from ternary_vae.metrics.evaluate import Codes, all_metrics, closed_form, headline, points, radii, untrained
+from ternary_vae.metrics.closed_form import closed_form
+from ternary_vae.metrics.evaluate import Codes, all_metrics, headline, points, radii, untrained
 from ternary_vae.model import TernaryVAE, count_parameters
 
 COVERAGE_METRICS = (
     "coverage", "covered", "operations", "coverage_sampled", "coverage_seen", "coverage_unseen", "unseen",
+    "linear_coverage_unseen", "kl",
+    "kl_of_least", "prior_coverage",
 )  # fmt: skip
 """What a run that only learns to reconstruct has learned something about."""
 Row = Mapping[str, Any]
@@ -32,7 +35,8 @@ def history_metrics(rows: Sequence[Row]) -> dict[str, Any]:
     ordering = [row for row in rows if row["stage"] != "coverage" and "hierarchy" in row]
     if ordering:
         best = min(ordering, key=lambda row: float(row["hierarchy"]))
-        metrics |= {"initial_hierarchy": ordering[0]["hierarchy"], "best_hierarchy": best["hierarchy"]}
+        first = float(ordering[0]["hierarchy"])
+        metrics |= {"initial_hierarchy": first, "starts_inverted": first > 0, "best_hierarchy": best["hierarchy"]}
         metrics |= {"best_epoch": best["epoch"], "last_epoch": ordering[-1]["epoch"]}
     elif rows:
         metrics["last_epoch"] = rows[-1]["epoch"]
@@ -48,7 +52,9 @@ def run_metrics(
     codes: Codes | None = None,
 ) -> dict[str, Any]:
     """Everything that results.json says of a run's last model, without the baselines; `seen_N`: what training saw."""
-    metrics = all_metrics(model, operations, config.view, config.seed, seen_N, codes)
+    # A sweep's phases leave encoders and decoder as their checkpoint has them.
+    generative = config.stages != "hierarchy"
+    metrics = all_metrics(model, operations, config.view, config.seed, seen_N, codes, generative)
     if not config.orders_radii:
         metrics = {name: value for name, value in metrics.items() if name in COVERAGE_METRICS}
     return {**metrics, **history_metrics(rows), "parameters": count_parameters(model)}
@@ -56,8 +62,8 @@ def run_metrics(
 
 def baselines(config: TrainConfig) -> dict[str, dict[str, Any]]:
     """Metrics of the closed form and of the untrained model."""
-    operations = Operations.all(config.trits)
-    return {"closed_form": closed_form(config, operations), "untrained": untrained(config, operations)}
+    operations = Operations.all(config.trits, config.shuffle_seed)
+    return {"closed_form": closed_form(config), "untrained": untrained(config, operations)}
 
 
 def figure_arrays(

@@ -7,6 +7,7 @@ Shapes: N operations, L levels.
 """
 
 import math
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -83,6 +84,18 @@ def somers_d(v_N: Ints, r_N: Floats) -> float | None:
     return score / pairs if pairs else None
 
 
+def depth_order(v_N: Ints, r_N: Floats) -> dict[int, float]:
+    """k -> Somers' D among the operations of valuation k and more, for every k with two levels or more. The one over all
+    operations (k = 0) is nearly blind to the deep levels, which hold few of them."""
+    found = {int(k): somers_d(v_N[v_N >= k], r_N[v_N >= k]) for k in np.unique(v_N)}
+    return {k: d for k, d in found.items() if d is not None}
+
+
+def mean_of(by_depth: Mapping[int, float]) -> float | None:
+    """Mean over the depths; None where there is none."""
+    return sum(by_depth.values()) / len(by_depth) if by_depth else None
+
+
 def level_gaps(v_N: Ints, r_N: Floats) -> list[float]:
     """From each level's smallest radius to the next deeper level's largest; all positive: the levels are separate."""
     present = np.unique(v_N)
@@ -98,6 +111,12 @@ def tied_radius_share(r_N: Floats) -> float:
 def richness(v_N: Ints, r_N: Floats) -> float:
     """A tenth of the sum over levels of the population variance of the radius, in the radius's unit squared."""
     return float(sum(r_N[v_N == k].var() for k in np.unique(v_N)) / 10)
+
+
+def richness_largest_share(v_N: Ints, r_N: Floats) -> float | None:
+    """The part of the richness that the level with the most of it has: 1/9 when nine levels share it evenly. None for 0."""
+    variances = [float(r_N[v_N == k].var()) for k in np.unique(v_N)]
+    return max(variances) / sum(variances) if sum(variances) > 0 else None
 
 
 def dist_corr_geodesic(points_ND: Tensor, index_N: Tensor, trits: int, c: float, seed: int = 0) -> float | None:
@@ -133,17 +152,19 @@ def q_original(dist_corr: float, hierarchy: float) -> float:
 def radius_metrics(v_N: Ints, norm_N: Floats, rho_N: Floats) -> dict[str, Any]:
     """What the radii of operations say. Values that do not exist, such as a hierarchy of equal radii, are left out."""
     gaps = level_gaps(v_N, norm_N)
-    ceiling, rank, d = hierarchy_ceiling(v_N), hierarchy(v_N, rho_N), somers_d(v_N, rho_N)
+    ceiling, rank, by_depth = hierarchy_ceiling(v_N), hierarchy(v_N, rho_N), depth_order(v_N, rho_N)
     metrics = {
         "hierarchy": rank,
         "hierarchy_ceiling": ceiling,
         "hierarchy_of_ceiling": None if rank is None or ceiling is None else -rank / ceiling,
-        "somers_d": d,
+        "somers_d": by_depth.get(int(v_N.min())),
+        "somers_d_depths": mean_of(by_depth),
         "min_level_gap": min(gaps) if gaps else None,
         "positive_gaps": sum(gap > 0 for gap in gaps),
         "gaps": len(gaps),
         "tied_radius_share": tied_radius_share(rho_N),
         "richness": richness(v_N, norm_N),
+        "richness_largest_share": richness_largest_share(v_N, norm_N),
         "richness_hyperbolic": richness(v_N, rho_N),
     }
     return {name: value for name, value in metrics.items() if value is not None}
