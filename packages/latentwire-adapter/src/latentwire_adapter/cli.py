@@ -2,6 +2,7 @@
 
 import sys
 
+from latentwire_adapter.config import QUESTION
 from studycore.cli import main as run_command
 from studycore.study import ManyRuns, OneRun, Study
 
@@ -10,7 +11,7 @@ STUDY = Study(
     name="latentwire-adapter",
     distribution="latentwire-adapter",
     package="latentwire_adapter",
-    question="How much of a prompt survives when each token's embedding is compressed?",
+    question=QUESTION,
     verbs={
         "selfcheck": OneRun(
             "check the harness with MODEL before anything is trained",

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import studycore.options
 from studycore.bounds import BelowOne, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, check_bounds
 
+QUESTION = "How much of a prompt survives when each token's embedding is compressed and rebuilt, so that questions on it are still answered?"
 EMBEDDED_MODEL = "studycore/smollm2-135m-instruct"
 EMBEDDED_DATASET = "studycore/life-sketches"
 FIT_TEXT = "studycore/wordnet"

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from latentwire_adapter.claims import questions
-from latentwire_adapter.config import GOOD, PARTIAL, UNCOMPRESSED, Reading
+from latentwire_adapter.config import GOOD, PARTIAL, QUESTION, UNCOMPRESSED, Reading
 from latentwire_adapter.figures import plot_bars, plot_curve, plot_questions, plot_training
 from latentwire_adapter.metrics import retention as retained
 from latentwire_adapter.metrics.reconstruction import rows_of
@@ -14,7 +14,6 @@ from studycore.record import Record
 from studycore.report import Picture, Report, Table, number
 from studycore.statistics import Interval
 
-QUESTION = "Does a prompt survive when each token's embedding is compressed eightfold and rebuilt, so that questions on it are still answered?"
 RECONSTRUCTS = ("linear", "nearest", "adapter", "int8", "int4", "phase2")
 
 

@@ -2,6 +2,7 @@
 
 import sys
 
+from polytope_hsae.config import QUESTION
 from studycore.cli import main as run_command
 from studycore.study import ManyRuns, OneRun, Study
 
@@ -15,7 +16,7 @@ STUDY = Study(
     name="polytope-hsae",
     distribution="polytope-hsae",
     package="polytope_hsae",
-    question="Do concepts form a hierarchy in a language model's unembedding, and does an autoencoder that starts from it keep it?",
+    question=QUESTION,
     verbs={
         "all": ManyRuns(
             "all four phases", config="polytope_hsae.config:StudyConfig", plan="polytope_hsae.plan:phase4", of="train",

@@ -21,6 +21,10 @@ from studycore.bounds import (
 from studycore.errors import UserError
 from studycore.options import TrainOptions
 
+QUESTION = (
+    "Do concepts form a hierarchy in the unembedding, and does an autoencoder that starts from it keep it better than "
+    "one that starts at random?"
+)
 SYNTHETIC = "synthetic-tree"
 """The "model" that is no language model: a planted tree of concepts with exact ground truth."""
 DEFAULT = "smollm2"

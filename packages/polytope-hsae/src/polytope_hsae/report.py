@@ -2,14 +2,11 @@
 
 from typing import Any
 
+from polytope_hsae.config import QUESTION
 from polytope_hsae.figures import pictures_of
 from studycore.record import Record
 from studycore.report import Report, Table
 
-QUESTION = (
-    "Do concepts form a hierarchy in the unembedding, and does an autoencoder that starts from it keep it better than "
-    "one that starts at random?"
-)
 ARM_COLUMNS = (
     "explained_variance", "ce_recovered", "purity", "leakage", "split", "absorption", "steering_leakage", "steering_success",
     "steps_to_convergence", "stability",

@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+from retrofit.config import QUESTION
 from studycore.cli import COMMON, main as run_command, report_verb as report_of_a_run
 from studycore.study import ManyRuns, OneRun, Study, Verb
 
@@ -10,7 +11,7 @@ STUDY = Study(
     name="retrofit",
     distribution="geometry-retrofit",
     package="retrofit",
-    question="Can geometry-aware training improve a pre-trained language model?",
+    question=QUESTION,
     verbs={
         "measure": OneRun(
             "conditioning of every weight and of FFN activations of MODEL",

@@ -10,6 +10,7 @@ import studycore.options
 from studycore.bounds import BelowOne, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, check_bounds
 from studycore.files import check_output_file
 
+QUESTION = "Does geometry-aware training improve the conditioning of a pre-trained language model, and its perplexity?"
 EMBEDDED_MODEL = "studycore/wordnet-lm"
 EMBEDDED_DATASET = "studycore/wordnet"
 ROLES = ("up", "down", "gate", "attention", "embeddings", "other")

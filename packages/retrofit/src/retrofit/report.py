@@ -14,7 +14,7 @@ from retrofit.claims import (
     front_points,
     rows_of,
 )
-from retrofit.config import ROLES, START, SWEPT, TUNING, RunConfig
+from retrofit.config import QUESTION, ROLES, START, SWEPT, TUNING, RunConfig
 from retrofit.figures import Rows, plot_front, plot_kappas, plot_layers, plot_spectra, plot_trajectories
 from retrofit.legacy.original_json import SUMMARY, original_values, result_of, summarise, write_original
 from retrofit.legacy.scenarios import scenario
@@ -28,7 +28,6 @@ from studycore.record import Record
 from studycore.report import Picture, Report, Table, number
 from studycore.run_folder import read_manifest
 
-QUESTION = "Does geometry-aware training improve the conditioning of a pre-trained language model, and its perplexity?"
 METRICS_NOTE = (
     "kappa: condition number of the weight, median over layers. act kappa: of the centred covariance of FFN activations, "
     "median over layers, ridge 1e-6 of the mean eigenvalue. ff_gram_original: the original study's own recipe, mean over layers."
