@@ -21,16 +21,15 @@ if not LACKS and CHROMIUM is None:
 @contextmanager
 def explorer(folder, *flags):
     """The address of an explorer over the folder."""
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-m", "least_action.visualizer", str(folder), *flags],
         stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    try:
-        line = process.stdout.readline()
-        yield re.search(r"http://\S+", line)[0].rstrip("/")
-    finally:
-        process.terminate()
-        process.wait()
+    ) as process:  # fmt: skip
+        try:
+            line = process.stdout.readline()
+            yield re.search(r"http://\S+", line)[0].rstrip("/")
+        finally:
+            process.terminate()
 
 
 @contextmanager

@@ -44,6 +44,9 @@ NAMES = {
     "gini_embedding": "Gini, embedding", "gini_unembedding": "Gini, unembedding",
     "spectral_smoothness": "spectral smoothness", "routing_entropy": "routing entropy, nats",
     "routing_max_use": "largest mean weight of a head", "routing_paths": "distinct paths",
+    "new_pairs_acc": "accuracy on pairs new in both orders", "train_loss_float32": "training loss in float32",
+    "weight_hessian_scale_free": "weight Hessian trace times squared norm", "restricted_acc": "accuracy, key frequencies alone",
+    "excluded_acc": "accuracy without key frequencies", "gini_neuron_to_logit": "Gini, neuron to logit",
 }  # fmt: skip
 
 

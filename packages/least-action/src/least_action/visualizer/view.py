@@ -6,9 +6,13 @@ from typing import Any
 from urllib.parse import urlencode
 
 SECTIONS: dict[str, tuple[str, ...]] = {
-    "Training": ("train_acc", "test_acc", "train_loss", "test_loss", "generalization_gap", "loss_ratio", "lr"),
+    "Training": (
+        "train_acc", "test_acc", "train_loss", "test_loss", "new_pairs_acc", "generalization_gap", "loss_ratio",
+        "train_loss_float32", "lr",
+    ),
     "Loss landscape": (
         "weight_hessian_trace", "weight_hessian_per_loss", "fisher_trace", "gradient_norm", "jacobian_norm", "hessian_trace",
+        "weight_hessian_scale_free",
     ),
     "Model properties": (
         "weight_norm", "decayed_weight_norm", "representation_norm", "logit_scale", "softmax_collapse",
@@ -18,8 +22,8 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "effective_lr_mean", "effective_lr_max", "adam_ratio_mean", "adam_ratio_max", "update_decay_ratio",
     ),
     "Fourier and progress": (
-        "aligned_power", "key_share", "restricted_loss", "excluded_loss", "gini_embedding", "gini_unembedding",
-        "spectral_smoothness",
+        "aligned_power", "key_share", "restricted_loss", "excluded_loss", "restricted_acc", "excluded_acc", "gini_embedding",
+        "gini_unembedding", "gini_neuron_to_logit", "spectral_smoothness",
     ),
     "Routing": ("routing_entropy", "routing_max_use", "routing_paths"),
     "Time to grok": (),
@@ -27,9 +31,9 @@ SECTIONS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 """Sections with their metrics; the first four are shown at first. The last two have figures of their own."""
 LOGARITHMIC = {
-    "train_loss", "test_loss", "loss_ratio", "restricted_loss", "excluded_loss", "weight_hessian_trace",
-    "weight_hessian_per_loss", "fisher_trace", "gradient_norm", "jacobian_norm", "effective_lr_mean", "effective_lr_max",
-    "update_decay_ratio", "gradient_over_weight_norm",
+    "train_loss", "train_loss_float32", "test_loss", "loss_ratio", "restricted_loss", "excluded_loss", "weight_hessian_trace",
+    "weight_hessian_per_loss", "weight_hessian_scale_free", "fisher_trace", "gradient_norm", "jacobian_norm",
+    "effective_lr_mean", "effective_lr_max", "update_decay_ratio", "gradient_over_weight_norm",
 }  # fmt: skip
 """Metrics that are positive and range over magnitudes; the others stay linear."""
 EACH, BAND = "each run", "mean over seeds"
