@@ -212,7 +212,7 @@ INTERRUPTED = {
     "sample": {"code": "sample", "view": "both", "hierarchy_frozen": ["decoder_A"]},
     "evaluations and checkpoints apart": {"eval_every": 2, "checkpoint_every": 3, "coverage_patience": None},
     "ball": {
-        "decode": "ball", "stages": "joint", "view": "a", "bands": "prior", "encoder_a_lr": 1.0, "epochs": 8, "projection_dropout": 0.1,
+        "decode": "ball", "stages": "joint", "view": "a", "bands": "prior", "encoder_a_lr": 1.0, "epochs": 12, "projection_dropout": 0.1,
     },
     "patience": {"stages": "joint", "epochs": 40, "early_stopping_patience": 4, "lr": 0.05},
     "level means": {"stages": "joint", "epochs": 12, "loss": "rich_hierarchy", "code": "sample"},
