@@ -31,6 +31,12 @@ def source(package: str) -> Path:
     return ROOT / ("shared" if package == "studycore" else f"packages/{package}")
 
 
+def original(mutant: dict[str, str]) -> Path:
+    """The file that the fault goes into; `../studycore/` leads from a study's source to what it uses of studycore."""
+    package, _, file = os.path.normpath(f"{mutant['package']}/{mutant['file']}").partition("/")
+    return source(package) / "src" / file
+
+
 def mutate(text: str, old: str, new: str) -> str:
     """The text with the fault in it. ValueError unless the piece stands there exactly once."""
     if text.count(old) != 1:

@@ -250,9 +250,10 @@ def test_the_faults_of_make_mutants_can_be_put_in():
     assert len(rows) > 50
     for row in rows:
         home = mutants.source(row["package"])
-        text = (home / "src" / row["file"]).read_text(encoding="utf-8")
+        text = mutants.original(row).read_text(encoding="utf-8")
         assert mutants.mutate(text, row["old"], row["new"]) != text, row
-        assert all((home / name).is_file() for name in row["tests"].split()), row
+        for file, _, test in (name.partition("::") for name in row["tests"].split()):
+            assert f"def {test}(" in (home / file).read_text() if test else (home / file).is_file(), row
 
 
 def test_each_kind_of_fault_in_the_readme_is_held_by_tests_that_are_there():
