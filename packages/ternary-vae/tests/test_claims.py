@@ -124,7 +124,8 @@ def test_the_headline_is_part_of_the_main_job_and_the_default():
         assert {k: v for k, v in arms["ball"].items() if k != "checkpoint_every"} == {
             k: v for k, v in ball.items() if k != "checkpoint_every"
         }
-        assert arms["flat_twin"] == {**arms["ball"], "geometry": "euclidean"}
+        # The twin is tuned as the ball is: the weight of its KL divergence is its own, all else is equal.
+        assert arms["flat_twin"] == {**arms["ball"], "geometry": "euclidean", "kl_weight": 0.005}
         assert arms["shuffled"] == {**arms["ball"], "valuations": "shuffled"}
     assert STUDY.verbs["train"].default_config == "ball"
     assert SweepConfig(**read_yaml(CONFIGS / "quick.yaml")).seeds == 5
