@@ -80,7 +80,7 @@ def test_every_module_imports(installed, folder):
     code = """if True:
         import importlib, importlib.metadata, pkgutil, re, sys
         package = importlib.import_module(sys.argv[1])
-        needs = importlib.metadata.requires(sys.argv[1].replace("_", "-")) or []
+        needs = importlib.metadata.requires(sys.argv[2]) or []
         of_extras = {re.match("[A-Za-z0-9]+", need)[0] for need in needs if "extra ==" in need}
         for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
             if not module.name.endswith("__main__"):
@@ -91,7 +91,8 @@ def test_every_module_imports(installed, folder):
                         raise
         print(package.__file__)
     """
-    assert Path(installed.python(code, SOURCES[folder].name)).is_relative_to(installed.bin.parent)
+    file = installed.python(code, SOURCES[folder].name, PROJECTS[folder]["name"])
+    assert Path(file).is_relative_to(installed.bin.parent)
 
 
 @pytest.mark.parametrize(("folder", "command"), COMMANDS)
