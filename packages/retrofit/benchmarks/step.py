@@ -47,7 +47,7 @@ def main() -> int:
     model.to(options.device).train()
     blocks, stepper = find_blocks(model), NextTokenLoss(model)
     parameters = list(model.parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.01, fused=True)
     shape = (options.batch_size, options.block_size + 1)
     ids_NT = torch.randint(0, model.config.vocab_size, shape, device=options.device)
 

@@ -90,7 +90,7 @@ def train(config: RunConfig, run: Run) -> None:
     optimizer = run.optimizer(
         torch.optim.AdamW(
             parameters, lr=lr, betas=(config.beta1, config.beta2), eps=config.eps,
-            weight_decay=config.weight_decay,
+            weight_decay=config.weight_decay, fused=True,  # one pass over weights and moments instead of seven
         )
     )  # fmt: skip
     stepper, prepared = run.accelerator.prepare(NextTokenLoss(model), optimizer)
