@@ -86,6 +86,12 @@ def test_a_shared_job_is_made_once_and_found_by_every_plan(here):
         assert {row["run"] for row in record.rows} == names
 
 
+def test_runs_that_were_moved_together_keep_their_shared_jobs(here):
+    assert sweep("runs/toy/one", START, Job("a", config(seed=7), needs=("start",))) == 0
+    Path("runs").rename("moved")
+    assert set(read_record(STUDY, Path("moved/toy/one")).table["run"]) == {"start", "a"}
+
+
 def test_another_configuration_of_a_shared_job_is_another_run(here):
     assert sweep("one", START) == 0
     assert sweep("two", dataclasses.replace(START, config=config(seed=8))) == 0
@@ -216,6 +222,16 @@ def test_a_run_made_with_other_needs_is_refused(here, capsys):
     assert resume("s", other, b) == 0
     assert here == [["a"], ["b"]]
     assert first_loss("s/b") == last_loss("s/a")
+
+
+def test_the_beginning_of_a_run_made_with_other_needs_is_refused_too(here, capsys):
+    a, b = Job("a", config()), Job("b", config(lr=0.02), needs=("a",))
+    assert sweep("s", a, b) == 0
+    change_manifest("s", state="stopped")
+    change_manifest("s/b", state="stopped")
+    shutil.rmtree("s/a")
+    assert resume("s", dataclasses.replace(a, config=config(lr=0.06)), b) == 2
+    assert "s/b: holds a run of another version, or of other needs" in capsys.readouterr().err
 
 
 # -------------------------------------------------------------------------------------------------------------- the rest

@@ -312,6 +312,20 @@ def test_what_a_process_left_that_died_before_its_manifest_is_taken_over(new_run
         new_run()
 
 
+def test_a_run_that_cannot_be_made_lets_go_of_its_folder(new_run, monkeypatch, tmp_path):
+    def full(path, value):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("studycore.run_folder.write_json", full)
+        with pytest.raises(
+            OSError, match="No space"
+        ) as kept:  # its traceback keeps the frame, and the lock in it, alive
+            new_run("one")
+    assert not is_writing(tmp_path / "one"), kept
+    new_run("one").finish("done", "")
+
+
 def test_a_full_disk_still_takes_the_last_word(new_run, monkeypatch, capsys):
     run = new_run()
     assert (run.folder / ".lock").stat().st_size > 16 * 2**10

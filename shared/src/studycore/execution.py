@@ -1,5 +1,6 @@
 """Making runs: one, as a job among others, or all jobs of a plan."""
 
+import os
 import shutil
 import sys
 import traceback
@@ -294,12 +295,12 @@ def locate(study: Study, action: ManyRuns, jobs: Sequence[Job], folder: Path) ->
 
 
 def found_done(folder: Path, identity: str) -> bool:
-    """Whether the folder holds the finished run that is wanted. UserError when it holds another one."""
-    if not is_done(folder):
+    """Whether the folder holds the run that is wanted, finished. UserError when it holds another one, or a part of it."""
+    if not (folder / "manifest.json").exists():
         return False
     if read_manifest(folder).get("identity") != identity:
         raise UserError(f"{folder}: holds a run of another version, or of other needs; remove it, or start a new one")
-    return True
+    return is_done(folder)
 
 
 def processes_and_threads(options: SweepOptions, device: str, jobs: int) -> tuple[int, int | None]:
@@ -371,7 +372,8 @@ def _open(
             data={"runs": "each run's manifest holds its own"},
             claims=[as_stored(claim) for claim in load(study.claims)(verb, config)],
         )  # fmt: skip
-    elsewhere = {job.name: str(places[job.name]) for job in jobs if job.shared}
+    # Relative, so that a whole runs/ may be moved.
+    elsewhere = {job.name: os.path.relpath(places[job.name].resolve(), folder.resolve()) for job in jobs if job.shared}
     kept = {name: getattr(options, name) for name in RECORDED_OPTIONS}
     whole.update(jobs=job_entries(jobs, elsewhere), chosen=list(chosen), options=kept)
     return whole

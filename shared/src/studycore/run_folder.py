@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata, resources
@@ -112,31 +113,34 @@ def create_run(
     if (folder / "manifest.json").exists():  # made meanwhile
         lock.close()
         raise UserError(f"--output-dir: {folder} holds a run already; resume it or choose another folder")
-    write_atomic(folder / "config.yaml", to_yaml(config))
-    write_json(folder / "claims.json", list(claims))
-    manifest = {
-        "schema_version": SCHEMA_VERSION,
-        "study": study.name,
-        "version": metadata.version(study.distribution),
-        "verb": verb,
-        "argv": list(argv),
-        "git": _git_state_once(Path(str(resources.files(study.package))) / "__init__.py"),
-        "configuration_hash": config_hash(config),
-        "seeds": list(seeds),
-        "versions": library_versions(study.libraries),
-        "devices": dict(devices),
-        "data_fingerprints": dict(data),
-        "claims_sha256": sha256(folder / "claims.json"),
-        "times": {"started": now()},
-        "state": "running",
-        "reason": "",
-        "pid": os.getpid(),
-        "host": socket.gethostname(),
-        "resumed": [],
-        **more,
-    }
-    run = RunFolder(folder, manifest, lock)
-    run.update()
+    with ExitStack() as on_failure:
+        on_failure.callback(lock.close)
+        write_atomic(folder / "config.yaml", to_yaml(config))
+        write_json(folder / "claims.json", list(claims))
+        manifest = {
+            "schema_version": SCHEMA_VERSION,
+            "study": study.name,
+            "version": metadata.version(study.distribution),
+            "verb": verb,
+            "argv": list(argv),
+            "git": _git_state_once(Path(str(resources.files(study.package))) / "__init__.py"),
+            "configuration_hash": config_hash(config),
+            "seeds": list(seeds),
+            "versions": library_versions(study.libraries),
+            "devices": dict(devices),
+            "data_fingerprints": dict(data),
+            "claims_sha256": sha256(folder / "claims.json"),
+            "times": {"started": now()},
+            "state": "running",
+            "reason": "",
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "resumed": [],
+            **more,
+        }
+        run = RunFolder(folder, manifest, lock)
+        run.update()
+        on_failure.pop_all()
     return run
 
 
