@@ -43,7 +43,7 @@ from retrofit.metrics.windows import (
 )
 from retrofit.model import load_model
 from retrofit.plan import plan
-from retrofit.report import ablation_table, gradient_table
+from retrofit.report import ablation_table, front_answer, gradient_table
 from retrofit.train import clip_gradients, norms_by_role
 from retrofit.transports import glt_matrix
 from studycore import execution
@@ -179,6 +179,30 @@ def test_a_penalty_does_not_help_where_every_fall_of_kappa_costs_perplexity():
     claim = verdict(swept([(0.01, -0.3)] * 3))
     assert (claim["verdict"], claim["measured"]) == ("refuted", 0)
     assert "at no weight" in claim["why"]
+
+
+@pytest.mark.parametrize("kappa", [-0.1, -0.12])
+def test_a_front_is_not_judged_where_no_weight_could_move_kappa_far_enough(kappa):
+    """Adam's steps are bounded: whatever the penalty's weight, a few updates leave kappa where it was."""
+    table = swept([(0, -0.001), (0.003, kappa / 2), (0.006, kappa)])
+    table["updates"] = 32
+    claim = verdict(table)
+    if kappa == -0.12:
+        assert claim["verdict"] == "refuted"
+        return
+    most = 100 * math.expm1(kappa + 1e-4)
+    assert (claim["verdict"], claim["measured"]) == ("not run", None)
+    assert f"In 32 updates kappa changes by {most:+.3g} % at most (at weight 0.01)" in claim["why"]
+
+
+def test_a_front_answers_with_what_is_free_and_what_is_bought():
+    points = front_points(swept([(0, -0.001), (0.0005, -0.2), (0.003, -0.3)]), "gram")
+    assert front_answer("gram", points, 48) == (
+        "Beside continued training, 48 updates with gram change the up projections' median kappa by -18 % (weight 0.0001) "
+        "where perplexity stays within 0.1 %, and by -26 % at most (weight 0.01), perplexity by +0.3 %."
+    )
+    assert "kappa by -18 % at most (weight 0.0001), and perplexity by +0.05 %." in front_answer("gram", points[:2], 48)
+    assert "kappa by nothing where perplexity stays within 0.1 %, and by -26 %" in front_answer("gram", points[2:], 48)
 
 
 def test_a_front_of_noise_or_of_few_weights_says_nothing():

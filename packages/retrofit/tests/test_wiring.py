@@ -626,9 +626,9 @@ def test_every_column_of_the_arms_table_is_its_own():
     for i, key in enumerate(KEYS):
         assert arms["geometry"][f"final_{key}_median"] == 1008 + 100 * (i + 1)
         assert arms["geometry"][f"initial_{key}_geometric_mean"] == 100.5 + 100 * i
-    answer = comparison_answer(merged)
-    assert "standard perplexity +80.0 %, ff_gram +25.0 %" in answer
-    assert "geometry perplexity +10080.0 %, ff_gram +2525.0 %" in answer
+    answer = comparison_answer(merged, {})
+    assert "perplexity changes by: standard +80.0 %, geometry +10,080.0 %." in answer
+    assert "ff_gram by: standard +25.0 %, geometry +2,525.0 %." in answer
     assert "geometry does harm" in answer
 
 

@@ -291,7 +291,7 @@ def report_comparison(record: Record) -> Report:
     if fronts:
         drawn = plot_front(fronts, (FRONT_KAPPA, FRONT_PERPLEXITY), folder / "figures" / "front.svg")
         caption = "Weights of the penalties: change of the up projections' median kappa and of perplexity beside continued training, with 95 % intervals. In the shaded corner a penalty helps."
-        pictures.insert(1, Picture(drawn, caption))
+        pictures.insert(0, Picture(drawn, caption))  # it is the answer
     counts = ", ".join(f"{arm} {len(paths)}" for arm, paths in folders.items())
     shared = f"Runs by arm: {counts}. All start from the same weights; runs of one seed see the same batches in the same order."
     results = {
@@ -301,7 +301,7 @@ def report_comparison(record: Record) -> Report:
         "arms": arms,
     }
     return Report(
-        "retrofit: arms compared", QUESTION, comparison_answer(merged), parts, pictures,
+        "retrofit: arms compared", QUESTION, comparison_answer(merged, fronts), parts, pictures,
         [*notes(of_run, about, bool(compare.weights)), shared], results,
     )  # fmt: skip
 
@@ -364,20 +364,40 @@ def comparison_table(
     return Table("Arms", columns, lines, f"Means over seeds. {metrics_note(last_row, about)} {norms}")
 
 
-def comparison_answer(merged: Mapping[str, Rows]) -> str:
-    """What each arm did, and which of the original study's scenarios this is."""
-    parts = []
-    for name, rows in merged.items():
-        part = f"{name} perplexity {change(rows[0], rows[-1], 'val_ppl'):+.1f} %"
-        name_of = "ff_gram" if "ff_gram" in rows[-1] else "ff_gram_original"
-        if (moved := change(rows[0], rows[-1], name_of)) is not None:
-            part += f", {name_of} {moved:+.1f} %"
-        parts.append(part)
-    answer = f"From step 0: {'; '.join(parts)}."
+def comparison_answer(merged: Mapping[str, Rows], fronts: Mapping[str, Sequence[FrontPoint]]) -> str:
+    """What a front has to give; without one what each arm did, and which of the original study's scenarios this is."""
+    updates = int(next(iter(merged.values()))[-1]["step"])
+    if fronts:
+        return " ".join(front_answer(penalty, points, updates) for penalty, points in fronts.items())
+
+    def moved(name: str) -> str:
+        found = {arm: change(rows[0], rows[-1], name) for arm, rows in merged.items()}
+        return ", ".join(f"{arm} {percent:+,.1f} %" for arm, percent in found.items() if percent is not None)
+
+    answer = f"From step 0 to {updates} perplexity changes by: {moved('val_ppl')}."
+    name = "ff_gram" if all("ff_gram" in rows[-1] for rows in merged.values()) else "ff_gram_original"
+    if conditioning := moved(name):
+        answer += f" {name} by: {conditioning}."
     if "geometry" not in merged:
         return answer
     results = {name: result_of(name, merged[name]) for name in ("geometry", "standard") if name in merged}
     return f"{answer} {scenario(results['geometry'], results.get('standard'))}"
+
+
+def front_answer(penalty: str, points: Sequence[FrontPoint], updates: int) -> str:
+    """The most that a penalty does to kappa without its cost, and with it."""
+    free = [p for p in points if p.perplexity.estimate <= FRONT_PERPLEXITY]
+    most = min(points, key=lambda p: p.kappa.estimate)
+    begin = f"Beside continued training, {updates} updates with {penalty} change the up projections' median kappa by "
+    cost = f"perplexity by {most.perplexity.estimate:+.2g} %"
+    if most in free:
+        return f"{begin}{most.kappa.estimate:+.2g} % at most (weight {most.weight:g}), and {cost}."
+    best = min(free, key=lambda p: p.kappa.estimate, default=None)
+    at_no_cost = f"{best.kappa.estimate:+.2g} % (weight {best.weight:g})" if best else "nothing"
+    return (
+        f"{begin}{at_no_cost} where perplexity stays within {FRONT_PERPLEXITY:g} %, and by {most.kappa.estimate:+.2g} % at "
+        f"most (weight {most.weight:g}), {cost}."
+    )
 
 
 # -------------------------------------------------------------------------------------------------------- measurement
