@@ -38,7 +38,7 @@ from retrofit.metrics.spectra import (
 from retrofit.metrics.summaries import by_layer, mean_rows, update_means
 from retrofit.model import load_model
 from retrofit.plan import comparison_of_seeds, plan
-from retrofit.report import arm_metrics, comparison_answer, comparison_table, layer_table, report_run, transport_table
+from retrofit.report import arm_metrics, comparison_answer, comparison_tables, layer_table, report_run, transport_table
 from retrofit.train import console_line
 from retrofit.transports import glt_ffn, glt_fold, gradient_less_transport
 from studycore.claims import as_stored, judge_all
@@ -604,24 +604,21 @@ def test_every_column_of_the_arms_table_is_its_own():
         ],
     }
     arms = {arm: arm_metrics(merged[arm], history[arm]) for arm in merged}
-    table = comparison_table(merged, arms, {"training_tokens": 512, "ffn_width": 64, "lr": 3e-5})
-    start, standard, geometry = (
-        next(row for row in table.rows if row[0] == name) for name in ("step 0", "standard", "geometry")
-    )
-    assert table.columns[3] == "lr"
-    assert table.columns[6:10] == ("ff_gram", "change %", "ff_gram_original", "change %")
-    assert table.columns[10:14] == ("kappa up", "kappa down", "omega up", "act kappa")
-    assert start[3:6] == ("", 10, "")
-    assert start[6:14] == (40, "", 20, "", 100, 200, 300, 400)
-    assert standard[1:5] == (1, 512, 3e-5, 18)
-    assert standard[5] == pytest.approx(80)
-    assert standard[6:9] == (50, pytest.approx(25), 28)
-    assert standard[9] == pytest.approx(40)
-    assert standard[10:14] == (108, 208, 308, 408)
-    assert standard[14:] == (3.0, 0.0)
-    assert geometry[1:5] == (2, 512, 3e-5, 1018)
-    assert geometry[10:14] == (1108, 1208, 1308, 1408)
-    assert geometry[14:] == (5.0, 1.0)
+    tables = comparison_tables(merged, arms, {"training_tokens": 512, "ffn_width": 64, "lr": 3e-5})
+    judged, rest = ({row[0]: row[1:] for row in table.rows} for table in tables)
+    assert tables[0].columns[3:] == (
+        "change %", "ff_gram", "change %", "ff_gram_original", "change %", "kappa up", "act kappa",
+    )  # fmt: skip
+    assert tables[1].columns == ("arm", "tokens", "lr", "kappa down", "omega up", "grad norm", "clip rate")
+    assert judged["step 0"] == ("", 10, "", 40, "", 20, "", 100, 400)
+    assert rest["step 0"] == (0, "", 200, 300, "", "")
+    assert judged["standard"][:2] == (1, 18)
+    assert judged["standard"][2:5] == (pytest.approx(80), 50, pytest.approx(25))
+    assert judged["standard"][5:] == (28, pytest.approx(40), 108, 408)
+    assert rest["standard"] == (512, 3e-5, 208, 308, 3.0, 0.0)
+    assert judged["geometry"][:2] == (2, 1018)
+    assert judged["geometry"][7:] == (1108, 1408)
+    assert rest["geometry"] == (512, 3e-5, 1208, 1308, 5.0, 1.0)
     assert (arms["geometry"]["initial_val_ppl"], arms["geometry"]["final_val_ppl"]) == (10, 1018)
     for i, key in enumerate(KEYS):
         assert arms["geometry"][f"final_{key}_median"] == 1008 + 100 * (i + 1)

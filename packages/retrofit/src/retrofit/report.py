@@ -267,7 +267,7 @@ def report_comparison(record: Record) -> Report:
     write_original_files(record.folder, folders, seeds_of, evaluations, merged, about)
 
     front_table, fronts = front_tables(record)
-    parts = [comparison_table(merged, arms, about)]
+    parts = comparison_tables(merged, arms, about)
     parts += [table for table in (front_table, tuning_table(record), gradient_table(history)) if table]
     start = runs[runs["run"] == START]["folder"]
     if len(start) and (ablation := ablation_table(rows_of(Path(start.iloc[0])))):
@@ -332,36 +332,36 @@ def arm_metrics(rows: Rows, history: Sequence[Rows]) -> dict[str, Any]:
     }
 
 
-def comparison_table(
+def comparison_tables(
     merged: Mapping[str, Rows], arms: Mapping[str, Mapping[str, Any]], about: Mapping[str, Any]
-) -> Table:
-    """The start and every arm's end."""
-    columns = (
-        "arm", "seeds", "tokens", "lr", "perplexity", "change %", "ff_gram", "change %", "ff_gram_original", "change %",
-        "kappa up", "kappa down", "omega up", "act kappa", "grad norm", "clip rate",
-    )  # fmt: skip
-    keys = ("up_kappa_median", "down_kappa_median", "up_omega_median", "act_kappa_centred_median")
+) -> list[Table]:
+    """The start and every arm's end: what is judged, and the rest."""
+    keys = ("up_kappa_median", "act_kappa_centred_median", "down_kappa_median", "up_omega_median")
     first = next(iter(merged.values()))[0]
-    conditioning = [first.get(key) for key in keys]
-    lines: list[tuple[Any, ...]] = [
-        (
-            "step 0", "", 0, "", first["val_ppl"], "", first.get("ff_gram"), "", first.get("ff_gram_original"), "",
-            *conditioning, "", "",
-        )
-    ]  # fmt: skip
+    up, act, *others = (first.get(key) for key in keys)
+    judged: list[tuple[Any, ...]] = [
+        ("step 0", "", first["val_ppl"], "", first.get("ff_gram"), "", first.get("ff_gram_original"), "", up, act)
+    ]
+    rest: list[tuple[Any, ...]] = [("step 0", 0, "", *others, "", "")]
     for name, rows in merged.items():
         last, means = rows[-1], arms[name]
-        lines.append(
+        up, act, *others = (last.get(key) for key in keys)
+        judged.append(
             (
-                name, means["n"], about["training_tokens"], about.get("lr"), last["val_ppl"],
-                change(rows[0], last, "val_ppl"), last.get("ff_gram"), change(rows[0], last, "ff_gram"),
-                last.get("ff_gram_original"), change(rows[0], last, "ff_gram_original"), *(last.get(k) for k in keys),
-                means.get("mean_grad_norm"), means.get("clip_rate"),
+                name, means["n"], last["val_ppl"], change(rows[0], last, "val_ppl"),
+                last.get("ff_gram"), change(rows[0], last, "ff_gram"),
+                last.get("ff_gram_original"), change(rows[0], last, "ff_gram_original"), up, act,
             )
         )  # fmt: skip
-    norms = "lr: of all arms. grad norm: of the cross-entropy's gradient over all parameters before clipping, mean over updates."
-    last_row = next(iter(merged.values()))[-1]
-    return Table("Arms", columns, lines, f"Means over seeds. {metrics_note(last_row, about)} {norms}")
+        tokens, lr = about["training_tokens"], about.get("lr")
+        rest.append((name, tokens, lr, *others, means.get("mean_grad_norm"), means.get("clip_rate")))
+    columns = (
+        "arm", "seeds", "perplexity", "change %", "ff_gram", "change %", "ff_gram_original", "change %", "kappa up", "act kappa",
+    )  # fmt: skip
+    note = f"Means over seeds. {metrics_note(next(iter(merged.values()))[-1], about)}"
+    more = "lr: of all arms. grad norm: of the cross-entropy's gradient over all parameters before clipping, mean over updates."
+    further = ("arm", "tokens", "lr", "kappa down", "omega up", "grad norm", "clip rate")
+    return [Table("Arms", columns, judged, note), Table("Arms: the rest", further, rest, more, folded=True)]
 
 
 def comparison_answer(merged: Mapping[str, Rows], fronts: Mapping[str, Sequence[FrontPoint]]) -> str:
