@@ -1,7 +1,11 @@
 """How long until the explorer shows a sweep of 200 runs; with a folder of runs, makes screenshots instead.
 
 python benchmarks/explorer.py                    # prints seconds from opening the page to the first figure
-python benchmarks/explorer.py RUNS figures       # a PNG per section of the runs in RUNS
+
+The pictures of the README, from the package's folder:
+least-action sweep --config benchmarks/arms.yaml --output-dir pictured/arms
+least-action sweep --config benchmarks/fractions.yaml --output-dir pictured/fractions
+python benchmarks/explorer.py pictured figures   # a PNG per section
 """
 
 import statistics
@@ -14,7 +18,7 @@ from urllib.parse import urlencode
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from in_browser import LACKS, browser, explorer, wait_for_figure
 
-from least_action.visualizer.view import EACH, SECTIONS
+from least_action.visualizer.view import SECTIONS
 
 RUNS, ROWS, TIMES = 200, 400, 5
 
@@ -40,26 +44,31 @@ def first_view() -> None:
 
 
 def screenshots(runs: Path, target: Path) -> None:
+    """The whole page once, of the other sections the figure."""
     target.mkdir(exist_ok=True)
-    more = {
-        "Training": {"lines": EACH, "smooth": 5},
-        "Routing": {"where": "model_type = 'routed_transformer'"},
-        "Checkpoints": {"where": "model_type = 'routed_transformer'"},
+    dense, one = {"sweep": "arms", "where": "arm <> 'sphere_routed'"}, {"sweep": "arms", "where": "arm = 'sphere'"}
+    views = dict.fromkeys(SECTIONS, dense) | {
+        "Routing": {"sweep": "arms", "where": "arm = 'sphere_routed'"},
+        "Time to grok": {"sweep": "fractions"},
+        "Checkpoints": one,
     }
     with explorer(runs) as address, browser() as chromium:
-        for section in SECTIONS:
-            page = chromium.new_page(viewport={"width": 1180, "height": 1000})
-            query = {"section": section} | more.get(section, {})
-            page.goto(f"{address}/?{urlencode(query)}")
+        for section, query in views.items():
+            page = chromium.new_page(viewport={"width": 1240, "height": 1000})
+            page.goto(f"{address}/?{urlencode({'section': section} | query)}")
             wait_for_figure(page)
             page.wait_for_timeout(1500)
-            page.screenshot(path=target / f"explorer-{section.lower().replace(' ', '-')}.png", full_page=True)
+            path = target / f"explorer-{section.lower().replace(' ', '-')}.png"
+            if section == "Training":
+                page.screenshot(path=path, full_page=True)
+            else:
+                page.locator("#figure").screenshot(path=path)
             page.close()
     reduce(target)
 
 
 def reduce(folder: Path) -> None:
-    """128 colours are enough for a page, and keep each PNG under 100 kB."""
+    """128 colours are enough for a page, and keep each PNG under 120 kB."""
     from PIL import Image
 
     for path in folder.glob("explorer-*.png"):

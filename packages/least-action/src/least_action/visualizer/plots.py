@@ -24,6 +24,8 @@ from studycore.errors import UserError
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D46", "#7F7F7F")
 """Okabe and Ito's palette without black, which a dark page hides, and two more."""
+DASHES = ("solid", "dash", "dot", "dashdot")
+"""Of the first eight lines, the next eight, ..."""
 SHADES = {"fitting": "128,128,128", "memorised": "213,94,0", "transition": "230,159,0", "grokked": "0,158,115"}
 """Colours of phases, laid over the page at 9 %."""
 POINTS = 60_000
@@ -50,6 +52,11 @@ NAMES = {
 }  # fmt: skip
 
 
+def stroke(number: int) -> dict[str, Any]:
+    """Colour and dash of the line of a number; 32 differ."""
+    return {"color": COLOURS[number % len(COLOURS)], "dash": DASHES[number // len(COLOURS) % len(DASHES)]}
+
+
 def styled(figure: go.Figure, view: View, height: int) -> go.Figure:
     """The page's look, light or dark."""
     ink, grid = ("#e6e6e6", "rgba(255,255,255,0.14)") if view.dark else ("#1f2430", "rgba(0,0,0,0.10)")
@@ -57,9 +64,11 @@ def styled(figure: go.Figure, view: View, height: int) -> go.Figure:
         template="none", height=height, font={"color": ink, "size": 12}, margin={"l": 60, "r": 16, "t": 34, "b": 44},
         paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", hovermode="closest", uirevision="kept",
         legend={"orientation": "h", "y": -0.16 * 420 / height, "yanchor": "top", "x": 0, "font": {"size": 11}},
+        legend2={"orientation": "h", "x": 1, "xanchor": "right", "y": 1 + 24 / height, "yanchor": "bottom", "font": {"size": 11}},
         hoverlabel={"namelength": -1}, modebar={"orientation": "v"},
     )  # fmt: skip
     axis = {"gridcolor": grid, "linecolor": grid, "zerolinecolor": grid, "automargin": True}
+    axis |= {"title_font_size": 12, "title_standoff": 6}
     figure.update_xaxes(**axis)
     figure.update_yaxes(**axis)
     figure.update_annotations(font={"color": ink, "size": 12.5})
@@ -92,7 +101,7 @@ def curves(experiments: Sequence[ExperimentData], view: View) -> go.Figure:
     columns = min(2, len(metrics))
     rows = -(-len(metrics) // columns)
     figure = make_subplots(
-        rows, columns, shared_xaxes="all", horizontal_spacing=0.09, vertical_spacing=0.13 if rows > 1 else 0,
+        rows, columns, shared_xaxes="all", horizontal_spacing=0.09, vertical_spacing=0.3 / rows if rows > 1 else 0,
         subplot_titles=[NAMES.get(name, name) for name in metrics],
     )  # fmt: skip
     draw = bands if view.lines == BAND else lines
@@ -102,10 +111,12 @@ def curves(experiments: Sequence[ExperimentData], view: View) -> go.Figure:
             figure.add_trace(trace, **place)
         figure.update_yaxes(type="log" if view.log_y and metric in LOGARITHMIC else "linear", **place)
         if metric in LOGARITHMIC and view.log_y:
-            figure.update_yaxes(exponentformat="power", dtick=None, nticks=6, **place)
+            figure.update_yaxes(tickformat="~g", nticks=6, **place)
     if view.shade:
         shade(figure, experiments[0], rows, columns, len(metrics), view)
-    figure.update_xaxes(title_text="epoch", showticklabels=True, row=rows)
+    for column in range(columns):  # below the last panel of each column, which may be one row up
+        row = rows if (rows - 1) * columns + column < len(metrics) else rows - 1
+        figure.update_xaxes(title_text="epoch", showticklabels=True, row=row, col=column + 1)
     if view.log_x:
         figure.update_xaxes(type="log")
     if view.first is not None or view.last is not None:
@@ -155,13 +166,13 @@ def lines(experiments: Sequence[ExperimentData], metric: str, view: View, legend
         values, name = series(experiment, metric).iloc[::stride], names[experiment.name]
         if values.empty:
             continue
-        colour = COLOURS[number % len(COLOURS)]
+        look = stroke(number)
         common = {"x": values.index, "legendgroup": name, "name": name, "mode": "lines"}
         if view.smooth > 1:
-            line = {"color": colour, "width": 1}
+            line = look | {"width": 1}
             traces.append(go.Scatter(**common, y=values, line=line, opacity=0.3, showlegend=False, hoverinfo="skip"))
             values = values.rolling(view.smooth, min_periods=1, center=True).mean()
-        traces.append(go.Scatter(**common, y=values, line={"color": colour, "width": 1.6}, showlegend=legend))
+        traces.append(go.Scatter(**common, y=values, line=look | {"width": 1.6}, showlegend=legend))
     return traces
 
 
@@ -196,9 +207,8 @@ def bands(experiments: Sequence[ExperimentData], metric: str, view: View, legend
             traces.append(
                 go.Scatter(**common, **around, fill="toself", fillcolor=fill, line={"width": 0}, showlegend=False, hoverinfo="skip")
             )  # fmt: skip
-        traces.append(
-            go.Scatter(**common, x=band.index, y=band["mean"], line={"color": colour, "width": 2}, showlegend=legend)
-        )
+        line = stroke(number) | {"width": 2}
+        traces.append(go.Scatter(**common, x=band.index, y=band["mean"], line=line, showlegend=legend))
     return traces
 
 
@@ -219,7 +229,7 @@ def _joined(aligned: pd.DataFrame) -> tuple[list[Any], list[Any]]:
 
 
 def shade(figure: go.Figure, experiment: ExperimentData, rows: int, columns: int, panels: int, view: View) -> None:
-    """The phases of one run behind every panel, named in the first."""
+    """The phases of one run behind every panel, and a legend of their own above."""
     if experiment.events is None:
         return
     phases = detect_phases(
@@ -235,6 +245,8 @@ def shade(figure: go.Figure, experiment: ExperimentData, rows: int, columns: int
                 **ends, fillcolor=f"rgba({SHADES[name]},0.09)", line_width=0, layer="below",
                 row=number // columns + 1, col=number % columns + 1,
             )  # fmt: skip
+        key = {"symbol": "square", "size": 11, "color": f"rgba({SHADES[name]},0.35)"}
+        figure.add_scatter(x=[None], y=[None], mode="markers", marker=key, name=name, legend="legend2", row=1, col=1)
 
 
 def heat_map(experiments: Sequence[ExperimentData], view: View) -> tuple[go.Figure, pd.DataFrame]:
@@ -273,7 +285,7 @@ def heat_map(experiments: Sequence[ExperimentData], view: View) -> tuple[go.Figu
         middle = np.mean([finite.min(), finite.max()]) if len(finite) else 0
         on = ink if np.isnan(values[i, j]) else "#ffffff" if values[i, j] > middle else "#1f2430"
         if text:
-            figure.add_annotation(x=across[j], y=down[i], text=text, showarrow=False, font={"color": on, "size": 12})
+            figure.add_annotation(x=j, y=i, text=text, showarrow=False, font={"color": on, "size": 12})
     figure.update_xaxes(title_text=columns, type="category")
     figure.update_yaxes(title_text=rows, type="category")
     colours = [(a.x, a.y, a.font.color) for a in figure.layout.annotations]
@@ -300,12 +312,12 @@ def checkpoint(found: Snapshot, config: Mapping[str, Any], view: View) -> go.Fig
     titles = [
         "embedding's power by frequency",
         "logits' power by frequency",
-        "logit of one class, centred",
+        "logit of one class, centred (blue: high)",
         "norms of layers",
     ]
     titles += [f"dominant head, layer {int(name.split('_')[2]) + 1}" for name in heads]
     rows = -(-len(titles) // 2)
-    figure = make_subplots(rows, 2, subplot_titles=titles, horizontal_spacing=0.12, vertical_spacing=0.4 / (rows + 1))
+    figure = make_subplots(rows, 2, subplot_titles=titles, horizontal_spacing=0.2, vertical_spacing=0.4 / (rows + 1))
     for number, (name, colour) in enumerate((("embedding_power_F", COLOURS[0]), ("logit_power_F", COLOURS[1]))):
         power = arrays[name]
         figure.add_bar(x=list(range(1, len(power) + 1)), y=power, marker_color=colour, row=1, col=number + 1)
