@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
@@ -16,6 +16,7 @@ import pandas as pd
 import least_action.visualizer.plots as plots
 from least_action.analysis import ExperimentData, ExperimentStore, get_experiment_group, nearest_checkpoint, snapshot
 from least_action.analysis.checkpoints import Snapshot, checkpoint_steps
+from least_action.analysis.loader import arm_of
 from least_action.visualizer.view import ALL, BAND, EACH, SECTIONS, SMOOTHEST, View, view_of
 from studycore.errors import UserError
 
@@ -127,8 +128,8 @@ def table(store: ExperimentStore, names: Sequence[str]) -> pd.DataFrame:
     short, differing, rows = plots.labels(runs), plots.differing_fields(runs), []
     for run in runs:
         events = {} if run.events is None else run.events.as_dict()
-        last = run.history_df.iloc[-1] if len(run.history) else {}
-        accuracy = {name: round(float(last[name]), 4) for name in ("train_acc", "test_acc") if name in last}
+        last = run.history.slice(len(run.history) - 1).to_pylist()[0] if len(run.history) else {}
+        accuracy = {name: round(last[name], 4) for name in ("train_acc", "test_acc") if last.get(name) is not None}
         row = {"run": short[run.name], "memorised": events.get("memorised"), "grokked": events.get("grokked_99")}
         row |= {name: run.config.get(name) for name in differing} | accuracy
         rows.append(row | {"last_epoch": events.get("last_epoch"), "state": run.state})
@@ -152,8 +153,8 @@ def status(store: ExperimentStore) -> str:
     return text
 
 
-def draw(store: ExperimentStore, view: View) -> tuple[Any, str, pd.DataFrame]:
-    """(figure, sentence below it, data of the figure); a mistake or a lack is the sentence."""
+def draw(store: ExperimentStore, view: View) -> tuple[Any, str, Callable[[], pd.DataFrame]]:
+    """(figure, sentence below it, how to get the data of the figure); a mistake or a lack is the sentence."""
     runs = [store.experiments[name] for name in view.runs or () if name in store.experiments]
     runs = [run for run in runs if run.events is not None] or runs
     try:
@@ -163,33 +164,44 @@ def draw(store: ExperimentStore, view: View) -> tuple[Any, str, pd.DataFrame]:
             raise UserError("No run is chosen; choose some above")
         if view.section == "Time to grok":
             figure, data = plots.heat_map(runs, view)
-            return figure, "Kaplan-Meier median of the epochs to 0.99 held-out accuracy; grey: not reached.", data
+            return (
+                figure,
+                "Kaplan-Meier median of the epochs to 0.99 held-out accuracy; grey: not reached.",
+                lambda: data,
+            )
         if view.section == "Checkpoints":
             return draw_checkpoint(runs[0], view)
         figure = plots.curves(runs, view)
     except UserError as error:
-        return plots.message(str(error), view), f"{error}.", pd.DataFrame()
+        return plots.message(str(error), view), f"{error}.", pd.DataFrame
     note = f"Shaded: the phases of {runs[0].name}." if view.shade else ""
     if view.lines == BAND:
-        note += " Lines: means over seeds, in a band from the lowest to the highest; each seed thinly behind."
+        note += " Lines: means over seeds, in a band from the lowest to the highest"
+        few = len({arm_of(run.name) for run in runs}) <= len(plots.COLOURS)
+        note += "; each seed thinly behind." if few else "."
+    return figure, note, lambda: curves_data(runs, view)
+
+
+def curves_data(runs: Sequence[ExperimentData], view: View) -> pd.DataFrame:
+    """The values behind the curves: a row per run and evaluation."""
     data = pd.concat([plots.derived(run).assign(experiment_name=run.name) for run in runs])
     wanted = ["experiment_name", "step", "epoch", *view.chosen_metrics]
-    return figure, note, data[[name for name in wanted if name in data]]
+    return data[[name for name in wanted if name in data]]
 
 
-def draw_checkpoint(run: ExperimentData, view: View) -> tuple[Any, str, pd.DataFrame]:
+def draw_checkpoint(run: ExperimentData, view: View) -> tuple[Any, str, Callable[[], pd.DataFrame]]:
     step = nearest_checkpoint(run, view.percent)
     found = cached_snapshot(run, step)
     kept = ", ".join(map(str, checkpoint_steps(run)))
     note = f"{run.name} at epoch {found.epoch} (step {step}). It keeps the checkpoints of steps {kept}."
-    data = pd.DataFrame({name: pd.Series(found.arrays[name]) for name in ("embedding_power_F", "logit_power_F")})
-    return plots.checkpoint(found, run.config, view), note, data
+    spectra = {name: pd.Series(found.arrays[name]) for name in ("embedding_power_F", "logit_power_F")}
+    return plots.checkpoint(found, run.config, view), note, lambda: pd.DataFrame(spectra)
 
 
 def export(store: ExperimentStore, view: View) -> list[str]:
     """The figure as a page of its own, and its data as CSV and Parquet, in a new folder."""
-    figure, _, data = draw(store, view)
-    folder = Path(tempfile.mkdtemp(prefix="least-action-"))
+    figure, _, data_of = draw(store, view)
+    folder, data = Path(tempfile.mkdtemp(prefix="least-action-")), data_of()
     name = view.section.lower().replace(" ", "-")
     figure.write_html(folder / f"{name}.html", include_plotlyjs=True)
     data.to_csv(folder / f"{name}.csv", index=False)
