@@ -25,7 +25,9 @@ SECONDS = 3
 CSS = """
 .gradio-container {max-width: none !important}
 #status p, #note p {margin: 2px 0}
-#table table * {font-size: 12px; font-family: system-ui, sans-serif !important}
+#table table *, #table .virtual-row * {font-size: 12px; font-family: system-ui, sans-serif !important}
+/* A long name that a click has spread over its neighbours does not take their clicks. */
+#table .virtual-row span.text {pointer-events: none}
 #figure {min-height: 220px}
 #runs .wrap-inner, #runs .wrap {max-height: 92px; overflow-y: auto}
 #section .wrap, #lines .wrap {gap: 4px}
@@ -362,20 +364,20 @@ def controls() -> dict[str, Any]:
             interactive=False, max_height=420, show_search="search", elem_id="table", show_label=False, pinned_columns=1,
             column_widths=["175px"],
         )  # fmt: skip
-        with gr.Row():
-            c["runs"] = gr.Dropdown(
-                [], multiselect=True, label="shown (a click on a row adds or removes it)", elem_id="runs", scale=6
-            )
-            c["none"] = gr.Button("Show none", size="sm", elem_id="none", scale=1, min_width=90)
+        label = "shown (a click on a row adds or removes it)"
+        c["runs"] = gr.Dropdown([], multiselect=True, label=label, elem_id="runs")
+        c["none"] = gr.Button("Show none", size="sm", elem_id="none")
     with right:
         c["section"] = gr.Radio(list(SECTIONS), value="Training", show_label=False, elem_id="section", container=False)
         c["metrics"] = gr.Dropdown([], multiselect=True, label="metrics", elem_id="metrics")
         with gr.Row(equal_height=True) as c["of_curves"]:
-            c["lines"] = gr.Radio([BAND, EACH], value=BAND, label="lines", elem_id="lines", min_width=180)
-            c["smooth"] = gr.Slider(1, SMOOTHEST, 1, step=2, label="smoothing", elem_id="smooth", min_width=150)
-            c["first"] = gr.Textbox("", label="from epoch", elem_id="first", max_lines=1, min_width=104)
-            c["last"] = gr.Textbox("", label="to epoch", elem_id="last", max_lines=1, min_width=104)
-            with gr.Column(min_width=110):
+            c["lines"] = gr.Radio([BAND, EACH], value=BAND, label="lines", elem_id="lines", scale=4, min_width=190)
+            c["smooth"] = gr.Slider(
+                1, SMOOTHEST, 1, step=2, label="smoothing", elem_id="smooth", scale=4, min_width=170
+            )
+            c["first"] = gr.Textbox("", label="from epoch", elem_id="first", max_lines=1, scale=1, min_width=100)
+            c["last"] = gr.Textbox("", label="to epoch", elem_id="last", max_lines=1, scale=1, min_width=100)
+            with gr.Column(scale=0, min_width=120):
                 c["log_y"] = gr.Checkbox(True, label="log scales", elem_id="log_y", container=False)
                 c["log_x"] = gr.Checkbox(False, label="log epochs", elem_id="log_x", container=False)
                 c["shade"] = gr.Checkbox(True, label="phases", elem_id="shade", container=False)
