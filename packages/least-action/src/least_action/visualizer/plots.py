@@ -248,7 +248,12 @@ def shade(figure: go.Figure, experiment: ExperimentData, panels: int, view: View
     shapes = []
     for name, first, last in phases.spans():
         x0, x1 = epoch_of.get(first, first), epoch_of.get(last, last)
-        look = {"type": "rect", "fillcolor": f"rgba({SHADES[name]},0.09)", "line": {"width": 0}, "layer": "below"}
+        look: dict[str, Any] = {
+            "type": "rect",
+            "fillcolor": f"rgba({SHADES[name]},0.09)",
+            "line": {"width": 0},
+            "layer": "below",
+        }
         look |= {"x0": max(1, x0) if view.log_x else x0, "x1": x1, "y0": 0, "y1": 1}
         for number in ["", *map(str, range(2, panels + 1))]:
             shapes.append(look | {"xref": f"x{number}", "yref": f"y{number} domain"})
