@@ -44,7 +44,7 @@ def test_a_claim_holds_what_the_contract_names():
         "id": "a", "statement": "it is larger", "source": "somebody", "predicted": "about 2", "unit": "bits",
         "threshold": 1.0, "direction": "above", "registered": True, "measured": 1.5, "interval95": [1.2, 1.8], "n": 7,
         "bound": None, "verdict": "supported",
-        "why": "supported: supported if the interval lies above 1. seven seeds",
+        "why": "supported: the whole interval lies above 1. seven seeds",
     }  # fmt: skip
 
 
@@ -94,7 +94,7 @@ def test_the_registered_threshold_wins_over_the_codes():
         assert found["statement"] == "as it was"
     found = verdicts([CLAIM], TABLE, [stored | {"direction": "below", "threshold": 3.0}])["a"]
     assert found["verdict"] == "supported"
-    assert found["why"].startswith("supported: supported if the interval lies below 3. 3 runs.")
+    assert found["why"].startswith("supported: the whole interval lies below 3. 3 runs.")
     assert found["why"].endswith("Judged by the threshold that was registered; in this version it is 1.")
 
 

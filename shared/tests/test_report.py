@@ -264,7 +264,7 @@ def test_the_index_answers_first_and_names_the_studies_without_a_run(finished, t
     others = [SimpleNamespace(name="studycore", question="?"), SimpleNamespace(name="other", question="And that?")]
     monkeypatch.setattr("studycore.report.installed_studies", lambda: others)
     page = Page(write_index(tmp_path).read_text())
-    order = ["What is it?", "It is so.", "Of 2 claims", "what it shows", "it is larger", "All 1 runs", "Not run yet"]
+    order = ["What is it?", "It is so.", "Of 2 claims", "what it shows", "it is larger", "The one run", "Not run yet"]
     places = [page.text.index(words) for words in [*order, "And that? make other"]]
     assert places == sorted(places)
     assert "make studycore" not in page.text

@@ -50,8 +50,8 @@ def titles(page):
 
 
 def lines(page):
-    """Names of the figure's lines in its legend."""
-    return page.locator("#figure .legendtext").all_text_contents()
+    """Names of the figure's lines in its legend; that of phases is another."""
+    return page.locator("#figure .legend .legendtext").all_text_contents()
 
 
 def wait_for_figure(page, text=None):

@@ -4,6 +4,7 @@ import json
 import shutil
 import time
 from pathlib import Path
+from urllib.parse import parse_qs
 
 import pytest
 from conftest import SWEEP
@@ -12,24 +13,89 @@ from test_analysis import fabricated, rows_of
 
 from least_action.analysis import ExperimentLoader, ExperimentStore
 from least_action.cli import main
-from least_action.visualizer.view import BAND, EACH, SECTIONS, View, view_of
+from least_action.visualizer.view import ALL, BAND, EACH, SECTIONS, View, view_of
 
 in_a_browser = pytest.mark.skipif(bool(LACKS), reason=f"the explorer is not looked at in a browser: {LACKS}")
 
 
 # ------------------------------------------------------------------------------------------------- without a browser
 def test_a_view_survives_its_link():
-    from urllib.parse import parse_qs
-
     view = View(
         section="Routing", runs=("a/b c", "d&e"), metrics=("routing_entropy",), lines=EACH, smooth=7, first=10, last=200,
         where="lr > 1e-3 AND weight_decay = 0", log_y=False, dark=True, rows="lr", percent=0,
     )  # fmt: skip
     assert view_of(parse_qs(view.query())) == view
-    assert View().query() == ""
+    none = View(runs=(), sweep="a")
+    assert view_of(parse_qs(none.query(), keep_blank_values=True)) == none
+    assert none.query() != View(sweep="a").query()
+    assert View().query() == View(metrics=View().chosen_metrics).query() == ""
     assert view_of({}) == View()
     assert view_of({"section": ["Rooting"]}) == View()
     assert view_of({"smooth": ["many"], "unknown": ["1"], "first": ["-3"]}) == View()
+    assert view_of({"smooth": ["99999"], "percent": ["101"]}) == View(smooth=51, percent=100)
+
+
+def test_a_link_names_what_is_there(made):
+    from least_action.visualizer.app import at_first, link, listed
+
+    store = ExperimentStore(made)
+    all_names = tuple(store.list_experiments())
+    newest = at_first(store, View())
+    assert newest.sweep == SWEEP
+    assert newest.runs == tuple(name for name in all_names if name.startswith(SWEEP))
+    assert link(store, newest) == f"sweep={SWEEP}"
+    none = at_first(store, View(sweep=SWEEP, runs=()))
+    assert none.runs == ()
+    assert link(store, none) == f"sweep={SWEEP}&runs="
+    assert at_first(store, View(sweep=ALL)).runs == all_names
+    assert link(store, View(sweep=ALL, runs=all_names)) == "sweep=all+runs"
+    assert at_first(store, View(sweep="gone", runs=("gone/a",))) == newest
+    one = at_first(store, View(runs=("routed", "gone")))
+    assert (one.sweep, one.runs) == (ALL, ("routed",))
+    nothing = at_first(store, View(where="lr > 9"))
+    assert (nothing.where, nothing.runs) == ("lr > 9", ())
+    assert listed(store, View(where="weight_decay = 0", sweep=ALL)) == [n for n in all_names if "wd0.0" in n]
+    assert at_first(store, View(where="no_such > 1")).runs == all_names
+
+
+def test_the_table_names_runs_and_leaves_open_what_was_not_reached(made):
+    from least_action.visualizer.app import table
+
+    store = ExperimentStore(made)
+    names = [name for name in store.list_experiments() if name.startswith(SWEEP)]
+    frame = table(store, names)
+    assert frame["run"].tolist() == [name.removeprefix(f"{SWEEP}/") for name in names]
+    assert {"lr", "weight_decay"} <= set(frame)
+    assert frame["last_epoch"].tolist() == [30] * 8
+    assert frame["grokked"].isna().all()
+    assert list(table(store, [])) == ["run", "memorised", "grokked", "last_epoch", "state"]
+
+
+def test_the_lowest_panel_of_each_column_has_its_epochs(made):
+    from least_action.visualizer.plots import curves
+
+    runs = [ExperimentLoader(made).load("routed")]
+    for count, axes in ((1, "1"), (2, "12"), (3, "23"), (4, "34")):
+        metrics = ("train_acc", "test_acc", "train_loss", "test_loss")[:count]
+        figure = curves(runs, View(metrics=metrics))
+        named = [a.plotly_name for a in figure.select_xaxes() if a.title.text == "epoch"]
+        assert sorted(name.removeprefix("xaxis") or "1" for name in named) == list(axes)
+
+
+def test_lines_of_many_arms_differ_and_phases_have_a_legend(tmp_path):
+    from least_action.visualizer.plots import curves
+
+    runs = [f"a{number}_s0" for number in range(12)]
+    for name in runs:
+        fabricated(tmp_path, name, rows_of([0.1, 0.1, 0.1, 1, 1, 1]))
+    experiments = list(ExperimentStore(tmp_path).experiments.values())
+    figure = curves(experiments, View(metrics=("test_acc",)))
+    drawn = [t for t in figure.data if t.mode == "lines" and t.showlegend is not False]
+    assert len({(t.line.color, t.line.dash) for t in drawn}) == len(drawn) == 12
+    named = [t.name for t in figure.data if t.legend == "legend2"]
+    assert named
+    assert set(named) <= {"fitting", "memorised", "transition", "grokked"}
+    assert not [t for t in curves(experiments, View(shade=False)).data if t.legend == "legend2"]
 
 
 def test_every_metric_that_a_run_records_has_a_section():
@@ -55,7 +121,7 @@ def test_figures_of_every_section(made):
         ):
             figure, note, data = draw(store, view)
             assert len(figure.data) > 0, (section, note)
-            assert len(data) > 0
+            assert len(data()) > 0
     files = [Path(path) for path in export(store, View(runs=names))]
     assert [path.suffix for path in files] == [".html", ".csv", ".parquet"]
     assert len(files[1].read_text().splitlines()) == 1 + 8 * 7
@@ -83,6 +149,10 @@ def test_the_heat_map_tells_never_from_not_memorised(tmp_path):
     figure, table = heat_map(list(store.experiments.values()), View())
     texts = [a.text for a in figure.layout.annotations]
     assert len(texts) == len(table) == 3
+    rows, columns = list(figure.data[1].y), list(figure.data[1].x)
+    # By index: the browser would take the name "0.1" of a category for a place between two of them.
+    at = {(rows[a.y], columns[a.x]): a.text for a in figure.layout.annotations}
+    assert "<b>10</b>" in at["0.1", "1.0"] or "<b>10</b>" in at["1.0", "0.1"]
     assert any("<b>10</b><br>1 of 1 grokked" in text for text in texts)
     assert any("> 20</b><br>memorised" in text for text in texts)
     assert any("> 20</b><br>did not memorise" in text for text in texts)
@@ -170,6 +240,24 @@ def field(page, name):
     return page.locator(f"#{name} input, #{name} textarea").first
 
 
+def choose(page, control, text):
+    """Picks one more in a dropdown."""
+    page.locator(f"#{control} input").first.click()
+    page.get_by_role("option", name=text, exact=False).first.click()
+    page.keyboard.press("Escape")
+
+
+def click_row(page, name):
+    """Of the table, where the row is seen; a hidden copy of it, by which its columns are measured, has the same texts."""
+    box = page.locator("#table .virtual-row[data-index]", has_text=name).last.bounding_box()
+    page.mouse.click(box["x"] + 20, box["y"] + box["height"] / 2)
+
+
+def query(page):
+    """Of the address; asked of the page, since page.url follows only while Playwright is at work."""
+    return parse_qs(page.evaluate("location.search").removeprefix("?"), keep_blank_values=True)
+
+
 def until(condition, what):
     deadline = time.monotonic() + 30
     while not condition():
@@ -181,21 +269,65 @@ def until(condition, what):
 def test_first_view_shows_a_sweep_and_says_what_is_broken(page, served):
     open_page(page, served[0])
     assert len(titles(page)) >= 4
-    # Four arms of the sweep and the routed run.
-    until(lambda: len(lines(page)) == 5, "a line for each arm")
+    until(lambda: len(lines(page)) == 4, "a line for each arm of the newest sweep")
     # Gradio shows its own progress in the same place at first.
     until(lambda: page.locator("#status").inner_text().startswith("8 runs in"), "the number of runs")
     assert "cannot be read: 1" in page.locator("#status").inner_text()
+    page.wait_for_timeout(4000)  # longer than between looks at the folder: it has not changed
+    assert len(lines(page)) == 4
+    assert query(page) == {"sweep": [SWEEP]}
+
+
+@in_a_browser
+def test_two_runs_by_a_click_each_and_another_metric(page, served):
+    open_page(page, served[0])
+    page.locator("#none").click()
+    wait_for_figure(page, "No run is chosen")
+    names = [f"p7_lr1e-3_wd0.0_s{seed}" for seed in (42, 43)]
+    for number, name in enumerate(names):
+        click_row(page, name)
+        until(lambda: query(page).get("runs") == [f"{SWEEP}/{n}" for n in names[: number + 1]], name)  # noqa: B023
+    page.locator("#lines").get_by_text(EACH).click()
+    until(lambda: lines(page) == names, "two lines")
+    page.locator("#section").get_by_text("Model properties").click()
+    wait_for_figure(page, "representation norm")
+    choose(page, "metrics", "softmax_collapse")
+    wait_for_figure(page, "softmax collapse")
+    until(lambda: lines(page) == names, "still the two")
+
+
+@in_a_browser
+def test_the_cells_of_the_heat_map_have_their_text_inside(page, served):
+    open_page(page, served[0], f"section=Time+to+grok&sweep={SWEEP}")
+    wait_for_figure(page, "grokked")
+    places = page.evaluate(
+        """() => [...document.querySelectorAll('#figure .annotation')].map(e => {
+        const box = e.getBoundingClientRect(); return [Math.round(box.x), Math.round(box.y)]; })"""
+    )
+    assert len(places) == 4
+    assert len({x for x, _ in places}) == len({y for _, y in places}) == 2
+
+
+@in_a_browser
+def test_no_run_is_a_choice_that_the_link_keeps(page, served):
+    open_page(page, served[0])
+    page.locator("#none").click()
+    until(lambda: query(page) == {"sweep": [SWEEP], "runs": [""]}, "the link says that there is none")
+    page.reload()
+    wait_for_figure(page, "No run is chosen")
+    click_row(page, "p7_lr1e-3_wd0.0_s42")
+    until(lambda: len(lines(page)) == 1, "one line")
 
 
 @in_a_browser
 def test_the_theme_switches_and_stays_by_link(page, served):
     open_page(page, served[0])
     ink = "() => getComputedStyle(document.querySelector('#figure .gtitle, #figure .annotation-text')).fill"
-    light = page.evaluate(ink)
+    light, drawn = page.evaluate(ink), lines(page)
     page.locator("#dark input").click()
     until(lambda: page.evaluate(ink) != light, "the figure's text changes")
     assert page.evaluate("document.body.classList.contains('dark')")
+    until(lambda: lines(page) == drawn, "the lines stay")
     open_page(page, page.url.partition("/?")[0], page.url.partition("/?")[2])
     until(lambda: page.evaluate("document.body.classList.contains('dark')"), "dark after reload")
 
@@ -211,7 +343,8 @@ def test_a_run_in_progress_is_followed(page, served):
     rows = (live / "metrics.jsonl").read_text().splitlines(keepends=True)
     (live / "metrics.jsonl").write_text("".join(rows[:4]))
     open_page(page, address, "runs=live&lines=each+run&section=Training")
-    end = "() => Math.max(...document.querySelector('#figure .js-plotly-plot').calcdata.flatMap(t => t.map(p => p.x)))"
+    points = "document.querySelector('#figure .js-plotly-plot').calcdata.flatMap(t => t.map(p => p.x))"
+    end = f"() => Math.max(...{points}.filter(Number.isFinite))"
     until(lambda: page.evaluate(end) == 15, "four rows")
     (live / "metrics.jsonl").write_text("".join(rows))
     until(lambda: page.evaluate(end) == 30, "all rows")
@@ -240,3 +373,18 @@ def test_filters_sections_of_their_own_and_export(page, served):
 
 def test_the_default_lines_are_over_seeds():
     assert View().lines == BAND
+
+
+@in_a_browser
+def test_an_empty_folder_and_its_first_run_show_a_sentence_and_no_traceback(chromium, made, tmp_path):
+    with explorer(tmp_path) as address:
+        page = chromium.new_page()
+        open_page(page, address)
+        until(lambda: "There is no run in" in page.locator("#status").inner_text(), "a sentence")
+        shutil.copytree(made / "routed", tmp_path / "routed")
+        until(lambda: page.locator("#status").inner_text().startswith("1 run in"), "the first run is seen")
+        wait_for_figure(page, "accuracy on held-out pairs")
+        page.reload()
+        wait_for_figure(page, "accuracy on held-out pairs")
+        assert page.get_by_text("Error", exact=True).count() == 0
+        page.close()

@@ -113,10 +113,17 @@ def judge(facts: Mapping[str, Any], measured: Interval, how: str) -> dict[str, A
     above = measured.low > threshold and not measured.at_most
     below = measured.high < threshold and not measured.at_least
     supported, refuted = (above, below) if direction == "above" else (below, above)
-    rule = f"supported if the interval lies {direction} {threshold:g}"
-    if facts.get("of_every_unit") and measured.estimate < 1:
-        supported, refuted, rule = False, True, "a single unit that fails refutes it"
-    verdict: Verdict = "supported" if supported else "refuted" if refuted else "inconclusive"
+    fails = facts.get("of_every_unit") and measured.estimate < 1
+    verdict: Verdict = "refuted" if refuted or fails else "supported" if supported else "inconclusive"
+    other = "below" if direction == "above" else "above"
+    rule = {
+        "supported": f"the whole interval lies {direction} {threshold:g}",
+        "refuted": f"the claim says {direction} {threshold:g}, and the whole interval lies {other} it",
+        "inconclusive": f"the interval does not lie wholly on one side of {threshold:g}"
+        + (", or may not where runs were censored" if measured.bound else ""),
+    }[verdict]
+    if fails:
+        rule = "a single unit that fails refutes it"
     return _verdict(facts, measured, verdict, f"{verdict}: {rule}. {how}")
 
 

@@ -167,7 +167,7 @@ def _index_entry(folder: Path, place: str, verb: str, prefix: str) -> dict[str, 
     return {
         "path": place, "verb": verb, "claims": claims, "verdicts": verdict_counts(claims),
         "question": about.get("question", ""), "answer": about.get("answer", ""),
-        "has_report": (folder / "report.html").exists(),
+        "has_report": (folder / "report.html").exists(), "has_jobs": bool(read_json(folder / "manifest.json").get("jobs")),
         "figure": (_inline(folder / place_of_figure, re.sub(r"\W", "", prefix)), caption) if shown else None,
     }  # fmt: skip
 

@@ -238,7 +238,7 @@ def plot_atlas(table: "pd.DataFrame", path: Path) -> Path:
         axis.grid(False)
     axes[0, 0].set_ylabel("weight decay")
     names = [Patch(facecolor=colour, label=name) for name, colour in REGIONS.items()]
-    axes[0, -1].legend(handles=names, fontsize=6, loc="lower right")
+    figure.legend(handles=names, fontsize=6, ncols=2, loc="outside lower left")  # no cell lies under it
     image = matplotlib.cm.ScalarMappable(scale, colours)
     figure.colorbar(image, ax=axes[0].tolist(), label="median epochs to 0.99", shrink=0.8)
     return save_figure(figure, path)

@@ -49,7 +49,8 @@ def seed_bands(aligned: "pd.DataFrame") -> "pd.DataFrame":
     from scipy import stats
 
     n = aligned.notna().sum(axis=1)
-    half = aligned.std(axis=1, ddof=1) * stats.t.ppf(0.975, (n - 1).clip(lower=1)) / n.pow(0.5)
+    quantiles = {count: stats.t.ppf(0.975, max(1, count - 1)) for count in n.unique()}  # few, and ppf is slow
+    half = aligned.std(axis=1, ddof=1) * n.map(quantiles) / n.pow(0.5)
     mean = aligned.mean(axis=1)
     bands = pd.DataFrame({"mean": mean, "low": mean - half, "high": mean + half})
     bands = bands.assign(min=aligned.min(axis=1), max=aligned.max(axis=1), n=n)

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
@@ -15,19 +16,23 @@ import pandas as pd
 import least_action.visualizer.plots as plots
 from least_action.analysis import ExperimentData, ExperimentStore, get_experiment_group, nearest_checkpoint, snapshot
 from least_action.analysis.checkpoints import Snapshot, checkpoint_steps
-from least_action.visualizer.view import BAND, EACH, SECTIONS, View, view_of
+from least_action.analysis.loader import arm_of
+from least_action.visualizer.view import ALL, BAND, EACH, SECTIONS, SMOOTHEST, View, view_of
 from studycore.errors import UserError
 
-ALL = "all runs"
-EVENT_COLUMNS = ("state", "memorised", "grokked_99", "last_epoch")
 SECONDS = 3
 """Between looks at the folder."""
 CSS = """
 .gradio-container {max-width: none !important}
 #status p, #note p {margin: 2px 0}
-#table table {font-size: 12.5px}
+#table table *, #table .virtual-row * {font-size: 12px; font-family: system-ui, sans-serif !important}
+/* A long name that a click has spread over its neighbours does not take their clicks. */
+#table .virtual-row span.text {pointer-events: none}
 #figure {min-height: 220px}
 #runs .wrap-inner, #runs .wrap {max-height: 92px; overflow-y: auto}
+#section .wrap, #lines .wrap {gap: 4px}
+#section label, #lines label {padding: 3px 8px}
+#live, #dark, #log_y, #log_x, #shade {padding: 5px 10px}
 """
 LINK = "(query) => { history.replaceState(null, '', query ? '?' + query : location.pathname); }"
 DARK = "(dark) => { document.body.classList.toggle('dark', dark); }"
@@ -91,51 +96,48 @@ def listed(store: ExperimentStore, view: View) -> list[str]:
     """Names of the runs that sweep and condition leave. UserError for a condition that does not fit."""
     names = store.list_experiments()
     if view.where:
-        names = store.query(f"SELECT experiment_name FROM runs WHERE {view.where}")["experiment_name"].tolist()
-    return [name for name in names if view.sweep in ("", get_experiment_group(name))]
+        found = set(store.query(f"SELECT experiment_name FROM runs WHERE {view.where}")["experiment_name"])
+        names = [name for name in names if name in found]
+    return [name for name in names if view.sweep in ("", ALL, get_experiment_group(name))]
 
 
 def at_first(store: ExperimentStore, view: View) -> View:
-    """The view with runs chosen where a link names none: all that its sweep and condition leave, else the newest sweep's."""
-    there = set(store.list_experiments())
-    if kept := tuple(name for name in view.runs if name in there):
+    """The view of a link as far as there is what it names; where it names no runs, all that sweep and condition leave."""
+    names = store.list_experiments()
+    kept = None if view.runs is None else tuple(name for name in view.runs if name in names)
+    if view.sweep not in (ALL, *map(get_experiment_group, names)):
+        newest = names and not kept and not view.where
+        view = replace(view, sweep=get_experiment_group(names[-1]) if newest else ALL)
+    if kept or view.runs == ():
         return replace(view, runs=kept)
-    with suppress(UserError):  # of_table says it
-        if (view.sweep or view.where) and (names := listed(store, view)):
-            return replace(view, runs=tuple(names))
-    sweep = get_experiment_group(names[-1]) if (names := store.list_experiments()) else ""
-    view = replace(view, sweep=sweep, where="")
-    return replace(view, runs=tuple(listed(store, view)))
+    try:
+        return replace(view, runs=tuple(listed(store, view)))
+    except UserError:  # of_table says it
+        return replace(view, runs=tuple(listed(store, replace(view, where=""))))
 
 
 def link(store: ExperimentStore, view: View) -> str:
     """The view as a link's query; runs are named unless they are all that sweep and condition leave."""
     with suppress(UserError):
-        if (view.sweep or view.where) and view.runs == tuple(listed(store, view)):
-            view = replace(view, runs=())
+        if view.runs and view.runs == tuple(listed(store, view)):
+            view = replace(view, runs=None)
     return view.query()
 
 
-def table(store: ExperimentStore, names: list[str]) -> pd.DataFrame:
-    """A row per run: name, state, events, last accuracies, and the fields in which they differ."""
+def table(store: ExperimentStore, names: Sequence[str]) -> pd.DataFrame:
+    """A row per run: its name, its events, the fields in which the runs differ, its last accuracies and its state."""
     runs = [store.experiments[name] for name in names]
-    rows = []
+    short, differing, rows = plots.labels(runs), plots.differing_fields(runs), []
     for run in runs:
         events = {} if run.events is None else run.events.as_dict()
-        last = run.history_df.iloc[-1] if len(run.history) else {}
-        fields_of = {name: run.config.get(name) for name in plots.differing_fields(runs)}
-        accuracy = {name: round(float(last[name]), 4) for name in ("train_acc", "test_acc") if name in last}
-        rows.append(
-            {
-                "run": run.name,
-                "state": run.state,
-                **{n: events.get(n) for n in EVENT_COLUMNS[1:]},
-                **accuracy,
-                **fields_of,
-            }
-        )
-    frame = pd.DataFrame(rows, columns=None if rows else ["run", *EVENT_COLUMNS])
-    return frame.rename(columns={"grokked_99": "grokked"})
+        last = run.history.slice(len(run.history) - 1).to_pylist()[0] if len(run.history) else {}
+        accuracy = {name: round(last[name], 4) for name in ("train_acc", "test_acc") if last.get(name) is not None}
+        row = {"run": short[run.name], "memorised": events.get("memorised"), "grokked": events.get("grokked_99")}
+        row |= {name: run.config.get(name) for name in differing} | accuracy
+        rows.append(row | {"last_epoch": events.get("last_epoch"), "state": run.state})
+    frame = pd.DataFrame(rows, columns=None if rows else ["run", "memorised", "grokked", "last_epoch", "state"])
+    epochs = ["memorised", "grokked", "last_epoch"]
+    return frame.astype(dict.fromkeys(epochs, "Int64"))  # whole numbers beside gaps
 
 
 def status(store: ExperimentStore) -> str:
@@ -153,9 +155,9 @@ def status(store: ExperimentStore) -> str:
     return text
 
 
-def draw(store: ExperimentStore, view: View) -> tuple[Any, str, pd.DataFrame]:
-    """(figure, sentence below it, data of the figure); a mistake or a lack is the sentence."""
-    runs = [store.experiments[name] for name in view.runs if name in store.experiments]
+def draw(store: ExperimentStore, view: View) -> tuple[Any, str, Callable[[], pd.DataFrame]]:
+    """(figure, sentence below it, how to get the data of the figure); a mistake or a lack is the sentence."""
+    runs = [store.experiments[name] for name in view.runs or () if name in store.experiments]
     runs = [run for run in runs if run.events is not None] or runs
     try:
         if not store.experiments:
@@ -164,33 +166,44 @@ def draw(store: ExperimentStore, view: View) -> tuple[Any, str, pd.DataFrame]:
             raise UserError("No run is chosen; choose some above")
         if view.section == "Time to grok":
             figure, data = plots.heat_map(runs, view)
-            return figure, "Kaplan-Meier median of the epochs to 0.99 held-out accuracy; grey: not reached.", data
+            return (
+                figure,
+                "Kaplan-Meier median of the epochs to 0.99 held-out accuracy; grey: not reached.",
+                lambda: data,
+            )
         if view.section == "Checkpoints":
             return draw_checkpoint(runs[0], view)
         figure = plots.curves(runs, view)
     except UserError as error:
-        return plots.message(str(error), view), f"{error}.", pd.DataFrame()
-    note = f"Shaded: the phases of {runs[0].name} (fitting, memorised, transition, grokked)." if view.shade else ""
+        return plots.message(str(error), view), f"{error}.", pd.DataFrame
+    note = f"Shaded: the phases of {runs[0].name}." if view.shade else ""
     if view.lines == BAND:
-        note += " Lines: means over seeds, in a band from the lowest to the highest; each seed thinly behind."
+        note += " Lines: means over seeds, in a band from the lowest to the highest"
+        few = len({arm_of(run.name) for run in runs}) <= len(plots.COLOURS)
+        note += "; each seed thinly behind." if few else "."
+    return figure, note, lambda: curves_data(runs, view)
+
+
+def curves_data(runs: Sequence[ExperimentData], view: View) -> pd.DataFrame:
+    """The values behind the curves: a row per run and evaluation."""
     data = pd.concat([plots.derived(run).assign(experiment_name=run.name) for run in runs])
     wanted = ["experiment_name", "step", "epoch", *view.chosen_metrics]
-    return figure, note, data[[name for name in wanted if name in data]]
+    return data[[name for name in wanted if name in data]]
 
 
-def draw_checkpoint(run: ExperimentData, view: View) -> tuple[Any, str, pd.DataFrame]:
+def draw_checkpoint(run: ExperimentData, view: View) -> tuple[Any, str, Callable[[], pd.DataFrame]]:
     step = nearest_checkpoint(run, view.percent)
     found = cached_snapshot(run, step)
     kept = ", ".join(map(str, checkpoint_steps(run)))
     note = f"{run.name} at epoch {found.epoch} (step {step}). It keeps the checkpoints of steps {kept}."
-    data = pd.DataFrame({name: pd.Series(found.arrays[name]) for name in ("embedding_power_F", "logit_power_F")})
-    return plots.checkpoint(found, run.config, view), note, data
+    spectra = {name: pd.Series(found.arrays[name]) for name in ("embedding_power_F", "logit_power_F")}
+    return plots.checkpoint(found, run.config, view), note, lambda: pd.DataFrame(spectra)
 
 
 def export(store: ExperimentStore, view: View) -> list[str]:
     """The figure as a page of its own, and its data as CSV and Parquet, in a new folder."""
-    figure, _, data = draw(store, view)
-    folder = Path(tempfile.mkdtemp(prefix="least-action-"))
+    figure, _, data_of = draw(store, view)
+    folder, data = Path(tempfile.mkdtemp(prefix="least-action-")), data_of()
     name = view.section.lower().replace(" ", "-")
     figure.write_html(folder / f"{name}.html", include_plotlyjs=True)
     data.to_csv(folder / f"{name}.csv", index=False)
@@ -201,24 +214,26 @@ def export(store: ExperimentStore, view: View) -> list[str]:
 def build(store: ExperimentStore) -> gr.Blocks:
     """The page over a store."""
     with gr.Blocks(title="Run explorer: least-action", analytics_enabled=False, fill_width=True) as page:
-        c = controls(store)
+        c = controls()
         names = [f.name for f in fields(View)]
         inputs = [c[name] for name in names]
         shown = [c["figure"], c["note"], c["link"]]
+        of_table_outputs = [c[name] for name in ("table", "status", "runs", "sweep", "rows", "columns", "listed")]
+        of_section = [c["metrics"], c["of_curves"], c["of_heat_map"], c["of_checkpoints"]]
+        plain = [n for n in names if n not in ("runs", "sweep", "rows", "columns", "metrics")]
 
         def view_from(*values: Any) -> View:
             given = dict(zip(names, values, strict=True))
             for name in ("runs", "metrics"):
                 given[name] = tuple(given[name] or ())
-            given["sweep"] = "" if given["sweep"] == ALL else given["sweep"] or ""
             for name in ("first", "last"):
                 given[name] = int(given[name]) if str(given[name]).strip().isdecimal() else None
             for name in ("rows", "columns", "where"):
                 given[name] = given[name] or ""
+            given["sweep"] = given["sweep"] or ALL
             return View(**{**given, "percent": int(given["percent"]), "smooth": int(given["smooth"])})
 
-        def redraw(*values: Any) -> list[Any]:
-            view = view_from(*values)
+        def drawn(view: View) -> list[Any]:
             figure, note, _ = draw(store, view)
             return [figure, note, link(store, view)]
 
@@ -231,16 +246,17 @@ def build(store: ExperimentStore) -> gr.Blocks:
                 found, problem = listed(store, replace(view, where="")), f" {error}."
             runs = [store.experiments[name] for name in found]
             groups = dict.fromkeys(map(get_experiment_group, store.list_experiments()))
-            fields_there = ["", *plots.differing_fields(runs)]
+            short = plots.labels(list(store.experiments.values()))
+            there = ["", *plots.differing_fields(runs)]
+            rows, columns = (name if name in there else "" for name in (view.rows, view.columns))
             return [
-                table(store, found), status(store) + problem, gr.update(choices=list(store.list_experiments()), value=list(view.runs)),
-                gr.update(choices=[ALL, *groups], value=view.sweep or ALL), gr.update(choices=fields_there, value=view.rows),
-                gr.update(choices=fields_there, value=view.columns), (store.version, tuple(found)),
+                table(store, found), status(store) + problem,
+                gr.update(choices=[(label, name) for name, label in short.items()], value=list(view.runs or ())),
+                gr.update(choices=[ALL, *groups], value=view.sweep), gr.update(choices=there, value=rows),
+                gr.update(choices=there, value=columns), (store.version, tuple(found)),
             ]  # fmt: skip
 
-        of_table_outputs = [c[name] for name in ("table", "status", "runs", "sweep", "rows", "columns", "version")]
-
-        def shown_controls(view: View) -> list[Any]:
+        def of_the_section(view: View) -> list[Any]:
             is_curves = bool(SECTIONS[view.section])
             metrics = gr.update(
                 choices=list(SECTIONS[view.section]), value=list(view.chosen_metrics), visible=is_curves
@@ -250,31 +266,23 @@ def build(store: ExperimentStore) -> gr.Blocks:
                 gr.update(visible=view.section == "Checkpoints"),
             ]  # fmt: skip
 
-        of_section = [c["metrics"], c["of_curves"], c["of_heat_map"], c["of_checkpoints"]]
-
         def start(request: gr.Request) -> list[Any]:
-            """The page as its link says."""
+            """The page as its link says. The clock starts with it: a tick before would draw a page that is not there yet."""
             store.refresh()
             parameters: Any = request.query_params
-            several = {name: parameters.getlist(name) for name in parameters}
-            view = at_first(store, view_of(several))
-            figure, note, _ = draw(store, view)
-            plain = [n for n in names if n not in ("runs", "sweep", "rows", "columns", "metrics")]
-            return [
-                *of_table(view), *shown_controls(view), *(getattr(view, name) for name in plain),
-                figure, note, link(store, view),
-            ]  # fmt: skip
+            view = at_first(store, view_of({name: parameters.getlist(name) for name in parameters}))
+            of_plain = [getattr(view, name) for name in plain]
+            return [*of_table(view), *of_the_section(view), *of_plain, *drawn(view), gr.Timer(active=True)]
 
-        plain = [c[n] for n in names if n not in ("runs", "sweep", "rows", "columns", "metrics")]
-        page.load(start, None, [*of_table_outputs, *of_section, *plain, *shown], show_progress="hidden")
+        def redraw(*values: Any) -> list[Any]:
+            return drawn(view_from(*values))
 
         def filtered(*values: Any) -> list[Any]:
             """After sweep or condition changed: the table, and all runs that it lists."""
             view = view_from(*values)
             with suppress(UserError):  # of_table says it
                 view = replace(view, runs=tuple(listed(store, view)))
-            figure, note, _ = draw(store, view)
-            return [*of_table(view), figure, note, link(store, view)]
+            return [*of_table(view), *drawn(view)]
 
         def ticked(seen: tuple[int, tuple[str, ...]], *values: Any) -> list[Any]:
             """What changed in the folder, if anything did. Where all runs listed are shown, so are new ones."""
@@ -284,49 +292,57 @@ def build(store: ExperimentStore) -> gr.Blocks:
             view = view_from(*values)
             with suppress(UserError):
                 view = replace(view, runs=tuple(listed(store, view))) if view.runs == seen[1] else view
-            figure, note, _ = draw(store, view)
-            return [*of_table(view), figure, note, link(store, view)]
+            return [*of_table(view), *drawn(view)]
 
-        def pick(event: gr.SelectData, *values: Any) -> list[Any]:
+        def pick(event: gr.SelectData, seen: tuple[int, tuple[str, ...]], runs: list[str]) -> list[str]:
             """A click on a row of the table adds the run to those shown, or takes it out."""
-            view, name = view_from(*values), event.row_value[0]
-            runs = tuple(run for run in view.runs if run != name) if name in view.runs else (*view.runs, name)
-            view = replace(view, runs=runs)
-            figure, note, _ = draw(store, view)
-            return [list(runs), figure, note, link(store, view)]
-
-        def alone(*values: Any) -> list[Any]:
-            view = replace(view_from(*values), runs=())
-            figure, note, _ = draw(store, view)
-            return [[], figure, note, link(store, view)]
+            short = plots.labels([store.experiments[name] for name in seen[1] if name in store.experiments])
+            name = next((name for name, label in short.items() if label == event.row_value[0]), None)
+            if name is None:
+                return runs
+            return [run for run in runs if run != name] if name in runs else [*runs, name]
 
         def section(*values: Any) -> list[Any]:
             view = view_from(*values)
-            figure, note, _ = draw(store, view)
-            return [*shown_controls(view), figure, note, link(store, view)]
+            return [*of_the_section(view), *drawn(view)]
 
-        quiet = {"show_progress": "hidden", "queue": True}
-        for name in ("runs", "metrics", "lines", "log_y", "log_x", "shade", "rows", "columns", "first", "last", "dark"):
+        timer = gr.Timer(SECONDS, active=False)
+        all_outputs = [*of_table_outputs, *of_section, *(c[name] for name in plain), *shown, timer]
+        # Whatever draws waits in one line, so that the last change is the last drawn; a change while one is drawn is kept.
+        quiet = {"show_progress": "hidden", "queue": True, "concurrency_id": "figure", "trigger_mode": "always_last"}
+        page.load(start, None, all_outputs, show_progress="hidden")
+        drawn_at_once = (
+            "runs",
+            "metrics",
+            "lines",
+            "smooth",
+            "log_y",
+            "log_x",
+            "shade",
+            "rows",
+            "columns",
+            "first",
+            "last",
+        )
+        for name in (*drawn_at_once, "percent", "dark"):
             c[name].input(redraw, inputs, shown, **quiet)
-        for name in ("smooth", "percent"):
-            c[name].input(redraw, inputs, shown, trigger_mode="always_last", **quiet)
         c["section"].input(section, inputs, [*of_section, *shown], **quiet)
         c["sweep"].input(filtered, inputs, [*of_table_outputs, *shown], **quiet)
         c["where"].submit(filtered, inputs, [*of_table_outputs, *shown], **quiet)
-        c["table"].select(pick, inputs, [c["runs"], *shown], **quiet)
-        c["none"].click(alone, inputs, [c["runs"], *shown], **quiet)
+        at_once = {"show_progress": "hidden", "queue": False, "trigger_mode": "multiple"}
+        c["table"].select(pick, [c["listed"], c["runs"]], c["runs"], **at_once).then(redraw, inputs, shown, **quiet)
+        c["none"].click(lambda: [], None, c["runs"], **at_once).then(redraw, inputs, shown, **quiet)
         c["link"].change(None, c["link"], None, js=LINK)
         c["dark"].change(None, c["dark"], None, js=DARK)
         c["export"].click(
             lambda *values: gr.update(value=export(store, view_from(*values)), visible=True), inputs, c["files"]
         )
-        timer = gr.Timer(SECONDS)
-        timer.tick(ticked, [c["version"], *inputs], [*of_table_outputs, *shown], **quiet)
-        c["live"].input(lambda on: gr.Timer(active=on), c["live"], timer, **quiet)
+        timer.tick(ticked, [c["listed"], *inputs], [*of_table_outputs, *shown], **quiet)
+        c["live"].input(lambda on: gr.Timer(active=on), c["live"], timer, show_progress="hidden")
     return page
 
 
-def controls(store: ExperimentStore) -> dict[str, Any]:
+def controls() -> dict[str, Any]:
     """The page's components by name, in the order in which they stand."""
     c: dict[str, Any] = {}
     with gr.Row(equal_height=True):
@@ -346,21 +362,22 @@ def controls(store: ExperimentStore) -> dict[str, Any]:
             )  # fmt: skip
         c["table"] = gr.Dataframe(
             interactive=False, max_height=420, show_search="search", elem_id="table", show_label=False, pinned_columns=1,
+            column_widths=["175px"],
         )  # fmt: skip
-        with gr.Row(equal_height=True):
-            c["runs"] = gr.Dropdown(
-                [], multiselect=True, label="shown (a click on a row adds or removes it)", elem_id="runs", scale=6
-            )
-            c["none"] = gr.Button("Show none", size="sm", elem_id="none", scale=1, min_width=90)
+        label = "shown (a click on a row adds or removes it)"
+        c["runs"] = gr.Dropdown([], multiselect=True, label=label, elem_id="runs")
+        c["none"] = gr.Button("Show none", size="sm", elem_id="none")
     with right:
         c["section"] = gr.Radio(list(SECTIONS), value="Training", show_label=False, elem_id="section", container=False)
         c["metrics"] = gr.Dropdown([], multiselect=True, label="metrics", elem_id="metrics")
         with gr.Row(equal_height=True) as c["of_curves"]:
-            c["lines"] = gr.Radio([BAND, EACH], value=BAND, label="lines", elem_id="lines", min_width=230)
-            c["smooth"] = gr.Slider(1, 51, 1, step=2, label="smoothing (evaluations)", elem_id="smooth", min_width=180)
-            c["first"] = gr.Textbox("", label="from epoch", elem_id="first", max_lines=1, min_width=80)
-            c["last"] = gr.Textbox("", label="to epoch", elem_id="last", max_lines=1, min_width=80)
-            with gr.Column(min_width=110):
+            c["lines"] = gr.Radio([BAND, EACH], value=BAND, label="lines", elem_id="lines", scale=4, min_width=190)
+            c["smooth"] = gr.Slider(
+                1, SMOOTHEST, 1, step=2, label="smoothing", elem_id="smooth", scale=4, min_width=170
+            )
+            c["first"] = gr.Textbox("", label="from epoch", elem_id="first", max_lines=1, scale=1, min_width=100)
+            c["last"] = gr.Textbox("", label="to epoch", elem_id="last", max_lines=1, scale=1, min_width=100)
+            with gr.Column(scale=0, min_width=120):
                 c["log_y"] = gr.Checkbox(True, label="log scales", elem_id="log_y", container=False)
                 c["log_x"] = gr.Checkbox(False, label="log epochs", elem_id="log_x", container=False)
                 c["shade"] = gr.Checkbox(True, label="phases", elem_id="shade", container=False)
@@ -375,5 +392,5 @@ def controls(store: ExperimentStore) -> dict[str, Any]:
         c["note"] = gr.Markdown("", elem_id="note")
     c["files"] = gr.File(file_count="multiple", label="figure and data", visible=False, elem_id="files")
     c["link"] = gr.Textbox("", visible="hidden", elem_id="link")
-    c["version"] = gr.State((0, ()))
+    c["listed"] = gr.State((0, ()))
     return c

@@ -24,6 +24,8 @@ from studycore.errors import UserError
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D46", "#7F7F7F")
 """Okabe and Ito's palette without black, which a dark page hides, and two more."""
+DASHES = ("solid", "dash", "dot", "dashdot")
+"""Of the first eight lines, the next eight, ..."""
 SHADES = {"fitting": "128,128,128", "memorised": "213,94,0", "transition": "230,159,0", "grokked": "0,158,115"}
 """Colours of phases, laid over the page at 9 %."""
 POINTS = 60_000
@@ -50,6 +52,11 @@ NAMES = {
 }  # fmt: skip
 
 
+def stroke(number: int) -> dict[str, Any]:
+    """Colour and dash of the line of a number; 32 differ."""
+    return {"color": COLOURS[number % len(COLOURS)], "dash": DASHES[number // len(COLOURS) % len(DASHES)]}
+
+
 def styled(figure: go.Figure, view: View, height: int) -> go.Figure:
     """The page's look, light or dark."""
     ink, grid = ("#e6e6e6", "rgba(255,255,255,0.14)") if view.dark else ("#1f2430", "rgba(0,0,0,0.10)")
@@ -57,9 +64,11 @@ def styled(figure: go.Figure, view: View, height: int) -> go.Figure:
         template="none", height=height, font={"color": ink, "size": 12}, margin={"l": 60, "r": 16, "t": 34, "b": 44},
         paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", hovermode="closest", uirevision="kept",
         legend={"orientation": "h", "y": -0.16 * 420 / height, "yanchor": "top", "x": 0, "font": {"size": 11}},
+        legend2={"orientation": "h", "x": 1, "xanchor": "right", "y": 1 + 24 / height, "yanchor": "bottom", "font": {"size": 11}},
         hoverlabel={"namelength": -1}, modebar={"orientation": "v"},
     )  # fmt: skip
     axis = {"gridcolor": grid, "linecolor": grid, "zerolinecolor": grid, "automargin": True}
+    axis |= {"title_font_size": 12, "title_standoff": 6}
     figure.update_xaxes(**axis)
     figure.update_yaxes(**axis)
     figure.update_annotations(font={"color": ink, "size": 12.5})
@@ -92,20 +101,22 @@ def curves(experiments: Sequence[ExperimentData], view: View) -> go.Figure:
     columns = min(2, len(metrics))
     rows = -(-len(metrics) // columns)
     figure = make_subplots(
-        rows, columns, shared_xaxes="all", horizontal_spacing=0.09, vertical_spacing=0.13 if rows > 1 else 0,
+        rows, columns, shared_xaxes="all", horizontal_spacing=0.09, vertical_spacing=0.3 / rows if rows > 1 else 0,
         subplot_titles=[NAMES.get(name, name) for name in metrics],
     )  # fmt: skip
     draw = bands if view.lines == BAND else lines
     for number, metric in enumerate(metrics):
         place = {"row": number // columns + 1, "col": number % columns + 1}
-        for trace in draw(experiments, metric, view, legend=number == 0):
-            figure.add_trace(trace, **place)
+        traces = draw(experiments, metric, view, legend=number == 0)
+        figure.add_traces(traces, rows=[place["row"]] * len(traces), cols=[place["col"]] * len(traces))
         figure.update_yaxes(type="log" if view.log_y and metric in LOGARITHMIC else "linear", **place)
         if metric in LOGARITHMIC and view.log_y:
-            figure.update_yaxes(exponentformat="power", dtick=None, nticks=6, **place)
+            figure.update_yaxes(tickformat="~g", nticks=6, **place)
     if view.shade:
-        shade(figure, experiments[0], rows, columns, len(metrics), view)
-    figure.update_xaxes(title_text="epoch", showticklabels=True, row=rows)
+        shade(figure, experiments[0], len(metrics), view)
+    for column in range(columns):  # below the last panel of each column, which may be one row up
+        row = rows if (rows - 1) * columns + column < len(metrics) else rows - 1
+        figure.update_xaxes(title_text="epoch", showticklabels=True, row=row, col=column + 1)
     if view.log_x:
         figure.update_xaxes(type="log")
     if view.first is not None or view.last is not None:
@@ -117,8 +128,7 @@ def curves(experiments: Sequence[ExperimentData], view: View) -> go.Figure:
 
 def has(experiment: ExperimentData, metric: str) -> bool:
     """Whether the run measured it, or it follows from what it measured."""
-    frame = derived(experiment)
-    return metric in frame and bool(frame[metric].notna().any())
+    return not series(experiment, metric).empty
 
 
 _DERIVED: dict[str, tuple[Any, pd.DataFrame]] = {}
@@ -140,11 +150,15 @@ def derived(experiment: ExperimentData) -> pd.DataFrame:
 
 def series(experiment: ExperimentData, metric: str) -> pd.Series:
     """The metric by epoch, where it was measured."""
-    frame = derived(experiment)
-    if metric not in frame:
+    history = experiment.history
+    if metric in history.column_names:
+        values = history.column(metric).to_numpy().astype("float64")
+    elif metric in (frame := derived(experiment)):
+        values = frame[metric].to_numpy(dtype="float64")
+    else:
         return pd.Series(dtype="float64")
-    measured = frame[["epoch", metric]].dropna()
-    return pd.Series(measured[metric].to_numpy(dtype="float64"), index=measured["epoch"].to_numpy())
+    there = ~np.isnan(values)
+    return pd.Series(values[there], index=history.column("epoch").to_numpy()[there])
 
 
 def lines(experiments: Sequence[ExperimentData], metric: str, view: View, legend: bool) -> list[go.Scatter]:
@@ -155,18 +169,19 @@ def lines(experiments: Sequence[ExperimentData], metric: str, view: View, legend
         values, name = series(experiment, metric).iloc[::stride], names[experiment.name]
         if values.empty:
             continue
-        colour = COLOURS[number % len(COLOURS)]
+        look = stroke(number)
         common = {"x": values.index, "legendgroup": name, "name": name, "mode": "lines"}
         if view.smooth > 1:
-            line = {"color": colour, "width": 1}
+            line = look | {"width": 1}
             traces.append(go.Scatter(**common, y=values, line=line, opacity=0.3, showlegend=False, hoverinfo="skip"))
             values = values.rolling(view.smooth, min_periods=1, center=True).mean()
-        traces.append(go.Scatter(**common, y=values, line={"color": colour, "width": 1.6}, showlegend=legend))
+        traces.append(go.Scatter(**common, y=values, line=look | {"width": 1.6}, showlegend=legend))
     return traces
 
 
 def bands(experiments: Sequence[ExperimentData], metric: str, view: View, legend: bool) -> list[go.Scatter]:
-    """Mean over the seeds of each arm, in a band from the lowest seed to the highest, and every seed thinly behind."""
+    """Mean over the seeds of each arm, in a band from the lowest seed to the highest; of up to eight arms also every
+    seed thinly behind."""
     arms: dict[str, list[ExperimentData]] = {}
     for experiment in experiments:
         arms.setdefault(arm_of(experiment.name), []).append(experiment)
@@ -187,54 +202,64 @@ def bands(experiments: Sequence[ExperimentData], metric: str, view: View, legend
             band[["mean", "min", "max"]], aligned = np.exp(band[["mean", "min", "max"]]), np.exp(aligned)
         common = {"legendgroup": arm, "name": label, "mode": "lines"}
         if len(members) > 1:
-            x, y = _joined(aligned)
-            thin = {"color": colour, "width": 0.7}
-            traces.append(go.Scatter(**common, x=x, y=y, line=thin, opacity=0.28, showlegend=False, hoverinfo="skip"))
+            if len(arms) <= len(COLOURS):
+                x, y = _joined(aligned)
+                thin = {"color": colour, "width": 0.7}
+                traces.append(
+                    go.Scatter(**common, x=x, y=y, line=thin, opacity=0.28, showlegend=False, hoverinfo="skip")
+                )
             whole = band.dropna()
-            around = {"x": [*whole.index, *whole.index[::-1]], "y": [*whole["max"], *whole["min"][::-1]]}
+            around = {"x": np.r_[whole.index, whole.index[::-1]], "y": np.r_[whole["max"], whole["min"][::-1]]}
             fill = f"rgba{(*(int(colour[i : i + 2], 16) for i in (1, 3, 5)), 0.18)}"
             traces.append(
                 go.Scatter(**common, **around, fill="toself", fillcolor=fill, line={"width": 0}, showlegend=False, hoverinfo="skip")
             )  # fmt: skip
-        traces.append(
-            go.Scatter(**common, x=band.index, y=band["mean"], line={"color": colour, "width": 2}, showlegend=legend)
-        )
+        line = stroke(number) | {"width": 2}
+        traces.append(go.Scatter(**common, x=band.index, y=band["mean"], line=line, showlegend=legend))
     return traces
 
 
 def _aligned(members: Sequence[ExperimentData], metric: str) -> pd.DataFrame:
-    if all(metric in e.history_df for e in members):
+    """As align_by_epoch has it; where all were measured at the same epochs, as seeds are, without its joins."""
+    found = {e.name: series(e, metric) for e in members}
+    first = next(iter(found.values())).index
+    if first.is_monotonic_increasing and first.is_unique and all(first.equals(s.index) for s in found.values()):
+        return pd.DataFrame({name: s.to_numpy() for name, s in found.items()}, index=first)
+    if all(metric in e.history.column_names for e in members):
         return align_by_epoch(members, metric)
-    return pd.concat({e.name: series(e, metric) for e in members}, axis=1).sort_index()
+    return pd.concat(found, axis=1).sort_index()
 
 
-def _joined(aligned: pd.DataFrame) -> tuple[list[Any], list[Any]]:
+def _joined(aligned: pd.DataFrame) -> tuple[Any, Any]:
     """All columns as one line with gaps: one trace instead of one a seed."""
-    x: list[Any] = []
-    y: list[Any] = []
-    for name in aligned:
-        x += [*aligned.index, None]
-        y += [*aligned[name], None]
-    return x, y
+    gap = np.full((1, aligned.shape[1]), np.nan)
+    x = np.tile(np.r_[aligned.index.to_numpy(dtype="float64"), np.nan], aligned.shape[1])
+    return x, np.vstack([aligned.to_numpy(), gap]).T.ravel()
 
 
-def shade(figure: go.Figure, experiment: ExperimentData, rows: int, columns: int, panels: int, view: View) -> None:
-    """The phases of one run behind every panel, named in the first."""
+def shade(figure: go.Figure, experiment: ExperimentData, panels: int, view: View) -> None:
+    """The phases of one run behind every panel, and a legend of their own above."""
     if experiment.events is None:
         return
     phases = detect_phases(
         experiment.history_df, 1 / int(experiment.config["p"]), int(experiment.config["event_window"])
     )
     epoch_of = dict(zip(experiment.history_df["step"], experiment.history_df["epoch"], strict=True))
+    shapes = []
     for name, first, last in phases.spans():
-        for number in range(panels):
-            ends = {"x0": epoch_of.get(first, first), "x1": epoch_of.get(last, last)}
-            if view.log_x:
-                ends["x0"] = max(1, ends["x0"])
-            figure.add_vrect(
-                **ends, fillcolor=f"rgba({SHADES[name]},0.09)", line_width=0, layer="below",
-                row=number // columns + 1, col=number % columns + 1,
-            )  # fmt: skip
+        x0, x1 = epoch_of.get(first, first), epoch_of.get(last, last)
+        look: dict[str, Any] = {
+            "type": "rect",
+            "fillcolor": f"rgba({SHADES[name]},0.09)",
+            "line": {"width": 0},
+            "layer": "below",
+        }
+        look |= {"x0": max(1, x0) if view.log_x else x0, "x1": x1, "y0": 0, "y1": 1}
+        for number in ["", *map(str, range(2, panels + 1))]:
+            shapes.append(look | {"xref": f"x{number}", "yref": f"y{number} domain"})
+        key = {"symbol": "square", "size": 11, "color": f"rgba({SHADES[name]},0.35)"}
+        figure.add_scatter(x=[None], y=[None], mode="markers", marker=key, name=name, legend="legend2", row=1, col=1)
+    figure.update_layout(shapes=shapes)
 
 
 def heat_map(experiments: Sequence[ExperimentData], view: View) -> tuple[go.Figure, pd.DataFrame]:
@@ -273,7 +298,7 @@ def heat_map(experiments: Sequence[ExperimentData], view: View) -> tuple[go.Figu
         middle = np.mean([finite.min(), finite.max()]) if len(finite) else 0
         on = ink if np.isnan(values[i, j]) else "#ffffff" if values[i, j] > middle else "#1f2430"
         if text:
-            figure.add_annotation(x=across[j], y=down[i], text=text, showarrow=False, font={"color": on, "size": 12})
+            figure.add_annotation(x=j, y=i, text=text, showarrow=False, font={"color": on, "size": 12})
     figure.update_xaxes(title_text=columns, type="category")
     figure.update_yaxes(title_text=rows, type="category")
     colours = [(a.x, a.y, a.font.color) for a in figure.layout.annotations]
@@ -300,12 +325,12 @@ def checkpoint(found: Snapshot, config: Mapping[str, Any], view: View) -> go.Fig
     titles = [
         "embedding's power by frequency",
         "logits' power by frequency",
-        "logit of one class, centred",
+        "logit of one class, centred (blue: high)",
         "norms of layers",
     ]
     titles += [f"dominant head, layer {int(name.split('_')[2]) + 1}" for name in heads]
     rows = -(-len(titles) // 2)
-    figure = make_subplots(rows, 2, subplot_titles=titles, horizontal_spacing=0.12, vertical_spacing=0.4 / (rows + 1))
+    figure = make_subplots(rows, 2, subplot_titles=titles, horizontal_spacing=0.2, vertical_spacing=0.4 / (rows + 1))
     for number, (name, colour) in enumerate((("embedding_power_F", COLOURS[0]), ("logit_power_F", COLOURS[1]))):
         power = arrays[name]
         figure.add_bar(x=list(range(1, len(power) + 1)), y=power, marker_color=colour, row=1, col=number + 1)

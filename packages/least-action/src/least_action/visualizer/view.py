@@ -1,5 +1,6 @@
 """What the explorer shows, as one value: a link holds it, and a figure is a function of it and the store."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -37,6 +38,10 @@ LOGARITHMIC = {
 }  # fmt: skip
 """Metrics that are positive and range over magnitudes; the others stay linear."""
 EACH, BAND = "each run", "mean over seeds"
+ALL = "all runs"
+"""Instead of a sweep's name."""
+SMOOTHEST = 51
+"""Evaluations in the longest moving average."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +50,11 @@ class View:
 
     section: str = "Training"
     sweep: str = ""
-    """Group whose runs the table lists; empty: all."""
+    """Group whose runs the table lists, or ALL; empty: the newest."""
     where: str = ""
     """SQL condition on the table `runs`."""
-    runs: tuple[str, ...] = ()
+    runs: tuple[str, ...] | None = None
+    """None: all that sweep and condition leave. An empty tuple is a choice as well: none."""
     metrics: tuple[str, ...] = ()
     """Empty: the section's first four."""
     lines: str = BAND
@@ -73,9 +79,12 @@ class View:
         return tuple(name for name in self.metrics if name in of_section) or of_section[:4]
 
     def query(self) -> str:
-        """As the part of a link after the question mark; what is as at first is left out."""
-        plain = asdict(View())
-        parts = {name: value for name, value in asdict(self).items() if value != plain[name]}
+        """As the part of a link after the question mark; what is as at first is left out, and no run is `runs=`."""
+        plain, mine = asdict(View()), asdict(self)
+        mine["metrics"] = () if self.chosen_metrics == SECTIONS[self.section][:4] else self.chosen_metrics
+        parts = {name: value for name, value in mine.items() if value != plain[name]}
+        if self.runs == ():
+            parts["runs"] = ""
         return urlencode({k: int(v) if isinstance(v, bool) else v for k, v in parts.items()}, doseq=True)
 
 
@@ -83,19 +92,23 @@ def view_of(parameters: Mapping[str, Sequence[str]]) -> View:
     """The view of a link. What does not fit, as in a link that was cut off or typed, is left as at first."""
     plain, values = View(), {}
     for f in fields(View):
-        texts, default = parameters.get(f.name), getattr(plain, f.name)
-        if not texts:
-            continue
-        values[f.name] = _value(texts, default, number=f.name in ("first", "last"))
-    view = View(**{name: value for name, value in values.items() if value is not None})
+        if texts := parameters.get(f.name):
+            values[f.name] = _value(f.name, texts, getattr(plain, f.name))
+    view = View(**values)
     return view if view.section in SECTIONS and view.lines in (EACH, BAND) else plain
 
 
-def _value(texts: Sequence[str], default: Any, number: bool) -> Any:
-    if isinstance(default, tuple):
-        return tuple(texts)
+LIMITS = {"smooth": (1, SMOOTHEST), "percent": (0, 100)}
+
+
+def _value(name: str, texts: Sequence[str], default: Any) -> Any:
+    if name in ("runs", "metrics"):
+        return tuple(text for text in texts if text)
     if isinstance(default, bool):
         return texts[0] == "1"
-    if isinstance(default, int) or number:
-        return int(texts[0]) if texts[0].isdecimal() else default
+    if name in ("smooth", "percent", "first", "last"):
+        if not texts[0].isdecimal():
+            return default
+        low, high = LIMITS.get(name, (0, math.inf))
+        return min(max(int(texts[0]), low), high)
     return texts[0]
