@@ -58,7 +58,7 @@ def test_every_cell_of_the_main_jobs_tables(tmp_path):
     found = report(record_of(tmp_path, suite_table()))
     arms, rebuilt, other = found.tables
     lines = {line[0]: line for line in arms.rows}
-    name, f1, em, kept, bits, size, micro, milli, words = lines["adapter 4x"]
+    _, f1, em, kept, bits, size, micro, milli, words = lines["adapter 4x"]
     assert (em, bits, size, micro, milli, words) == (50, 128, 3.5, pytest.approx(2), 250, "validated")
     assert f1.split()[0] == "75"
     assert kept.split()[0] == "0.688"  # (75 - 20) / (100 - 20): the better control is the shuffled one

@@ -55,7 +55,7 @@ def test_a_fit_counts_what_it_says_and_weighs_as_it_is_told(small, lm):
     few_V, all_V = (
         training_counts(replace(config, samples=n), lm.tokenizer, len(lm.table_VD), lm.context)[0] for n in (3, 30)
     )
-    assert torch.equal(fit.counts_V, all_V) and not torch.equal(few_V, all_V)  # noqa: PT018
+    assert torch.equal(fit.counts_V, all_V) and not torch.equal(few_V, all_V)
     expected = EmbeddingCompressor(32, 8).fit_counts(lm.table_VD, ((few_V > 0) & ~fit.held_V).double())
     torch.testing.assert_close(fit.compressor.projection, expected.projection, rtol=1e-3, atol=1e-4)
     assert fit.about["types_seen"] == int(((all_V > 0) & ~fit.held_V).sum())
@@ -271,7 +271,12 @@ def test_an_example_of_no_answer_counts_as_none():
 
 
 def test_means_over_questions_by_hand():
-    values = [(1.0, 1.0, "x", 0, 10, "p"), (0.5, 0.0, "y", 3, 20, "p"), (0.0, 0.0, "", 0, 60, "q"), (0.0, 0.0, "z", 0, 10, "r")]
+    values = [
+        (1.0, 1.0, "x", 0, 10, "p"),
+        (0.5, 0.0, "y", 3, 20, "p"),
+        (0.0, 0.0, "", 0, 60, "q"),
+        (0.0, 0.0, "z", 0, 10, "r"),
+    ]
     rows = [
         {"f1": f1, "em": em, "prediction": said, "cut": cut, "tokens": tokens, "paragraph": p, "seconds": 2.0}
         for f1, em, said, cut, tokens, p in values
@@ -382,7 +387,10 @@ def test_each_claim_reads_its_own_arms_at_its_own_ratio():
 
 def test_unexplained_variance_is_a_ratio_of_sums_and_a_mean_over_seeds():
     count, spread = np.array([1.0, 3.0]), np.array([1.0, 5.0])
-    arrays = [{"seen_count": count, "seen_spread": spread, "seen_adapter": e} for e in (np.array([1.0, 0.0]), np.array([0.0, 2.0]))]
+    arrays = [
+        {"seen_count": count, "seen_spread": spread, "seen_adapter": e}
+        for e in (np.array([1.0, 0.0]), np.array([0.0, 2.0]))
+    ]
     table = pd.DataFrame([{"arm": "adapter", "ratio": "4x", "arrays": a} for a in arrays])
     interval, _ = unexplained("adapter", "seen", "4x").compute(table)
     # Mean errors 1/2 and 1; counted 1/2 + 3 over 1 + 15.
