@@ -46,7 +46,8 @@ X_BD = torch.tensor([[1.0, 2.0], [0.0, 0.0]])
 def test_the_parts_of_the_loss_by_hand(small):
     config = small(l1_parent=0.5, l1_child=0.25, biorth_lambda=2.0, aux_lambda=3.0)
     model = build_sae(SAEConfig("hierarchical", 2, 3, 1, 1, 2), torch.Generator().manual_seed(0))
-    codes = Codes(torch.zeros(2, 1, dtype=torch.long), torch.tensor([[2.0], [1.0]]), torch.zeros(2, 1, dtype=torch.long), torch.tensor([[4.0], [3.0]]))  # fmt: skip
+    none = torch.zeros(2, 2, dtype=torch.long)
+    codes = Codes(none, torch.tensor([[2.0, 1.0], [0.0, 1.0]]), none, torch.tensor([[4.0, 2.0], [0.0, 3.0]]))
     x_hat = torch.zeros(2, 2, requires_grad=True)
     output = Output(x_hat, codes, torch.tensor([[1.0, 0.0], [0.0, 0.0]]), (), (torch.tensor([[1.0, 1.0], [0.0, 0.0]]),))
     metric, chosen = torch.diag(torch.tensor([2.0, 1.0])), torch.tensor([0, 2])
@@ -54,8 +55,8 @@ def test_the_parts_of_the_loss_by_hand(small):
     assert {name: float(parts[name].detach()) for name in ("reconstruction", "top_level", "l1_parent", "l1_child", "aux")} == {
         "reconstruction": 2.5,  # (1 + 4) / 2
         "top_level": pytest.approx(0.1 * 2),
-        "l1_parent": pytest.approx(0.4 * 0.5 * 1.5),
-        "l1_child": pytest.approx(0.4 * 0.25 * 3.5),
+        "l1_parent": pytest.approx(0.4 * 0.5 * 2),
+        "l1_child": pytest.approx(0.4 * 0.25 * 4.5),
         "aux": pytest.approx(3 * 0.5 / 2.5),  # what the dead latents leave of the error, over the error
     }  # fmt: skip
     assert not parts["aux"].requires_grad, "the error is a target and learns nothing from the dead latents"
