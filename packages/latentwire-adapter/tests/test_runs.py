@@ -105,12 +105,13 @@ def test_held_out_types_are_in_no_fit(small, lm, monkeypatch):
 def test_a_batch_is_dealt_out_to_the_processes(small, lm):
     config = small()
     data = train_module.TypeRows(lm, train_module.make_fit(config, lm, 8), config)
-    whole, weight = data.batch(config, 3, 5, 0, 1)
-    parts = [data.batch(config, 3, 5, rank, 2) for rank in (0, 1)]
+    whole, weight = data.batch(config, 0, 5, 0, 1)
+    assert len(whole) == 64
+    parts = [data.batch(config, 0, 5, rank, 2) for rank in (0, 1)]
     assert sorted(torch.cat([rows for rows, _ in parts]).tolist()) == sorted(whole.tolist())
     assert all(share == pytest.approx(weight / 2) for _, share in parts)
-    assert whole.tolist() != data.batch(replace(config, seed=config.seed + 1), 3, 5, 0, 1)[0].tolist()
-    assert whole.tolist() != data.batch(config, 3 + 5, 5, 0, 1)[0].tolist()
+    assert whole.tolist() != data.batch(replace(config, seed=config.seed + 1), 0, 5, 0, 1)[0].tolist()
+    assert whole.tolist() != data.batch(config, 5, 5, 0, 1)[0].tolist()
     epoch = torch.cat([data.batch(config, step, 5, 0, 1)[0] for step in range(5)])
     assert len(set(epoch.tolist())) == len(epoch)
 

@@ -205,7 +205,7 @@ def test_the_controllers_ranges_end_where_they_say():
     controller.net[-1].weight.zero_()
     for bias, ends in ((-60.0, (0, 0.1, 0, 0.5, 0.5, 0)), (60.0, (0.5, 60.1, 60, 60.5, 60.5, 1))):
         controller.net[-1].bias.fill_(bias)
-        assert [float(value) for value in controller(torch.ones(8)).values()] == pytest.approx(ends, abs=1e-6)
+        assert [float(value) for value in controller(torch.ones(8)).values()] == pytest.approx(ends, rel=1e-6, abs=1e-6)
 
 
 def test_only_level_0_of_the_wide_bands_has_halves(small):
