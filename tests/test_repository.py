@@ -244,6 +244,18 @@ def test_a_study_names_itself_for_the_index(study):
     assert points == {study: f"{study.replace('-', '_')}.cli:STUDY"}
 
 
+def test_make_mutants_asks_for_the_faults_of_each_package():
+    """Its flags are those of the script, and each package has faults of its own."""
+    (line,) = [line for line in Path(ROOT, "Makefile").read_text().splitlines() if "tests/mutants.py" in line]
+    assert '--package "$$package"' in line
+    packages = {row["package"] for row in mutants.mutants()}
+    assert packages == {"studycore", *STUDIES}
+    for package in packages:
+        assert {row["package"] for row in mutants.asked_for(["--package", package])} == {package}
+    one = mutants.mutants()[0]
+    assert one in mutants.asked_for(["--package", one["package"], "--only", one["new"]])
+
+
 def test_the_faults_of_make_mutants_can_be_put_in():
     """Each piece stands exactly once in its file, and the tests that should fail are there."""
     rows = mutants.mutants()

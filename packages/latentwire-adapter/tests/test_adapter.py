@@ -33,6 +33,41 @@ def test_the_original_form_gives_every_row_one_norm_and_the_other_does_not():
     assert norms["linear_start"].std() / norms["linear_start"].mean() > 0.1
 
 
+@pytest.mark.parametrize("form", ["original", "linear_start"])
+def test_the_row_of_a_code_by_the_formula(form):
+    draw = torch.Generator().manual_seed(0)
+    adapter = Adapter(4, 8, hidden_mult=2, form=form).eval()
+    with torch.no_grad():
+        for parameter in adapter.parameters():
+            parameter += 0.3 * torch.randn(parameter.shape, generator=draw)
+        adapter.code_scale.fill_(1.7)
+    z = torch.randn(6, 4, generator=draw) * 1.7
+
+    def norm(x, layer):
+        spread = (x - x.mean(-1, keepdim=True)).square().mean(-1, keepdim=True)
+        return (x - x.mean(-1, keepdim=True)) / (spread + 1e-5).sqrt() * layer.weight + layer.bias
+
+    def gelu(x):
+        return x * (1 + torch.erf(x / 2**0.5)) / 2
+
+    def linear(x, layer):
+        return x @ layer.weight.T + layer.bias
+
+    n = norm(z, adapter.input_norm)
+    hidden = gelu(linear(gelu(linear(n, adapter.hidden1)), adapter.hidden2))
+    gate = 1 / (1 + torch.exp(-linear(z, adapter.gate)))
+    y = gate * (linear(hidden, adapter.output) + linear(n, adapter.skip)) + linear(z, adapter.shift)
+    last = adapter.output_norm
+    expected = adapter.scale * (norm(y, last) if form == "original" else y * last.weight + last.bias)
+    torch.testing.assert_close(adapter(z / 1.7), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_dropout_is_in_training_alone():
+    adapter, z = Adapter(4, 8, dropout=0.5).train(), torch.randn(6, 4)
+    assert not torch.equal(adapter(z), adapter(z))
+    assert torch.equal(adapter.eval()(z), adapter(z))
+
+
 def test_every_parameter_is_trained():
     for form in ("original", "linear_start"):
         adapter = Adapter(4, 8, form=form)

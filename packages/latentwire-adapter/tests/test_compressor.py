@@ -105,6 +105,23 @@ def test_the_nearest_row_is_found_as_by_all_distances(table):
     torch.testing.assert_close(codecs.nearest(rows_VD.float(), compressor)(ids), rows_VD.float())
 
 
+def test_of_equal_codes_the_first_is_the_nearest():
+    rows_VD = torch.tensor([[0.0, 1.0], [2.0, 0.0], [2.0, 0.0], [1.0, 3.0], [2.0, 0.0]])
+    compressor = EmbeddingCompressor(2, 2).fit(rows_VD)
+    codes_VK = compressor.compress(rows_VD)
+    for block in (1, 2, 5):
+        assert codecs.nearest_types(rows_VD, compressor, codes_VK, block).tolist() == [0, 1, 1, 3, 1]
+
+
+def test_a_fit_has_one_sign_and_a_projection_its_seed(table):
+    rows_VD, counts_V = table
+    pca = EmbeddingCompressor(12, 6).double().fit_counts(rows_VD, counts_V)
+    largest = pca.projection.abs().argmax(0)
+    assert (pca.projection[largest, torch.arange(6)] > 0).all()
+    one, other = (EmbeddingCompressor(12, 6, "random", seed).double().fit_counts(rows_VD, counts_V) for seed in (1, 2))
+    assert not torch.allclose(one.projection, other.projection)
+
+
 @pytest.mark.parametrize("bits", [8, 4])
 def test_quantised_codes_are_within_half_a_step(bits):
     z_UK = torch.randn(50, 9, generator=torch.Generator().manual_seed(2)) * torch.logspace(-3, 2, 50)[:, None]

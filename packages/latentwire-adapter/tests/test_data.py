@@ -93,6 +93,57 @@ def test_truncation_takes_the_paragraph_alone(reading, lm):
         build_prompts(replace(reading, max_length=3), lm.tokenizer, questions, [], 40)
 
 
+def test_room_is_left_for_examples_question_and_answer_to_the_last_token(reading, lm):
+    questions = read_questions(reading, "validation", 2, 1, 0)
+    examples = worked_examples(reading, questions)
+    plain = build_prompts(reading, lm.tokenizer, questions[:1], examples, 4096)
+    (whole,) = plain.prompts
+    assert whole.cut == 0
+    least = len(plain.prefix_T) + len(whole.question_T) + reading.max_new_tokens
+    for more in (0, 7):
+        (cut,) = build_prompts(reading, lm.tokenizer, questions[:1], examples, least + more).prompts
+        assert cut.context_T == whole.context_T[:more]
+        assert cut.cut == len(whole.context_T) - more
+    with pytest.raises(UserError, match="exceed"):
+        build_prompts(reading, lm.tokenizer, questions[:1], examples, least - 1)
+
+
+def test_the_fingerprint_is_of_tokens_and_answers(reading, lm):
+    questions = read_questions(reading, "validation", 2, 1, 0)
+    changes = [
+        questions, questions[::-1], [replace(questions[0], answers=("other",)), questions[1]],
+        [replace(questions[0], question="Other?"), questions[1]],
+    ]  # fmt: skip
+    prints = [build_prompts(reading, lm.tokenizer, asked, [], 1024).fingerprint for asked in changes]
+    assert len(set(prints)) == 4
+    assert build_prompts(reading, lm.tokenizer, questions, [], 1024).fingerprint == prints[0]
+
+
+def test_paragraphs_of_a_file_come_in_an_order_of_the_seed(squad_file):
+    orders = []
+    for seed in (0, 1):
+        found = read_questions(Reading(dataset=str(squad_file)), "x", 1000, None, seed)
+        order = list(dict.fromkeys(q.paragraph for q in found))
+        assert [q.paragraph for q in found] == [name for name in order for _ in range(3)]
+        orders.append(order)
+    assert sorted(orders[0]) == sorted(orders[1])
+    assert sorted(orders[0]) != orders[0] != orders[1] != sorted(orders[1])
+
+
+def test_examples_from_the_scored_file_are_other_paragraphs_with_other_answers(squad_file, tmp_path):
+    config = Reading(dataset=str(squad_file), examples=4)
+    scored = read_questions(config, "x", 6, 1, 0)
+    examples = worked_examples(config, scored)
+    assert len(examples) == 4
+    assert not {q.context for q in scored} & {q.context for asked in examples for q in asked}
+    entry = {"context": "Paris.", "qas": [{"id": 1, "question": "?", "answers": [{"text": "PARIS"}]}]}
+    (tmp_path / "one.json").write_text(json.dumps({"data": [{"paragraphs": [entry]}]}))
+    one = replace(config, dataset=str(tmp_path / "one.json"), examples=1)
+    with pytest.raises(UserError, match="give 0"):
+        worked_examples(one, [replace(scored[0], answers=("Paris",))])
+    assert worked_examples(one, scored)[0][0].answer == "PARIS"
+
+
 def test_worked_examples_answer_nothing_that_is_scored(reading):
     scored = read_questions(reading, "validation", 200, 4, 0)
     right = {answer for question in scored for answer in question.answers}
@@ -134,6 +185,7 @@ def test_held_out_types_leave_the_most_frequent_and_are_always_the_same():
     assert 0.16 < held_V[100:].double().mean() < 0.24
     assert torch.equal(held_V[:100], held_out_types(counts_V.flip(0), 0.2, 0)[:100] & False)
     assert not held_out_types(counts_V, 0.0, 100).any()
+    assert held_out_types(counts_V, 1.0, 100).nonzero().flatten().tolist() == list(range(100, 4100))
     other = held_out_types(torch.rand(4100, generator=torch.Generator().manual_seed(0)), 0.2, 0)
     assert torch.equal(other[100:], held_out_types(counts_V, 0.2, 0)[100:])
 
@@ -144,6 +196,8 @@ def test_training_prompts_hold_none_of_the_scored_paragraphs(small, lm, squad_fi
     taught = training_prompts(config, lm.tokenizer, 1024, 100)
     assert len(taught.prompts) == 12 * 3 - 3 * len(scored)
     assert not scored & {p.question.context for p in taught.prompts}
+    # As many as asked for, although scored ones are left out first.
+    assert len(training_prompts(config, lm.tokenizer, 1024, 20).prompts) == 20
 
 
 def test_a_file_in_squads_format_reads_as_what_it_was_made_from(squad_file):

@@ -94,6 +94,10 @@ def test_batches_hold_every_question_once_and_whole_paragraphs_by_length(prompts
     homes = [{prompts.prompts[i].context_T for i in part} for part in parts]
     assert sum(map(len, homes)) == len(set().union(*homes))
     assert [len(list(part)) for part in batches(prompts, 1)] == [1] * len(prompts.prompts)
+    # Six questions on three paragraphs: a batch is filled to its size, short paragraphs first.
+    assert [len(part) for part in parts] == [4, 2]
+    sizes = [len(prompts.prompts[i].context_T) for part in parts for i in part]
+    assert sizes == sorted(sizes)
 
 
 def test_rows_of_another_precision_are_refused(lm):

@@ -52,6 +52,40 @@ def test_losses_through_the_model_score_what_they_say(lm, prompts, objective):
         assert floor == pytest.approx(total / n, rel=1e-4)
 
 
+@pytest.mark.parametrize("objective", ["prompt_ppl", "answer_ce", "kl"])
+def test_a_loss_is_of_the_model_through_the_rows_and_its_floor_of_the_uncompressed(lm, prompts, objective):
+    """KL goes from the uncompressed model's words to those through the rows, summed over words, its mean over targets."""
+    through = PromptLosses(lm, list(prompts.prompts[:3]), prompts.prefix_T, objective)
+    rows_BTD = lm.table_VD[through.ids_BT]
+    clean, moved = through.uncompressed(), through.logits(through.rows(rows_BTD + 0.3))
+    loss, floor = through(rows_BTD + 0.3, clean)
+    if objective == "kl":
+        p, q = torch.distributions.Categorical(logits=clean), torch.distributions.Categorical(logits=moved)
+        there, back = torch.distributions.kl_divergence(p, q).mean(), torch.distributions.kl_divergence(q, p).mean()
+        assert float(loss) == pytest.approx(float(there), rel=1e-4)
+        assert abs(float(there - back)) > 0.01
+    else:
+        assert abs(float(loss) - floor) > 0.05
+        assert floor == pytest.approx(float(through(rows_BTD, clean)[0]), rel=1e-5)
+
+
+def test_positions_count_each_prompts_own_tokens(lm, prompts, monkeypatch):
+    """Rotary positions show no shift of a whole prompt; a model with learned positions would read another prompt."""
+    through = PromptLosses(lm, list(prompts.prompts[:4]), prompts.prefix_T, "kl")
+    seen, forward = [], lm.model.forward
+
+    def watched(*args, **kwargs):
+        seen.append(kwargs["position_ids"])
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(lm.model, "forward", watched)
+    through.uncompressed()
+    lengths = through.mask_BT.sum(1).tolist()
+    assert len(set(lengths)) > 1
+    for position_T, length in zip(seen[0], lengths, strict=True):
+        assert position_T[-length:].tolist() == list(range(length))
+
+
 def test_the_answer_is_read_as_it_is(lm, prompts):
     """Only the prompt's rows are replaced, and padding is not scored."""
     through = PromptLosses(lm, list(prompts.prompts), prompts.prefix_T, "answer_ce")
@@ -81,6 +115,15 @@ def test_gradient_norms_are_made_equal():
     assert gradient_shares(norms, weights) == {"a": pytest.approx(0.5), "b": pytest.approx(0.5)}
 
 
+@pytest.mark.parametrize("method", ["running_means", "gradient_norms", "uncertainty"])
+def test_the_given_weights_multiply_whatever_the_balance(method):
+    values = [{"a": 0.5, "b": 3.0}, {"a": 0.0, "b": 2.0}, {"a": 0.25, "b": 8.0}]
+    plain, given = Balance(method, {"a": 1.0, "b": 1.0}), Balance(method, {"a": 2.0, "b": 0.25})
+    for _ in range(3):
+        one, other = plain.weigh(*values), given.weigh(*values)
+        assert other == {"a": pytest.approx(2 * one["a"]), "b": pytest.approx(0.25 * one["b"])}
+
+
 def test_uncertainty_weights_approach_one_over_the_loss():
     balance = Balance("uncertainty", {"a": 1.0, "b": 1.0})
     for _ in range(2000):
@@ -90,7 +133,9 @@ def test_uncertainty_weights_approach_one_over_the_loss():
 
 def test_fixed_weights_stay_and_state_comes_back():
     assert Balance("fixed", {"a": 3.0}).weigh({"a": 9.0}, {"a": 0.0}, {}) == {"a": 3.0}
-    one, other = Balance("running_means", {"a": 1.0}), Balance("running_means", {"a": 1.0})
-    one.weigh({"a": 9.0}, {"a": 0.0}, {})
-    other.restore(one.state())
-    assert one.weigh({"a": 1.0}, {"a": 0.0}, {}) == other.weigh({"a": 1.0}, {"a": 0.0}, {})
+    for method in ("running_means", "uncertainty"):
+        one, other = Balance(method, {"a": 1.0}), Balance(method, {"a": 1.0})
+        for _ in range(2):
+            one.weigh({"a": 9.0}, {"a": 0.0}, {})
+        other.restore(one.state())
+        assert one.weigh({"a": 1.0}, {"a": 0.0}, {}) == other.weigh({"a": 1.0}, {"a": 0.0}, {})

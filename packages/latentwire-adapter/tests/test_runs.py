@@ -79,9 +79,10 @@ def test_phase1_improves_on_the_inverse_it_starts_from_and_says_what_the_origina
 def test_what_phase1_saves_is_what_it_scored(trained, small, make, tmp_path):
     """Loaded by `evaluate`, the adapter answers as it did in its own run."""
     again = make("evaluate", of(EvaluateConfig, small(), arm="adapter", phase1=str(trained)), tmp_path / "again")
-    keep = ("id", "prediction", "f1", "em", "error")
-    one, other = ([{k: q[k] for k in keep} for q in read_predictions(f)["questions"]] for f in (trained, again))
+    keep = ("id", "prediction", "f1", "em", "error", "answer_error", "answer_seen")
+    one, other = ([{k: q.get(k) for k in keep} for q in read_predictions(f)["questions"]] for f in (trained, again))
     assert one == other
+    assert any(q["answer_seen"] is not None for q in one)
     assert EmbeddingCompressor.from_pretrained(trained / "compressor").output_dim == 8
     assert Adapter.from_pretrained(trained / "adapter").arguments["d_model"] == 32
 
@@ -104,10 +105,13 @@ def test_held_out_types_are_in_no_fit(small, lm, monkeypatch):
 def test_a_batch_is_dealt_out_to_the_processes(small, lm):
     config = small()
     data = train_module.TypeRows(lm, train_module.make_fit(config, lm, 8), config)
-    whole, weight = data.batch(config, 3, 5, 0, 1)
-    parts = [data.batch(config, 3, 5, rank, 2) for rank in (0, 1)]
+    whole, weight = data.batch(config, 0, 5, 0, 1)
+    assert len(whole) == 64
+    parts = [data.batch(config, 0, 5, rank, 2) for rank in (0, 1)]
     assert sorted(torch.cat([rows for rows, _ in parts]).tolist()) == sorted(whole.tolist())
     assert all(share == pytest.approx(weight / 2) for _, share in parts)
+    assert whole.tolist() != data.batch(replace(config, seed=config.seed + 1), 0, 5, 0, 1)[0].tolist()
+    assert whole.tolist() != data.batch(config, 5, 5, 0, 1)[0].tolist()
     epoch = torch.cat([data.batch(config, step, 5, 0, 1)[0] for step in range(5)])
     assert len(set(epoch.tolist())) == len(epoch)
 

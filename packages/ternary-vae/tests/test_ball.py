@@ -40,6 +40,8 @@ def test_one_point_is_decoded_and_ordered(ball):
     # The point that is decoded lies where the radius says: log_0 has its length, in the prior's unit.
     log_ND = model.latent(code, None).decoded_ND * prior_std(model.config)
     torch.testing.assert_close(log_ND.norm(dim=1), out["rho_A"])
+    point = model.latent(code, None).point
+    torch.testing.assert_close((point.rho_N, point.z_hyp_ND), (out["rho_A"], out["z_A_hyp"]))
     torch.testing.assert_close(
         torch.nn.functional.normalize(log_ND, dim=1), torch.nn.functional.normalize(out["z_A_hyp"], dim=1)
     )

@@ -86,12 +86,14 @@ def test_many_operations_are_taken_in_parts_with_noise_of_their_own(model, monke
 
 
 @pytest.mark.parametrize("view", ["a", "b"])
-def test_what_training_did_not_see_is_measured_apart(model, view):
+def test_what_training_did_not_see_is_measured_apart(model, view, monkeypatch):
     seen_N = torch.arange(27) % 4 == 1
+    monkeypatch.setattr(evaluate, "linear_right", lambda x_NM, seen_N, width: seen_N if width == 6 else ~seen_N)
     found = evaluate.all_metrics(model, OPERATIONS, view, 3, seen_N)
     out = outputs(model)
     right_N = radii.right(out["logits"], OPERATIONS.target_NM)
     assert found["unseen"] == 20
+    assert found["linear_coverage_unseen"] == 0, "a baseline that is right on the seen alone"
     assert found["coverage_seen"] == right_N[seen_N].double().mean()
     assert found["coverage_unseen"] == right_N[~seen_N].double().mean()
     assert len({found["coverage"], found["coverage_seen"], found["coverage_unseen"]}) == 3

@@ -24,7 +24,7 @@ from ternary_vae.model import count_parameters, create_model
 from ternary_vae.optimizers import create_optimizer
 from ternary_vae.schedules import coverage_rate
 from ternary_vae.stages import stages_of
-from ternary_vae.train import console
+from ternary_vae.train import console, score
 
 
 @pytest.fixture(autouse=True)
@@ -71,6 +71,22 @@ def test_rows_hold_what_the_stage_trains_and_count_updates(small, tmp_path):
     assert set(manifest["data_fingerprints"]) == {"training operations"}
 
 
+def test_the_best_checkpoint_is_of_the_last_stage_although_coverage_scores_higher(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "score", lambda metrics, stage: score(metrics, stage) + 5 * (stage == "coverage"))
+    folder = train_run(small(coverage_epochs=2, epochs=6, checkpoint_every=1), tmp_path / "run")
+    rows = [row for row in rows_of(folder) if row["stage"] == "hierarchy"]
+    best = max(rows, key=lambda row: score(row, "hierarchy"))
+    place = find_checkpoint(folder)
+    assert place.name == f"step-{best['step']}" == read_index(folder / "checkpoints")["best"]
+    state = load_checkpoint(place).state
+    assert (state["loop"], state["best"]) == ("hierarchy", score(best, "hierarchy"))
+    assert state["state"]["metrics"].items() <= best.items()
+    assert (
+        load_checkpoint(folder / "checkpoints" / read_index(folder / "checkpoints")["last"]).state["best"]
+        == state["best"]
+    )
+
+
 @pytest.mark.parametrize("view", ["a", "b"])
 def test_rows_are_of_the_view_that_is_trained(small, tmp_path, view):
     folder = train_run(small(stages="joint", view=view, epochs=2), tmp_path / "run")
@@ -88,6 +104,22 @@ def test_dropout_is_drawn_anew_in_every_update_from_seed_stage_and_update(small,
     updates = rows_of(train_run(config, tmp_path / "run"))[-1]["step"]
     assert seeds == [derive_seed(3, "dropout", "joint", update, 0) for update in range(updates)]
     assert len(set(seeds)) == updates > 3
+
+
+def test_dropout_masks_differ_from_one_update_to_the_next(small, tmp_path, monkeypatch):
+    masks, forward = [], torch.nn.Dropout.forward
+
+    def keeping(self, x):
+        out = forward(self, x)
+        if self.training:  # the radius net's: a loss of radii looks at no direction
+            masks.append(((out == 0) & (x != 0)).flatten()[:40])
+        return out
+
+    monkeypatch.setattr(torch.nn.Dropout, "forward", keeping)
+    updates = rows_of(train_run(small(stages="joint", epochs=3, projection_dropout=0.5), tmp_path / "run"))[-1]["step"]
+    assert len(masks) >= updates > 6
+    assert all(8 <= int(mask.sum()) <= 32 for mask in masks)
+    assert not any(torch.equal(one, other) for k, one in enumerate(masks) for other in masks[:k])
 
 
 @pytest.mark.parametrize(("field", "still", "moves"), [("encoder_b_lr", "encoder_B", "encoder_A"), ("encoder_a_lr", "encoder_A", "encoder_B")])  # fmt: skip

@@ -180,6 +180,7 @@ def test_noise_does_not_pass_and_a_planted_hierarchy_does(seed):
 def test_values_that_do_not_exist_are_left_out():
     v_N = levels(3)
     found = metrics.radius_metrics(v_N, np.full(27, 0.5), np.ones(27))
+    assert (found["positive_gaps"], found["gaps"], found["min_level_gap"]) == (0, 3, 0)
     assert "hierarchy" not in found
     assert "hierarchy_of_ceiling" not in found
     assert found["somers_d"] == 0

@@ -199,6 +199,20 @@ def test_the_controller_stays_in_its_ranges():
         assert 0 < float(out["tau"]) < 1
 
 
+@torch.no_grad()
+def test_the_controllers_ranges_end_where_they_say():
+    controller = DifferentiableController()
+    controller.net[-1].weight.zero_()
+    for bias, ends in ((-60.0, (0, 0.1, 0, 0.5, 0.5, 0)), (60.0, (0.5, 60.1, 60, 60.5, 60.5, 1))):
+        controller.net[-1].bias.fill_(bias)
+        assert [float(value) for value in controller(torch.ones(8)).values()] == pytest.approx(ends, rel=1e-6, abs=1e-6)
+
+
+def test_only_level_0_of_the_wide_bands_has_halves(small):
+    halves = {bands: Targets.of(small(bands=bands), torch.zeros(4)).half_L.tolist() for bands in ("wide", "even")}
+    assert halves == {"wide": [0.42, 0.5, 0.5, 0.5], "even": [0.5, 0.5, 0.5, 0.5]}
+
+
 def test_a_model_is_rebuilt_from_its_configuration_alone(small):
     config = small(n_projection_layers=2, projection_dropout=0.1, encoder_norm=True, activation="silu", curvature=0.7)
     again = TernaryVAE(**architecture_of(config))

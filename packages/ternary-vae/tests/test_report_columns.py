@@ -251,6 +251,27 @@ def lines(axis):
     return [(line.get_label(), line.get_xdata(), line.get_ydata()) for line in axis.lines]
 
 
+def test_curves_of_a_run_are_coverage_by_update_and_order_by_epoch(drawn, tmp_path):
+    rows = [{"step": 5 * e, "stage": "coverage", "epoch": e, "coverage": 0.2 * e} for e in range(3)]
+    rows += [
+        {"step": 10 + 5 * (e - 1), "stage": "hierarchy", "epoch": e, "coverage": 0.4 + 0.01 * e, "hierarchy": -0.3 * e, "somers_d": -0.4 * e}
+        for e in range(1, 3)
+    ]  # fmt: skip
+    figures.plot_run_curves(rows, CEILING, tmp_path / "x.svg")
+    left, right = drawn[0].axes
+    assert list(left.lines[0].get_xdata()) == [0, 5, 10, 10, 15]
+    assert list(left.lines[0].get_ydata()) == pytest.approx([0, 0.2, 0.4, 0.41, 0.42])
+    assert list(left.lines[1].get_xdata()) == [10, 10], "where the stage changes"
+    assert left.texts[0].get_text() == "hierarchy stage" and right.get_xlabel() == "epoch of the hierarchy stage"
+    named = {label: (list(x), list(y)) for label, x, y in lines(right)}
+    assert named["hierarchy"] == ([1, 2], pytest.approx([-0.3, -0.6]))
+    assert named["Somers' D"] == ([1, 2], pytest.approx([-0.4, -0.8]))
+    assert named["best hierarchy without ties"][1] == [-CEILING, -CEILING]
+    assert list(right.lines[3].get_ydata()) == [-1, -1]
+    figures.plot_run_curves(rows[:3], None, tmp_path / "x.svg")
+    assert len(drawn[1].axes) == 1
+
+
 def test_radii_by_level_show_every_operation_at_its_radius(drawn, tmp_path):
     v_N, norm_N = np.array([0, 0, 0, 1, 1, 2]), np.array([0.9, 0.5, 0.7, 0.3, 0.4, 0.1])
     figures.plot_radius_by_level(v_N, norm_N, 0.95, tmp_path / "x.svg")
@@ -287,6 +308,23 @@ def test_curves_of_a_phase_are_means_and_ranges_of_its_arms(drawn, tmp_path):
     ends = first.collections[0].get_paths()[0].vertices
     assert (ends[ends[:, 0] == 1][:, 1].min(), ends[ends[:, 0] == 1][:, 1].max()) == (-0.6, -0.4)
     assert first.lines[-1].get_ydata() == [-CEILING, -CEILING]
+
+
+def test_effects_are_the_best_and_the_end_of_each_arm_beside_the_original_study_s(drawn, tmp_path):
+    known = dataclasses.replace(ARM, arm="sweep4_lr_1e3", best_interval=None)
+    figures.plot_effects([ARM, known], CEILING, tmp_path / "x.svg")
+    (axis,) = drawn[0].axes
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["2_weights", "heavy", "sweep4_lr_1e3"]
+    at, ceiling = {}, None
+    for line in axis.lines:
+        if line.get_label() == "ceiling without ties":
+            ceiling = list(line.get_xdata())
+        else:
+            for y in {round(float(y), 2) for y in line.get_ydata()}:
+                at.setdefault(y, []).append(sorted(map(float, line.get_xdata())))
+    assert ceiling == [-CEILING, -CEILING]
+    ends = [[-0.63, -0.59], [-0.61]]
+    assert at == {0.88: [[-0.72, -0.70], [-0.71]], 1.12: ends, 1.88: [[-0.71]], 2.12: ends, 2.0: [[-0.79]]}
 
 
 def test_the_front_is_drawn_of_the_ends_of_runs(drawn, tmp_path):

@@ -32,7 +32,8 @@ def plot_curve(curves: Mapping[str, Mapping[float, Interval]], levels: Mapping[s
     axes.set_xscale("log", base=2)
     axes.set_xticks(ticks, [f"{tick:g}x" for tick in ticks])
     axes.set(xlabel="dimensions of an embedding over those of its code", ylabel="F1", ylim=(-3, 103))
-    axes.legend(fontsize=7, ncols=2)
+    if curves:
+        axes.legend(fontsize=7, ncols=2)
     return save_figure(figure, path)
 
 

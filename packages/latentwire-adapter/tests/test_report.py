@@ -1,0 +1,141 @@
+"""What feeds which cell, sentence, bar and line of the reports: every figure has a value of its own here."""
+
+from dataclasses import replace
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+import latentwire_adapter.figures as figures
+import latentwire_adapter.report as reports
+from latentwire_adapter.config import EvaluateConfig, FitConfig, SuiteConfig
+from latentwire_adapter.report import band, report
+from studycore.record import Record
+from studycore.statistics import Interval
+
+
+def asked(scores, exact, seen=None):
+    """Eight questions of four paragraphs."""
+    return [
+        {
+            "id": str(i), "paragraph": f"p{i // 2}", "question": f"q{i}", "answers": ["x", "y"], "prediction": f"said {i}",
+            "f1": f1, "em": float(i < exact), **({} if seen is None else {"answer_seen": i in seen}),
+        }
+        for i, f1 in enumerate(scores)
+    ]  # fmt: skip
+
+
+ADAPTER = asked([1, 1, 1, 0.5, 1, 0.6, 0.7, 0.2], 4, seen={0, 1, 2, 3, 4, 5})
+
+
+def suite_table():
+    """A main job at one ratio."""
+    costs = {"bits_per_token": 512.0, "receiver_bytes": 0.0, "seconds_per_question": 0.125}
+    return pd.DataFrame([
+        {"arm": "fit", "token_id_bits": 16.0, "unigram_entropy_bits": 9.5, "text_bits": 30.0},
+        {"arm": "raw", "questions": asked([1.0] * 8, 7), **costs},
+        {"arm": "question_only", "questions": asked([0.0] * 8, 0), **costs},
+        {"arm": "shuffled", "questions": asked([0.2] * 8, 0), **costs},
+        {"arm": "adapter", "ratio": "4x", "questions": ADAPTER, "bits_per_token": 128.0, "receiver_bytes": 3.5e6,
+         "rows_seconds_per_1000_types": 0.002, "seconds_per_question": 0.25, "linear_nmse": 0.4, "nmse": 0.3,
+         "linear_held_out_nmse": 0.6, "held_out_nmse": 0.5, "recon_cosine_sim": 0.8, "norm_ratio": 0.9},
+        {"arm": "linear", "ratio": "4x", "questions": asked([0.5] * 7 + [0.1], 0, seen={0, 7}), **costs},
+    ])  # fmt: skip
+
+
+def record_of(place, table, verb="run", config=None, **metrics):
+    return Record(place, verb, config or SuiteConfig(ratios=[4.0]), {"state": "done"}, metrics, table, {}, [])
+
+
+def test_the_original_bands_begin_at_their_thresholds():
+    assert band(70.0) == "validated"
+    assert band(69.9) == band(50.0) == "helped, needs generation-aware training"
+    assert band(49.9).startswith("failed")
+
+
+def test_every_cell_of_the_main_jobs_tables(tmp_path):
+    found = report(record_of(tmp_path, suite_table()))
+    arms, rebuilt, other = found.tables
+    lines = {line[0]: line for line in arms.rows}
+    _, f1, em, kept, bits, size, micro, milli, words = lines["adapter 4x"]
+    assert (em, bits, size, micro, milli, words) == (50, 128, 3.5, pytest.approx(2), 250, "validated")
+    assert f1.split()[0] == "75"
+    assert kept.split()[0] == "0.688"  # (75 - 20) / (100 - 20): the better control is the shuffled one
+    assert lines["raw"][2] == 87.5
+    assert lines["raw"][6] is None
+    assert lines["linear 4x"][-1] == "failed"
+    (line,) = rebuilt.rows
+    assert line == ("4x", 0.4, 0.3, 0.6, 0.5, 0.8, 0.9, "30.0 (n 2)", "50.0 (n 6)", "85.0 (n 6)", "45.0 (n 2)")
+    assert [i for i, column in enumerate(rebuilt.columns) if "linear" in column] == [1, 3, 7]
+    assert other.rows == [
+        ("the token's number", 16.0), ("its information under the unigram model", 9.5), ("its text in UTF-8", 30.0),
+    ]  # fmt: skip
+    assert "Uncompressed F1 100.0; 4x: adapter 75.0 (validated), linear inverse 45.0." in found.answer
+    assert "beats the linear inverse at equal bytes: 4x (0.500 against 0.600 unexplained)" in found.answer
+    assert "does not beat" not in found.answer
+    assert found.metrics["arms"]["adapter_4x"] == {
+        "f1": 75.0, "em": 50.0, "bits_per_token": 128.0, "retention": pytest.approx(0.6875),
+    }  # fmt: skip
+    worse = suite_table().assign(held_out_nmse=0.7)
+    assert "does not beat the linear inverse at equal bytes: 4x (0.700 against" in report(
+        record_of(tmp_path, worse)
+    ).answer  # fmt: skip
+
+
+def test_a_report_of_one_arm_counts_and_lists_its_questions(tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(
+        reports, "plot_bars", lambda names, values, label, path: drawn.update(zip(names, values, strict=True)) or path
+    )
+    asked_here = [*ADAPTER[:7], {**ADAPTER[7], "f1": 0.0}]
+    table = pd.DataFrame([{"arm": "linear", "questions": asked_here}])
+    found = report(record_of(tmp_path, table, "evaluate", EvaluateConfig(), f1=72.5, em=50.0, eval_samples=8))
+    assert drawn == {"right": 4, "in part": 3, "wrong": 1}
+    assert [row[0] for row in found.tables[1].rows] == ["q3", "q5", "q6", "q7"]
+    assert found.tables[1].rows[0] == ("q3", "x / y", "said 3")
+    assert "linear: F1 72.5, EM 50.0 on 8 questions" in found.answer
+    fit = report(record_of(tmp_path, table, "fit", FitConfig(), kept_8x=0.625, kept_4x=0.9))
+    assert "An eighth of the dimensions keeps 62.5%" in fit.answer
+    assert drawn == {"right": 4, "in part": 3, "wrong": 1, "8x": 0.625, "4x": 0.9}
+
+
+@pytest.fixture
+def axes(monkeypatch):
+    """The axes of the last figure."""
+    found = []
+    monkeypatch.setattr(figures, "save_figure", lambda figure, path: found.append(figure.axes[0]) or path)
+    yield found
+    plt.close("all")
+
+
+def test_the_curve_has_each_arms_interval_and_the_levels(axes, tmp_path):
+    curves = {"adapter": {8.0: Interval(60, 50, 65, 9), 4.0: Interval(80, 72, 84, 9)}}
+    figures.plot_curve(curves, {"raw": 90.0, "shuffled": 3.0}, tmp_path / "x")
+    line, _, (bars,) = axes[-1].containers[0]
+    assert list(line.get_ydata()) == [80, 60]
+    assert [[y for _, y in segment] for segment in bars.get_segments()] == [[72, 84], [50, 65]]
+    levels = {line.get_linestyle(): line.get_ydata()[0] for line in axes[-1].lines if len(set(line.get_ydata())) == 1}
+    assert (levels["--"], levels[":"]) == (90, 3)
+
+
+def test_training_and_questions_are_drawn_from_their_columns(axes, tmp_path):
+    rows = [{"step": 0, "nmse": 0.5, "held_out_nmse": 0.7}, {"step": 4, "nmse": 0.3, "held_out_nmse": 0.6}]
+    figures.plot_training(rows, {"linear_nmse": 0.55, "linear_held_out_nmse": 0.75}, tmp_path / "x")
+    drawn = {line.get_label(): list(np.unique(line.get_ydata())) for line in axes[-1].lines}
+    assert drawn == {
+        "adapter, seen types": [0.3, 0.5], "linear inverse, seen types": [0.55],
+        "adapter, held-out types": [0.6, 0.7], "linear inverse, held-out types": [0.75],
+    }  # fmt: skip
+    asked_here = [{"error": e / 10, "f1": 1 - e / 10} for e in (9, 1, 0, 8, 2, 3, 7, 4, 5, 6)]
+    figures.plot_questions({"linear": asked_here}, tmp_path / "x")
+    (line,) = axes[-1].lines
+    assert line.get_xdata() == pytest.approx([0.05, 0.25, 0.45, 0.65, 0.85])
+    assert line.get_ydata() == pytest.approx([95, 75, 55, 35, 15])
+
+
+def test_a_table_without_ratios_still_says_that_nothing_is_scored(tmp_path):
+    nothing = replace(record_of(tmp_path, suite_table()[:1]), missing={"raw": "failed"})
+    found = report(nothing)
+    assert found.answer == "The uncompressed prompt has not been scored yet."
+    assert found.tables[-1].rows == [("raw", "failed")]
