@@ -223,6 +223,7 @@ def test_a_run_whose_loss_is_not_finite_fails_alone(lanes, tmp_path, lr, often):
         ({"view": "both"}, "both views"),
         ({"projection_dropout": 0.1}, "dropout"),
         ({"train_fraction": 0.5}, "part of the operations"),
+        ({"valuations": "shuffled"}, "valuations"),
         ({"forward": "plain"}, "plain"),
     ],
     ids=str,
