@@ -152,6 +152,16 @@ def test_rows_come_back_from_their_files_bit_by_bit(tmp_path):
     assert read_csv(tmp_path / "a.csv", ActivationRow) == [ActivationRow("a", 4, 99, 2 / 3, None, math.inf)], "earlier"
 
 
+def test_the_answer_has_the_medians_and_the_report_the_summary_first(run):
+    report = (run() / "report.md").read_text()
+    summary = report.split("## Summary")[1].split("\n## ")[0]
+    medians = {line.split(" | ")[0].strip("| "): line.split(" | ")[3] for line in summary.splitlines() if " | " in line}
+    assert f"The up projections' median kappa is {medians['kappa, up']}." in report
+    every, without = medians["act_kappa_centred"], medians["act_kappa_without_largest"]
+    assert f"The FFN activations' is {every}, and {without} without their 3 largest directions." in report
+    assert report.index("## Summary") < report.index("## FFN activations") < report.index("## Weights")
+
+
 def test_an_earlier_versions_folder_reports(run):
     """Its activations.csv names the original study's recipe otherwise, and it holds no arrays and no claims."""
     folder = run()

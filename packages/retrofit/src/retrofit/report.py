@@ -1,5 +1,6 @@
 """The reports of a run, a comparison and a measurement, from what their folders hold."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import geometric_mean, median
@@ -18,7 +19,15 @@ from retrofit.config import QUESTION, ROLES, START, SWEPT, TUNING, RunConfig
 from retrofit.figures import Rows, plot_front, plot_kappas, plot_layers, plot_spectra, plot_trajectories
 from retrofit.legacy.original_json import SUMMARY, original_values, result_of, summarise, write_original
 from retrofit.legacy.scenarios import scenario
-from retrofit.metrics.matrix_rows import ActivationRow, MatrixRow, read_csv, shown, tables
+from retrofit.metrics.matrix_rows import (
+    LEFT_OUT,
+    ActivationRow,
+    MatrixRow,
+    read_csv,
+    shown,
+    summarise as summary_rows,
+    tables,
+)
 from retrofit.metrics.summaries import few_tokens, mean_rows, update_means
 from retrofit.plan import variants
 from studycore.configuration import from_dict, read_yaml
@@ -413,8 +422,16 @@ def report_measure(record: Record) -> Report:
     figure = plot_kappas(weights, record.folder / "figures" / "kappa.svg")
     pictures.append(Picture(figure, "Condition number of every matrix, in order of depth."))
     worst = max(weights, key=lambda row: row.kappa)
+    middle = {row.what: shown(row.median) for row in summary_rows(weights, activations) if row.median is not None}
     answer = f"{len(weights)} matrices; the worst conditioned is {worst.name}, kappa {number(shown(worst.kappa))}."
+    if "kappa, up" in middle:
+        answer += f" The up projections' median kappa is {number(middle['kappa, up'])}."
+    if {"act_kappa_centred", "act_kappa_without_largest"} <= set(middle):
+        every, without = (number(middle[name]) for name in ("act_kappa_centred", "act_kappa_without_largest"))
+        answer += f" The FFN activations' is {every}, and {without} without their {LEFT_OUT} largest directions."
     question = f"How well conditioned are the weights and activations of {record.config.model}?"
     why_none = record.manifest.get("why_no_activations", "")
     notes = record.manifest.get("notes", {})
-    return Report("retrofit measure", question, answer, tables(weights, activations, why_none, notes), pictures)
+    of_weights, of_activations, summary = tables(weights, activations, why_none, notes)
+    parts = [summary, of_activations, dataclasses.replace(of_weights, folded=True)]
+    return Report("retrofit measure", question, answer, parts, pictures)
