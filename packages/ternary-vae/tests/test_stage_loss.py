@@ -154,3 +154,9 @@ def test_without_a_controller_the_weights_are_those_of_the_configuration(small):
 def test_the_divergence_of_a_code_that_is_not_trained_is_left_out(small):
     config = small(**{**ALL, "stages": "hierarchy", "start": "x", "hierarchy_frozen": ["encoder_A", "decoder_A"]})
     assert {"kl_b"} == {name for name in loss_of(config, Controller())(made_up(), BATCH, 0, 0) if name[:2] == "kl"}
+
+
+@pytest.mark.parametrize(("frozen", "decodes"), [(["encoder_A", "decoder_A"], False), (["encoder_A"], True)])
+def test_the_controller_sees_the_reconstruction_where_a_stage_of_the_hierarchy_decodes_too(small, frozen, decodes):
+    rows, seen = statistics(small(**{**ALL, "stages": "hierarchy", "start": "x", "hierarchy_frozen": frozen}))
+    assert float(seen[6]) == pytest.approx(float(rows["ce"].detach().mean()) if decodes else 0)

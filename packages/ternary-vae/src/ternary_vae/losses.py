@@ -211,7 +211,7 @@ class StageLoss:
             r_N = rows[f"rho_{view}"] if view in self.stage.views else None
             statistics += [torch.tensor(0.0), torch.tensor(0.0)] if r_N is None else [r_N.mean(), r_N.std()]
             statistics.append(rows[f"kl_{view}"].sum(1).mean() if f"kl_{view}" in rows else torch.tensor(0.0))
-        statistics += [rows["ce"].mean() if self.stage.name == "joint" else torch.tensor(0.0), torch.tensor(1.0)]
+        statistics += [rows["ce"].mean() if self.stage.decodes else torch.tensor(0.0), torch.tensor(1.0)]
         like = next(self.controller.parameters())
         stacked = torch.stack([value.detach().to(like) for value in statistics])
         weights: dict[str, Tensor] = self.controller(stacked)
