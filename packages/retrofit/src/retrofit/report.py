@@ -349,27 +349,28 @@ def comparison_tables(
     first = next(iter(merged.values()))[0]
     up, act, *others = (first.get(key) for key in keys)
     judged: list[tuple[Any, ...]] = [
-        ("step 0", "", first["val_ppl"], "", first.get("ff_gram"), "", first.get("ff_gram_original"), "", up, act)
+        ("step 0", "", "", first["val_ppl"], "", first.get("ff_gram"), "", first.get("ff_gram_original"), "", up, act)
     ]
-    rest: list[tuple[Any, ...]] = [("step 0", 0, "", *others, "", "")]
+    rest: list[tuple[Any, ...]] = [("step 0", 0, *others, "", "")]
     for name, rows in merged.items():
         last, means = rows[-1], arms[name]
         up, act, *others = (last.get(key) for key in keys)
         judged.append(
             (
-                name, means["n"], last["val_ppl"], change(rows[0], last, "val_ppl"),
+                name, means["n"], about.get("lr"), last["val_ppl"], change(rows[0], last, "val_ppl"),
                 last.get("ff_gram"), change(rows[0], last, "ff_gram"),
                 last.get("ff_gram_original"), change(rows[0], last, "ff_gram_original"), up, act,
             )
         )  # fmt: skip
-        tokens, lr = about["training_tokens"], about.get("lr")
-        rest.append((name, tokens, lr, *others, means.get("mean_grad_norm"), means.get("clip_rate")))
+        norms = (means.get("mean_grad_norm"), means.get("clip_rate"))
+        rest.append((name, about["training_tokens"], *others, *norms))
     columns = (
-        "arm", "seeds", "perplexity", "change %", "ff_gram", "change %", "ff_gram_original", "change %", "kappa up", "act kappa",
+        "arm", "seeds", "lr", "perplexity", "change %", "ff_gram", "change %", "ff_gram_original", "change %", "kappa up",
+        "act kappa",
     )  # fmt: skip
-    note = f"Means over seeds. {metrics_note(next(iter(merged.values()))[-1], about)}"
-    more = "lr: of all arms. grad norm: of the cross-entropy's gradient over all parameters before clipping, mean over updates."
-    further = ("arm", "tokens", "lr", "kappa down", "omega up", "grad norm", "clip rate")
+    note = f"Means over seeds. lr: of all arms. {metrics_note(next(iter(merged.values()))[-1], about)}"
+    more = "grad norm: of the cross-entropy's gradient over all parameters before clipping, mean over updates."
+    further = ("arm", "tokens", "kappa down", "omega up", "grad norm", "clip rate")
     return [Table("Arms", columns, judged, note), Table("Arms: the rest", further, rest, more, folded=True)]
 
 

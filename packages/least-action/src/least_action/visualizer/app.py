@@ -345,6 +345,9 @@ def build(store: ExperimentStore) -> gr.Blocks:
 def controls() -> dict[str, Any]:
     """The page's components by name, in the order in which they stand."""
     c: dict[str, Any] = {}
+    # An event that was sent before the choices changed still names the old ones: the View leaves out what is not there,
+    # where Gradio would end the event with an error.
+    stale = {"allow_custom_value": True}
     with gr.Row(equal_height=True):
         c["status"] = gr.Markdown("", elem_id="status")
         with gr.Row(equal_height=True):
@@ -365,11 +368,11 @@ def controls() -> dict[str, Any]:
             column_widths=["175px"],
         )  # fmt: skip
         label = "shown (a click on a row adds or removes it)"
-        c["runs"] = gr.Dropdown([], multiselect=True, label=label, elem_id="runs")
+        c["runs"] = gr.Dropdown([], multiselect=True, label=label, elem_id="runs", **stale)
         c["none"] = gr.Button("Show none", size="sm", elem_id="none")
     with right:
         c["section"] = gr.Radio(list(SECTIONS), value="Training", show_label=False, elem_id="section", container=False)
-        c["metrics"] = gr.Dropdown([], multiselect=True, label="metrics", elem_id="metrics")
+        c["metrics"] = gr.Dropdown([], multiselect=True, label="metrics", elem_id="metrics", **stale)
         with gr.Row(equal_height=True) as c["of_curves"]:
             c["lines"] = gr.Radio([BAND, EACH], value=BAND, label="lines", elem_id="lines", scale=4, min_width=190)
             c["smooth"] = gr.Slider(
