@@ -321,11 +321,11 @@ def build(store: ExperimentStore) -> gr.Blocks:
             "shade",
             "rows",
             "columns",
-            "first",
-            "last",
         )
         for name in (*drawn_at_once, "percent", "dark"):
             c[name].input(redraw, inputs, shown, **quiet)
+        for name in ("first", "last"):  # a zoom writes them without a key pressed, which is no input
+            c[name].change(redraw, inputs, shown, **quiet)
         c["section"].input(section, inputs, [*of_section, *shown], **quiet)
         c["sweep"].input(filtered, inputs, [*of_table_outputs, *shown], **quiet)
         c["where"].submit(filtered, inputs, [*of_table_outputs, *shown], **quiet)
