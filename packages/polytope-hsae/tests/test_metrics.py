@@ -113,6 +113,21 @@ def test_yardsticks_of_pairs():
     assert found["reconstruction_condition"] == 1
 
 
+def test_soft_absorption_is_the_median_pair():
+    """Two parents that do not fall and one that falls tenfold: a mean would follow the one."""
+    n = 60
+    child = 0.5 + 0.01 * torch.arange(n)
+    wiggle = 0.01 * torch.cos(torch.arange(n) * torch.pi)
+    codes = torch.stack([2 + wiggle, 3 + wiggle, 20 - 10 * child, child], 1)
+    found = [
+        hierarchy_metrics(codes @ torch.eye(4), codes, torch.eye(4), torch.zeros(4), torch.tensor(pairs))
+        for pairs in ([[0, 3]], [[1, 3]], [[2, 3]], [[0, 3], [1, 3], [2, 3]])
+    ]
+    each = sorted(one["soft_absorption"] for one in found[:3])
+    assert found[3]["soft_absorption"] == each[1]
+    assert each[2] > 0.5 > 10 * abs(each[1])
+
+
 def test_pairs_by_co_activation_and_their_null():
     class Flat:
         class config:

@@ -263,7 +263,7 @@ def test_a_plan_tries_the_rates_first_and_all_arms_need_them():
     for name, lr in (("tune_lr1e-5", 1e-5), ("tune_lr1e-4", 1e-4)):
         config = jobs[name].config
         assert (config.method, config.lr, config.validate_on, config.warmup_steps) == ("standard", lr, "tuning", 2)
-        assert (config.eval_interval, config.validation_blocks, config.save_model) == (6, None, False)
+        assert (config.eval_interval, config.validation_blocks, config.save_model) == (6, 5, False)
         assert jobs[name].needs == ()
     for name in ("standard_s0", "gram_s1"):
         assert jobs[name].needs == (START, "tune_lr1e-5", "tune_lr1e-4")

@@ -242,5 +242,7 @@ def test_a_run_has_the_stages_that_it_asks_for(small):
     assert (coverage.rate(500, 5), hierarchy.rate(0, 5)) == (0.25, 0.5)
     (joint,) = stages_of(small(stages="joint", view="both", code="sample", coverage_code="mean"))
     assert (joint.views, joint.sampled, joint.decodes, joint.is_last) == (("a", "b"), ("a", "b"), True, True)
+    (one_view,) = stages_of(small(stages="joint", view="b", code="sample", coverage_code="mean"))
+    assert (one_view.views, one_view.sampled) == (("b",), ("b",)), "what is decoded is the mean, as was asked"
     (alone,) = stages_of(small(stages="hierarchy", start="x", coverage_weight=0.0, hierarchy_frozen=["encoder_B"]))
     assert not alone.decodes, "nothing weighs the reconstruction"

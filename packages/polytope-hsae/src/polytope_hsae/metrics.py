@@ -8,6 +8,7 @@ Shapes: N activations, D width, F latents in all (parents first), M parents, P c
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import torch
@@ -199,7 +200,9 @@ def learned_pairs(model: Any, codes_NF: Tensor) -> Tensor:
 def hierarchy_metrics(
     x_ND: Tensor, codes_NF: Tensor, decoder_FD: Tensor, bias_D: Tensor, pairs_R2: Tensor
 ) -> dict[str, float]:
-    """Grandien et al. 2026 (arXiv:2606.22994) and Tree SAE's condition (arXiv:2605.07922), means over pairs.
+    """Grandien et al. 2026 (arXiv:2606.22994) and Tree SAE's condition (arXiv:2605.07922), over pairs.
+
+    Means, but the median for soft_absorption: a ratio that one pair of a steep slope would decide.
 
     inclusion: P(parent | child). coverage: P(some child | parent), over parents. hard_absorption: P(parent silent | child).
     soft_absorption: by regression on inputs where both fire, the share by which the parent's activation falls at the child's
@@ -237,6 +240,8 @@ def hierarchy_metrics(
     result = {"inclusion": float(inclusion_R.mean()), "hard_absorption": float(1 - inclusion_R.mean()),
               "coverage": sum(coverage) / len(coverage)}  # fmt: skip
     result |= {name: sum(values) / len(values) for name, values in found.items() if values}
+    if found["soft_absorption"]:
+        result["soft_absorption"] = median(found["soft_absorption"])
     if found["reconstruction_gain"]:
         gains = found["reconstruction_gain"]
         result["reconstruction_condition"] = sum(gain > 0 for gain in gains) / len(gains)

@@ -37,7 +37,7 @@ def tuning_jobs(compare: CompareConfig) -> Iterator[Job]:
     """Continued training at every rate that is tried, evaluated on tuning text alone: see RunConfig.validate_on."""
     for lr in compare.lrs:
         changes = {"method": "standard", "lr": lr, "validate_on": "tuning", "save_model": False}
-        without = {"activation_tokens": 0, "headline_tokens": 0, "validation_blocks": None}
+        without = {"activation_tokens": 0, "headline_tokens": 0}
         config = config_of(RunConfig, compare.base | changes | without, "base")
         config = replace(config, eval_interval=max(config.num_steps, 1))
         yield Job(f"tune_lr{in_a_name(lr)}", config, arm=TUNING, keep_checkpoints=False)
