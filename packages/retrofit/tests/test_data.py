@@ -21,22 +21,9 @@ def documents(config):
     return without_overlap(config, train, held_out), held_out
 
 
-def write(folder, kind):
-    if kind == "jsonl":
-        path = folder / "t.jsonl"
-        path.write_text("".join(json.dumps({"text": t}) + "\n" for t in TEXTS))
-    elif kind == "parquet":
-        import pyarrow as pa
-        from pyarrow import parquet
-
-        path = folder / "t.parquet"
-        parquet.write_table(pa.table({"text": TEXTS, "n": list(range(50))}), path)
-    elif kind == "stories":
-        path = folder / "s.txt"
-        path.write_text("\n<|endoftext|>\n".join(TEXTS))
-    else:
-        path = folder / "p.txt"
-        path.write_text("\n\n".join(TEXTS))
+def write(folder):
+    path = folder / "t.jsonl"
+    path.write_text("".join(json.dumps({"text": t}) + "\n" for t in TEXTS))
     return path
 
 
@@ -61,7 +48,7 @@ def test_a_folder_in_the_hubs_form_is_read_by_the_hub_route(tmp_path, monkeypatc
 def test_an_overlap_stops_the_run_whatever_the_spacing(small, tmp_path):
     with pytest.raises(UserError, match="1 documents stand in training and validation"):
         check_overlap(["a b c", "d"], ["e", " a  b\nc "])
-    path = write(tmp_path, "jsonl")
+    path = write(tmp_path)
     with pytest.raises(UserError, match="50 documents stand"):
         documents(small(dataset=str(path), validation_dataset=str(path)))
 
@@ -69,7 +56,7 @@ def test_an_overlap_stops_the_run_whatever_the_spacing(small, tmp_path):
 def test_an_overlap_is_dropped_from_training_on_request_and_counted(small, tmp_path):
     held_out = tmp_path / "held_out.jsonl"
     held_out.write_text("".join(json.dumps({"text": f" {t}"}) + "\n" for t in TEXTS[40:]))
-    config = small(dataset=str(write(tmp_path, "jsonl")), validation_dataset=str(held_out))
+    config = small(dataset=str(write(tmp_path)), validation_dataset=str(held_out))
     with pytest.raises(UserError, match=r"10 documents stand .* --on-overlap drop"):
         documents(config)
     config = small(dataset=config.dataset, validation_dataset=str(held_out), on_overlap="drop")
