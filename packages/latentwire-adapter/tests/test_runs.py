@@ -22,6 +22,7 @@ from studycore.configuration import to_dict
 from studycore.errors import Stopped, UserError
 from studycore.execution import make_runs, report_on
 from studycore.files import read_json
+from studycore.interrupted import killed_at
 from studycore.metrics_log import read_rows
 from studycore.options import SweepOptions
 from studycore.run import Run
@@ -134,6 +135,27 @@ def test_a_stopped_run_goes_on_to_the_same_bits(trained, make, small, tmp_path, 
         files = [(f / name / "model.safetensors").read_bytes() for f in (trained, tmp_path / "stopped")]
         assert files[0] == files[1]
     same = [[q["prediction"] for q in read_predictions(f)["questions"]] for f in (trained, tmp_path / "stopped")]
+    assert same[0] == same[1]
+
+
+def test_a_killed_run_goes_on_to_the_same_bits(trained, make, small, tmp_path, monkeypatch):
+    """SIGKILL in the first steps, before any checkpoint; after a save; between two; and while it answers."""
+    import studycore.run
+
+    cut = tmp_path / "cut"
+    places = [
+        (train_module, "gradient", 3),
+        (studycore.run, "save_checkpoint", 1),
+        (train_module, "gradient", 4),
+        (train_module, "score", 1),
+    ]
+    for place in places:
+        assert killed_at(*place, lambda: make("phase1", small(), cut, resume=cut.exists())), place
+    assert read_json(cut / "manifest.json")["state"] == "running"
+    make("phase1", small(), cut, resume=True)
+    for name in ("adapter", "compressor"):
+        assert (cut / name / "model.safetensors").read_bytes() == (trained / name / "model.safetensors").read_bytes()
+    same = [[q["prediction"] for q in read_predictions(f)["questions"]] for f in (trained, cut)]
     assert same[0] == same[1]
 
 

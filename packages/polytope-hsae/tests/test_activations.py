@@ -14,6 +14,7 @@ from polytope_hsae.head import head_of, load_head
 from polytope_hsae.language import check_capture, final_activations, load_model, load_tokenizer
 from polytope_hsae.metrics import cross_entropy
 from studycore.errors import UserError
+from studycore.interrupted import killed_at
 
 SHAPES = {
     "llama": {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1},
@@ -171,10 +172,6 @@ def test_a_shard_that_is_gone_is_a_sentence(planted, tmp_path):
 
 def test_a_capture_that_was_killed_goes_on_with_what_is_there(tmp_path, geometry, tokenizer, monkeypatch):
     """SIGKILL after two shards, of which neither is written again; then while one is being written."""
-    import os
-    import signal
-    import warnings
-
     import polytope_hsae.activations as module
 
     torch.manual_seed(0)
@@ -184,30 +181,15 @@ def test_a_capture_that_was_killed_goes_on_with_what_is_there(tmp_path, geometry
     monkeypatch.chdir(tmp_path)
     capture, needs = config_of(tmp_path / "model", tmp_path), {"geometry": geometry}
 
-    def killed(name, count):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
-            child = os.fork()
-        if child == 0:
-            real, calls = getattr(module, name), []
+    def capture_is_killed_at(name, count):
+        cut = tmp_path / "cut"
+        act = lambda: job("activations", capture, cut, needs, resume=cut.exists())  # noqa: E731
+        return killed_at(module, name, count, act, before=True)
 
-            def dies(*args):
-                calls.append(1)
-                if len(calls) == count:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return real(*args)
-
-            setattr(module, name, dies)
-            try:
-                job("activations", capture, tmp_path / "cut", needs, resume=(tmp_path / "cut").exists())
-            finally:
-                os._exit(0)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-
-    killed("_write", 3)
+    assert capture_is_killed_at("_write", 3)
     first = {path: path.stat().st_mtime_ns for path in CACHE.glob("*.f32")}
     assert len(first) == 2
-    killed("sync_folder", 1)
+    assert capture_is_killed_at("sync_folder", 1)
     cut = job("activations", capture, tmp_path / "cut", needs, resume=True)
     assert {path: path.stat().st_mtime_ns for path in first} == first
     kept = {path.name: path.read_bytes() for path in CACHE.glob("*.f32")}

@@ -1,11 +1,8 @@
 """Stages, exact resuming, the teacher's start, and a series of losses that a change must not move unnoticed."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import warnings
 
 import numpy as np
 import pytest
@@ -19,6 +16,7 @@ from polytope_hsae.teacher import initialise, load_teacher
 from studycore.configuration import to_dict, to_yaml
 from studycore.errors import Stopped, UserError
 from studycore.files import read_json
+from studycore.interrupted import killed_at
 from studycore.metrics_log import read_rows
 from studycore.stopping import stop_on_signals
 
@@ -148,31 +146,6 @@ def test_an_odd_batch_is_refused(tmp_path, planted, small):
         train(small(batch_size_acts=5000), tmp_path / "run", planted)
 
 
-def killed(place, act):
-    """In a forked process that kills itself at (owner, name of a function, count of its call): its exit code."""
-    owner, name, count = place
-    with warnings.catch_warnings():
-        # Python 3.12 warns of threads, of which this process has none at work.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        child = os.fork()
-    if child == 0:
-        try:
-            real, calls = getattr(owner, name), []
-
-            def dies(*args, **kwargs):
-                found = real(*args, **kwargs)
-                calls.append(1)
-                if len(calls) == count:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return found
-
-            setattr(owner, name, dies)
-            act()
-        finally:
-            os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
 @pytest.mark.parametrize("arm", ["teacher", "matryoshka"])
 def test_a_training_that_was_killed_again_and_again_is_the_same(tmp_path, planted, small, arm):
     """In the first steps, before any checkpoint; after a save; between checkpoints, in the other stage; while it measures."""
@@ -187,7 +160,7 @@ def test_a_training_that_was_killed_again_and_again_is_the_same(tmp_path, plante
         (loop, "sae_metrics", 1),
     ]
     for place in places:
-        assert killed(place, lambda: train(config, cut, planted, resume=cut.exists())) == -signal.SIGKILL, place
+        assert killed_at(*place, lambda: train(config, cut, planted, resume=cut.exists())), place
     train(config, cut, planted, resume=True)
     for name in ("sae/sae.safetensors", "arrays.safetensors"):
         assert (whole / name).read_bytes() == (cut / name).read_bytes(), name
@@ -212,7 +185,7 @@ def test_other_jobs_that_were_killed_are_the_same(tmp_path, planted, small, monk
     for verb, (config, needs, place) in jobs.items():
         cut = tmp_path / f"{verb}_cut"
         whole = job(verb, config, tmp_path / verb, needs)
-        assert killed(place, lambda: job(verb, config, cut, needs)) == -signal.SIGKILL, verb  # noqa: B023
+        assert killed_at(*place, lambda: job(verb, config, cut, needs)), verb  # noqa: B023
         assert read_json(cut / "manifest.json")["state"] == "running"
         job(verb, config, cut, needs, resume=True)
         assert (whole / "arrays.safetensors").read_bytes() == (cut / "arrays.safetensors").read_bytes(), verb

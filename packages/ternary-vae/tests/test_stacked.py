@@ -1,9 +1,7 @@
 """Runs in a stack are the runs alone: their numbers, ends, failures, checkpoints, and what happens when they are cut off."""
 
 import json
-import os
 import signal
-import warnings
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from safetensors.torch import load_file
 from studycore.checkpoints import read_index, steps
 from studycore.errors import Stopped
 from studycore.execution import Task, do_tasks
+from studycore.interrupted import killed_at, signal_at
 from studycore.jobs import Ended
 from studycore.metrics_log import read_rows
 from studycore.run import Run
@@ -261,33 +260,9 @@ def test_shapes_separate_what_may_not_be_stacked(lanes):
 
 
 # -------------------------------------------------------------------------------------------------- killed and stopped
-def interrupt(count: int, number: int, owner=StackedAdamW, name: str = "step") -> None:
-    """Makes the count-th call of a function send this process a signal."""
-    original, calls = getattr(owner, name), []
-
-    def calling(*arguments, **kwargs):
-        result = original(*arguments, **kwargs)
-        calls.append(1)
-        if len(calls) == count:
-            os.kill(os.getpid(), number)
-        return result
-
-    setattr(owner, name, calling)
-
-
 def killed(configs, where, count, owner=StackedAdamW, name="step"):
-    """Trains runs in a forked child until it gets SIGKILL; its exit code."""
-    with warnings.catch_warnings():
-        # Python 3.12 warns of threads, of which this process has none at work.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        child = os.fork()
-    if child == 0:
-        try:
-            interrupt(count, signal.SIGKILL, owner, name)
-            train_runs(configs, where, resume=True)
-        finally:
-            os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    """Whether SIGKILL ended the training of runs, at the count-th call of a function."""
+    return killed_at(owner, name, count, lambda: train_runs(configs, where, resume=True))
 
 
 CUT = {
@@ -303,7 +278,7 @@ def test_a_stack_that_was_killed_goes_on_to_the_bit(lanes, tmp_path, name):
     configs = lanes(CUT[name], chosen=[LANES[0], LANES[1], LANES[4]])
     straight, cut = folders(tmp_path / "straight", configs), folders(tmp_path / "cut", configs)
     for count in (2, 3 * 5 + 2):
-        assert killed(configs, cut, count) == -signal.SIGKILL
+        assert killed(configs, cut, count)
     assert len(steps(cut[0] / "checkpoints")) >= 1
     assert state_of(cut[0])[0] == "running"
     train_runs(configs, cut, resume=True)
@@ -317,7 +292,7 @@ def test_a_run_of_a_stack_may_go_on_alone_and_back_in_a_stack(lanes, tmp_path):
     configs = lanes({"eval_every": 2, "checkpoint_every": 3}, chosen=[LANES[0], LANES[1], LANES[4]])
     straight, cut = folders(tmp_path / "straight", configs), folders(tmp_path / "cut", configs)
     train_runs(configs, straight)
-    assert killed(configs, cut, 3 * 5 + 2) == -signal.SIGKILL
+    assert killed(configs, cut, 3 * 5 + 2)
     train_run(configs[1], cut[1], resume=True)
     close(rows_of(cut[1]), rows_of(straight[1]))
     for name, weight in weights_of(cut[1]).items():
@@ -331,8 +306,8 @@ def test_runs_saved_alone_and_together_go_on_together(lanes, tmp_path):
     configs = lanes(chosen=[LANES[0], LANES[1], LANES[4]])
     straight, cut = folders(tmp_path / "straight", configs), folders(tmp_path / "cut", configs)
     train_runs(configs, straight)
-    assert killed(configs[:2], cut[:2], 3 * 5) == -signal.SIGKILL
-    assert killed(configs[2:], cut[2:], 3 * 5) == -signal.SIGKILL
+    assert killed(configs[:2], cut[:2], 3 * 5)
+    assert killed(configs[2:], cut[2:], 3 * 5)
     train_runs(configs, cut, resume=True)
     for one, other in zip(straight, cut, strict=True):
         same(one, other)
@@ -356,7 +331,7 @@ def test_a_stack_that_was_stopped_has_saved_every_run_and_goes_on_to_the_bit(lan
     owner, name, count = STOPS[stop]
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, getattr(owner, name))
-        interrupt(count, signal.SIGTERM, owner, name)
+        signal_at(owner, name, count, signal.SIGTERM)
         with pytest.raises(Stopped, match="SIGTERM"):
             train_runs(configs, cut)
     assert {state_of(folder)[0] for folder in cut} == {"stopped"}
@@ -397,7 +372,7 @@ def test_jobs_whose_worker_died_go_on_where_each_of_them_stands(lanes, tmp_path)
     straight, cut = folders(tmp_path / "straight", configs), folders(tmp_path / "cut", configs)
     assert done_by_a_worker(configs, straight) == [Ended("done")] * 4
     # LANES[5] has 3 epochs and is saved then; the others at 4.
-    assert killed(configs, cut, 2, Run, "save") == -signal.SIGKILL
+    assert killed(configs, cut, 2, Run, "save")
     assert [state_of(folder)[0] for folder in cut] == ["running", "done", "running", "running"]
     assert [(folder / "checkpoints").exists() for folder in cut] == [True, True, False, False]
     before = (cut[1] / "results.json").stat().st_mtime_ns
@@ -413,7 +388,7 @@ def test_runs_saved_at_step_0_and_runs_never_begun_are_both_trained(lanes, tmp_p
     assert done_by_a_worker(configs, straight) == [Ended("done")] * 2
     with monkeypatch.context() as patch:
         patch.setattr(StackedRadii, "radii", StackedRadii.radii)
-        interrupt(1, signal.SIGTERM, StackedRadii, "radii")  # before the loop
+        signal_at(StackedRadii, "radii", 1, signal.SIGTERM)  # before the loop
         with pytest.raises(Stopped):
             train_runs(configs[:1], cut[:1])
     assert [path.name for path in steps(cut[0] / "checkpoints")] == ["step-0"]

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ import ternary_vae.train as module
 from studycore.checkpoints import load_checkpoint, read_index
 from studycore.configuration import to_dict
 from studycore.errors import Stopped, UserError
+from studycore.interrupted import killed_at, signal_at
 from studycore.metrics_log import read_rows
 from ternary_vae.checkpoint import find_checkpoint, load_model, start_model
 from ternary_vae.config import TrainConfig
@@ -231,42 +231,13 @@ PLACES = {
 }
 
 
-def interrupt(place: str, count: int, number: int):
-    """Makes the count-th call of a function of the training send this process a signal."""
-    owner, name = PLACES[place]
-    original, calls = getattr(owner, name), []
-
-    def calling(*arguments, **kwargs):
-        result = original(*arguments, **kwargs)
-        calls.append(1)
-        if len(calls) == count:
-            os.kill(os.getpid(), number)
-        return result
-
-    setattr(owner, name, calling)
-
-
-def killed(config: TrainConfig, folder: Path, name: str, count: int) -> int:
-    """Trains in a child process until it gets SIGKILL; its exit code. Forked, because imports would take most of the time."""
-    with warnings.catch_warnings():
-        # Python 3.12 warns of threads, of which this process has none at work.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        child = os.fork()
-    if child == 0:
-        try:
-            interrupt(name, count, signal.SIGKILL)
-            train_run(config, folder, resume=folder.exists())
-        finally:
-            os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
 @pytest.mark.parametrize("name", INTERRUPTED)
 def test_a_run_that_was_killed_again_and_again_is_the_same_run(small, tmp_path, name):
     """SIGKILL: in the first steps, before any checkpoint; after a save; between the checkpoints; after a row."""
     config = small(**INTERRUPTED[name])
     for place, count in (("step", 5), ("checkpoint", 1), ("step", 14), ("measure", 2)):
-        assert killed(config, tmp_path / "cut", place, count) == -signal.SIGKILL, (place, count)
+        act = lambda: train_run(config, tmp_path / "cut", resume=(tmp_path / "cut").exists())  # noqa: E731
+        assert killed_at(*PLACES[place], count, act), (place, count)
     assert json.loads((tmp_path / "cut" / "manifest.json").read_text())["state"] == "running"
     train_run(config, tmp_path / "cut", resume=True)
     train_run(config, tmp_path / "straight")
@@ -298,7 +269,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_bit(small, tmp_path, name, stops,
     for place, count in STOPS[stops]:
         with monkeypatch.context() as patch:
             patch.setattr(*PLACES[place], getattr(*PLACES[place]))
-            interrupt(place, count, signal.SIGTERM)
+            signal_at(*PLACES[place], count, signal.SIGTERM)
             with pytest.raises(Stopped, match="SIGTERM"):
                 train_run(config, tmp_path / "cut", resume=(tmp_path / "cut").exists())
         assert json.loads((tmp_path / "cut" / "manifest.json").read_text())["state"] == "stopped"
