@@ -80,7 +80,7 @@ def start(mutant: dict[str, str]) -> Trial:
                 os.dup2(output.fileno(), 1)
                 os.dup2(output.fileno(), 2)
             code = run_tests(mutant, place)
-        except BaseException:
+        except Exception:
             traceback.print_exc()
         finally:
             sys.stdout.flush()
