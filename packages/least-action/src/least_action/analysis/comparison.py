@@ -45,16 +45,23 @@ def seed_bands(aligned: "pd.DataFrame") -> "pd.DataFrame":
 
     Only epochs at which as many columns as ever have a value: seeds that have ended would bend the mean.
     """
+    import numpy as np
     import pandas as pd
     from scipy import stats
 
-    n = aligned.notna().sum(axis=1)
-    quantiles = {count: stats.t.ppf(0.975, max(1, count - 1)) for count in n.unique()}  # few, and ppf is slow
-    half = aligned.std(axis=1, ddof=1) * n.map(quantiles) / n.pow(0.5)
-    mean = aligned.mean(axis=1)
-    bands = pd.DataFrame({"mean": mean, "low": mean - half, "high": mean + half})
-    bands = bands.assign(min=aligned.min(axis=1), max=aligned.max(axis=1), n=n)
-    return bands[n == n.max()] if len(bands) else bands
+    values = aligned.to_numpy(dtype="float64")
+    counts = (~np.isnan(values)).sum(axis=1)
+    n = int(counts.max(initial=0))
+    kept, values = aligned.index[counts == n], values[counts == n]
+    if not n:
+        return pd.DataFrame(np.nan, index=kept, columns=["mean", "low", "high", "min", "max"]).assign(n=0)
+    mean = np.nansum(values, axis=1) / n
+    half = np.full(len(values), np.nan)
+    if n > 1:
+        half = np.nanstd(values, axis=1, ddof=1) * stats.t.ppf(0.975, n - 1) / np.sqrt(n)
+    bands = {"mean": mean, "low": mean - half, "high": mean + half}
+    bands |= {"min": np.nanmin(values, axis=1), "max": np.nanmax(values, axis=1), "n": n}
+    return pd.DataFrame(bands, index=kept)
 
 
 def group_by_hyperparameter(

@@ -22,6 +22,8 @@ from studycore.errors import UserError
 
 SECONDS = 3
 """Between looks at the folder."""
+KEPT = 32
+"""Figures that are kept, for a page that shows the same runs in the same way again."""
 CSS = """
 .gradio-container {max-width: none !important}
 #status p, #note p {margin: 2px 0}
@@ -221,6 +223,7 @@ def build(store: ExperimentStore) -> gr.Blocks:
         of_table_outputs = [c[name] for name in ("table", "status", "runs", "sweep", "rows", "columns", "listed")]
         of_section = [c["metrics"], c["of_curves"], c["of_heat_map"], c["of_checkpoints"]]
         plain = [n for n in names if n not in ("runs", "sweep", "rows", "columns", "metrics")]
+        kept: dict[tuple[int, View], tuple[Any, str]] = {}
 
         def view_from(*values: Any) -> View:
             given = dict(zip(names, values, strict=True))
@@ -234,8 +237,13 @@ def build(store: ExperimentStore) -> gr.Blocks:
             return View(**{**given, "percent": int(given["percent"]), "smooth": int(given["smooth"])})
 
         def drawn(view: View) -> list[Any]:
-            figure, note, _ = draw(store, view)
-            return [figure, note, link(store, view)]
+            """What was drawn of the same runs before is not drawn again: going back to a section costs nothing."""
+            key = (store.version, view)
+            if key not in kept:
+                if len(kept) >= KEPT:
+                    kept.pop(next(iter(kept)))
+                kept[key] = draw(store, view)[:2]
+            return [*kept[key], link(store, view)]
 
         def of_table(view: View) -> list[Any]:
             """The table, the choices of runs and fields, and the status."""
@@ -306,6 +314,7 @@ def build(store: ExperimentStore) -> gr.Blocks:
             view = view_from(*values)
             return [*of_the_section(view), *drawn(view)]
 
+        drawn(at_first(store, View()))  # so that nobody waits for the first
         timer = gr.Timer(SECONDS, active=False)
         all_outputs = [*of_table_outputs, *of_section, *(c[name] for name in plain), *shown, timer]
         # Whatever draws waits in one line, so that the last change is the last drawn; a change while one is drawn is kept.
