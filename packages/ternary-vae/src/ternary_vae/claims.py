@@ -362,30 +362,33 @@ SAME_RIM = _better(
 
 _FINDINGS = (
     Claim(
-        "decay_balanced", "The loss on level means peaks and then loses 0.16 or more (weights 5, 5)", ORIGINAL,
+        "decay_balanced",
+        "With the loss on level means (weights 5, 5) the hierarchy peaks and then worsens by 0.16 or more", ORIGINAL,
         "0.16 (-0.758 to -0.598)", f"{SPEARMAN}, end minus best",
         with_note(mean("decay", "sweep2_balanced"), NEVER_NEGATIVE), above=0.16, when=_beyond(20, "sweep2_balanced"),
     ),
     Claim(
-        "decay_baseline", "The loss on level means peaks and then loses 0.19 or more (weights 5, 2)", ORIGINAL,
+        "decay_baseline",
+        "With the loss on level means (weights 5, 2) the hierarchy peaks and then worsens by 0.19 or more", ORIGINAL,
         "0.19 (-0.752 to -0.559)", f"{SPEARMAN}, end minus best",
         with_note(mean("decay", "sweep2_baseline"), NEVER_NEGATIVE), above=0.19, when=_beyond(20, "sweep2_baseline"),
     ),
     Claim(
-        "peak_weights", "All weightings of the loss on level means peak at epoch 20 or earlier", ORIGINAL, "10 to 20",
-        "epochs", with_note(mean("best_epoch", WEIGHTS, of="group"), "Averaged over the arms within a seed."), below=20.5,
+        "peak_weights",
+        "With every weighting of the loss on level means the best hierarchy comes at epoch 20 or earlier", ORIGINAL,
+        "10 to 20", "epochs", with_note(mean("best_epoch", WEIGHTS, of="group"), "Averaged over the arms within a seed."), below=20.5,
         when=_beyond(20, WEIGHTS, of="group"),
     ),
     _better(
-        "early_stop_vs_step", "Stopping early (patience 5) has a better best than the step schedule",
+        "early_stop_vs_step", "Stopping early (patience 5) reaches a better best hierarchy than the step schedule does",
         "-0.025 (-0.792 against -0.767)", "sweep3_early_stop_p5", "sweep3_step_decay", SAME_TRAJECTORY,
     ),
     _better(
-        "early_stop_vs_cosine", "Stopping early (patience 5) has a better best than the cosine schedule",
+        "early_stop_vs_cosine", "Stopping early (patience 5) reaches a better best hierarchy than the cosine schedule does",
         "-0.097 (-0.792 against -0.695)", "sweep3_early_stop_p5", "sweep3_cosine", SAME_TRAJECTORY,
     ),
     Claim(
-        "early_stop_peak", "With patience 5 the best is at epoch 10 or earlier", ORIGINAL, "3", "epochs",
+        "early_stop_peak", "With patience 5 the best hierarchy comes at epoch 10 or earlier", ORIGINAL, "3", "epochs",
         mean("best_epoch", "sweep3_early_stop_p5"), below=10.5, when=_beyond(10, "sweep3_early_stop_p5"),
     ),
     _better(
@@ -397,7 +400,7 @@ _FINDINGS = (
         "sweep4_lr_1e3", "sweep4_lr_3e4",
     ),
     Claim(
-        "lr_1e3_peak", "Learning rate 1e-3 has its best at epoch 2 or earlier", ORIGINAL, "0", "epochs",
+        "lr_1e3_peak", "At learning rate 1e-3 the best hierarchy comes at epoch 2 or earlier", ORIGINAL, "0", "epochs",
         mean("best_epoch", "sweep4_lr_1e3"), below=2.5, when=_beyond(2, "sweep4_lr_1e3"),
     ),
     Claim(
@@ -412,11 +415,11 @@ _FINDINGS = (
         "Pearson", correlation("initial_hierarchy", "best_hierarchy", DRAWS, of="group"), above=0.92, when=COMPARABLE,
     ),
     Claim(
-        "best_achieved", "The loss on level means reaches -0.792 or better", ORIGINAL, "-0.792",
+        "best_achieved", "With the loss on level means the best hierarchy of a seed's runs is -0.792 or lower", ORIGINAL, "-0.792",
         f"{SPEARMAN}, best of a seed", _best_of_all_arms(), below=-0.792, when=COMPARABLE,
     ),
     Claim(
-        "ordered_no_decay", "The loss on single samples ends within 0.001 of its best",
+        "ordered_no_decay", "With the loss on single samples the hierarchy ends within 0.001 of its best",
         "this study: nothing in it pulls levels together again", "0", f"{SPEARMAN}, end minus best",
         mean("decay", "sweep7_ordered"), below=0.001, when=COMPARABLE,
     ),
