@@ -112,6 +112,15 @@ def test_every_setting_has_a_docstring(study):
                 assert documented, f"{cls.name}.{setting.target.id}"
 
 
+@pytest.mark.parametrize("folder", [".", "shared", *(f"packages/{study}" for study in STUDIES)])
+def test_no_paragraph_of_a_readme_is_longer_than_six_lines(folder):
+    """Of some 120 characters; an item of a list counts as a paragraph. What follows a table without a blank line is a row."""
+    blocks = re.split(r"\n\n+|\n(?=- |\d+\. )", (ROOT / folder / "README.md").read_text().strip())
+    assert [block for block in blocks if len(block) > 700 and not block.startswith(("    ", "|"))] == []
+    tables = [block for block in blocks if block.startswith("|")]
+    assert [line for table in tables for line in table.splitlines() if not line.startswith("|")] == []
+
+
 @each_study
 def test_changelog_names_the_version(study):
     assert f"## {project(f'packages/{study}')['version']}" in (ROOT / "packages" / study / "CHANGELOG.md").read_text()

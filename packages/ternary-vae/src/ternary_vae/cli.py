@@ -69,7 +69,7 @@ def evaluate_command(argv: list[str]) -> None:
     parser.add_argument("checkpoint", help="a run folder, or a checkpoint's own folder")
     parser.add_argument("--output", help="a JSON file for the metrics as well")
     options = parser.parse_args(argv)
-    from ternary_vae.evaluation import evaluate
+    from ternary_vae.evaluate_verb import evaluate
 
     evaluate(options.checkpoint, options.output)
 
