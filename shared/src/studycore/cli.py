@@ -78,10 +78,10 @@ def exit_code(name: str, act: Callable[[], None]) -> int:
 
 
 def _say(sentence: str) -> None:
-    """On stderr, by the first of several processes of one run, which as a rule have the same to say.
+    """On stderr.
 
-    The first process that ends makes the launcher end the others, so those wait for it; what only they know they then
-    say themselves.
+    Processes of one run mostly fail alike, so the first speaks at once and the others wait PATIENCE seconds; by then the
+    launcher has ended all that had nothing of their own to say.
     """
     if not _is_first_process():
         time.sleep(PATIENCE)

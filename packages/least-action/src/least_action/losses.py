@@ -138,6 +138,7 @@ class LeastActionLoss:
         config, parts = self.config, []
         if config.lambda_spectral and step % config.spectral_interval == 0:
             logits_NP = model.forward_pairs(*grid).logits_NP
+            # The labels are not read: a table is laid out by its pairs, so that anything of their shape stands in.
             table_IJK = grid_logits(logits_NP, Pairs(*grid, grid[0]), config.p, config.operation)
             parts.append(config.lambda_spectral * spectral_smoothness_loss(table_IJK))
         if config.lambda_jacobian:

@@ -18,8 +18,8 @@ Row = Mapping[str, Any]
 IDENTITY = ("seed", "projection_seed", "start")
 """Settings in which runs of one arm differ; `start` is the seed's own coverage checkpoint."""
 UNCOMPARED = ("step", "stage", "epoch", "richness_hyperbolic")
-"""Columns of a row that say nothing of its model, or, the last, say again what `richness` does in another unit, which
-the curvature sets even where it reaches nothing else."""
+"""Columns left out: the first three do not describe the model; richness_hyperbolic is richness in a unit that the
+curvature sets."""
 ROUNDING = 1e-10
 """Largest difference between histories that are the same: a run that was cut off may have gone on in another stack."""
 TIMED = ("scheduler", "step_epochs", "step_gamma", "early_stopping_patience")

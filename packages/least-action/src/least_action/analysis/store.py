@@ -84,7 +84,7 @@ class ExperimentStore:
             return True
 
     def _is_left(self, experiment: ExperimentData) -> bool:
-        """A run that was being written and that nobody writes any more: no file of it need have changed."""
+        """A run whose writer has gone; its files need not have changed."""
         return experiment.state == "running" and not is_writing(experiment.folder)
 
     def _register(self) -> None:

@@ -89,7 +89,7 @@ class View:
 
 
 def view_of(parameters: Mapping[str, Sequence[str]]) -> View:
-    """The view of a link. What does not fit, as in a link that was cut off or typed, is left as at first."""
+    """The view of a link. Fields of the link that are missing or malformed keep their defaults."""
     plain, values = View(), {}
     for f in fields(View):
         if texts := parameters.get(f.name):
