@@ -12,7 +12,7 @@ from studycore.configuration import to_dict, to_yaml
 from studycore.files import sha256
 from ternary_vae.claims import columns_of
 from ternary_vae.config import SweepConfig, TrainConfig
-from ternary_vae.metrics.final import history_metrics
+from ternary_vae.history import history_metrics
 
 CEILING = 0.8320502954
 SEEDS = range(5)

@@ -20,10 +20,11 @@ from ternary_vae import figures, report
 from ternary_vae.cli import STUDY, evaluate_command
 from ternary_vae.config import TrainConfig
 from ternary_vae.data import Operations
+from ternary_vae.history import history_metrics
 from ternary_vae.metric_table import metric_table
 from ternary_vae.metrics.closed_form import closed_form
 from ternary_vae.metrics.evaluate import untrained
-from ternary_vae.metrics.final import flat_view, history_metrics
+from ternary_vae.metrics.final import flat_view
 
 
 def numbers(value):

@@ -156,12 +156,7 @@ class TrainerConfig:
                 f"p: {self.p} is not prime, which {self.operation} needs; {next_prime(self.p)} is the next prime"
             )
         n_pairs = self.p * (self.p - 1 if self.operation == "divide" else self.p)
-        n_train = round(self.train_frac * n_pairs)
-        if not 0 < n_train < n_pairs:
-            raise ValueError(
-                f"train_frac: {self.train_frac} of the {n_pairs} pairs leaves {n_train} for training and "
-                f"{n_pairs - n_train} for testing; choose it so that both are at least 1"
-            )
+        n_train = training_pairs(self.train_frac, n_pairs)
         if self.batch_size is not None and self.batch_size > n_train:
             raise ValueError(
                 f"batch_size: {self.batch_size} exceeds the {n_train} training pairs; use null for full batch"
@@ -232,6 +227,17 @@ class TrainOptions(studycore.options.TrainOptions):
 
 
 LARGEST_P = 2**20
+
+
+def training_pairs(train_frac: float, n_pairs: int) -> int:
+    """How many of the pairs are for training. ValueError where none would be, or none for testing."""
+    n_train = round(train_frac * n_pairs)
+    if not 0 < n_train < n_pairs:
+        raise ValueError(
+            f"train_frac: {train_frac} of the {n_pairs} pairs leaves {n_train} for training and "
+            f"{n_pairs - n_train} for testing; choose it so that both are at least 1"
+        )
+    return n_train
 
 
 def is_prime(n: int) -> bool:

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from least_action.config import TrainerConfig
+from least_action.config import TrainerConfig, training_pairs
 from studycore.streams import generator
 
 
@@ -76,12 +77,7 @@ class ModularArithmeticDataset:
     def __init__(self, p: int, operation: str = "add", train_frac: float = 0.3, data_seed: int = 42):
         self.p, self.operation = p, operation
         self.pairs = all_pairs(p, operation)
-        n_train = round(train_frac * len(self.pairs))
-        if not 0 < n_train < len(self.pairs):
-            raise ValueError(
-                f"train_frac: {train_frac} of {len(self.pairs)} pairs leaves {n_train} for training and "
-                f"{len(self.pairs) - n_train} for testing; choose it so that both are at least 1"
-            )
+        n_train = training_pairs(train_frac, len(self.pairs))
         order = torch.randperm(len(self.pairs), generator=generator(data_seed, "split", p, operation))
         # Sorted, so that reductions over the pairs run in one order whatever the shuffle.
         self.train_index, self.test_index = order[:n_train].sort().values, order[n_train:].sort().values
@@ -89,8 +85,7 @@ class ModularArithmeticDataset:
 
     def inputs(self, pairs: Pairs) -> Tensor:
         """[N, 2p] float32."""
-        one_hot = torch.nn.functional.one_hot
-        return torch.cat([one_hot(pairs.a_N, self.p), one_hot(pairs.b_N, self.p)], dim=-1).float()
+        return pair_one_hot(pairs.a_N, pairs.b_N, self.p).float()
 
     def get_train(self) -> tuple[Tensor, Tensor]:
         """(inputs, labels) of the training pairs."""
@@ -111,6 +106,11 @@ class SequenceArithmeticDataset(ModularArithmeticDataset):
     def inputs(self, pairs: Pairs) -> Tensor:
         """[N, 4] int64."""
         return pair_tokens(pairs.a_N, pairs.b_N, self.p)
+
+
+def pair_one_hot(a_N: Tensor, b_N: Tensor, p: int) -> Tensor:
+    """[N, 2p] int64: the one-hot vectors of a and of b, side by side."""
+    return torch.cat([F.one_hot(a_N, p), F.one_hot(b_N, p)], dim=-1)
 
 
 def pair_tokens(a_N: Tensor, b_N: Tensor, p: int) -> Tensor:

@@ -12,7 +12,8 @@ from typing import Any
 from least_action.config import TrainerConfig
 
 MEMORISED = 0.99
-LEVELS = {"grokked_95": 0.95, "grokked_99": 0.99}
+GROKKED = 0.99
+LEVELS = {"grokked_95": 0.95, "grokked_99": GROKKED}
 ONSET_ABOVE_CHANCE = 0.05
 PLATEAU = 0.1
 """Accuracy on new pairs below which a run that has memorised is on the plateau: then it groks, else it generalises fast.
@@ -79,7 +80,7 @@ def find_events(rows: Sequence[dict[str, Any]], p: int, window: int) -> Events:
     grokked = {name: first_window(epochs, test, level, window) for name, level in LEVELS.items()}
     delay = None if memorised is None or grokked["grokked_99"] is None else grokked["grokked_99"] - memorised
     onset = first_window(epochs, test, 1 / p + ONSET_ABOVE_CHANCE, window)
-    level, stays = LEVELS["grokked_99"], len(test)
+    level, stays = GROKKED, len(test)
     while stays > 0 and test[stays - 1] >= level:
         stays -= 1
     after = [] if grokked["grokked_99"] is None else test[epochs.index(grokked["grokked_99"]) + window :]
@@ -96,7 +97,7 @@ def find_events(rows: Sequence[dict[str, Any]], p: int, window: int) -> Events:
 
 def has_touched_99(rows: Sequence[dict[str, Any]]) -> bool:
     """Whether some evaluation so far had a test accuracy of 0.99."""
-    return any(row.get("test_acc", 0.0) >= LEVELS["grokked_99"] for row in rows)
+    return any(row.get("test_acc", 0.0) >= GROKKED for row in rows)
 
 
 def may_begin(rows: Sequence[dict[str, Any]], train_acc: float, test_acc: float, window: int) -> bool:
@@ -107,7 +108,7 @@ def may_begin(rows: Sequence[dict[str, Any]], train_acc: float, test_acc: float,
     """
     evaluated = [row for row in rows if "test_acc" in row]
     epochs = [row["epoch"] for row in evaluated]
-    for column, now, level in (("train_acc", train_acc, MEMORISED), ("test_acc", test_acc, LEVELS["grokked_99"])):
+    for column, now, level in (("train_acc", train_acc, MEMORISED), ("test_acc", test_acc, GROKKED)):
         values = [row[column] for row in evaluated]
         rises = now >= level and (not values or values[-1] < level)
         if rises and first_window(epochs, values, level, window) is None:

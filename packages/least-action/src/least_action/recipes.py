@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from least_action.config import TrainerConfig
+from least_action.model import trainable_parameters
 from least_action.model.parameter_roles import decayed_parameters, parameter_roles
 
 
@@ -45,7 +46,7 @@ def create_optimizers(model: nn.Module, config: TrainerConfig) -> list[torch.opt
         decayed_parameters(model, config.weight_decay_rule, config.decay_gates),
         muon_parameters(model, config),
     )
-    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    trained = trainable_parameters(model)
     groups = [
         {"params": [q for n, q in trained.items() if n in decayed - by_muon], "weight_decay": config.weight_decay},
         {"params": [q for n, q in trained.items() if n not in decayed | by_muon], "weight_decay": 0.0},

@@ -13,7 +13,15 @@ from least_action.events import grokked_epoch, has_touched_99
 from least_action.losses import LeastActionLoss
 from least_action.metrics.final import figure_arrays, results
 from least_action.metrics.training import Probe, measure
-from least_action.model import PairForward, build_model, count_trained_values, probe_inputs, replay_probe, total_norm
+from least_action.model import (
+    PairForward,
+    build_model,
+    count_trained_values,
+    probe_inputs,
+    replay_probe,
+    total_norm,
+    trainable_parameters,
+)
 from least_action.recipes import create_optimizers, learning_rate, transform_gradients
 from studycore.checkpoints import optimizer_tensors
 from studycore.devices import check_memory
@@ -42,7 +50,7 @@ def train(config: TrainerConfig, run: Run) -> None:
     forward = PairForward(model, config.forward == "restructured")
     forward, *prepared = run.accelerator.prepare(forward, *optimizers)
     loss_of = LeastActionLoss(config)
-    trained = {name: q for name, q in model.named_parameters() if q.requires_grad}
+    trained = trainable_parameters(model)
     # constrained_norm holds the weights at a share of the norm with which they began, grokfast averages gradients:
     # what a resumed run cannot see in its weights.
     state = {"initial_norm": run.state.get("initial_norm") or total_norm(model.parameters()).item()}

@@ -19,8 +19,8 @@ from studycore.measures import at_least, correlation, mean, paired_difference, r
 from studycore.metrics_log import read_rows
 from studycore.run_folder import read_manifest
 from studycore.statistics import Interval, mean_interval
-from ternary_vae.comparisons import ordering_rows
 from ternary_vae.config import SweepConfig, TrainConfig
+from ternary_vae.history import ordering_metrics, ordering_rows
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -86,18 +86,13 @@ def columns_of(
         "largest_coverage": max(float(row["coverage"]) for row in evaluations),
         "seconds": seconds,
     }
-    ordering = ordering_rows(evaluations)
-    if ordering:
-        best = min(ordering, key=lambda row: float(row["hierarchy"]))
+    if ordering := ordering_rows(evaluations):
         row |= {
-            "initial_hierarchy": ordering[0]["hierarchy"],
-            "starts_inverted": float(ordering[0]["hierarchy"]) > 0,
-            "best_hierarchy": best["hierarchy"],
-            "best_epoch": best["epoch"],
+            **ordering_metrics(evaluations),
             "final_hierarchy": ordering[-1]["hierarchy"],
-            "decay": ordering[-1]["hierarchy"] - best["hierarchy"],
             "ordering_rows": ordering,
         }
+        row["decay"] = row["final_hierarchy"] - row["best_hierarchy"]
     # A finetuned run, or one of a sweep's phases, is asked for no target; nor is a checkpoint that others start from, nor
     # what stands beside the model: controls, the flat twin, other bands.
     row["whole"] = (

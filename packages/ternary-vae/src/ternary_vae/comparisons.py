@@ -10,11 +10,11 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from studycore.statistics import Interval, mean_interval
+from ternary_vae.history import Row
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
-Row = Mapping[str, Any]
 IDENTITY = ("seed", "projection_seed", "start")
 """Settings in which runs of one arm differ; `start` is the seed's own coverage checkpoint."""
 UNCOMPARED = ("step", "stage", "epoch", "richness_hyperbolic")
@@ -26,11 +26,6 @@ TIMED = ("scheduler", "step_epochs", "step_gamma", "early_stopping_patience")
 """Settings that act from some epoch on: equal histories may have ended before it, so they are never called inert."""
 OF_THE_END = ("somers_d", "richness", "coverage")
 """Metrics of a run's last model that an arm is described by, as means over seeds."""
-
-
-def ordering_rows(evaluations: Sequence[Row]) -> list[Row]:
-    """Evaluations of the stage that orders radii, from before its first update on; empty where there was none."""
-    return [row for row in evaluations if row["stage"] != "coverage" and "hierarchy" in row]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from studycore.figures import COLOURS, new_figure, save_figure
-from ternary_vae.comparisons import ArmStatistics, Row, ordering_rows
+from ternary_vae.comparisons import ArmStatistics
+from ternary_vae.history import Row, ordering_rows
 
 if TYPE_CHECKING:
     from pandas import DataFrame

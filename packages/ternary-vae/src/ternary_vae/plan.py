@@ -8,7 +8,7 @@ from typing import Any
 
 from studycore.configuration import check_types, from_dict, to_dict
 from studycore.errors import UserError
-from studycore.jobs import Job, grid_points
+from studycore.jobs import Job, base_of, config_of, grid_points
 from ternary_vae.config import (
     COVERAGE,
     ENCODING,
@@ -81,16 +81,13 @@ def _job(name: str, phase: str, arm: str, values: Mapping[str, Any], needs: tupl
     known = {f.name for f in dataclasses.fields(TrainConfig)}
     if unknown := sorted(set(values) - known):
         raise UserError(f"{phase}: {unknown} are no fields of a run; see `ternary-vae train --help`")
-    try:
-        config = TrainConfig(**check_types(TrainConfig, values))
-    except ValueError as error:
-        raise UserError(f"experiment {name}: {error}") from None
+    config = config_of(TrainConfig, values, f"experiment {name}")
     return Job(name, config, needs=needs, arm=arm, labels={"phase": phase}, together=shape_of(config))
 
 
 def sweep_of_seeds(config: TrainConfig, seeds: int) -> tuple[str, SweepConfig]:
     """`train --seeds N`: the verb and the sweep of one configuration."""
-    changed = {k: v for k, v in to_dict(config).items() if k != "seed" and v != to_dict(TrainConfig())[k]}
+    changed = {name: value for name, value in base_of(config).items() if name != "seed"}
     return "sweep", SweepConfig(coverage={"seed": config.seed}, from_scratch={"train": changed}, seeds=seeds)
 
 

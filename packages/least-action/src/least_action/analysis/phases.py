@@ -3,13 +3,12 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from least_action.events import MEMORISED, ONSET_ABOVE_CHANCE, first_window
+from least_action.events import GROKKED, MEMORISED, ONSET_ABOVE_CHANCE, first_window
 from studycore.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-GROKKED = 0.99
 WINDOW = 5
 
 

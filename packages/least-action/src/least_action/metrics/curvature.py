@@ -20,7 +20,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from least_action.data import Pairs
-from least_action.model import PairModel, total_norm
+from least_action.model import PairModel, total_norm, trainable_parameters
 
 LossFn = Callable[[Tensor, Tensor], Tensor]
 
@@ -50,11 +50,6 @@ def rademacher(shape: tuple[int, ...] | torch.Size, like: Tensor, generator: tor
     """
     bits = torch.randint(0, 2, shape, generator=generator, device=generator.device)
     return (2 * bits - 1).to(like)
-
-
-def trainable_parameters(model: nn.Module) -> dict[str, Tensor]:
-    """The parameters that training changes, by name."""
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def compute_gradient_norm(model: PairModel, pairs: Pairs, loss_fn: LossFn) -> float:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from least_action.config import is_prime
 from least_action.data import Pairs
 from least_action.model import GrokTransformer, OneHotModel, PairModel, RoutedNetwork
 
@@ -65,7 +66,7 @@ def group_coordinates(p: int, operation: str) -> GroupCoordinates:
 
 def _powers_of_primitive_root(p: int) -> Tensor:
     """g^0, g^1, .. g^(p-2) mod p for the smallest g whose powers are all nonzero residues."""
-    if p < 2 or any(p % d == 0 for d in range(2, math.isqrt(p) + 1)):
+    if not is_prime(p):
         raise ValueError(f"p: {p} is not prime, so its nonzero residues are no group under multiplication")
     for g in range(1, p):
         powers = [1]

@@ -19,7 +19,6 @@ from least_action.metrics.curvature import (
     compute_hessian_trace,
     compute_jacobian_norm,
     compute_weight_hessian_trace,
-    trainable_parameters,
 )
 from least_action.metrics.fourier import (
     character_power,
@@ -38,7 +37,7 @@ from least_action.metrics.model_properties import (
 from least_action.metrics.numerics import logit_scale, softmax_collapse
 from least_action.metrics.optimizer import compute_adam_metrics
 from least_action.metrics.routing import head_utilization, path_signatures, routing_entropy
-from least_action.model import Output, PairModel, total_norm
+from least_action.model import Output, PairModel, total_norm, trainable_parameters
 from least_action.model.parameter_roles import decayed_parameters
 from least_action.recipes import learning_rate
 from studycore.streams import generator

@@ -14,6 +14,7 @@ from least_action.model.networks import (
     probe_inputs,
     replay_probe,
     total_norm,
+    trainable_parameters,
 )
 
 __all__ = [
@@ -30,4 +31,5 @@ __all__ = [
     "probe_inputs",
     "replay_probe",
     "total_norm",
+    "trainable_parameters",
 ]

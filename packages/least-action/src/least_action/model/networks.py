@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from least_action.config import TrainerConfig
-from least_action.data import pair_tokens
+from least_action.data import pair_one_hot, pair_tokens
 from least_action.model.distinct_inputs import PairIndex, Rows, join
 from least_action.model.parameter_roles import GateLinear, HeadsDown, InputLinear, PositionTable, Unembedding
 from least_action.model.routing import FeedForward, RoutedFeedForward, RoutedLayer
@@ -79,8 +79,7 @@ class OneHotModel(PairModel):
     input: InputLinear
 
     def plain_inputs(self, a_N: Tensor, b_N: Tensor) -> Tensor:
-        one_hot_NE = torch.cat([F.one_hot(a_N, self.p), F.one_hot(b_N, self.p)], dim=-1)
-        return one_hot_NE.to(self.input.weight.dtype)
+        return pair_one_hot(a_N, b_N, self.p).to(self.input.weight.dtype)
 
     def get_embeddings(self, x: Tensor) -> Tensor:
         return x.to(self.input.weight.dtype)
@@ -333,9 +332,14 @@ def _init(module: nn.Module, name: str, parameter: Tensor, stream: torch.Generat
         parameter.uniform_(-bound, bound, generator=stream)
 
 
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that training changes, by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
 def count_trained_values(model: nn.Module) -> int:
     """Numbers that training changes; frozen parameters are left out."""
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return sum(parameter.numel() for parameter in trainable_parameters(model).values())
 
 
 def total_norm(tensors: Iterable[Tensor], dtype: torch.dtype | None = None) -> Tensor:

@@ -20,9 +20,10 @@ from least_action.analysis.architecture import layer_group
 from least_action.analysis.checkpoints import Snapshot
 from least_action.analysis.loader import arm_of
 from least_action.visualizer.view import BAND, LOGARITHMIC, View
+from studycore import figures
 from studycore.errors import UserError
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D46", "#7F7F7F")
+COLOURS = (*figures.COLOURS[:6], "#8C6D46", "#7F7F7F")
 """Okabe and Ito's palette without black, which a dark page hides, and two more."""
 DASHES = ("solid", "dash", "dot", "dashdot")
 """Of the first eight lines, the next eight, ..."""

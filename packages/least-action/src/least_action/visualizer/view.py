@@ -79,7 +79,7 @@ class View:
         return tuple(name for name in self.metrics if name in of_section) or of_section[:4]
 
     def query(self) -> str:
-        """As the part of a link after the question mark; what is as at first is left out, and no run is `runs=`."""
+        """As the part of a link after the question mark: fields at their defaults are left out, and no run at all is `runs=`."""
         plain, mine = asdict(View()), asdict(self)
         mine["metrics"] = () if self.chosen_metrics == SECTIONS[self.section][:4] else self.chosen_metrics
         parts = {name: value for name, value in mine.items() if value != plain[name]}

@@ -3,7 +3,7 @@
 Shapes: N all operations, D latent dimensions.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ternary_vae.config import TrainConfig
 from ternary_vae.data import Operations
+from ternary_vae.history import Row, history_metrics
 from ternary_vae.metrics.closed_form import closed_form
 from ternary_vae.metrics.evaluate import Codes, all_metrics, headline, points, radii, untrained
 from ternary_vae.model import TernaryVAE, count_parameters
@@ -23,24 +24,6 @@ COVERAGE_METRICS = (
     "kl_of_least", "prior_coverage",
 )  # fmt: skip
 """What a run that only learns to reconstruct has learned something about."""
-Row = Mapping[str, Any]
-
-
-def history_metrics(rows: Sequence[Row]) -> dict[str, Any]:
-    """What the evaluations of a run say beyond its last model; what never happened is left out."""
-    metrics: dict[str, Any] = {}
-    full = next((row for row in rows if row["coverage"] == 1.0), None)
-    if full is not None:
-        metrics |= {"coverage_epoch": full["epoch"], "coverage_epoch_stage": full["stage"]}
-    ordering = [row for row in rows if row["stage"] != "coverage" and "hierarchy" in row]
-    if ordering:
-        best = min(ordering, key=lambda row: float(row["hierarchy"]))
-        first = float(ordering[0]["hierarchy"])
-        metrics |= {"initial_hierarchy": first, "starts_inverted": first > 0, "best_hierarchy": best["hierarchy"]}
-        metrics |= {"best_epoch": best["epoch"], "last_epoch": ordering[-1]["epoch"]}
-    elif rows:
-        metrics["last_epoch"] = rows[-1]["epoch"]
-    return metrics
 
 
 def run_metrics(

@@ -1,0 +1,36 @@
+"""What a run's evaluations, the rows of metrics.jsonl, say beyond its last model; without torch."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Row = Mapping[str, Any]
+
+
+def history_metrics(rows: Sequence[Row]) -> dict[str, Any]:
+    """When coverage was complete and how the hierarchy went; what never happened is left out."""
+    metrics: dict[str, Any] = {}
+    full = next((row for row in rows if row["coverage"] == 1.0), None)
+    if full is not None:
+        metrics |= {"coverage_epoch": full["epoch"], "coverage_epoch_stage": full["stage"]}
+    metrics |= ordering_metrics(rows)
+    if stage := ordering_rows(rows) or rows:
+        metrics["last_epoch"] = stage[-1]["epoch"]
+    return metrics
+
+
+def ordering_rows(rows: Sequence[Row]) -> list[Row]:
+    """Evaluations of the stage that orders radii, from before its first update on; empty where there was none."""
+    return [row for row in rows if row["stage"] != "coverage" and "hierarchy" in row]
+
+
+def ordering_metrics(rows: Sequence[Row]) -> dict[str, Any]:
+    """The first and the best hierarchy of that stage, and the epoch of the best; empty where there was none."""
+    ordering = ordering_rows(rows)
+    if not ordering:
+        return {}
+    best = min(ordering, key=lambda row: float(row["hierarchy"]))
+    first = float(ordering[0]["hierarchy"])
+    return {
+        "initial_hierarchy": first, "starts_inverted": first > 0, "best_hierarchy": best["hierarchy"],
+        "best_epoch": best["epoch"],
+    }  # fmt: skip
