@@ -6,9 +6,10 @@ experiments  both, joined by experiment_name; a field that a metric has the name
 """
 
 import difflib
+import json
 import re
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,6 +55,7 @@ class ExperimentStore:
         self._lock = threading.RLock()
         # No statement can reach a file.
         self._connection = duckdb.connect(":memory:", config={"enable_external_access": "false"})
+        self._connection.execute("SET errors_as_json = true")
         self.refresh()
 
     def refresh(self) -> bool:
@@ -157,19 +159,35 @@ class ExperimentStore:
                     raise UserError("query: the store is read only; give one SELECT")
                 return self._connection.execute(statements[0], list(parameters)).df()
             except duckdb.Error as error:
-                raise UserError(self._sentence(str(error))) from None
+                raise UserError(self._sentence(sql, str(error))) from None
 
-    def _sentence(self, message: str) -> str:
-        column = re.search(r'(?:Referenced column|column named|Column with name) "?([\w.]+)"?', message)
-        if column is None:
-            first = message.partition("\n")[0].rpartition("Error: ")[2].rstrip(".!")
-            near = re.search(r'Did you mean "([^"]+)"', message)
-            mend = f"did you mean {near[1]}?" if near else "the tables are history, runs and experiments"
-            return f"query: {first}; {mend}"
-        names = sorted({name for names in self._columns.values() for name in names})
-        close = difflib.get_close_matches(column[1], names, n=3, cutoff=0.5)
-        mend = f"near it are {', '.join(close)}" if close else "store.columns() lists those there are"
-        return f"query: there is no column '{column[1]}'; {mend}"
+    def _sentence(self, sql: str, message: str) -> str:
+        """What is wrong with a query, from DuckDB's error: JSON with its message and where in the query it is."""
+        kind, _, report = message.partition("Error: ")
+        error = json.loads(report) if report.startswith("{") else {"exception_message": report or kind}
+        if name := _unknown_column(sql, error):
+            names = sorted({name for names in self._columns.values() for name in names})
+            if name.lower() not in map(str.lower, names):
+                close = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5)
+                mend = f"near it are {', '.join(close)}" if close else "store.columns() lists those there are"
+                return f"query: there is no column '{name}'; {mend}"
+        first = error["exception_message"].partition("\n")[0].rstrip(".!")
+        near = error.get("candidates", "").partition(",")[0]
+        mend = f"did you mean {near}?" if near else "the tables are history, runs and experiments"
+        return f"query: {first}; {mend}"
+
+
+def _unknown_column(sql: str, error: Mapping[str, str]) -> str:
+    """The name in the query that DuckDB's error is about, where that is a column; else "".
+
+    One without a table is named in the error. One behind a table's name is read where the error is; a call is none.
+    """
+    if error.get("error_subtype") == "COLUMN_NOT_FOUND" and "name" in error:
+        return error["name"]
+    if error.get("exception_type") != "Binder" or "error_subtype" in error or "position" not in error:
+        return ""
+    column = re.match(r"\w+\.([^\W\d]\w*)\b(?!\s*\()", sql.encode()[int(error["position"]) :].decode(errors="ignore"))
+    return column[1] if column else ""
 
 
 def run_row(experiment: ExperimentData) -> dict[str, Any]:
