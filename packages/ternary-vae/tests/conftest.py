@@ -4,11 +4,15 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import ternary_vae.train as module
+from studycore.checkpoints import read_index
+from studycore.metrics_log import read_rows
 from studycore.options import TrainOptions
 from studycore.report import Report, write_results
 from studycore.run import Run, opened
@@ -68,6 +72,16 @@ def train_run(config: TrainConfig, folder: Path, resume: bool = False) -> Path:
     """One run; returns its folder."""
     train_runs([config], [folder], resume)
     return folder
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    """A run's evaluations."""
+    return read_rows(folder / "metrics.jsonl")
+
+
+def weights_of(folder: Path, which: str = "last") -> dict[str, torch.Tensor]:
+    """The weights of a run's last or best checkpoint."""
+    return load_file(folder / "checkpoints" / read_index(folder / "checkpoints")[which] / "model.safetensors")
 
 
 @pytest.fixture

@@ -16,12 +16,13 @@ from studycore.files import read_json, write_json
 from studycore.record import read_config, read_record
 from studycore.run_folder import read_manifest
 from ternary_vae.checkpoint import load_model
-from ternary_vae.cli import STUDY, import_command, inspect_command, main
+from ternary_vae.cli import STUDY, import_command, main
 from ternary_vae.data import Operations
 from ternary_vae.legacy import old_file
 from ternary_vae.legacy.importing import forms_of, shown_fields
 from ternary_vae.legacy.inspection import examine_old
 from ternary_vae.legacy.old_file import read_old
+from ternary_vae.legacy.verbs import inspect_command
 from ternary_vae.metrics.evaluate import all_metrics
 
 torch.set_num_threads(1)

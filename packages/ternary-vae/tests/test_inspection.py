@@ -12,11 +12,12 @@ from studycore.configuration import to_dict
 from studycore.errors import UserError
 from studycore.files import sha256
 from ternary_vae.checkpoint import load_model
-from ternary_vae.cli import inspect_command, main
+from ternary_vae.cli import main
 from ternary_vae.config import TrainConfig
 from ternary_vae.data import Operations
 from ternary_vae.legacy.importing import forms_of
 from ternary_vae.legacy.inspection import diagnose, examine
+from ternary_vae.legacy.verbs import inspect_command
 from ternary_vae.metrics.evaluate import headline, order_metrics, reconstruct
 from ternary_vae.model import build_model, create_model, probe_inputs, replay_probe
 

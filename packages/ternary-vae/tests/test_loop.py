@@ -5,12 +5,10 @@ import math
 
 import pytest
 import torch
-from conftest import train_run
-from safetensors.torch import load_file
+from conftest import rows_of, train_run, weights_of
 
 import ternary_vae.train as module
 from studycore.checkpoints import load_checkpoint, read_index
-from studycore.metrics_log import read_rows
 from studycore.run_folder import read_manifest
 from studycore.streams import derive_seed
 from ternary_vae.checkpoint import find_checkpoint, load_model, start_model
@@ -31,14 +29,6 @@ from ternary_vae.train import console, score
 def without_final_metrics(monkeypatch):
     """They have tests of their own."""
     monkeypatch.setattr(module, "run_metrics", lambda *_: {})
-
-
-def rows_of(folder):
-    return read_rows(folder / "metrics.jsonl")
-
-
-def weights_of(folder, which="last"):
-    return load_file(folder / "checkpoints" / read_index(folder / "checkpoints")[which] / "model.safetensors")
 
 
 def losses(row):

@@ -17,9 +17,10 @@ from studycore.errors import UserError
 from studycore.execution import make_run, report_on
 from studycore.options import TrainOptions
 from ternary_vae import figures, report
-from ternary_vae.cli import STUDY, evaluate_command
+from ternary_vae.cli import STUDY
 from ternary_vae.config import TrainConfig
 from ternary_vae.data import Operations
+from ternary_vae.evaluate_verb import evaluate_command
 from ternary_vae.history import history_metrics
 from ternary_vae.metric_table import metric_table
 from ternary_vae.metrics.closed_form import closed_form

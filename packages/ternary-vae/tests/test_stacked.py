@@ -7,15 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import BARE, CPU, train_run, train_runs
-from safetensors.torch import load_file
+from conftest import BARE, CPU, rows_of, train_run, train_runs, weights_of
 
 from studycore.checkpoints import read_index, steps
 from studycore.errors import Stopped
 from studycore.execution import Task, do_tasks
 from studycore.interrupted import killed_at, signal_at
 from studycore.jobs import Ended
-from studycore.metrics_log import read_rows
 from studycore.run import Run
 from ternary_vae.checkpoint import find_checkpoint, load_model, start_model, stored_metrics
 from ternary_vae.config import TrainConfig
@@ -69,14 +67,6 @@ def lanes(source):
         return [TrainConfig(**values, start=source[values["seed"]]) for values in each]
 
     return make
-
-
-def rows_of(folder: Path) -> list[dict]:
-    return read_rows(folder / "metrics.jsonl")
-
-
-def weights_of(folder: Path, which: str = "last") -> dict:
-    return load_file(folder / "checkpoints" / read_index(folder / "checkpoints")[which] / "model.safetensors")
 
 
 def state_of(folder: Path) -> tuple[str, str]:

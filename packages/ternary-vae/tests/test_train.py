@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import train_run
-from safetensors.torch import load_file
+from conftest import rows_of, train_run, weights_of
 
 import studycore.run
 import ternary_vae.train as module
@@ -19,7 +18,6 @@ from studycore.checkpoints import load_checkpoint, read_index
 from studycore.configuration import to_dict
 from studycore.errors import Stopped, UserError
 from studycore.interrupted import killed_at, signal_at
-from studycore.metrics_log import read_rows
 from ternary_vae.checkpoint import find_checkpoint, load_model, start_model
 from ternary_vae.config import TrainConfig
 from ternary_vae.data import Operations, training_indices
@@ -35,10 +33,6 @@ from ternary_vae.train import has_ended, score
 def without_final_metrics(monkeypatch):
     """They have tests of their own."""
     monkeypatch.setattr(module, "run_metrics", lambda *_: {})
-
-
-def rows_of(folder: Path) -> list[dict]:
-    return read_rows(folder / "metrics.jsonl")
 
 
 def loss_of(row: dict) -> float:
@@ -92,7 +86,7 @@ def test_a_run_is_a_function_of_its_configuration(small, tmp_path):
 def test_evaluating_leaves_training_alone(small, tmp_path):
     for name, changes in (("often", {"checkpoint_every": 1}), ("seldom", {"eval_every": 6, "checkpoint_every": 6})):
         train_run(small(encoder_dropout=0.2, coverage_patience=None, **changes), tmp_path / name)
-    often, seldom = (load_file(last(tmp_path / name) / "model.safetensors") for name in ("often", "seldom"))
+    often, seldom = (weights_of(tmp_path / name) for name in ("often", "seldom"))
     assert all(torch.equal(often[name], seldom[name]) for name in often)
 
 
@@ -147,7 +141,7 @@ def test_a_frozen_random_decoder_is_the_original_study_s_plateau(tmp_path):
         )  # fmt: skip
         folder = train_run(config, tmp_path / f"run-{len(frozen)}")
         final[bool(frozen)] = rows_of(folder)[-1]["coverage"]
-        drawn, kept = create_model(config, 0).state_dict(), load_file(last(folder) / "model.safetensors")
+        drawn, kept = create_model(config, 0).state_dict(), weights_of(folder)
         decoder = [torch.equal(drawn[name], kept[name]) for name in kept if name.startswith("decoder_A")]
         assert all(decoder) if frozen else not any(decoder)
     assert final[False] == 1.0
@@ -314,7 +308,7 @@ def test_two_processes_equal_one(small, tmp_path, changes):
     assert json.loads((tmp_path / "two" / "manifest.json").read_text())["devices"]["world_size"] == 2
     for one, two in zip(rows_of(tmp_path / "one"), rows_of(tmp_path / "two"), strict=True):
         assert numbers(one) == pytest.approx(numbers(two), rel=1e-6, abs=1e-12)
-    ours, theirs = (load_file(last(tmp_path / name) / "model.safetensors") for name in ("one", "two"))
+    ours, theirs = (weights_of(tmp_path / name) for name in ("one", "two"))
     for name, weight in ours.items():
         torch.testing.assert_close(weight, theirs[name], rtol=1e-6, atol=1e-8)
 
@@ -327,7 +321,7 @@ def test_a_hierarchy_stage_starts_from_a_verified_checkpoint(small, tmp_path):
     config = small(stages="hierarchy", start=str(source))
     folder = train_run(config, tmp_path / "run")
     _, _, before = load_model(str(source))
-    after = load_file(last(folder) / "model.safetensors")
+    after = weights_of(folder)
     for name, weight in before.state_dict().items():
         frozen = name.startswith(("encoder_A", "decoder_A"))
         assert torch.equal(weight, after[name]) or not frozen, name

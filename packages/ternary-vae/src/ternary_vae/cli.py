@@ -1,13 +1,12 @@
-"""The command `ternary-vae`: the study's declaration, and the verbs that only it has. Heavy imports stay inside them."""
+"""The command `ternary-vae`: the study's declaration."""
 
 import sys
-from pathlib import Path
-from typing import Any
 
-from studycore.cli import Parser, main as run_command
-from studycore.errors import UserError
+from studycore.cli import main as run_command
 from studycore.study import ManyRuns, OneRun, Study, Verb
+from ternary_vae import evaluate_verb
 from ternary_vae.config import QUESTION
+from ternary_vae.legacy import verbs
 
 STUDY = Study(
     name="ternary-vae",
@@ -38,11 +37,8 @@ STUDY = Study(
             of="train",
             resolve="ternary_vae.plan:sweep_values",
         ),
-        "evaluate": Verb("every metric of a checkpoint, beside its baselines", "ternary_vae.cli:evaluate_command"),
-        "inspect": Verb(
-            "what is in a checkpoint, does it rebuild, and if not, why",
-            "ternary_vae.cli:inspect_command",
-        ),
+        "evaluate": Verb(evaluate_verb.SUMMARY, "ternary_vae.evaluate_verb:evaluate_command"),
+        "inspect": Verb(verbs.SUMMARY_OF_INSPECT, "ternary_vae.legacy.verbs:inspect_command"),
         "import": Verb(
             "bring in a .pt file of the original study's layout",
             "ternary_vae.cli:import_command",
@@ -56,57 +52,9 @@ STUDY = Study(
 )
 
 
-USAGE_OF_IMPORT = """usage: ternary-vae import FILE FOLDER [--key-map MAP.yaml] [architecture flags]
-
-FILE: a .pt file. FOLDER: the run folder to make. What the tensors do not show and the file's
-configuration does not say must be given as flags; those given win over the file's.
-"""
-
-
-def evaluate_command(argv: list[str]) -> None:
-    """`evaluate CHECKPOINT [--output FILE]`."""
-    parser = Parser(prog="ternary-vae evaluate", description=STUDY.verbs["evaluate"].summary)
-    parser.add_argument("checkpoint", help="a run folder, or a checkpoint's own folder")
-    parser.add_argument("--output", help="a JSON file for the metrics as well")
-    options = parser.parse_args(argv)
-    from ternary_vae.evaluate_verb import evaluate
-
-    evaluate(options.checkpoint, options.output)
-
-
-def inspect_command(argv: list[str]) -> None:
-    """`inspect CHECKPOINT`."""
-    parser = Parser(prog="ternary-vae inspect", description=STUDY.verbs["inspect"].summary)
-    parser.add_argument("checkpoint", help="a run folder, a checkpoint's own folder, or a .pt file")
-    options = parser.parse_args(argv)
-    from ternary_vae.legacy.inspection import inspect
-
-    inspect(options.checkpoint)
-
-
 def import_command(argv: list[str]) -> None:
     """`import FILE FOLDER [--key-map MAP.yaml] [architecture flags]`."""
-    from studycore.configuration import build, read_arguments
-    from ternary_vae.config import ArchitectureConfig, ImportOptions
-
-    def read(arguments: list[str]) -> dict[str, Any]:
-        return read_arguments([ImportOptions, ArchitectureConfig], arguments, "ternary-vae import", STUDY.package)[1]
-
-    if not argv or {"--help", "-h"} & set(argv):
-        print(USAGE_OF_IMPORT)
-        read(["--help"])
-    if len(argv) < 2 or argv[0].startswith("-") or argv[1].startswith("-"):
-        raise UserError("import: needs a .pt file and the folder to make; give both first, then the flags")
-    given, file, folder = read(argv[2:]), Path(argv[0]), Path(argv[1])
-    options = build(ImportOptions, {name: given.pop(name) for name in ("key_map", "view") if name in given})
-    from ternary_vae.legacy.importing import import_file
-
-    imported = import_file(STUDY, file, folder, given, options, ["ternary-vae", "import", *argv])
-    names = [name for name in ("coverage", "hierarchy", "somers_d", "richness") if name in imported.metrics]
-    shown = [f"{name} {imported.metrics[name]:.6g}" for name in names]
-    for note in imported.notes:
-        print(note)
-    print(f"{folder}: imported {file.name}: {', '.join(shown)}")
+    verbs.import_into_a_run(STUDY, argv)
 
 
 def main(argv: list[str] | None = None) -> int:

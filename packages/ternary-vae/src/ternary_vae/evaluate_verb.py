@@ -1,20 +1,33 @@
-"""The verb `evaluate`: every metric of a verified checkpoint beside its baselines."""
+"""The verb `evaluate`: every metric of a verified checkpoint beside its baselines. Heavy imports stay inside."""
 
 import dataclasses
 from pathlib import Path
 
-import torch
-
+from studycore.cli import Parser
 from studycore.files import check_output_file, write_json
 from studycore.report import table_text
-from ternary_vae.checkpoint import load_model
-from ternary_vae.data import Operations, training_indices
-from ternary_vae.metric_table import metric_table
-from ternary_vae.metrics.final import baselines, run_metrics
+
+SUMMARY = "every metric of a checkpoint, beside its baselines"
+
+
+def evaluate_command(argv: list[str]) -> None:
+    """`evaluate CHECKPOINT [--output FILE]`."""
+    parser = Parser(prog="ternary-vae evaluate", description=SUMMARY)
+    parser.add_argument("checkpoint", help="a run folder, or a checkpoint's own folder")
+    parser.add_argument("--output", help="a JSON file for the metrics as well")
+    options = parser.parse_args(argv)
+    evaluate(options.checkpoint, options.output)
 
 
 def evaluate(name: str, output: str | None) -> None:
     """Prints the metrics of the checkpoint of a name, and writes them as JSON into the file `output`, where asked."""
+    import torch
+
+    from ternary_vae.checkpoint import load_model
+    from ternary_vae.data import Operations, training_indices
+    from ternary_vae.metric_table import metric_table
+    from ternary_vae.metrics.final import baselines, run_metrics
+
     if output is not None:
         check_output_file(output)
     checkpoint, config, model = load_model(name)

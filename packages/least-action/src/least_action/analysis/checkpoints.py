@@ -90,11 +90,11 @@ def get_routing_at_step(experiment: ExperimentData, percent: float) -> RoutingSn
         raise UserError(
             f"{experiment.name}: is a {experiment.config.get('model_type')}, which routes nothing; choose a routed one"
         )
-    found = snapshot(experiment, nearest_checkpoint(experiment, percent))
-    layers = sorted(int(name.split("_")[2]) for name in found.arrays if name.startswith("dominant_head_"))
+    at_step = snapshot(experiment, nearest_checkpoint(experiment, percent))
+    layers = sorted(int(name.split("_")[2]) for name in at_step.arrays if name.startswith("dominant_head_"))
     return RoutingSnapshot(
-        found.step,
-        found.epoch,
-        [found.arrays[f"dominant_head_{k}_PP"] for k in layers],
-        [found.arrays[f"head_use_{k}_R"] for k in layers],
+        at_step.step,
+        at_step.epoch,
+        [at_step.arrays[f"dominant_head_{k}_PP"] for k in layers],
+        [at_step.arrays[f"head_use_{k}_R"] for k in layers],
     )

@@ -78,10 +78,10 @@ def group_by_hyperparameter(
     if not groups:
         raise UserError(f"metric: '{metric}' was measured by none of the {len(experiments)} experiments")
     rows = []
-    for value, found in sorted(groups.items(), key=lambda item: (str(type(item[0])), item[0])):
-        interval = mean_interval(found) if len(found) > 1 else None
+    for value, values in sorted(groups.items(), key=lambda item: (str(type(item[0])), item[0])):
+        interval = mean_interval(values) if len(values) > 1 else None
         bounds = (None, None) if interval is None else (interval.low, interval.high)
-        rows.append((value, len(found), sum(found) / len(found), *bounds, min(found), max(found)))
+        rows.append((value, len(values), sum(values) / len(values), *bounds, min(values), max(values)))
     return pd.DataFrame(rows, columns=[parameter, "n", "mean", "low", "high", "min", "max"])
 
 

@@ -76,8 +76,8 @@ def find_runs(root: Path) -> dict[str, Path]:
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"{root}: there is no such folder; name the one that least-action writes its runs to")
-    found = {path.relative_to(root).as_posix(): path for path in _run_folders(root, DEPTH)}
-    return {(path.resolve().name if name == "." else name): path for name, path in sorted(found.items())}
+    folders = {path.relative_to(root).as_posix(): path for path in _run_folders(root, DEPTH)}
+    return {(path.resolve().name if name == "." else name): path for name, path in sorted(folders.items())}
 
 
 def _run_folders(folder: Path, depth: int) -> Iterator[Path]:
@@ -86,7 +86,7 @@ def _run_folders(folder: Path, depth: int) -> Iterator[Path]:
     if depth:
         with os.scandir(folder) as entries:
             names = sorted(e.name for e in entries if e.is_dir() and e.name[0] not in "._" and e.name not in OWN)
-        below = [found for name in names for found in _run_folders(folder / name, depth - 1)]
+        below = [run for name in names for run in _run_folders(folder / name, depth - 1)]
     yield from below
     if not below and (folder / "manifest.json").exists():
         yield folder

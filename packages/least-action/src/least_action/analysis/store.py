@@ -78,8 +78,8 @@ class ExperimentStore:
             with ThreadPoolExecutor() as pool:
                 read = dict(zip(changed, pool.map(lambda name: _read(name, runs[name]), changed), strict=True))
             kept = {name: self.experiments.get(name, self.broken.get(name)) for name in runs} | read
-            self.experiments = {name: found for name, found in kept.items() if isinstance(found, ExperimentData)}
-            self.broken = {name: found for name, found in kept.items() if isinstance(found, str)}
+            self.experiments = {name: entry for name, entry in kept.items() if isinstance(entry, ExperimentData)}
+            self.broken = {name: entry for name, entry in kept.items() if isinstance(entry, str)}
             self._signatures = signatures
             self._register()
             self.version += 1
@@ -205,14 +205,14 @@ def run_row(experiment: ExperimentData) -> dict[str, Any]:
 
 
 def _signature(folder: Path) -> tuple[Any, ...]:
-    found = []
+    stamps = []
     for name in FILES:
         try:
             status = (folder / name).stat()
         except FileNotFoundError:
             continue
-        found.append((name, status.st_mtime_ns, status.st_size))
-    return tuple(found)
+        stamps.append((name, status.st_mtime_ns, status.st_size))
+    return tuple(stamps)
 
 
 def _read(name: str, folder: Path) -> ExperimentData | str | None:

@@ -98,8 +98,8 @@ def listed(store: ExperimentStore, view: View) -> list[str]:
     """Names of the runs that sweep and condition leave. UserError for a condition that does not fit."""
     names = store.list_experiments()
     if view.where:
-        found = set(store.query(f"SELECT experiment_name FROM runs WHERE {view.where}")["experiment_name"])
-        names = [name for name in names if name in found]
+        matching = set(store.query(f"SELECT experiment_name FROM runs WHERE {view.where}")["experiment_name"])
+        names = [name for name in names if name in matching]
     return [name for name in names if view.sweep in ("", ALL, get_experiment_group(name))]
 
 
@@ -195,11 +195,11 @@ def curves_data(runs: Sequence[ExperimentData], view: View) -> pd.DataFrame:
 
 def draw_checkpoint(run: ExperimentData, view: View) -> tuple[Any, str, Callable[[], pd.DataFrame]]:
     step = nearest_checkpoint(run, view.percent)
-    found = cached_snapshot(run, step)
+    at_step = cached_snapshot(run, step)
     kept = ", ".join(map(str, checkpoint_steps(run)))
-    note = f"{run.name} at epoch {found.epoch} (step {step}). It keeps the checkpoints of steps {kept}."
-    spectra = {name: pd.Series(found.arrays[name]) for name in ("embedding_power_F", "logit_power_F")}
-    return plots.checkpoint(found, run.config, view), note, lambda: pd.DataFrame(spectra)
+    note = f"{run.name} at epoch {at_step.epoch} (step {step}). It keeps the checkpoints of steps {kept}."
+    spectra = {name: pd.Series(at_step.arrays[name]) for name in ("embedding_power_F", "logit_power_F")}
+    return plots.checkpoint(at_step, run.config, view), note, lambda: pd.DataFrame(spectra)
 
 
 def export(store: ExperimentStore, view: View) -> list[str]:
@@ -249,19 +249,19 @@ def build(store: ExperimentStore) -> gr.Blocks:
             """The table, the choices of runs and fields, and the status."""
             problem = ""
             try:
-                found = listed(store, view)
+                listed_names = listed(store, view)
             except UserError as error:
-                found, problem = listed(store, replace(view, where="")), f" {error}."
-            runs = [store.experiments[name] for name in found]
+                listed_names, problem = listed(store, replace(view, where="")), f" {error}."
+            runs = [store.experiments[name] for name in listed_names]
             groups = dict.fromkeys(map(get_experiment_group, store.list_experiments()))
             short = plots.labels(list(store.experiments.values()))
             there = ["", *plots.differing_fields(runs)]
             rows, columns = (name if name in there else "" for name in (view.rows, view.columns))
             return [
-                table(store, found), status(store) + problem,
+                table(store, listed_names), status(store) + problem,
                 gr.update(choices=[(label, name) for name, label in short.items()], value=list(view.runs or ())),
                 gr.update(choices=[ALL, *groups], value=view.sweep), gr.update(choices=there, value=rows),
-                gr.update(choices=there, value=columns), (store.version, tuple(found)),
+                gr.update(choices=there, value=columns), (store.version, tuple(listed_names)),
             ]  # fmt: skip
 
         def of_the_section(view: View) -> list[Any]:

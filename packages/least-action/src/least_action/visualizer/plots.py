@@ -222,13 +222,13 @@ def bands(experiments: Sequence[ExperimentData], metric: str, view: View, legend
 
 def _aligned(members: Sequence[ExperimentData], metric: str) -> pd.DataFrame:
     """As align_by_epoch has it; where all were measured at the same epochs, as seeds are, without its joins."""
-    found = {e.name: series(e, metric) for e in members}
-    first = next(iter(found.values())).index
-    if first.is_monotonic_increasing and first.is_unique and all(first.equals(s.index) for s in found.values()):
-        return pd.DataFrame({name: s.to_numpy() for name, s in found.items()}, index=first)
+    series_of = {e.name: series(e, metric) for e in members}
+    first = next(iter(series_of.values())).index
+    if first.is_monotonic_increasing and first.is_unique and all(first.equals(s.index) for s in series_of.values()):
+        return pd.DataFrame({name: s.to_numpy() for name, s in series_of.items()}, index=first)
     if all(metric in e.history.column_names for e in members):
         return align_by_epoch(members, metric)
-    return pd.concat(found, axis=1).sort_index()
+    return pd.concat(series_of, axis=1).sort_index()
 
 
 def _joined(aligned: pd.DataFrame) -> tuple[Any, Any]:
@@ -319,9 +319,9 @@ def differing_fields(experiments: Sequence[ExperimentData]) -> list[str]:
     ]
 
 
-def checkpoint(found: Snapshot, config: Mapping[str, Any], view: View) -> go.Figure:
+def checkpoint(snapshot: Snapshot, config: Mapping[str, Any], view: View) -> go.Figure:
     """Spectra, norms of layers and, for a routed model, the dominant head of every pair, at one checkpoint."""
-    arrays = found.arrays
+    arrays = snapshot.arrays
     heads = sorted(name for name in arrays if name.startswith("dominant_head_"))
     titles = [
         "embedding's power by frequency",
@@ -342,11 +342,11 @@ def checkpoint(found: Snapshot, config: Mapping[str, Any], view: View) -> go.Fig
     figure.add_heatmap(z=grid, zmin=-limit, zmax=limit, colorscale="RdBu", showscale=False, row=2, col=1)
     figure.update_xaxes(title_text="a (group order)", row=2, col=1)
     figure.update_yaxes(title_text="b (group order)", row=2, col=1)
-    names = list(found.layer_norms)
+    names = list(snapshot.layer_norms)
     groups = list(dict.fromkeys(map(layer_group, names)))
     colours = [COLOURS[groups.index(layer_group(name)) % len(COLOURS)] for name in names]
     figure.add_bar(
-        y=names[::-1], x=[found.layer_norms[n] for n in names][::-1], orientation="h", marker_color=colours[::-1],
+        y=names[::-1], x=[snapshot.layer_norms[n] for n in names][::-1], orientation="h", marker_color=colours[::-1],
         row=2, col=2,
     )  # fmt: skip
     for number, name in enumerate(heads, start=4):

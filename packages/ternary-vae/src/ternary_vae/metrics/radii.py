@@ -87,8 +87,8 @@ def somers_d(v_N: Ints, r_N: Floats) -> float | None:
 def depth_order(v_N: Ints, r_N: Floats) -> dict[int, float]:
     """k -> Somers' D among the operations of valuation k and more, for every k with two levels or more. The one over all
     operations (k = 0) is nearly blind to the deep levels, which hold few of them."""
-    found = {int(k): somers_d(v_N[v_N >= k], r_N[v_N >= k]) for k in np.unique(v_N)}
-    return {k: d for k, d in found.items() if d is not None}
+    by_depth = {int(k): somers_d(v_N[v_N >= k], r_N[v_N >= k]) for k in np.unique(v_N)}
+    return {k: d for k, d in by_depth.items() if d is not None}
 
 
 def mean_of(by_depth: Mapping[int, float]) -> float | None:
