@@ -1,7 +1,6 @@
 """Sweeps: run over processes, failures recorded, resumed after a kill, one experiment alone."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from conftest import command
 
 from least_action.cli import main
 from least_action.config import SweepConfig
@@ -30,18 +30,6 @@ TINY = {
 def write(path, **sweep):
     path.write_text(yaml.safe_dump(sweep))
     return str(path)
-
-
-def run_sweep_command(*arguments, cwd):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "least_action", "sweep", *arguments],
-        cwd=cwd,
-        env=environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
 
 
 def test_a_sweep_runs_reports_and_records_failures(tmp_path, monkeypatch, capsys):
@@ -93,7 +81,7 @@ def test_a_killed_sweep_keeps_what_is_done_and_resumes_the_rest(tmp_path):
         tmp_path / "s.yaml", base={**TINY, "epochs": 400, "log_every": 400, "weight_curvature_interval": 400}, seeds=4
     )
     flags = ["--config", file, "--device", "cpu", "--processes", "2", "--output-dir", "out"]
-    process = run_sweep_command(*flags, cwd=tmp_path)
+    process = command("sweep", *flags, cwd=tmp_path)
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline and not read_rows(tmp_path / "out" / "metrics.jsonl"):
         time.sleep(0.05)

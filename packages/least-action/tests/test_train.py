@@ -1,16 +1,14 @@
 """Training: reproducible, resumable to the bit, untouched by metrics, the same on two processes."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from conftest import command
 from safetensors.torch import load_file
 
 from least_action.cli import Trainer
@@ -40,18 +38,6 @@ def same(one: Path, other: Path) -> None:
         for name in a:
             assert torch.equal(a[name], b[name]), name
     assert (one / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
-
-
-def command(*arguments: str, **kwargs) -> subprocess.Popen:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "least_action", *arguments],
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=environment,
-        **kwargs,
-    )
 
 
 def test_the_first_twenty_steps_are_the_recorded_ones(small, tmp_path, train):
