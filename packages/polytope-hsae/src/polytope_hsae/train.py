@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from polytope_hsae.config import TrainConfig
-from polytope_hsae.data import CHOOSE, TRAIN, batches, folder_of, open_store
+from polytope_hsae.data import CHOOSE, TRAIN, folder_of, open_store
 from polytope_hsae.losses import Weights
 from polytope_hsae.metrics import explained_variance, sae_metrics, steps_to_convergence
 from polytope_hsae.model import SAEConfig, build_sae
@@ -28,7 +28,7 @@ from polytope_hsae.training import (
 )
 from studycore.errors import UserError
 from studycore.run import Run
-from studycore.streams import generator
+from studycore.streams import batch_indices, generator
 
 
 def train(config: TrainConfig, run: Run) -> None:
@@ -80,8 +80,8 @@ def train(config: TrainConfig, run: Run) -> None:
             for group in prepared.param_groups:
                 group["lr"] = config.lr * group["mult"] * rate
             l1 = min(1.0, (step + 1) / config.l1_warmup_steps) if config.l1_warmup_steps else 1.0
-            rows = batches(indices, config.batch_size_acts, config.seed, step)[run.rank :: run.world]
-            x_BD = store.rows(rows).to(run.device) * model.config.input_scale
+            batch = batch_indices(len(indices), config.batch_size_acts, config.seed, step)[run.rank :: run.world]
+            x_BD = store.rows(indices[batch]).to(run.device) * model.config.input_scale
             chosen = torch.randperm(model.config.m_top, generator=generator(config.seed, "biorthogonality", step))
             chosen = chosen[: config.biorth_sample].to(run.device)
             loss, parts, codes = stepper(x_BD, Weights(stage.beta, l1, stage.causal_ortho), chosen)
