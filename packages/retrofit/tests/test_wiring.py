@@ -26,7 +26,7 @@ from retrofit.metrics.drift import drift, transport_row
 from retrofit.metrics.evaluation import activation_ids, conditioning_row, perplexity_row, results
 from retrofit.metrics.matrices import measure_activations
 from retrofit.metrics.matrix_rows import MatrixRow
-from retrofit.metrics.perplexity import Evaluation
+from retrofit.metrics.perplexity import Evaluation, evaluate, perplexity_of
 from retrofit.metrics.spectra import (
     activation_eigenvalues,
     activation_kappa,
@@ -38,7 +38,15 @@ from retrofit.metrics.spectra import (
 from retrofit.metrics.summaries import by_layer, mean_rows, update_means
 from retrofit.model import load_model
 from retrofit.plan import comparison_of_seeds, plan
-from retrofit.report import arm_metrics, comparison_answer, comparison_tables, layer_table, report_run, transport_table
+from retrofit.report import (
+    ablation_table,
+    arm_metrics,
+    comparison_answer,
+    comparison_tables,
+    layer_table,
+    report_run,
+    transport_table,
+)
 from retrofit.train import console_line
 from retrofit.transports import glt_ffn, glt_fold, gradient_less_transport
 from studycore.claims import as_stored, judge_all
@@ -289,6 +297,34 @@ def test_a_transports_row_holds_before_and_after(small):
     again = drift(model, data.validation.first(2), 4, lambda: None)
     assert row["transport_ppl_after"] == pytest.approx(again.ppl_before)
     assert row["transport_ppl_before"] != pytest.approx(row["transport_ppl_after"], rel=1e-6)
+
+
+def test_a_transport_to_an_infinite_perplexity_is_left_out_of_its_row_and_told(small, tmp_path):
+    """The loss itself is still finite: thousands of nats."""
+    config = small(transport_blocks=2, batch_size=4)
+    data = load_data(config, load_tokenizer(config.model), 64, 64)
+    model, _ = load_model(config.model)
+
+    def spoil(state):
+        with torch.no_grad():
+            state.model.lm_head.weight.mul_(1e5)
+
+    model.config.tie_word_embeddings = False
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    row = transport_row(spoil, StepState(model, find_blocks(model), None, config, 3), data)
+    assert "transport_ppl_before" in row and "transport_ppl_after" not in row
+    assert math.isfinite(evaluate(model, data.validation, 4).loss) and perplexity_of(1e4) == math.inf
+    assert perplexity_of(700.5) == math.exp(700.5)
+    row["step"] = 3
+    table = transport_table({"geometry": [row, transport(6, 100.0, 97.0)]})
+    assert table.rows[0][2:5] == ("infinite", pytest.approx(-3), "infinite")
+    (line,) = ablation_table([{**row, "kind": "ablation", "matrices": "up"}]).rows
+    assert line[:4] == ("up", row["transport_ppl_before"], "infinite", "infinite")
+    history = [evaluation(0), {**row, "kind": "transport"}, transport(6, 100.0, 97.0), evaluation(8)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in history))
+    for step in (0, 8):
+        write_documents(tmp_path, step, [1.0], [2])
+    assert columns(tmp_path, RunConfig(method="glt_fold"))["largest_transport_move"] == math.inf
 
 
 # ---------------------------------------------------------------------------------------------------------------- arms

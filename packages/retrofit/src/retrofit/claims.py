@@ -16,7 +16,7 @@ from retrofit.config import TUNING, MeasureConfig, RunConfig
 from retrofit.legacy.names import with_todays_names
 from retrofit.metrics.documents import Floats, read_documents
 from retrofit.metrics.matrix_rows import MatrixRow, read_csv
-from retrofit.metrics.summaries import gaussian_kappa, update_means
+from retrofit.metrics.summaries import gaussian_kappa, transport_move, update_means
 from retrofit.metrics.windows import RESAMPLES, log_differences, read_windows
 from studycore.claims import Claim, Condition, Measure, NotRun
 from studycore.measures import enough, mean, paired_ratio, pairs, rows
@@ -420,11 +420,7 @@ def columns(folder: Path, config: RunConfig | MeasureConfig) -> dict[str, Any]:
     first, last = evaluations[0], evaluations[-1]
     kept = ("val_ppl", "up_kappa_median", "ff_gram", "ff_gram_tokens", "ff_gram_original", "val_loss")
     windows = read_windows(folder, last["step"])
-    moves = [
-        100 * abs(row["transport_ppl_after"] / row["transport_ppl_before"] - 1)
-        for row in history
-        if row["kind"] == "transport"
-    ]
+    moves = [abs(transport_move(row)) for row in history if row["kind"] == "transport"]
     return {
         "arm": TUNING if config.validate_on == "tuning" else config.method,
         "updates": last["step"],

@@ -17,6 +17,8 @@ from retrofit.data import Blocks
 
 Sum = Callable[[Tensor], Tensor]
 """Sums a tensor over processes."""
+LARGEST_LOSS = 709.0
+"""exp of more than 709.78 is beyond float64."""
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -40,8 +42,13 @@ class Evaluation:
 
     @property
     def perplexity(self) -> float:
-        """exp of the loss; infinite beyond what float64 holds."""
-        return math.exp(self.loss) if self.loss < 700 else math.inf
+        """See perplexity_of."""
+        return perplexity_of(self.loss)
+
+
+def perplexity_of(loss: float) -> float:
+    """exp of a mean loss in nats; infinite beyond what float64 holds."""
+    return math.exp(loss) if loss < LARGEST_LOSS else math.inf
 
 
 @contextmanager
