@@ -27,6 +27,7 @@ from polytope_hsae.training import (
     start_values,
 )
 from studycore.errors import UserError
+from studycore.models import count_parameters
 from studycore.run import Run
 from studycore.streams import batch_indices, generator
 
@@ -49,11 +50,11 @@ def train(config: TrainConfig, run: Run) -> None:
     # ------------------------------------------------------------------------------------- model and optimizer
     values = run.checkpoint.config if run.checkpoint else start_values(config, store, indices)
     model = run.model(
-        lambda stored: build_sae(SAEConfig(**{**stored, "inner_widths": tuple(stored["inner_widths"])})), replay,
+        lambda stored: build_sae(SAEConfig.from_stored(stored)), replay,
         probe(store.width), values, start=lambda: start_model(config, values, store, indices, teacher),
     ).train()  # fmt: skip
     objective = Objective(model, config, teacher, run.device, run.accelerator if run.world > 1 else None)
-    run.about(parameters=sum(p.numel() for p in model.parameters()), latents=model.config.features)
+    run.about(parameters=count_parameters(model), latents=model.config.features)
 
     # ------------------------------------------------------------------------------------------------------ loop
     every = stages(config)

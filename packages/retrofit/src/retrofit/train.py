@@ -47,6 +47,7 @@ from studycore.language.pretrained import (
     weights_fingerprint,
 )
 from studycore.metrics_log import read_rows
+from studycore.models import count_parameters
 from studycore.record import is_done
 from studycore.run import Run
 from studycore.run_folder import read_manifest
@@ -95,7 +96,7 @@ def train(config: RunConfig, run: Run) -> None:
     )  # fmt: skip
     stepper, prepared = run.accelerator.prepare(NextTokenLoss(model), optimizer)
     about = {
-        **data.about, "hub_commit": commit, "parameters": sum(p.numel() for p in parameters),
+        **data.about, "hub_commit": commit, "parameters": count_parameters(model),
         "ffn_width": max((b.down.weight_OI.shape[1] for b in blocks if b.has_features), default=0),
         "lr": lr, "warmup_steps": config.warmup_steps, "validate_on": config.validate_on,
         "left_out": lacking.sentences, "left_out_share": lacking.share,

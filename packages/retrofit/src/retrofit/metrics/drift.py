@@ -18,9 +18,10 @@ from retrofit.arms.geometry_ffn import LEFT_ALONE
 from retrofit.blocks import FeedForward, weights_by_role
 from retrofit.config import ROLES, RunConfig
 from retrofit.data import Blocks, Data
-from retrofit.metrics.perplexity import evaluating, logits_of, perplexity_of
+from retrofit.metrics.perplexity import logits_of, perplexity_of
 from retrofit.metrics.spectra import up_kappas
 from retrofit.transports import gradient_less_transport
+from studycore.models import evaluating
 
 
 def transport_row(transport: Callable[[StepState], None], state: StepState, data: Data) -> dict[str, Any]:

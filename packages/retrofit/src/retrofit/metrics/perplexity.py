@@ -4,8 +4,7 @@ Shapes: N blocks, T targets of a block, V vocabulary, D documents.
 """
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from retrofit.data import Blocks
+from studycore.models import evaluating
 
 Sum = Callable[[Tensor], Tensor]
 """Sums a tensor over processes."""
@@ -49,17 +49,6 @@ class Evaluation:
 def perplexity_of(loss: float) -> float:
     """exp of a mean loss in nats; infinite beyond what float64 holds."""
     return math.exp(loss) if loss < LARGEST_LOSS else math.inf
-
-
-@contextmanager
-def evaluating(model: Any) -> Iterator[torch.device]:
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield next(model.parameters()).device
-    finally:
-        model.train(was_training)
 
 
 def logits_of(model: Any, ids_NT: Tensor, precision: str) -> Tensor:
