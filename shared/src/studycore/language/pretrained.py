@@ -106,8 +106,8 @@ def _quiet(bars: bool = False) -> Iterator[None]:
 def weight_files(folder: Path) -> list[Path]:
     """The files that transformers reads weights from."""
     for pattern, _ in WEIGHT_FILES:
-        if found := sorted(folder.glob(pattern)):
-            return found
+        if files := sorted(folder.glob(pattern)):
+            return files
     return []
 
 
