@@ -6,24 +6,24 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
-from conftest import tiny_model, train_run
+from conftest import judged, tiny_model, train_run
 from test_claims import ALONE, planted, run as row_of_run
 
 import retrofit.figures as figures
 from retrofit.arms import get_arm
 from retrofit.arms.base import StepState
 from retrofit.blocks import find_blocks
-from retrofit.claims import CLAIMS, columns
+from retrofit.claims import columns
 from retrofit.config import START, CompareConfig, RunConfig, arm_names
 from retrofit.data import Blocks, Data, load_data
 from retrofit.legacy.original_json import original_values
 from retrofit.losses import NextTokenLoss, gram_penalty_gradient, penalty_of_blocks, scale_free_penalty_gradient
 from retrofit.metrics.documents import write_documents
 from retrofit.metrics.drift import drift, transport_row
-from retrofit.metrics.evaluation import activation_ids, conditioning_row, perplexity_row, results
+from retrofit.metrics.evaluation import activation_ids, conditioning_row, perplexity_row
+from retrofit.metrics.final import results
 from retrofit.metrics.matrices import measure_activations
 from retrofit.metrics.matrix_rows import MatrixRow
 from retrofit.metrics.perplexity import Evaluation, evaluate, perplexity_of
@@ -49,7 +49,6 @@ from retrofit.report import (
 )
 from retrofit.train import console_line
 from retrofit.transports import glt_ffn, glt_fold, gradient_less_transport
-from studycore.claims import as_stored, judge_all
 from studycore.language.pretrained import load_tokenizer
 from studycore.metrics_log import read_rows
 
@@ -70,11 +69,6 @@ FEEDS = {  # claim -> (what it is of, treated, control; "start": the arm's own s
     "glt_fold_function": ("move", "glt_fold", None), "glt_perm_null": ("ppl", "glt_perm", "standard"),
 }  # fmt: skip
 ARMS = [name for name in arm_names() if name != "none"]
-
-
-def judged(runs):
-    table = pd.DataFrame(runs)
-    return {claim["id"]: claim for claim in judge_all(CLAIMS, table, [as_stored(claim) for claim in CLAIMS])}
 
 
 def test_every_claim_reads_its_own_arms_and_quantity():

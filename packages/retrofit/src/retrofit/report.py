@@ -25,12 +25,11 @@ from retrofit.metrics.matrix_rows import (
     ActivationRow,
     MatrixRow,
     read_csv,
-    shown,
     summarise as summary_rows,
-    tables,
 )
 from retrofit.metrics.summaries import few_tokens, mean_rows, percent_change, transport_move, update_means
 from retrofit.plan import variants
+from retrofit.tables import shown, tables
 from studycore.configuration import from_dict, read_yaml
 from studycore.errors import UserError
 from studycore.files import write_json
@@ -380,8 +379,8 @@ def comparison_answer(merged: Mapping[str, Rows], fronts: Mapping[str, Sequence[
         return " ".join(front_answer(penalty, points, updates) for penalty, points in fronts.items())
 
     def moved(name: str) -> str:
-        found = {arm: change(rows[0], rows[-1], name) for arm, rows in merged.items()}
-        return ", ".join(f"{arm} {percent:+,.1f} %" for arm, percent in found.items() if percent is not None)
+        changes = {arm: change(rows[0], rows[-1], name) for arm, rows in merged.items()}
+        return ", ".join(f"{arm} {percent:+,.1f} %" for arm, percent in changes.items() if percent is not None)
 
     answer = f"From step 0 to {updates} perplexity changes by: {moved('val_ppl')}."
     name = "ff_gram" if all("ff_gram" in rows[-1] for rows in merged.values()) else "ff_gram_original"

@@ -223,16 +223,16 @@ def ff_gram_of_windows(
         kappas.append(float((e_F[-1] + ORIGINAL_RIDGE) / (e_F[0].clamp_min(0) + ORIGINAL_RIDGE)))
         ends.append(vectors_FF[:, [-1, 0]].to(m.gram_FF))
     del moments
-    found: list[list[Tensor]] = [[] for _ in blocks]
+    squares: list[list[Tensor]] = [[] for _ in blocks]
 
     def project(layer: int, x_NF: Tensor) -> None:
         squares_N2 = (x_NF.to(ends[layer].dtype) @ ends[layer]).square()
-        found[layer].append(squares_N2.view(-1, ids_NB.shape[1], 2).mean(1).double().cpu())
+        squares[layer].append(squares_N2.view(-1, ids_NB.shape[1], 2).mean(1).double().cpu())
 
     with evaluating(model) as device, _features(blocks, project):
         for part in ids_NB.split(batch):
             model.base_model(input_ids=part.to(device), use_cache=False)
-    return kappas, torch.stack([torch.cat(parts) for parts in found])
+    return kappas, torch.stack([torch.cat(parts) for parts in squares])
 
 
 def ff_gram_original_of_layer(moments: Moments) -> float:
