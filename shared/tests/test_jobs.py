@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import toy_jobs
+from toy_jobs import wait_for
 
 from studycore.bounds import PositiveFloat, check_bounds
 from studycore.errors import UserError
@@ -187,14 +188,6 @@ def test_each_value_is_given_to_the_work_with_those_of_its_group(tmp_path):
 def lines(process):
     out, errors = process.communicate(timeout=60)
     return out.splitlines(), errors
-
-
-def wait_for(files):
-    """Until each file is there and not empty."""
-    deadline = time.monotonic() + 60
-    while not all(file.exists() and file.read_text().endswith("\n") for file in files):
-        assert time.monotonic() < deadline, files
-        time.sleep(0.02)
 
 
 def alive(pid):

@@ -107,6 +107,11 @@ def test_figures_by_hand():
     assert percent["measured"] == pytest.approx(100.0)
     assert verdict(geometric_mean("x", "b"), made, above=0.0)["measured"] == pytest.approx(3 ** (1 / 3))
     assert verdict(mean("x", 1, of="seed"), made, above=0.0)["verdict"] == "not run"
+    infinite = verdict(mean("x", "a"), made.replace({"x": {1.0: np.inf}}), above=0.0)
+    assert (infinite["verdict"], infinite["why"]) == (
+        "not run",
+        "x is infinite for 1 of 2 seeds of a, which have no mean.",
+    )
     good = made.assign(good=[True, False, True, True, True, True])
     by_run, by_of_seed = (verdict(share("good", by=by), good, above=0.0) for by in ("run", "seed"))
     for found, passed, n in ((by_run, 5, 6), (by_of_seed, 1, 2)):  # a seed passes when all its runs do

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import toy_jobs
+from toy_jobs import wait_for
 
 from studycore import ray_engine
 from studycore.errors import UserError
@@ -36,14 +37,6 @@ def cluster():
         made.wait_for_nodes()
         yield made
         made.shutdown()
-
-
-def wait_for(files):
-    """Until each file is there and not empty."""
-    deadline = time.monotonic() + 60
-    while not all(file.exists() and file.read_text().endswith("\n") for file in files):
-        assert time.monotonic() < deadline, files
-        time.sleep(0.02)
 
 
 def on_ray(jobs, address, stop=None):

@@ -1,9 +1,10 @@
 """Random streams: pinned values, so that seeds never change silently, and independence of names."""
 
+import numpy as np
 import pytest
 import torch
 
-from studycore.streams import derive_seed, generator
+from studycore.streams import batch_indices, derive_seed, generator
 
 
 def test_known_values():
@@ -56,3 +57,13 @@ def test_streams_of_neighbouring_steps_are_uncorrelated():
 def test_a_name_whose_text_may_vary_is_refused(name):
     with pytest.raises(AssertionError):
         derive_seed(0, name)
+
+
+def test_batches_are_a_function_of_seed_and_step_and_cover_every_epoch():
+    drawn = np.concatenate([batch_indices(30, 12, 3, step) for step in range(5)])
+    assert sorted(drawn[:30]) == sorted(drawn[30:]) == list(range(30))
+    assert not np.array_equal(drawn[:30], drawn[30:])
+    assert np.array_equal(batch_indices(30, 12, 3, 4), drawn[48:])
+    assert not np.array_equal(batch_indices(30, 12, 4, 0), drawn[:12])
+    longer = batch_indices(4, 10, 0, 0)
+    assert len(longer) == 10 and sorted(longer[:4]) == sorted(longer[4:8]) == list(range(4))

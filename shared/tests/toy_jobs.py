@@ -14,6 +14,14 @@ from studycore.stopping import stop_on_signals
 from studycore.study import Study, Verb
 
 
+def wait_for(files):
+    """Until each file is there and not empty."""
+    deadline = time.monotonic() + 60
+    while not all(file.exists() and file.read_text().endswith("\n") for file in files):
+        assert time.monotonic() < deadline, files
+        time.sleep(0.02)
+
+
 def fail_verb(argv):
     raise {"user": UserError("lr: 3 is wrong; give 2"), "stop": Stopped("stopped"), "fault": KeyError("x")}[argv[0]]
 

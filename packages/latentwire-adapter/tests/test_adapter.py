@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from latentwire_adapter.model.adapter import Adapter, count_parameters
+from latentwire_adapter.model.adapter import Adapter
 from latentwire_adapter.model.compressor import EmbeddingCompressor
+from studycore.models import count_parameters
 
 
 def test_the_original_sizes_have_the_original_number_of_parameters():
@@ -96,5 +97,5 @@ def test_saved_and_loaded(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"x")
     from studycore.errors import UserError
 
-    with pytest.raises(UserError, match="cannot be loaded"):
+    with pytest.raises(UserError, match="cannot be read as a saved Adapter"):
         Adapter.from_pretrained(tmp_path)

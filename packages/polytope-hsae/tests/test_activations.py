@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from polytope_hsae.activations import CACHE, gather
 from polytope_hsae.concepts import Child, Hierarchy, Parent
 from polytope_hsae.config import ActivationConfig
-from polytope_hsae.data import CHOOSE, TEST, TRAIN, batches, open_store
+from polytope_hsae.data import CHOOSE, TEST, TRAIN, open_store
 from polytope_hsae.head import head_of, load_head
 from polytope_hsae.language import check_capture, final_activations, load_model, load_tokenizer
 from polytope_hsae.metrics import cross_entropy
@@ -135,14 +135,6 @@ def test_a_text_that_is_too_short_is_a_sentence(tmp_path, geometry, tokenizer):
 
     with pytest.raises(UserError, match=r"data.token_budget: the texts of .* end"):
         gather(config_of("x", tmp_path, token_budget=90_000), load_hierarchy(geometry / "concepts.json"), tokenizer)
-
-
-def test_batches_are_a_function_of_seed_and_step_and_cover_every_epoch():
-    indices = np.arange(100, 130)
-    drawn = np.concatenate([batches(indices, 12, 3, step) for step in range(5)])
-    assert sorted(drawn[:30]) == sorted(drawn[30:]) == list(indices)
-    assert not np.array_equal(drawn[:30], drawn[30:])
-    assert np.array_equal(batches(indices, 12, 3, 4), drawn[48:])
 
 
 def test_a_planted_store_has_exact_labels(planted):

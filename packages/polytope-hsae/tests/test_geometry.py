@@ -26,7 +26,7 @@ def test_residuals_are_dual_to_words(gamma_VD):
     geometry = causal_geometry(gamma_VD)
     x_ND = torch.randn(5, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     logits = x_ND @ gamma_VD.T
-    unified = geometry.unify_residuals(x_ND) @ geometry.unify_words(gamma_VD).T
+    unified = x_ND @ geometry.sqrt_DD @ geometry.unify_words(gamma_VD).T
     torch.testing.assert_close((logits - unified).std(1), torch.zeros(5, dtype=torch.float64), atol=1e-9, rtol=0)
 
 

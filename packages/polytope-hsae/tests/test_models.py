@@ -154,7 +154,7 @@ def test_saved_models_come_back(tmp_path, kind):
 def test_a_folder_that_does_not_fit_is_a_sentence(tmp_path):
     model_of().save_pretrained(tmp_path)
     (tmp_path / "cfg.json").write_text((tmp_path / "cfg.json").read_text().replace('"m_low": 4', '"m_low": 5'))
-    with pytest.raises(UserError, match="holds no sparse autoencoder that fits"):
+    with pytest.raises(UserError, match=r"cannot be read as a saved sparse autoencoder .*low_decoder"):
         SparseAutoencoder.from_pretrained(tmp_path)
 
 

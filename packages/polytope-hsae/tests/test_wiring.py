@@ -188,9 +188,14 @@ def test_a_start_is_scaled_to_unit_spread_and_begins_at_the_mean(planted, small)
 def test_what_a_step_is_a_function_of(tmp_path, planted, small, monkeypatch):
     """Batches, chosen latents and sparsity go by the step of the whole run, through both stages."""
     drawn, sizes, given, projected = [], [], [], []
-    streams, batches, weights, project = loop.generator, loop.batches, loop.Weights, SparseAutoencoder.project_gradients
+    streams, batches, weights, project = (
+        loop.generator,
+        loop.batch_indices,
+        loop.Weights,
+        SparseAutoencoder.project_gradients,
+    )
     monkeypatch.setattr(loop, "generator", lambda *name: drawn.append(name) or streams(*name))
-    monkeypatch.setattr(loop, "batches", lambda *a: sizes.append(a[1:]) or batches(*a))
+    monkeypatch.setattr(loop, "batch_indices", lambda *a: sizes.append(a[1:]) or batches(*a))
     monkeypatch.setattr(loop, "Weights", lambda *a: given.append(a) or weights(*a))
     monkeypatch.setattr(SparseAutoencoder, "project_gradients", lambda self: projected.append(1) or project(self))
     config = small(arm="teacher", l1_warmup_steps=8, dead_after_tokens=130)

@@ -8,11 +8,14 @@ import random
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import pandas as pd
 import pytest
 import torch
 
+from retrofit.claims import CLAIMS
 from retrofit.cli import STUDY
 from retrofit.config import RunConfig, TrainOptions
+from studycore.claims import as_stored, judge_all
 from studycore.execution import make_run
 
 torch.set_num_threads(1)
@@ -170,3 +173,9 @@ def fresh_accelerator():
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(True)
+
+
+def judged(runs):
+    """Every claim of a comparison on these runs, by id."""
+    table = pd.DataFrame(runs, columns=None if runs else ["run", "arm", "seed", "folder"])
+    return {claim["id"]: claim for claim in judge_all(CLAIMS, table, [as_stored(claim) for claim in CLAIMS])}

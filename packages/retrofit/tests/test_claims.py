@@ -3,12 +3,11 @@
 import math
 
 import numpy as np
-import pandas as pd
 import pytest
+from conftest import judged
 
 from retrofit.claims import CLAIMS, claims, perplexity_change
 from retrofit.config import RunConfig
-from studycore.claims import as_stored, judge_all
 
 METHODS = [
     "standard",
@@ -42,12 +41,6 @@ def run(method, seed, ppl=0.0, cond=0.0, move=1e-5, noise=0.0, kappa=0.0):
         "largest_transport_move": move, "updates": 1000, "weight": 0.01, "ff_gram_tokens": 65536,
         "windows": WINDOWS * [math.exp(cond), 1],
     }  # fmt: skip
-
-
-def judged(runs):
-    """Every claim of a comparison on these runs, by id."""
-    table = pd.DataFrame(runs, columns=None if runs else ["run", "arm", "seed", "folder"])
-    return {claim["id"]: claim for claim in judge_all(CLAIMS, table, [as_stored(claim) for claim in CLAIMS])}
 
 
 def verdicts(runs):

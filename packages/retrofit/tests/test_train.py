@@ -209,10 +209,14 @@ def test_norm_matched_follows_the_other_runs_norms(small, tmp_path):
 
 
 def test_arms_of_a_seed_see_the_same_batches_and_seeds_do_not(small):
-    from retrofit.data import update_indices
+    from retrofit.data import Blocks, micro_batches
 
     config, other = small(), small(seed=1)
-    orders = [[update_indices(10, c, step) for step in range(5)] for c in (config, small(method="geometry"), other)]
+    blocks = Blocks("numbered", torch.arange(10)[:, None], torch.zeros(10, 0), 1)
+    orders = [
+        [parts[0].flatten().tolist() for parts in micro_batches(blocks, c, range(5), 0, 1)]
+        for c in (config, small(method="geometry"), other)
+    ]
     assert orders[0] == orders[1] != orders[2]
     for order in orders:  # each epoch covers all blocks once; batches go on over its end
         flat = [index for batch in order for index in batch]

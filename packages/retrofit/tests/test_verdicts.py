@@ -31,6 +31,7 @@ from retrofit.data import load_data, tuning_split
 from retrofit.losses import NextTokenLoss
 from retrofit.metrics.drift import ablation_rows
 from retrofit.metrics.evaluation import ff_gram_row, fixed_ids
+from retrofit.metrics.gradients import norms_by_role
 from retrofit.metrics.spectra import activation_moments, ff_gram_of_windows
 from retrofit.metrics.summaries import ORIGINAL_RIDGE
 from retrofit.metrics.windows import (
@@ -44,7 +45,7 @@ from retrofit.metrics.windows import (
 from retrofit.model import load_model
 from retrofit.plan import plan
 from retrofit.report import ablation_table, front_answer, gradient_table
-from retrofit.train import clip_gradients, norms_by_role
+from retrofit.train import clip_gradients
 from retrofit.transports import glt_matrix
 from studycore import execution
 from studycore.claims import as_stored, judge_all

@@ -6,27 +6,27 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
-from conftest import tiny_model, train_run
+from conftest import judged, tiny_model, train_run
 from test_claims import ALONE, planted, run as row_of_run
 
 import retrofit.figures as figures
 from retrofit.arms import get_arm
 from retrofit.arms.base import StepState
 from retrofit.blocks import find_blocks
-from retrofit.claims import CLAIMS, columns
+from retrofit.claims import columns
 from retrofit.config import START, CompareConfig, RunConfig, arm_names
 from retrofit.data import Blocks, Data, load_data
 from retrofit.legacy.original_json import original_values
 from retrofit.losses import NextTokenLoss, gram_penalty_gradient, penalty_of_blocks, scale_free_penalty_gradient
 from retrofit.metrics.documents import write_documents
 from retrofit.metrics.drift import drift, transport_row
-from retrofit.metrics.evaluation import activation_ids, conditioning_row, perplexity_row, results
+from retrofit.metrics.evaluation import activation_ids, conditioning_row, perplexity_row
+from retrofit.metrics.final import results
 from retrofit.metrics.matrices import measure_activations
 from retrofit.metrics.matrix_rows import MatrixRow
-from retrofit.metrics.perplexity import Evaluation
+from retrofit.metrics.perplexity import Evaluation, evaluate, perplexity_of
 from retrofit.metrics.spectra import (
     activation_eigenvalues,
     activation_kappa,
@@ -38,10 +38,17 @@ from retrofit.metrics.spectra import (
 from retrofit.metrics.summaries import by_layer, mean_rows, update_means
 from retrofit.model import load_model
 from retrofit.plan import comparison_of_seeds, plan
-from retrofit.report import arm_metrics, comparison_answer, comparison_tables, layer_table, report_run, transport_table
+from retrofit.report import (
+    ablation_table,
+    arm_metrics,
+    comparison_answer,
+    comparison_tables,
+    layer_table,
+    report_run,
+    transport_table,
+)
 from retrofit.train import console_line
 from retrofit.transports import glt_ffn, glt_fold, gradient_less_transport
-from studycore.claims import as_stored, judge_all
 from studycore.language.pretrained import load_tokenizer
 from studycore.metrics_log import read_rows
 
@@ -62,11 +69,6 @@ FEEDS = {  # claim -> (what it is of, treated, control; "start": the arm's own s
     "glt_fold_function": ("move", "glt_fold", None), "glt_perm_null": ("ppl", "glt_perm", "standard"),
 }  # fmt: skip
 ARMS = [name for name in arm_names() if name != "none"]
-
-
-def judged(runs):
-    table = pd.DataFrame(runs)
-    return {claim["id"]: claim for claim in judge_all(CLAIMS, table, [as_stored(claim) for claim in CLAIMS])}
 
 
 def test_every_claim_reads_its_own_arms_and_quantity():
@@ -289,6 +291,34 @@ def test_a_transports_row_holds_before_and_after(small):
     again = drift(model, data.validation.first(2), 4, lambda: None)
     assert row["transport_ppl_after"] == pytest.approx(again.ppl_before)
     assert row["transport_ppl_before"] != pytest.approx(row["transport_ppl_after"], rel=1e-6)
+
+
+def test_a_transport_to_an_infinite_perplexity_is_left_out_of_its_row_and_told(small, tmp_path):
+    """The loss itself is still finite: thousands of nats."""
+    config = small(transport_blocks=2, batch_size=4)
+    data = load_data(config, load_tokenizer(config.model), 64, 64)
+    model, _ = load_model(config.model)
+
+    def spoil(state):
+        with torch.no_grad():
+            state.model.lm_head.weight.mul_(1e5)
+
+    model.config.tie_word_embeddings = False
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    row = transport_row(spoil, StepState(model, find_blocks(model), None, config, 3), data)
+    assert "transport_ppl_before" in row and "transport_ppl_after" not in row
+    assert math.isfinite(evaluate(model, data.validation, 4).loss) and perplexity_of(1e4) == math.inf
+    assert perplexity_of(700.5) == math.exp(700.5)
+    row["step"] = 3
+    table = transport_table({"geometry": [row, transport(6, 100.0, 97.0)]})
+    assert table.rows[0][2:5] == ("infinite", pytest.approx(-3), "infinite")
+    (line,) = ablation_table([{**row, "kind": "ablation", "matrices": "up"}]).rows
+    assert line[:4] == ("up", row["transport_ppl_before"], "infinite", "infinite")
+    history = [evaluation(0), {**row, "kind": "transport"}, transport(6, 100.0, 97.0), evaluation(8)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in history))
+    for step in (0, 8):
+        write_documents(tmp_path, step, [1.0], [2])
+    assert columns(tmp_path, RunConfig(method="glt_fold"))["largest_transport_move"] == math.inf
 
 
 # ---------------------------------------------------------------------------------------------------------------- arms

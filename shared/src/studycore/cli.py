@@ -230,12 +230,12 @@ def make(request: Request, folder: Path, resume: bool, **more: Any) -> None:
 
 def with_aliases(study: Study, argv: Sequence[str]) -> list[str]:
     """The arguments with earlier names of flags as today's."""
-    found = []
+    renamed = []
     for item in argv:
         flag, equals, value = item.partition("=")
         alias = study.aliases.get(flag[2:].replace("-", "_")) if flag.startswith("--") else None
-        found.append(f"--{alias}{equals}{value}" if alias else item)
-    return found
+        renamed.append(f"--{alias}{equals}{value}" if alias else item)
+    return renamed
 
 
 def refuse_config_of_many(study: Study, argv: list[str]) -> None:
@@ -342,12 +342,12 @@ def find_folder(study: Study, verb: str, values: Mapping[str, Any], options: Any
     there = [
         (f, state_of(f, m)) for f, m in list_runs(root, study.name) if (m["verb"], m["configuration_hash"]) == wanted
     ]
-    found = [f for f, state in there if state == "done"]
-    found += [f for f, state in there if state not in ("done", "running")]
-    if not found:
+    of_this = [f for f, state in there if state == "done"]
+    of_this += [f for f, state in there if state not in ("done", "running")]
+    if not of_this:
         what = f"no earlier {verb} run of this configuration under {root}/{study.name}"
         raise UserError(f"--resume: {what}; leave --resume out")
-    return found[-1]
+    return of_this[-1]
 
 
 def finished(study: Study, folder: Path, config: Any = None) -> bool:

@@ -408,8 +408,8 @@ def _row(whole: RunFolder, study: Study, job: Job, folder: Path, state: str) -> 
     row = {"step": len(whole.metrics.rows) + 1, "run": job.name, "arm": job.arm or job.name, **job.labels, **seed}
     metrics = {}
     if state == "done":
-        found = load(study.columns)(folder, job.config)
-        metrics = {k: v for k, v in found.items() if isinstance(v, int | float | str) and k not in row}
+        columns = load(study.columns)(folder, job.config)
+        metrics = {k: v for k, v in columns.items() if isinstance(v, int | float | str) and k not in row}
     return {**row, "state": state, **metrics}
 
 
@@ -418,7 +418,7 @@ def _figures(row: Mapping[str, Any]) -> str:
     from studycore.report import number
 
     skipped = ("step", "seed")
-    found = [
+    numbers = [
         (k, v) for k, v in row.items() if isinstance(v, int | float) and not isinstance(v, bool) and k not in skipped
     ]
-    return "".join(f", {name} {number(value)}" for name, value in found[:3])
+    return "".join(f", {name} {number(value)}" for name, value in numbers[:3])

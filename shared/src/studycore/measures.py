@@ -19,7 +19,10 @@ def mean(metric: str, arm: Hashable = None, of: str = "arm") -> Measure:
     """Mean over seeds with Student's t interval."""
 
     def compute(table: "DataFrame") -> tuple[Interval, str]:
-        return mean_interval(list(by_seed(table, metric, arm, of))), f"Mean over seeds{_of(arm)}, Student's t."
+        means = by_seed(table, metric, arm, of)
+        if infinite := sum(map(math.isinf, means)):
+            raise NotRun(f"{metric} is infinite for {infinite} of {len(means)} seeds{_of(arm)}, which have no mean.")
+        return mean_interval(list(means)), f"Mean over seeds{_of(arm)}, Student's t."
 
     return Measure(f"mean({metric}{_args(arm, of)})", compute)
 

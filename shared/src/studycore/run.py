@@ -285,8 +285,8 @@ class Run:
         """Whether the flag is true in any process: all learn of it at the same step."""
         if self.world == 1:
             return bool(flag)
-        found: Any = self.accelerator.reduce(torch.tensor(float(bool(flag)), device=self.device), "sum")
-        return float(found) > 0
+        processes: Any = self.accelerator.reduce(torch.tensor(float(bool(flag)), device=self.device), "sum")
+        return float(processes) > 0
 
     def end_here(self, when: bool) -> None:
         """Makes this index the loop's last, in all processes, when any of them says so; call it before evaluating."""

@@ -30,12 +30,13 @@ from latentwire_adapter.evaluation import Arm, finish, log, make_arm, readers, s
 from latentwire_adapter.fitting import Fit, TypeRows, code_dimensions, fingerprint, fit_of, load_fit, make_fit, save_fit
 from latentwire_adapter.losses import Balance, PromptLosses, gradient_shares
 from latentwire_adapter.model import codecs
-from latentwire_adapter.model.adapter import Adapter, build_adapter, count_parameters, probe_inputs, replay
+from latentwire_adapter.model.adapter import Adapter, build_adapter, probe_inputs, replay
 from latentwire_adapter.model.language_model import LanguageModel, load_language_model
 from latentwire_adapter.model.reader import text_of
 from latentwire_adapter.selfcheck import demand, selfcheck as run_checks
 from studycore.errors import UserError
 from studycore.files import read_json
+from studycore.models import count_parameters
 from studycore.run import Run, copied
 
 

@@ -123,27 +123,3 @@ def folder_of(run: Any, name: str) -> Path:
 def open_store(geometry: Path, activations: Path) -> Store:
     """Of the folders of the two jobs."""
     return Store(activations, load_hierarchy(geometry / "concepts.json"))
-
-
-def batches(indices: np.ndarray, size: int, seed: int, step: int) -> np.ndarray:
-    """The batch of a step: positions step * size and on in the epochs' orders, laid end to end. A function of (seed, step)."""
-    found = []
-    position, end = step * size, (step + 1) * size
-    while position < end:
-        epoch, place = divmod(position, len(indices))
-        count = min(end - position, len(indices) - place)
-        found.append(indices[_order(len(indices), seed, epoch)[place : place + count]])
-        position += count
-    return np.concatenate(found)
-
-
-_orders: dict[tuple[int, int, int], np.ndarray] = {}
-
-
-def _order(count: int, seed: int, epoch: int) -> np.ndarray:
-    key = (count, seed, epoch)
-    if key not in _orders:
-        if len(_orders) > 3:
-            _orders.clear()
-        _orders[key] = torch.randperm(count, generator=generator(seed, "order", epoch)).numpy()
-    return _orders[key]

@@ -16,6 +16,7 @@ from polytope_hsae.model import build_sae
 from polytope_hsae.training import Objective, create_optimizer, shape_of, stages
 from studycore.cli import duration
 from studycore.language.embedded import locate
+from studycore.models import count_parameters
 
 
 def estimate(study: StudyConfig, device: str) -> list[str]:
@@ -55,7 +56,7 @@ def _trainings(study: StudyConfig, width: int, device: str) -> str:
             model = build_sae(shape_of(config, width, 1.0)).to(device).train()
             timed[kind] = _seconds(_step(model, config, device), device)
             # Weights, gradients, two moments, and the activations of a batch.
-            most = max(most, 16 * sum(q.numel() for q in model.parameters()) + 40 * config.batch_size_acts * width)
+            most = max(most, 16 * count_parameters(model) + 40 * config.batch_size_acts * width)
         total += timed[kind] * steps * study.seeds
     return (
         f"all phases: {len(configs)} arms x {study.seeds} seeds x {steps:,} steps: about {duration(total)} on {device}, one after another, "

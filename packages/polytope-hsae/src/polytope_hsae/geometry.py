@@ -24,17 +24,13 @@ class CausalGeometry:
     inv_sqrt_DD: Tensor
     """Sigma^-1/2."""
     sqrt_DD: Tensor
-    """Sigma^+1/2."""
+    """Sigma^+1/2, which takes residuals to l."""
     eigenvalues_D: Tensor
     """Of Sigma, ascending."""
 
     def unify_words(self, gamma_ND: Tensor) -> Tensor:
         """[N, D] unembeddings -> g, float64."""
         return (gamma_ND.double() - self.mean_D) @ self.inv_sqrt_DD
-
-    def unify_residuals(self, x_ND: Tensor) -> Tensor:
-        """[N, D] residuals -> l, float64."""
-        return x_ND.double() @ self.sqrt_DD
 
     def to_residuals(self, v_ND: Tensor) -> Tensor:
         """[N, D] vectors of the unified space as steps in the residual stream."""

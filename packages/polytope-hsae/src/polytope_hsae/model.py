@@ -10,6 +10,7 @@ Flat: TopK (Gao et al. 2024), BatchTopK (Bussmann et al. 2024) and Matryoshka Ba
 Shapes: B batch, D width, M parents, K active, S dimensions of a subspace, L children of each parent, F latents in all.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,10 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from polytope_hsae.sparse import Order, sparse_decode, sparse_encode
-from studycore.errors import UserError
-from studycore.files import read_json, write_json
+from studycore.files import write_json
+from studycore.models import load_module, save_module
 
 CHUNK = 8192
+FILES = ("cfg.json", "sae.safetensors")
+"""Of a saved model: what it is built from, and its state."""
 ARCHITECTURE = "polytope-hsae"
 """In SAELens' registry, where `polytope_hsae.saelens.register` puts it."""
 
@@ -42,6 +45,11 @@ class SAEConfig:
     """Inputs are multiplied by it: activations come to a mean squared distance from their mean of 1."""
     inner_widths: tuple[int, ...] = ()
     """Matryoshka: widths of the nested dictionaries, without the whole."""
+
+    @classmethod
+    def from_stored(cls, values: Mapping[str, Any]) -> "SAEConfig":
+        """Of its fields as JSON has them. KeyError or TypeError where one lacks or is unknown."""
+        return cls(**{**values, "inner_widths": tuple(values["inner_widths"])})
 
     @property
     def features(self) -> int:
@@ -147,29 +155,14 @@ class SparseAutoencoder(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """cfg.json and sae.safetensors."""
-        from safetensors.torch import save_file
-
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "cfg.json", asdict(self.config))
-        save_file({k: v.contiguous().cpu() for k, v in self.state_dict().items()}, folder / "sae.safetensors")
+        save_module(self, folder, asdict(self.config), *FILES)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Any:
         """What `save_pretrained` wrote. UserError when it does not fit."""
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        folder = Path(folder)
-        values = read_json(folder / "cfg.json")
-        try:
-            model = build_sae(SAEConfig(**{**values, "inner_widths": tuple(values["inner_widths"])}))
-            model.load_state_dict(load_file(folder / "sae.safetensors"), strict=True)
-        except (TypeError, KeyError, RuntimeError, SafetensorError, OSError) as error:
-            raise UserError(
-                f"{folder}: holds no sparse autoencoder that fits its cfg.json ({error}); save it again"
-            ) from None
-        return model.eval()
+        return load_module(
+            folder, lambda v: build_sae(SAEConfig.from_stored(v)), "a saved sparse autoencoder", *FILES
+        ).eval()
 
 
 class FlatSAE(SparseAutoencoder):

@@ -7,7 +7,6 @@ taken out. Steering a parent at strength s adds s times the mean code with which
 Shapes: V words, D width, P concepts, N activations.
 """
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +18,6 @@ from polytope_hsae.data import CHOOSE, TEST, folder_of, open_store
 from polytope_hsae.head import Head, load_head
 from polytope_hsae.metrics import ce_recovered, stability
 from polytope_hsae.model import SparseAutoencoder, dense_codes, dense_decoder
-from studycore.configuration import read_yaml
 from studycore.files import write_json
 from studycore.record import read_arrays
 from studycore.run import Run
@@ -161,8 +159,3 @@ def tree(model: Any, store: Any, latent_P: Tensor, config: EvaluateConfig) -> li
         found.append({"latent": j, "concept": concepts.get(j, ""), "fires": int(fires_F[j]), "contexts": contexts(j),
                       "children": sorted(children, key=lambda c: -c["fires"])})  # fmt: skip
     return found
-
-
-def read_evaluation(folder: Path) -> EvaluateConfig:
-    """The configuration of a finished job."""
-    return EvaluateConfig(**read_yaml(folder / "config.yaml"))

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from polytope_hsae.config import TrainConfig
-from polytope_hsae.data import CHOOSE, TRAIN, batches, folder_of, open_store
+from polytope_hsae.data import CHOOSE, TRAIN, folder_of, open_store
 from polytope_hsae.losses import Weights
 from polytope_hsae.metrics import explained_variance, sae_metrics, steps_to_convergence
 from polytope_hsae.model import SAEConfig, build_sae
@@ -27,8 +27,9 @@ from polytope_hsae.training import (
     start_values,
 )
 from studycore.errors import UserError
+from studycore.models import count_parameters
 from studycore.run import Run
-from studycore.streams import generator
+from studycore.streams import batch_indices, generator
 
 
 def train(config: TrainConfig, run: Run) -> None:
@@ -49,11 +50,11 @@ def train(config: TrainConfig, run: Run) -> None:
     # ------------------------------------------------------------------------------------- model and optimizer
     values = run.checkpoint.config if run.checkpoint else start_values(config, store, indices)
     model = run.model(
-        lambda stored: build_sae(SAEConfig(**{**stored, "inner_widths": tuple(stored["inner_widths"])})), replay,
+        lambda stored: build_sae(SAEConfig.from_stored(stored)), replay,
         probe(store.width), values, start=lambda: start_model(config, values, store, indices, teacher),
     ).train()  # fmt: skip
     objective = Objective(model, config, teacher, run.device, run.accelerator if run.world > 1 else None)
-    run.about(parameters=sum(p.numel() for p in model.parameters()), latents=model.config.features)
+    run.about(parameters=count_parameters(model), latents=model.config.features)
 
     # ------------------------------------------------------------------------------------------------------ loop
     every = stages(config)
@@ -80,8 +81,8 @@ def train(config: TrainConfig, run: Run) -> None:
             for group in prepared.param_groups:
                 group["lr"] = config.lr * group["mult"] * rate
             l1 = min(1.0, (step + 1) / config.l1_warmup_steps) if config.l1_warmup_steps else 1.0
-            rows = batches(indices, config.batch_size_acts, config.seed, step)[run.rank :: run.world]
-            x_BD = store.rows(rows).to(run.device) * model.config.input_scale
+            batch = batch_indices(len(indices), config.batch_size_acts, config.seed, step)[run.rank :: run.world]
+            x_BD = store.rows(indices[batch]).to(run.device) * model.config.input_scale
             chosen = torch.randperm(model.config.m_top, generator=generator(config.seed, "biorthogonality", step))
             chosen = chosen[: config.biorth_sample].to(run.device)
             loss, parts, codes = stepper(x_BD, Weights(stage.beta, l1, stage.causal_ortho), chosen)

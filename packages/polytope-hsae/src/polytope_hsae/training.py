@@ -102,7 +102,7 @@ def start_model(
     config: TrainConfig, values: dict[str, Any], store: Store, indices: np.ndarray, teacher: Teacher | None
 ) -> Any:
     """A new model: its bias is the mean, its decoder the teacher's where there is one."""
-    shape = SAEConfig(**{**values, "inner_widths": tuple(values["inner_widths"])})
+    shape = SAEConfig.from_stored(values)
     model = build_sae(shape, generator(config.seed, "weights"))
     sample = np.sort(indices[torch.randperm(len(indices), generator=generator(0, "scale")).numpy()[:SCALE_SAMPLE]])
     with torch.no_grad():

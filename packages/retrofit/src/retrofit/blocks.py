@@ -224,15 +224,15 @@ def find_matrices(model: Any, embeddings: bool = False) -> list[Projection]:
             if id(parameter) in seen:
                 continue
             if id(parameter) in of_blocks:
-                found = of_blocks[id(parameter)]
+                held = of_blocks[id(parameter)]
             elif isinstance(module, nn.Embedding) or (_is_map(module) and id(parameter) in tables):
-                found = [_whole(name, module)] if embeddings else []
+                held = [_whole(name, module)] if embeddings else []
             elif _is_map(module) and parameter is module.weight:
-                found = [_whole(name, module)]
+                held = [_whole(name, module)]
             else:
                 continue
             seen.add(id(parameter))
-            matrices += found
+            matrices += held
     return matrices
 
 
@@ -254,10 +254,10 @@ def roles_of_matrices(model: Any) -> dict[str, str]:
 def weights_by_role(model: Any) -> dict[str, list[Part]]:
     """Every linear map and embedding by its role (up, down, gate, attention, embeddings, other), a tied weight once."""
     roles = roles_of_matrices(model)
-    found: dict[str, list[Part]] = {}
+    by_role: dict[str, list[Part]] = {}
     for matrix in find_matrices(model, embeddings=True):
-        found.setdefault(roles[matrix.name], []).append(matrix.weight)
-    return found
+        by_role.setdefault(roles[matrix.name], []).append(matrix.weight)
+    return by_role
 
 
 def _is_linear(module: Any) -> bool:

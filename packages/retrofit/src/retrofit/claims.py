@@ -16,7 +16,7 @@ from retrofit.config import TUNING, MeasureConfig, RunConfig
 from retrofit.legacy.names import with_todays_names
 from retrofit.metrics.documents import Floats, read_documents
 from retrofit.metrics.matrix_rows import MatrixRow, read_csv
-from retrofit.metrics.summaries import gaussian_kappa, update_means
+from retrofit.metrics.summaries import gaussian_kappa, transport_move, update_means
 from retrofit.metrics.windows import RESAMPLES, log_differences, read_windows
 from studycore.claims import Claim, Condition, Measure, NotRun
 from studycore.measures import enough, mean, paired_ratio, pairs, rows
@@ -93,9 +93,9 @@ def ff_gram_beside(treated: str, control: str) -> Measure:
         both = [(one.loc[seed, "windows"], other.loc[seed, "windows"]) for seed in seeds]
         each, drawn = log_differences(both)
         windows = both[0][0].shape[1]
-        found = joined_interval(float(np.mean(each)), drawn, windows, each).logs_as_percent()
+        change = joined_interval(float(np.mean(each)), drawn, windows, each).logs_as_percent()
         tokens = int(one["ff_gram_tokens"].min())
-        return found, f"Bootstrap over {windows} windows of {tokens:,} tokens, plus the variance between seeds."
+        return change, f"Bootstrap over {windows} windows of {tokens:,} tokens, plus the variance between seeds."
 
     return Measure(f"ff_gram_beside({treated!r}, {control!r}), percent, {RESAMPLES} resamples of windows", compute)
 
@@ -189,10 +189,10 @@ def after_the_originals_updates(measure: Measure, *arms: str) -> Condition:
         chosen = table[table["arm"].isin(arms)] if "updates" in table.columns else table[:0]
         if chosen.empty or int(chosen["updates"].min()) >= ORIGINAL_UPDATES:
             return ""
-        found, _ = measure.compute(table)
+        change, _ = measure.compute(table)
         return (
             f"Not run at {ORIGINAL_UPDATES:,} updates; after {int(chosen['updates'].min()):,} updates: "
-            f"{found.estimate:+.3g} % [{found.low:.3g}, {found.high:.3g}]."
+            f"{change.estimate:+.3g} % [{change.low:.3g}, {change.high:.3g}]."
         )
 
     return Condition(f"updates of {', '.join(arms)} are {ORIGINAL_UPDATES} or more", unmet)
@@ -205,10 +205,10 @@ def on_enough_tokens(measure: Measure, *arms: str) -> Condition:
         chosen = table[table["arm"].isin(arms)].dropna(subset=["windows"]) if "windows" in table.columns else table[:0]
         if chosen.empty or int(chosen["ff_gram_tokens"].min()) >= HEADLINE_TOKENS:
             return ""
-        found, _ = measure.compute(table)
+        change, _ = measure.compute(table)
         return (
             f"Not run on {HEADLINE_TOKENS:,} tokens; on {int(chosen['ff_gram_tokens'].min()):,}: "
-            f"{found.estimate:+.3g} % [{found.low:.3g}, {found.high:.3g}]."
+            f"{change.estimate:+.3g} % [{change.low:.3g}, {change.high:.3g}]."
         )
 
     return Condition(f"ff_gram_tokens of {', '.join(arms)} are {HEADLINE_TOKENS} or more", unmet)
@@ -420,11 +420,7 @@ def columns(folder: Path, config: RunConfig | MeasureConfig) -> dict[str, Any]:
     first, last = evaluations[0], evaluations[-1]
     kept = ("val_ppl", "up_kappa_median", "ff_gram", "ff_gram_tokens", "ff_gram_original", "val_loss")
     windows = read_windows(folder, last["step"])
-    moves = [
-        100 * abs(row["transport_ppl_after"] / row["transport_ppl_before"] - 1)
-        for row in history
-        if row["kind"] == "transport"
-    ]
+    moves = [abs(transport_move(row)) for row in history if row["kind"] == "transport"]
     return {
         "arm": TUNING if config.validate_on == "tuning" else config.method,
         "updates": last["step"],

@@ -26,7 +26,7 @@ from studycore.errors import UserError
 from studycore.files import check_local
 from studycore.foreign import reading
 from studycore.language.documents import SEPARATOR, document, read_documents
-from studycore.streams import generator
+from studycore.streams import batch_indices, generator
 
 FILE_VALIDATION_SHARE = 0.05
 TUNING_SHARE = 0.1
@@ -308,29 +308,6 @@ def fingerprint(blocks: Blocks) -> str:
 
 
 # ----------------------------------------------------------------------------------------------------------- order
-def update_indices(n: int, config: RunConfig, step: int) -> list[int]:
-    """The blocks of update `step`: positions step * batch_size and on in the epochs' orders, laid end to end."""
-    first = step * config.batch_size
-    indices = []
-    for position in range(first, first + config.batch_size):
-        epoch, place = divmod(position, n)
-        indices.append(epoch_order(n, config.seed, epoch)[place])
-    return indices
-
-
-_orders: dict[tuple[int, int, int], list[int]] = {}
-
-
-def epoch_order(n: int, seed: int, epoch: int) -> list[int]:
-    """A permutation of the blocks: a function of (seed, epoch)."""
-    key = (n, seed, epoch)
-    if key not in _orders:
-        if len(_orders) > 4:
-            _orders.clear()
-        _orders[key] = torch.randperm(n, generator=generator(seed, "order", epoch)).tolist()
-    return _orders[key]
-
-
 class _Rows(Dataset[Tensor]):
     def __init__(self, ids_NT: Tensor):
         self.ids_NT = ids_NT
@@ -356,7 +333,8 @@ def micro_batches(blocks: Blocks, config: RunConfig, steps: range, rank: int, wo
 
     def order() -> Iterator[list[int]]:
         for step in steps:
-            mine = update_indices(len(blocks.ids_NT), config, step)[rank::world]
+            every = batch_indices(len(blocks.ids_NT), config.batch_size, config.seed, step)
+            mine = every[rank::world].tolist()
             for part in range(parts):
                 yield mine[part * each : (part + 1) * each]
 

@@ -11,8 +11,9 @@ from retrofit.blocks import left_out
 from retrofit.config import EMBEDDED_DATASET, MeasureConfig
 from retrofit.data import Blocks, cut_blocks, fingerprint, read_source
 from retrofit.metrics.matrices import measure_activations, measure_weights
-from retrofit.metrics.matrix_rows import ActivationRow, plain, summarise, tables, token_note, write_csv
+from retrofit.metrics.matrix_rows import ActivationRow, plain, summarise, token_note, write_csv
 from retrofit.model import load_model
+from retrofit.tables import tables
 from studycore.errors import UserError
 from studycore.files import check_local
 from studycore.language.pretrained import context_of, load_tokenizer, vocabulary_of, weights_fingerprint

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from studycore.language import pretrained
+from studycore.language.progress import without_bars
 
 
 def load_model(name: str, revision: str | None = None, dropout: float = 0.0) -> tuple[Any, str | None]:
@@ -41,15 +42,11 @@ def _set(config: Any, values: Mapping[str, Any]) -> None:
 
 def save_model(model: Any, tokenizer: Any, folder: Path, own_dropout: Mapping[str, float]) -> None:
     """An ordinary Hugging Face folder; `own_dropout`, what load_model found, stands in its configuration again."""
-    from transformers.utils import logging
-
-    enabled, used = logging.is_progress_bar_enabled(), dropout_of(model.config)
-    logging.disable_progress_bar()
+    used = dropout_of(model.config)
     _set(model.config, own_dropout)
     try:
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        with without_bars():
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
     finally:
         _set(model.config, used)
-        if enabled:
-            logging.enable_progress_bar()

@@ -1,6 +1,7 @@
 """The reports of a run, a comparison and a measurement, from what their folders hold."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import geometric_mean, median
@@ -24,12 +25,11 @@ from retrofit.metrics.matrix_rows import (
     ActivationRow,
     MatrixRow,
     read_csv,
-    shown,
     summarise as summary_rows,
-    tables,
 )
-from retrofit.metrics.summaries import few_tokens, mean_rows, update_means
+from retrofit.metrics.summaries import few_tokens, mean_rows, percent_change, transport_move, update_means
 from retrofit.plan import variants
+from retrofit.tables import shown, tables
 from studycore.configuration import from_dict, read_yaml
 from studycore.errors import UserError
 from studycore.files import write_json
@@ -90,7 +90,7 @@ def report_run(record: Record) -> Report:
 
 def change(first: Mapping[str, Any], last: Mapping[str, Any], name: str) -> float | None:
     """Percent from the first evaluation to the last; None where either did not measure it."""
-    return 100 * (last[name] / first[name] - 1) if name in first and name in last else None
+    return percent_change(first[name], last[name]) if name in first and name in last else None
 
 
 def metrics_note(row: Mapping[str, Any], about: Mapping[str, Any]) -> str:
@@ -140,15 +140,16 @@ def transport_table(rows_of_arms: Mapping[str, Rows]) -> Table:
         first_step = min(row["step"] for row in rows)
         firsts, later = ([row for row in rows if (row["step"] == first_step) == first] for first in (True, False))
         cells: list[Any] = []
-        for what in (_move, _divergence):
-            cells += [median([what(row) for row in some]) if some else "" for some in (firsts, later)]
+        for what in (transport_move, _divergence):
+            cells += [shown(median([what(row) for row in some])) if some else "" for some in (firsts, later)]
         kappas = [
             row["transport_kappa_after"] / row["transport_kappa_before"]
             for row in rows
             if {"transport_kappa_after", "transport_kappa_before"} <= set(row)
         ]
         factor = geometric_mean(kappas) if kappas else None
-        lines.append((name, len(rows), *cells[:2], max(map(_move, rows), key=abs), *cells[2:], factor))
+        largest = max(map(transport_move, rows), key=abs)
+        lines.append((name, len(rows), *cells[:2], shown(largest), *cells[2:], factor))
     columns = (
         "arm", "transports", "perplexity %, first", "the others", "largest", "KL, first", "the others", "kappa, factor",
     )  # fmt: skip
@@ -162,8 +163,9 @@ def ablation_table(rows: Rows) -> Table | None:
     for row in (row for row in rows if row["kind"] == "ablation"):
         kappas = [row.get(f"transport_kappa_{when}") for when in ("after", "before")]
         factor = kappas[0] / kappas[1] if None not in kappas else None  # type: ignore[operator]
-        before, after = row.get("transport_ppl_before"), row.get("transport_ppl_after")
-        lines.append((row["matrices"], before, after, _move(row), row.get("transport_kl"), factor))
+        ends = [row.get(f"transport_ppl_{when}", math.inf) for when in ("before", "after")]
+        moved = (*ends, transport_move(row), _divergence(row))
+        lines.append((row["matrices"], *map(shown, moved), factor))
     if not lines:
         return None
     columns = ("matrices", "perplexity before", "after", "change %", "KL", "kappa up, factor")
@@ -196,7 +198,7 @@ def tuning_table(record: Record) -> Table | None:
     for folder, loss in zip(runs["folder"], runs["val_loss"], strict=True):
         evaluations, about = evaluations_of(rows_of(Path(folder))), read_manifest(Path(folder))["about"]
         first, last = evaluations[0]["val_ppl"], evaluations[-1]["val_ppl"]
-        lines.append((about["lr"], first, last, 100 * (last / first - 1), "taken" if loss == best else ""))
+        lines.append((about["lr"], first, last, percent_change(first, last), "taken" if loss == best else ""))
     lines.sort(key=lambda line: line[0])
     edge = len(lines) > 1 and "taken" in (lines[0][-1], lines[-1][-1])
     said = " The best one is at the edge of those tried: a better one may lie beyond." if edge else ""
@@ -222,13 +224,9 @@ def front_tables(record: Record) -> tuple[Table | None, Mapping[str, Sequence[Fr
     return (Table("The front: weights of the penalty", columns, lines, note) if lines else None), fronts
 
 
-def _move(row: Mapping[str, Any]) -> float:
-    """Percent by which a transport moved perplexity."""
-    return 100 * (float(row["transport_ppl_after"]) / float(row["transport_ppl_before"]) - 1)
-
-
 def _divergence(row: Mapping[str, Any]) -> float:
-    return float(row["transport_kl"])
+    """Nats a token; infinite where the row lacks it."""
+    return float(row.get("transport_kl", math.inf))
 
 
 def notes(config: RunConfig, about: Mapping[str, Any], swept: bool = False) -> list[str]:
@@ -381,8 +379,8 @@ def comparison_answer(merged: Mapping[str, Rows], fronts: Mapping[str, Sequence[
         return " ".join(front_answer(penalty, points, updates) for penalty, points in fronts.items())
 
     def moved(name: str) -> str:
-        found = {arm: change(rows[0], rows[-1], name) for arm, rows in merged.items()}
-        return ", ".join(f"{arm} {percent:+,.1f} %" for arm, percent in found.items() if percent is not None)
+        changes = {arm: change(rows[0], rows[-1], name) for arm, rows in merged.items()}
+        return ", ".join(f"{arm} {percent:+,.1f} %" for arm, percent in changes.items() if percent is not None)
 
     answer = f"From step 0 to {updates} perplexity changes by: {moved('val_ppl')}."
     name = "ff_gram" if all("ff_gram" in rows[-1] for rows in merged.values()) else "ff_gram_original"

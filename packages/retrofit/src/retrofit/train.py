@@ -11,7 +11,7 @@ import dataclasses
 import math
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,9 @@ from retrofit.legacy.original_json import write_original
 from retrofit.losses import NextTokenLoss
 from retrofit.metrics.documents import documents_file, write_documents
 from retrofit.metrics.drift import ablation_rows, transport_row
-from retrofit.metrics.evaluation import conditioning_row, ff_gram_row, perplexity_row, results
+from retrofit.metrics.evaluation import conditioning_row, ff_gram_row, perplexity_row
+from retrofit.metrics.final import results
+from retrofit.metrics.gradients import norms_by_role, role_norms
 from retrofit.metrics.perplexity import evaluate
 from retrofit.metrics.windows import windows_file, write_windows
 from retrofit.model import load_model, save_model
@@ -47,6 +49,7 @@ from studycore.language.pretrained import (
     weights_fingerprint,
 )
 from studycore.metrics_log import read_rows
+from studycore.models import count_parameters
 from studycore.record import is_done
 from studycore.run import Run
 from studycore.run_folder import read_manifest
@@ -95,7 +98,7 @@ def train(config: RunConfig, run: Run) -> None:
     )  # fmt: skip
     stepper, prepared = run.accelerator.prepare(NextTokenLoss(model), optimizer)
     about = {
-        **data.about, "hub_commit": commit, "parameters": sum(p.numel() for p in parameters),
+        **data.about, "hub_commit": commit, "parameters": count_parameters(model),
         "ffn_width": max((b.down.weight_OI.shape[1] for b in blocks if b.has_features), default=0),
         "lr": lr, "warmup_steps": config.warmup_steps, "validate_on": config.validate_on,
         "left_out": lacking.sentences, "left_out_share": lacking.share,
@@ -193,14 +196,14 @@ def rate_of(config: RunConfig, run: Run) -> float:
     """The learning rate: lr, or that of the tuning run that ended at the lowest perplexity. UserError where one can't be used."""
     if not config.tuned or run.dry:
         return config.lr
-    found = []
+    tried = []
     for name in config.tuned:
         place = folder_of(run, "tuned", name)
         metrics = read_json(place / "results.json")["metrics"] if is_done(place) else {}
         if metrics.get("validate_on") != "tuning":
             raise UserError(f"tuned: {place} is no finished run with validate_on tuning; name such runs")
-        found.append((metrics["val_loss"], metrics["lr"]))
-    return float(min(found)[1])
+        tried.append((metrics["val_loss"], metrics["lr"]))
+    return float(min(tried)[1])
 
 
 def folder_of(run: Run, field: str, name: str) -> Path:
@@ -297,31 +300,6 @@ def clip_gradients(accelerator: Any, parameters: list[nn.Parameter], limit: floa
     return {"grad_norm": norm if math.isfinite(norm) else None, "clipped": limit is not None and norm > limit}
 
 
-def norms_by_role(
-    by_role: Mapping[str, Sequence[Part]], clipped: Mapping[str, Any], limit: float | None
-) -> dict[str, float]:
-    """grad_norm_<role>: norm of the cross-entropy's gradient, before clipping, on the weights of each role.
-
-    The gradients that are there are those after clipping, by torch's factor limit / (norm + 1e-6).
-    """
-    if clipped["grad_norm"] is None:
-        return {}
-    factor = (clipped["grad_norm"] + 1e-6) / limit if limit is not None and clipped["clipped"] else 1.0
-    return {f"grad_norm_{role}": factor * norm for role, norm in _norms(by_role, lambda p: p.grad).items()}
-
-
-def _norms(
-    by_role: Mapping[str, Sequence[Part]], gradient_of: Callable[[nn.Parameter], Tensor | None]
-) -> dict[str, float]:
-    """Norm over the weights of each role that have a gradient other than zero."""
-    norms = {}
-    for role, weights in by_role.items():
-        pairs = [(weight, gradient_of(weight.parameter)) for weight in weights]
-        if gradients := [weight.of(gradient) for weight, gradient in pairs if gradient is not None]:
-            norms[role] = float(torch.stack(torch._foreach_norm(gradients)).norm())
-    return {role: norm for role, norm in norms.items() if norm > 0}
-
-
 def add_penalty(
     run: Run, penalty: tuple[Tensor, list[tuple[nn.Parameter, Tensor]]] | None, by_role: Mapping[str, Sequence[Part]]
 ) -> dict[str, float]:
@@ -336,5 +314,5 @@ def add_penalty(
         parameter.grad += gradient
     norm = torch.stack([gradient.norm() for _, gradient in gradients]).norm()
     own = {id(parameter): gradient for parameter, gradient in gradients}
-    roles = {f"penalty_grad_norm_{role}": x for role, x in _norms(by_role, lambda p: own.get(id(p))).items()}
+    roles = {f"penalty_grad_norm_{role}": x for role, x in role_norms(by_role, lambda p: own.get(id(p))).items()}
     return {"penalty": float(value), "penalty_grad_norm": float(norm), **roles}

@@ -23,6 +23,7 @@ import numpy as np
 
 from studycore.errors import UserError
 from studycore.files import sha256, sync_folder, write_json
+from studycore.language.progress import without_bars
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -123,17 +124,11 @@ def _write(file: Path, folder: Path, dtype: StorageType, licence: str | None, or
     model.tie_weights()
     special = {k: values[k] for k in ("bos_token_id", "eos_token_id", "pad_token_id")}
     model.generation_config = GenerationConfig(do_sample=False, **special)
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
     try:
-        model.save_pretrained(folder)
+        with without_bars():
+            model.save_pretrained(folder)
     except SafetensorError as error:  # its only way to say that the disk is full
         raise OSError(errno.ENOSPC if "No space left" in str(error) else errno.EIO, str(error), str(folder)) from None
-    finally:
-        if shown:
-            logging.enable_progress_bar()
     config.dtype = torch.float32  # of the computation; the other call has put the type of the stored weights there
     config.save_pretrained(folder)
     tokenizer(file, fields).save_pretrained(folder)

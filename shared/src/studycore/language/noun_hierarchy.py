@@ -33,10 +33,6 @@ class NounHierarchy:
             todo += new
         return below
 
-    def instances_below(self, name: str) -> set[str]:
-        """Every instance of `name` or of a kind below it."""
-        return {instance for kind in self.closure(name) for instance in self.instances[kind]}
-
 
 @lru_cache(maxsize=1)
 def noun_hierarchy() -> NounHierarchy:

@@ -12,7 +12,7 @@ import hashlib
 import json
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from studycore.errors import UserError
 from studycore.files import check_local
 from studycore.foreign import check_file, check_tensors, reading
 from studycore.language.embedded import locate
+from studycore.language.progress import without_bars
+from studycore.models import evaluating
 
 PROBE_TOKENS = 12
 
@@ -92,23 +94,20 @@ def _quiet(bars: bool = False) -> Iterator[None]:
     """transformers says nothing meanwhile: what it would warn of is told in one sentence; with `bars` its bars neither."""
     from transformers.utils import logging
 
-    level, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    level = logging.get_verbosity()
     logging.set_verbosity_error()
-    if bars:
-        logging.disable_progress_bar()
     try:
-        yield
+        with without_bars() if bars else nullcontext():
+            yield
     finally:
         logging.set_verbosity(level)
-        if had_bars:
-            logging.enable_progress_bar()
 
 
 def weight_files(folder: Path) -> list[Path]:
     """The files that transformers reads weights from."""
     for pattern, _ in WEIGHT_FILES:
-        if found := sorted(folder.glob(pattern)):
-            return found
+        if files := sorted(folder.glob(pattern)):
+            return files
     return []
 
 
@@ -288,12 +287,8 @@ def _logits_with_two_ends(model: Any) -> Tensor:
 
 def replay_probe(model: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Logits after the fixed sequence."""
-    was_training = model.training
-    model.eval()
-    device = next(model.parameters()).device
-    with torch.no_grad():
+    with evaluating(model) as device:
         logits = model(input_ids=inputs["input_ids"].to(device), use_cache=False).logits[:, -1].float()
-    model.train(was_training)
     return {"output_logits": logits}
 
 

@@ -55,21 +55,22 @@ def document_nll(model: Any, tokenizer: Any, texts: Sequence[str]) -> list[tuple
     """
     import torch
 
+    from studycore.models import evaluating
+
     end = tokenizer.eos_token_id
     rows = [[end, *ids, end] for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
     sums: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
-    model.eval()
     for start in range(0, len(order), 64):
         part = order[start : start + 64]
         length = max(len(rows[index]) for index in part)
         ids = torch.full((len(part), length), end)
         for row, index in enumerate(part):
             ids[row, : len(rows[index])] = torch.tensor(rows[index])
-        with torch.no_grad():
-            logits = model(ids.to(model.device), use_cache=False).logits[:, :-1].float()
+        with evaluating(model) as device:
+            logits = model(ids.to(device), use_cache=False).logits[:, :-1].float()
             nll = torch.nn.functional.cross_entropy(
-                logits.flatten(0, 1), ids[:, 1:].flatten().to(model.device), reduction="none"
+                logits.flatten(0, 1), ids[:, 1:].flatten().to(device), reduction="none"
             )
         nll = nll.view(len(part), length - 1).double().cpu()
         for row, index in enumerate(part):
@@ -128,6 +129,8 @@ def measure(folder: str | Path) -> tuple[dict[str, Any], NDArray[np.float64]]:
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from studycore.models import count_parameters
+
     model = AutoModelForCausalLM.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     held_out = wordnet.texts("validation")
@@ -141,7 +144,7 @@ def measure(folder: str | Path) -> tuple[dict[str, Any], NDArray[np.float64]]:
         "perplexity_per_word": perplexity(list(zip(own, words, strict=True))),
         "validation_documents": len(tokens),
         "validation_tokens": sum(tokens),
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "parameters": count_parameters(model),
         "vocabulary": len(tokenizer),
     }
     return metrics, np.array([own, bigram, tokens], dtype=np.float64).T

@@ -10,7 +10,6 @@ import json
 import math
 import shutil
 from collections import Counter
-from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,9 @@ from torch import Tensor, nn
 from studycore.configuration import to_dict
 from studycore.files import read_json, write_json
 from studycore.language import reference_lm, wordnet
+from studycore.language.pretrained import replay_probe
 from studycore.language.recipe import Recipe
+from studycore.models import count_parameters
 from studycore.run import Run
 from studycore.run_folder import read_manifest
 from studycore.streams import derive_seed, generator
@@ -174,7 +175,7 @@ def train(recipe: Recipe, run: Run) -> None:
     # ---- model and optimizer
     model = run.model(
         lambda values: create_model(recipe, values["vocabulary"]),
-        replay,
+        replay_probe,
         {"input_ids": torch.from_numpy(batches.epoch(0)[:2, :32].copy())},
         values={"recipe": to_dict(recipe), "vocabulary": len(tokenizer)},
     ).train()
@@ -184,14 +185,13 @@ def train(recipe: Recipe, run: Run) -> None:
     groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
     # Steps are small: their squared gradients want a longer memory than the 0.95 of large ones.
     optimizer = run.optimizer(torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.99), fused=True))
-    run.about(parameters=sum(q.numel() for q in model.parameters()))
+    run.about(parameters=count_parameters(model))
 
     # ---- loop
     for step in run.steps(recipe.steps):
         # evaluate
         if run.every(recipe.eval_every):
             perplexity = reference_lm.perplexity(reference_lm.document_nll(model, tokenizer, held_out))
-            model.train()
             run.log({"perplexity": perplexity})
             run.say(f"step {step}: perplexity {perplexity:.4g}")
         # save
@@ -221,15 +221,6 @@ def train(recipe: Recipe, run: Run) -> None:
     run.say("measuring on all held-out glosses; a minute or two")
     metrics, documents = reference_lm.record(run.folder / "model", read_json(run.folder / "claims.json"))
     run.results(metrics, {"documents": torch.from_numpy(documents)})
-
-
-def replay(model: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The probe's logits, without dropout."""
-    training = model.training
-    with torch.no_grad():
-        logits = model.eval()(inputs["input_ids"].to(model.device), use_cache=False).logits
-    model.train(training)
-    return {"output_logits": logits.cpu()}
 
 
 def tokenizer_of(recipe: Recipe, folder: Path) -> Any:

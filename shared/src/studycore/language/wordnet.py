@@ -255,8 +255,8 @@ def documents() -> tuple[Document, ...]:
     with reading_it():
         digest = "".join(sha256(folder / name) for name in FILES)
     kept = cache_folder() / f"wordnet-{PARSING}-{hashlib.sha256(digest.encode()).hexdigest()[:16]}.json"
-    if (found := _kept(kept)) is not None:
-        return found
+    if (documents_kept := _kept(kept)) is not None:
+        return documents_kept
     collected = []
     with reading_it():
         for synset in corpus().all_synsets():
@@ -277,10 +277,10 @@ def _kept(path: Path) -> tuple[Document, ...] | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         rows, expected = content["documents"], content["sha256"]
-        found = tuple(Document(*row) for row in rows)
+        kept = tuple(Document(*row) for row in rows)
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return found if _digest(found) == expected else None
+    return kept if _digest(kept) == expected else None
 
 
 def _keep(path: Path, made: tuple[Document, ...]) -> None:

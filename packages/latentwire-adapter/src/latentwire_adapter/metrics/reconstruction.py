@@ -3,7 +3,6 @@
 Shapes: U token types, D dimensions.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +30,6 @@ def reconstruction_metrics(y_UD: Tensor, x_UD: Tensor, weights_U: Tensor, mean_D
         "nmse": float(w_U @ error_U / (w_U @ spread_U)),
         "norm_ratio": float(w_U @ (y_UD.norm(dim=1) / x_UD.norm(dim=1).clamp(min=1e-30))),
     }
-
-
-def original_row(row: Mapping[str, Any], timestamp: float) -> dict[str, Any]:
-    """A row of the log in the original study's form: step, epoch and a Unix time, and what the row holds."""
-    return {"epoch": 0, **row, "timestamp": timestamp}
 
 
 def rows_of(folder: Path, kind: str) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from latentwire_adapter.model.compressor import EmbeddingCompressor
 from latentwire_adapter.model.saved import Saved
+from studycore.models import evaluating
 
 
 class Adapter(Saved):
@@ -77,11 +78,6 @@ class Adapter(Saved):
             self.shift.bias.copy_(compressor.mean / row_rms)
 
 
-def count_parameters(module: nn.Module) -> int:
-    """Trained numbers."""
-    return sum(p.numel() for p in module.parameters())
-
-
 def build_adapter(values: Mapping[str, Any]) -> Adapter:
     """An untrained adapter of a stored configuration."""
     return Adapter(**values)
@@ -94,9 +90,5 @@ def probe_inputs(k: int) -> dict[str, Tensor]:
 
 def replay(adapter: Adapter, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The row of the fixed code."""
-    training = adapter.training
-    adapter.eval()
-    with torch.no_grad():
-        row = adapter(inputs["input_code"].to(adapter.scale.device))
-    adapter.train(training)
-    return {"output_row": row}
+    with evaluating(adapter) as device:
+        return {"output_row": adapter(inputs["input_code"].to(device))}

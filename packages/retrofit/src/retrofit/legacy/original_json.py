@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from retrofit.metrics.summaries import percent_change
 from studycore.errors import UserError
 from studycore.files import read_json, write_json
 
@@ -33,7 +34,7 @@ class OriginalResult:
     def change(self, key: str) -> float | None:
         """Percent from initial to final; None where either was not measured or is not positive."""
         first, last = self.initial.get(key), self.final.get(key)
-        return 100 * (last / first - 1) if first and last and min(first, last) > 0 else None
+        return percent_change(first, last) if first and last and min(first, last) > 0 else None
 
 
 def original_file(method: str) -> str:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from retrofit.legacy.original_json import OriginalResult, read_folder
+from retrofit.metrics.summaries import percent_change
 from studycore.report import Table, table_text
 
 SCENARIOS = {
@@ -10,12 +11,12 @@ SCENARIOS = {
     2: "partial rescue",
     3: "minimal effect",
 }
-CONDITIONING_BOUNDS = (100 * (2250 / 4738 - 1), 100 * (3850 / 4738 - 1))
+CONDITIONING_BOUNDS = (percent_change(4738, 2250), percent_change(4738, 3850))
 """Percent from step 0 that divide the original study's scenarios 1, 2 and 3: halfway between its figures (1,500-2,000;
 2,500-3,500; 4,200, from 4,738)."""
-PERPLEXITY_BOUNDS = (100 * (9.0 / 10.9 - 1), 100 * (10.25 / 10.9 - 1))
+PERPLEXITY_BOUNDS = (percent_change(10.9, 9.0), percent_change(10.9, 10.25))
 """The same for perplexity (8-9; 9-10; 10.5, from 10.9)."""
-ORIGINAL_STANDARD = {"cond": 100 * (4600 / 4738 - 1), "ppl": 100 * (10.7 / 10.9 - 1)}
+ORIGINAL_STANDARD = {"cond": percent_change(4738, 4600), "ppl": percent_change(10.9, 10.7)}
 """What continued training does in all three of the original study's scenarios, percent from step 0."""
 HARM = {"cond": 100 * (1 - 4200 / 4600), "ppl": 100 * (1 - 10.5 / 10.7)}
 """Percent by which geometry is better than continued training in the original study's scenario 3: as much worse is harm."""

@@ -18,13 +18,17 @@ from retrofit.arms.geometry_ffn import LEFT_ALONE
 from retrofit.blocks import FeedForward, weights_by_role
 from retrofit.config import ROLES, RunConfig
 from retrofit.data import Blocks, Data
-from retrofit.metrics.perplexity import evaluating, logits_of
+from retrofit.metrics.perplexity import logits_of, perplexity_of
 from retrofit.metrics.spectra import up_kappas
 from retrofit.transports import gradient_less_transport
+from studycore.models import evaluating
 
 
 def transport_row(transport: Callable[[StepState], None], state: StepState, data: Data) -> dict[str, Any]:
-    """Transports, with perplexity, KL divergence and the median kappa of the up projections right before and after."""
+    """Transports, with perplexity, KL divergence and the median kappa of the up projections right before and after.
+
+    What is not finite has no place in a row of numbers, and is left out.
+    """
     kappa_before = median(up_kappas(state.blocks))
     blocks = data.validation.first(state.config.transport_blocks)
     moved = drift(state.model, blocks, state.config.batch_size, lambda: transport(state))
@@ -76,7 +80,7 @@ def drift(model: Any, blocks: Blocks, batch: int, change: Callable[[], None]) ->
         divergence = F.kl_div(log_q, log_p[0], reduction="none", log_target=True).sum(1).double()
         kl += float(divergence[counted].sum())
         tokens += int(counted.sum())
-    first, second = (math.exp(min(total / tokens, 700)) for total in sums)
+    first, second = (perplexity_of(total / tokens) for total in sums)
     return Drift(first, second, max(kl / tokens, 0.0))
 
 

@@ -1,7 +1,7 @@
 """The rows of metrics.jsonl that evaluations make: perplexities, and the conditioning of weights and activations."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from statistics import geometric_mean
 from typing import Any
 
@@ -19,7 +19,7 @@ from retrofit.metrics.spectra import (
     ff_gram_original_of_layer,
     spectrum_of,
 )
-from retrofit.metrics.summaries import by_layer, enough_tokens, update_means
+from retrofit.metrics.summaries import by_layer, enough_tokens
 from retrofit.metrics.windows import Floats, ff_gram_interval
 from studycore.errors import UserError
 
@@ -108,15 +108,3 @@ def fixed_ids(data: Data, config: RunConfig, tokens: int) -> Tensor:
     """The first whole validation blocks [blocks, block_size] that hold so many tokens, or all there are."""
     whole = data.validation.document_NT.ge(0).all(dim=1)
     return data.validation.ids_NT[whole][: -(-tokens // config.block_size), :-1]
-
-
-def results(rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> dict[str, Any]:
-    """The metrics of results.json: the last evaluation, the first one's perplexity, means over updates, and `about`."""
-    evaluations = [row for row in rows if row["kind"] == "evaluation"]
-    first, last = evaluations[0], evaluations[-1]
-    return {
-        **{f"initial_{name}": first[name] for name in ("val_ppl", "val_loss")},
-        **{name: value for name, value in last.items() if name != "kind" and not isinstance(value, list)},
-        **update_means(rows),
-        **about,
-    }

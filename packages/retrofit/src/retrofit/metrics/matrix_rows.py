@@ -1,9 +1,9 @@
-"""The rows of `measure`: matrices, activations, and their summary; as CSV files, as tables, as JSON. No torch."""
+"""The rows of `measure`: matrices, activations, and their summary; as CSV files, as JSON. No torch."""
 
 import csv
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from statistics import geometric_mean, median
@@ -12,22 +12,15 @@ from typing import Any, TypeVar, get_type_hints
 from retrofit.config import ROLES
 from retrofit.legacy.names import with_todays_names
 from retrofit.metrics.summaries import (
-    ORIGINAL_RIDGE,
-    RELATIVE_RIDGE,
     enough_tokens,
     few_tokens,
     noise_floor,
 )
 from studycore.files import read_text, write_atomic
-from studycore.report import Table
 
 ACTIVATION_METRICS = ("act_kappa_centred", "act_kappa_uncentred", "ff_gram_original", "act_kappa_without_largest")
 LEFT_OUT = 3
 """Directions without which a covariance's conditioning is told again: massive activations lie in that few."""
-RIDGE_NOTE = (
-    f"Ridge {RELATIVE_RIDGE:g} of the mean eigenvalue; ff_gram_original: the original study's recipe, + {ORIGINAL_RIDGE:g} I; "
-    f"act_kappa_without_largest: centred, without the {LEFT_OUT} largest directions."
-)
 MASSIVE = 10.0
 """Times the median over layers of the largest activation: from here on a layer's is called massive."""
 
@@ -134,35 +127,6 @@ def massive_note(activations: Sequence[ActivationRow]) -> str:
     ]
     listed = "; ".join(massive) if massive else "none"
     return f"Massive activations, {MASSIVE:g} or more times {middle:.3g}, the median layer's largest: {listed}."
-
-
-def tables(
-    weights: Sequence[MatrixRow], activations: Sequence[ActivationRow], why_none: str, notes: Mapping[str, str]
-) -> list[Table]:
-    """Weights, activations and summary; `why_none` says why there are no activations, `notes` what else a reader of
-    "weights" and of "activations" should know.
-    """
-    if activations:
-        said = (RIDGE_NOTE, token_note(activations)[0], massive_note(activations), notes.get("activations"))
-        of_activations = table("FFN activations", activations, " ".join(filter(None, said)))
-    else:
-        of_activations = Table(
-            "FFN activations", ("what", "value"), [(name, None) for name in ACTIVATION_METRICS], why_none
-        )
-    summary = summarise(weights, activations)
-    note = "kappa over matrices of a role; activations over layers. Singular: of a rank below the smaller side; they come last in the median and stay out of the mean."
-    return [table("Weights", weights, notes.get("weights", "")), of_activations, table("Summary", summary, note)]
-
-
-def table(title: str, rows: Sequence[Any], note: str = "") -> Table:
-    """A table of dataclasses, columns named by their fields."""
-    lines = [[shown(value) for value in asdict(row).values()] for row in rows]
-    return Table(title, tuple(asdict(rows[0])), lines, note)
-
-
-def shown(value: Any) -> Any:
-    """A value as tables have it."""
-    return "infinite" if value == math.inf else value
 
 
 # ------------------------------------------------------------------------------------------------------------ as CSV

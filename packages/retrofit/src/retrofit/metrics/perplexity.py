@@ -4,8 +4,7 @@ Shapes: N blocks, T targets of a block, V vocabulary, D documents.
 """
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +13,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from retrofit.data import Blocks
+from studycore.models import evaluating
 
 Sum = Callable[[Tensor], Tensor]
 """Sums a tensor over processes."""
+LARGEST_LOSS = 709.0
+"""exp of more than 709.78 is beyond float64."""
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -40,19 +42,13 @@ class Evaluation:
 
     @property
     def perplexity(self) -> float:
-        """exp of the loss; infinite beyond what float64 holds."""
-        return math.exp(self.loss) if self.loss < 700 else math.inf
+        """See perplexity_of."""
+        return perplexity_of(self.loss)
 
 
-@contextmanager
-def evaluating(model: Any) -> Iterator[torch.device]:
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield next(model.parameters()).device
-    finally:
-        model.train(was_training)
+def perplexity_of(loss: float) -> float:
+    """exp of a mean loss in nats; infinite beyond what float64 holds."""
+    return math.exp(loss) if loss < LARGEST_LOSS else math.inf
 
 
 def logits_of(model: Any, ids_NT: Tensor, precision: str) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 from retrofit.blocks import FeedForward, Projection
 from retrofit.metrics.summaries import ORIGINAL_RIDGE, RELATIVE_RIDGE
 from studycore.errors import UserError
+from studycore.models import evaluating
 
 GRAM_LIMIT = 3e4
 """Largest kappa taken from the Gram matrix in float64; its error in the smallest singular value grows as kappa^2 * 1e-16."""
@@ -164,15 +165,11 @@ def activation_moments(
         m.sum_F += x_NF.sum(0)
         m.tokens += n
 
-    was_training = model.training
-    model.eval()
-    device = next(model.parameters()).device
-    with _features(blocks, add):
+    with evaluating(model) as device, _features(blocks, add):
         for part in ids_NB.split(batch):
             # The output layer is not needed.
             model.base_model(input_ids=part.to(device), use_cache=False)
             progress(part.numel())
-    model.train(was_training)
     for m in moments.values():
         m.gram_FF = m.gram_FF.tril() + m.gram_FF.tril(-1).T
     return [moments[layer] for layer in range(len(blocks))]
@@ -226,20 +223,16 @@ def ff_gram_of_windows(
         kappas.append(float((e_F[-1] + ORIGINAL_RIDGE) / (e_F[0].clamp_min(0) + ORIGINAL_RIDGE)))
         ends.append(vectors_FF[:, [-1, 0]].to(m.gram_FF))
     del moments
-    found: list[list[Tensor]] = [[] for _ in blocks]
+    squares: list[list[Tensor]] = [[] for _ in blocks]
 
     def project(layer: int, x_NF: Tensor) -> None:
         squares_N2 = (x_NF.to(ends[layer].dtype) @ ends[layer]).square()
-        found[layer].append(squares_N2.view(-1, ids_NB.shape[1], 2).mean(1).double().cpu())
+        squares[layer].append(squares_N2.view(-1, ids_NB.shape[1], 2).mean(1).double().cpu())
 
-    was_training = model.training
-    model.eval()
-    device = next(model.parameters()).device
-    with _features(blocks, project):
+    with evaluating(model) as device, _features(blocks, project):
         for part in ids_NB.split(batch):
             model.base_model(input_ids=part.to(device), use_cache=False)
-    model.train(was_training)
-    return kappas, torch.stack([torch.cat(parts) for parts in found])
+    return kappas, torch.stack([torch.cat(parts) for parts in squares])
 
 
 def ff_gram_original_of_layer(moments: Moments) -> float:

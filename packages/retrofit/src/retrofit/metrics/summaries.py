@@ -24,6 +24,17 @@ def by_layer(name: str, values: Sequence[float]) -> dict[str, Any]:
     return row
 
 
+def percent_change(first: float, last: float) -> float:
+    """Percent from one value to another."""
+    return 100 * (last / first - 1)
+
+
+def transport_move(row: Mapping[str, Any]) -> float:
+    """Percent by which a transport moved perplexity; infinite where a perplexity was, which the row then lacks."""
+    before, after = (row.get(f"transport_ppl_{when}") for when in ("before", "after"))
+    return math.inf if before is None or after is None else percent_change(before, after)
+
+
 def update_means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Share of updates whose gradient was clipped, and means of gradient norms and the penalty; empty without updates."""
     updates = [row for row in rows if row["kind"] == "update"]

@@ -42,8 +42,8 @@ def read_windows(folder: Path, step: int) -> Floats | None:
         return None
     table = parquet.read_table(path)
     layers = int(table["layer"].to_numpy().max()) + 1
-    found = np.stack([table[name].to_numpy().astype(np.float64) for name in ("largest", "smallest")], axis=1)
-    return found.reshape(layers, -1, 2)
+    extremes = np.stack([table[name].to_numpy().astype(np.float64) for name in ("largest", "smallest")], axis=1)
+    return extremes.reshape(layers, -1, 2)
 
 
 def log_ff_gram(extremes_LW2: Floats, counts_RW: Floats | None = None) -> Floats:
