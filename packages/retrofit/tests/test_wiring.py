@@ -712,6 +712,13 @@ def test_figures_draw_what_they_say(drawn):
     assert left["geometry"] == ([0, 8], [20, 1028])
     assert right["geometry"] == ([0, 8], pytest.approx([11, 1019]))
     assert right["standard"] == ([0, 8], pytest.approx([11, 19]))
+    for number, row in enumerate(row for rows in merged.values() for row in rows):
+        row |= {"act_kappa_centred_median": 7.0 + number, "up_kappa_median": 9.0}
+    infinite = {arm: [rows] for arm, rows in merged.items()}
+    del infinite["geometry"][0][1]["ff_gram_original"]  # as where it is infinite
+    figures.plot_trajectories(infinite, Path("x"))
+    left, _ = drawn.pop()
+    assert left["standard"][1] == [row["act_kappa_centred_median"] for row in merged["standard"]]
     figures.plot_layers(merged, Path("x"))
     (axis,) = drawn.pop()
     assert axis["step 0"][1] == [12, 13]

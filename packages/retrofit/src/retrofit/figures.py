@@ -24,13 +24,25 @@ def layer_ticks(layers: int) -> list[int]:
     return list(range(0, layers, -(-layers // 16) or 1))
 
 
+CONDITIONING = {
+    "ff_gram_original": "Conditioning of FFN activations",
+    "act_kappa_centred_median": "Conditioning of FFN activations",
+    "up_kappa_median": "Conditioning of the up projections",
+}
+
+
 def plot_trajectories(rows_of: Mapping[str, Sequence[Rows]], path: Path) -> Path:
-    """Two panels over steps: ff_gram_original and perplexity; thin lines are seeds, thick their mean."""
+    """Two panels over steps: conditioning and perplexity; thin lines are seeds, thick their mean.
+
+    Conditioning is ff_gram_original, or, where that is infinite at some step, the first other one that never is.
+    """
+    every_row = [row for seeds in rows_of.values() for rows in seeds for row in rows]
+    conditioning = next((key for key in CONDITIONING if all(key in row for row in every_row)), "ff_gram_original")
     figure, (left, right) = new_figure(9.0, 3.4, ncols=2)
     for i, (name, seeds) in enumerate(rows_of.items()):
         # Arms that keep the function lie on each other: broken lines and markers of falling size let all be seen.
         colour, style, marker = curve_style(i)
-        for axis, key in ((left, "ff_gram_original"), (right, "trajectory_ppl")):
+        for axis, key in ((left, conditioning), (right, "trajectory_ppl")):
             for rows in seeds if len(seeds) > 1 else ():
                 if points := [(row["step"], row[key]) for row in rows if key in row]:
                     axis.plot(*zip(*points, strict=True), color=colour, alpha=0.3, linewidth=0.7, linestyle=style)
@@ -39,11 +51,12 @@ def plot_trajectories(rows_of: Mapping[str, Sequence[Rows]], path: Path) -> Path
                     *zip(*points, strict=True), color=colour, linewidth=1.6, linestyle=style, label=name,
                     marker=marker if len(points) < 12 else "", markersize=max(8 - i, 3),
                 )  # fmt: skip
-    left.set(xlabel="step", ylabel="ff_gram_original", title="Conditioning of FFN activations")
+    left.set(xlabel="step", ylabel=conditioning, title=CONDITIONING[conditioning])
     right.set(xlabel="step", ylabel="perplexity", title="Validation perplexity")
-    values = [row["trajectory_ppl"] for seeds in rows_of.values() for rows in seeds for row in rows]
-    if max(values) > 1.5 * min(values):
-        right.set_yscale("log")
+    for axis, key, wide in ((left, conditioning, 10), (right, "trajectory_ppl", 1.5)):
+        values = [row[key] for row in every_row if key in row]
+        if values and max(values) > wide * min(values) > 0:
+            axis.set_yscale("log")
     if len(rows_of) > 1:
         figure.legend(*right.get_legend_handles_labels(), fontsize=7, loc="outside right upper")
     return save_figure(figure, path)

@@ -292,7 +292,7 @@ def report_comparison(record: Record) -> Report:
         parts.append(Table(title, of_layers.columns, of_layers.rows, of_layers.note, folded=True))
     plot_trajectories(evaluations, folder / "trajectories.png")
     pictures = [
-        Picture(plot_trajectories(evaluations, folder / "figures" / "trajectories.svg"), "Conditioning (the original study's recipe) and validation perplexity over training; thin lines are seeds."),
+        Picture(plot_trajectories(evaluations, folder / "figures" / "trajectories.svg"), "Conditioning and validation perplexity over training; thin lines are seeds."),
         Picture(plot_layers(merged, folder / "figures" / "layers.svg"), "Weight kappa of the up projections by layer: the start (grey) and the end of each arm, side by side."),
     ]  # fmt: skip
     if fronts:
