@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from studycore.configuration import to_dict
+from studycore.models import count_parameters
 from ternary_vae.bands import Targets
 from ternary_vae.config import ArchitectureConfig, TrainConfig
 from ternary_vae.data import Operations
@@ -19,7 +20,6 @@ from ternary_vae.model import (
     TernaryVAEV5_11_PartialFreeze,
     architecture_of,
     build_model,
-    count_parameters,
     create_model,
     draw_weights,
     probe_inputs,

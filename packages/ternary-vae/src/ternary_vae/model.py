@@ -324,7 +324,3 @@ def replay_probe(model: TernaryVAE, inputs: Mapping[str, Tensor]) -> dict[str, T
     for module, training in parts:
         module.training = training
     return {f"output_{name}": value for name, value in out.items()}
-
-
-def count_parameters(model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters())

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from studycore.errors import UserError
 from studycore.files import sha256
+from studycore.models import count_parameters
 from studycore.run import Run
 from studycore.streams import derive_seed
 from ternary_vae.checkpoint import Loaded, find_checkpoint, start_model
@@ -26,7 +27,7 @@ from ternary_vae.lanes import CHOSEN_BY, Lane, WholeModel
 from ternary_vae.losses import total
 from ternary_vae.metrics.evaluate import Codes
 from ternary_vae.metrics.final import baselines, figure_arrays, run_metrics
-from ternary_vae.model import build_model, count_parameters, probe_inputs, replay_probe
+from ternary_vae.model import build_model, probe_inputs, replay_probe
 from ternary_vae.optimizers import create_optimizer
 from ternary_vae.stacked import StackedRadii
 from ternary_vae.stages import Stage, not_stackable, stages_of

@@ -21,12 +21,13 @@ from torch import Tensor
 from studycore.configuration import build, check_types, read_yaml, to_dict
 from studycore.errors import UserError
 from studycore.files import sha256
+from studycore.models import count_parameters
 from studycore.study import Study
 from ternary_vae.config import COMPONENTS, ArchitectureConfig, ImportOptions, TrainConfig
 from ternary_vae.data import Operations
 from ternary_vae.legacy.old_file import WRAPPERS, OldFile, read_old, unwrapped
 from ternary_vae.metrics.evaluate import all_metrics
-from ternary_vae.model import TernaryVAE, architecture_of, count_parameters, probe_inputs, replay_probe
+from ternary_vae.model import TernaryVAE, architecture_of, probe_inputs, replay_probe
 
 Form = tuple[list[int], str]
 """Shape and type of a tensor."""

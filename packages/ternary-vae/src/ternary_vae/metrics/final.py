@@ -11,12 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from studycore.models import count_parameters
 from ternary_vae.config import TrainConfig
 from ternary_vae.data import Operations
 from ternary_vae.history import Row, history_metrics
 from ternary_vae.metrics.closed_form import closed_form
 from ternary_vae.metrics.evaluate import Codes, all_metrics, headline, points, radii, untrained
-from ternary_vae.model import TernaryVAE, count_parameters
+from ternary_vae.model import TernaryVAE
 
 COVERAGE_METRICS = (
     "coverage", "covered", "operations", "coverage_sampled", "coverage_seen", "coverage_unseen", "unseen",
