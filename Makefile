@@ -7,7 +7,7 @@ SHELL := bash
 STUDIES := $(sort $(notdir $(patsubst %/pyproject.toml,%,$(wildcard packages/*/pyproject.toml))))
 job.latentwire-adapter = run --config $(SIZE)
 job.least-action = sweep --config $(SIZE)$(if $(filter full,$(SIZE)), && $(BIN)/least-action sweep --config atlas)
-job.retrofit = compare --config $(SIZE) $(if $(filter long,$(SIZE)),--output-dir runs/retrofit/long --resume)
+job.retrofit = compare --config $(SIZE) $(if $(filter long,$(SIZE)),--output-dir runs/retrofit/long --resume && $(BIN)/retrofit compare --config smollm2 --output-dir runs/retrofit/smollm2 --resume)
 job.ternary-vae = sweep --config $(SIZE)
 job.polytope-hsae = all --config $(patsubst smollm2-quick,smollm2,smollm2-$(SIZE))
 

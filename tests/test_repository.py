@@ -206,6 +206,13 @@ def test_make_knows_the_main_job(study):
     assert len(set(named)) == 2
 
 
+def test_setup_and_the_images_of_studies_that_read_with_it_fetch_the_real_model():
+    fetches = "studycore language fetch"
+    assert fetches in make("--dry-run", "setup")
+    for study in ("retrofit", "polytope-hsae", "latentwire-adapter"):
+        assert fetches in (ROOT / "docker" / study / "Dockerfile").read_text(), study
+
+
 @each_study
 def test_tox_has_every_study(study):
     text = (ROOT / "tox.ini").read_text()

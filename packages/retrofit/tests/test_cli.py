@@ -131,6 +131,7 @@ def test_every_shipped_configuration_is_valid():
     assert set(arms["full"]) == set(arms["long"]) == set(arm_names()) - {"none"}
     for name in ("long", "smollm2"):
         assert read_yaml(CONFIGS / f"{name}.yaml")["base"]["num_steps"] == 1000
+    assert read_yaml(CONFIGS / "smollm2.yaml")["base"]["gram_weight"] == 1e-4
     weights = read_yaml(CONFIGS / "weights.yaml")["weights"]
     assert (min(weights), max(weights), len(weights)) == (1e-6, 1e-2, 5)
 

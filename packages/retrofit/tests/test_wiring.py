@@ -656,7 +656,10 @@ def test_every_column_of_the_arms_table_is_its_own():
     answer = comparison_answer(merged, {})
     assert "perplexity changes by: standard +80.0 %, geometry +10,080.0 %." in answer
     assert "ff_gram by: standard +25.0 %, geometry +2,525.0 %." in answer
-    assert "geometry does harm" in answer
+    assert answer.endswith("The original study's scenarios are of 1,000 updates.")
+    for rows in merged.values():
+        rows[-1]["step"] = 1000
+    assert "geometry does harm" in comparison_answer(merged, {})
 
 
 def test_a_layers_table_says_what_is_infinite_and_what_was_not_measured():
@@ -719,6 +722,15 @@ def test_figures_draw_what_they_say(drawn):
     figures.plot_trajectories(infinite, Path("x"))
     left, _ = drawn.pop()
     assert left["standard"][1] == [row["act_kappa_centred_median"] for row in merged["standard"]]
+    del infinite["geometry"][0][1]["act_kappa_centred_median"]
+    figures.plot_trajectories(infinite, Path("x"))
+    left, _ = drawn.pop()
+    assert left["standard"][1] == [9.0, 9.0]
+    between = [SimpleNamespace(estimate=x, low=x - 1, high=x + 1) for x in (-3.0, 0.1)]
+    point = SimpleNamespace(weight=1e-4, kappa=between[0], perplexity=between[1])
+    figures.plot_front({"gram": [point]}, (-10, 0.1), Path("x"))
+    (axis,) = drawn.pop()
+    assert axis["gram"] == ([-3.0], [0.1]), "kappa across, perplexity up"
     figures.plot_layers(merged, Path("x"))
     (axis,) = drawn.pop()
     assert axis["step 0"][1] == [12, 13]

@@ -11,6 +11,7 @@ from retrofit.arms import get_arm
 from retrofit.claims import (
     FRONT_KAPPA,
     FRONT_PERPLEXITY,
+    ORIGINAL_UPDATES,
     FrontPoint,
     evaluations_of,
     front_points,
@@ -388,6 +389,8 @@ def comparison_answer(merged: Mapping[str, Rows], fronts: Mapping[str, Sequence[
         answer += f" {name} by: {conditioning}."
     if "geometry" not in merged:
         return answer
+    if updates < ORIGINAL_UPDATES:
+        return f"{answer} The original study's scenarios are of {ORIGINAL_UPDATES:,} updates."
     results = {name: result_of(name, merged[name]) for name in ("geometry", "standard") if name in merged}
     return f"{answer} {scenario(results['geometry'], results.get('standard'))}"
 
