@@ -123,7 +123,7 @@ def _size(x: Interval) -> Interval:
 
 def of_ratio(ratio: str, arms: Sequence[str]) -> list[Claim]:
     """The claims on one ratio."""
-    found = [
+    ratio_claims = [
         Claim(
             f"f1_{ratio}", f"At {ratio}, trained on reconstruction alone, F1 is {GOOD:g} or more", ORIGINAL, "70 or more", "F1",
             f1_of("adapter", ratio), above=GOOD,
@@ -146,26 +146,26 @@ def of_ratio(ratio: str, arms: Sequence[str]) -> list[Claim]:
         ),
     ]  # fmt: skip
     if "linear" in arms:
-        found.append(Claim(
+        ratio_claims.append(Claim(
             f"adapter_vs_linear_{ratio}", f"At {ratio} the adapter answers better than the linear inverse of the same codes", OWN,
             "above 0", "F1 points", difference(("adapter", ratio), ("linear", ratio)), above=0.0,
         ))  # fmt: skip
     if "nearest" in arms:
-        found.append(Claim(
+        ratio_claims.append(Claim(
             f"nearest_{ratio}", f"At {ratio} the nearest row of the receiver's table keeps 95 % or more, with nothing trained", OWN,
             "1", "retention", retention("nearest", ratio), above=0.95,
         ))  # fmt: skip
     if "fewer" in arms:
-        found.append(Claim(
+        ratio_claims.append(Claim(
             f"fewer_{ratio}", f"At {ratio} the adapter answers better than as many bytes in the paragraph's rarest tokens", OWN,
             "above 0", "F1 points", difference(("adapter", ratio), ("fewer", ratio)), above=0.0,
         ))  # fmt: skip
     if "phase2" in arms:
-        found.append(Claim(
+        ratio_claims.append(Claim(
             f"phase2_{ratio}", f"At {ratio} training through the language model raises F1 above phase 1's", ORIGINAL, "above 0",
             "F1 points", difference(("phase2", ratio), ("adapter", ratio)), above=0.0,
         ))  # fmt: skip
-    return found
+    return ratio_claims
 
 
 def claims(verb: str, config: Any) -> Sequence[Claim]:
@@ -177,7 +177,7 @@ def claims(verb: str, config: Any) -> Sequence[Claim]:
             of_ratio(size_name(r), [arm for arm in config.arms if arm != "phase2" or r in phase2])
             for r in config.ratios
         ]
-        return [READS, CONTROL, SAME, *(claim for found in by_ratio for claim in found)]
+        return [READS, CONTROL, SAME, *(claim for ratio_claims in by_ratio for claim in ratio_claims)]
     if verb in ("phase1", "phase2"):
         arm = "adapter" if verb == "phase1" else "phase2"
         return [Claim("f1", f"F1 is {GOOD:g} or more", ORIGINAL, "70 or more", "F1", f1_of(arm), above=GOOD)]
@@ -234,12 +234,12 @@ def columns(folder: Path, config: Any) -> dict[str, Any]:
     metrics = read_json(folder / "results.json")["metrics"]
     if isinstance(config, SelfcheckConfig):
         return {"arm": "selfcheck", **metrics}
-    found: dict[str, Any] = {"arm": getattr(config, "arm", None) or _arm_of(config), **metrics}
+    row: dict[str, Any] = {"arm": getattr(config, "arm", None) or _arm_of(config), **metrics}
     if (folder / PREDICTIONS).is_file():
-        found["questions"] = read_predictions(folder)["questions"]
+        row["questions"] = read_predictions(folder)["questions"]
     if isinstance(config, Phase1Config):
-        found["arrays"] = read_arrays(folder)
-    return found
+        row["arrays"] = read_arrays(folder)
+    return row
 
 
 def _arm_of(config: Any) -> str:

@@ -85,19 +85,19 @@ def read_questions(config: Reading, split: str, limit: int, per_paragraph: int |
     if config.dataset == EMBEDDED_DATASET:
         if split not in life_sketches.SPLITS:
             raise UserError(f"split: '{split}' is none of {', '.join(life_sketches.SPLITS)}; give one of these")
-        found: list[Question] = []
-        while len(found) < limit:
-            first = len({question.paragraph for question in found})
-            found += from_squad(life_sketches.squad(split, 64, per_paragraph, first), first)  # type: ignore[arg-type]
-        return found[:limit]
+        questions: list[Question] = []
+        while len(questions) < limit:
+            first = len({question.paragraph for question in questions})
+            questions += from_squad(life_sketches.squad(split, 64, per_paragraph, first), first)  # type: ignore[arg-type]
+        return questions[:limit]
     if Path(config.dataset).is_file():
-        found = from_squad(_read_file(config.dataset))
+        questions = from_squad(_read_file(config.dataset))
     else:
-        found = _read_hub(config, split)
-    if not found:
+        questions = _read_hub(config, split)
+    if not questions:
         raise UserError(f"--dataset: '{config.dataset}' ({split}) holds no questions; name another")
     groups: dict[str, list[Question]] = {}
-    for question in found:
+    for question in questions:
         groups.setdefault(question.paragraph, []).append(question)
     order, draw = sorted(groups), Random(derive_seed(seed, "questions", split))
     draw.shuffle(order)
@@ -107,13 +107,15 @@ def read_questions(config: Reading, split: str, limit: int, per_paragraph: int |
 
 def from_squad(content: Mapping[str, Any], first: int = 0) -> list[Question]:
     """The questions of a SQuAD file. KeyError, TypeError where it is none."""
-    found = []
+    questions = []
     for number, entry in enumerate(entry for article in content["data"] for entry in article["paragraphs"]):
         for asked in entry["qas"]:
             answers = [] if asked.get("is_impossible") else [answer["text"] for answer in asked["answers"]]
             name = f"paragraph {first + number}"
-            found.append(Question(str(asked["id"]), name, entry["context"], asked["question"].strip(), tuple(answers)))
-    return found
+            questions.append(
+                Question(str(asked["id"]), name, entry["context"], asked["question"].strip(), tuple(answers))
+            )
+    return questions
 
 
 def _read_file(path: str) -> Any:
@@ -175,19 +177,19 @@ def worked_examples(config: Reading, scored: Sequence[Question]) -> list[list[Qu
         return []
     right = {answer.lower() for question in scored for answer in question.answers}
     paragraphs = {question.context for question in scored}
-    found: dict[str, list[Question]] = {}
+    by_context: dict[str, list[Question]] = {}
     split = "train" if not Path(config.dataset).is_file() else config.split
     for question in read_questions(config, split, 400 * EXAMPLE_QUESTIONS, EXAMPLE_QUESTIONS, config.data_seed + 1):
-        short = len(question.context) < 700 and len(question.answer) < 40
-        if short and question.context not in paragraphs and not right & set(map(str.lower, question.answers)):
-            found.setdefault(question.context, []).append(question)
-        if len(found) > config.examples:
+        short_enough = len(question.context) < 700 and len(question.answer) < 40
+        if short_enough and question.context not in paragraphs and not right & set(map(str.lower, question.answers)):
+            by_context.setdefault(question.context, []).append(question)
+        if len(by_context) > config.examples:
             break
-    if len(found) < config.examples:
+    if len(by_context) < config.examples:
         raise UserError(
-            f"examples: {config.examples} are not to be had of '{config.dataset}' besides the scored; give {len(found)}"
+            f"examples: {config.examples} are not to be had of '{config.dataset}' besides the scored; give {len(by_context)}"
         )
-    return list(found.values())[: config.examples]
+    return list(by_context.values())[: config.examples]
 
 
 def shown(examples: Sequence[Sequence[Question]]) -> str:
@@ -263,13 +265,13 @@ def training_prompts(config: FitConfig, tokenizer: Any, context: int, limit: int
             config, config.split, config.eval_samples, config.questions_per_paragraph, config.data_seed
         )
     }
-    found = [
+    unscored = [
         q for q in read_questions(config, split, limit + 4 * len(scored), None, config.seed) if q.context not in scored
     ]
-    if not found:
+    if not unscored:
         raise UserError(f"--dataset: '{config.dataset}' has no training questions besides the scored; score fewer")
     plain = replace(config, examples=0)
-    return build_prompts(plain, tokenizer, found[:limit], [], context)
+    return build_prompts(plain, tokenizer, unscored[:limit], [], context)
 
 
 # ----------------------------------------------------------------------------------------------------------- counts

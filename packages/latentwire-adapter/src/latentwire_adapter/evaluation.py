@@ -107,12 +107,12 @@ def score(
             answers = reader.answer([arm.prompts.prompts[i] for i in work[number]], config.max_new_tokens)
             spent = (time.perf_counter() - began) / len(work[number])
             mine |= {i: (text_of(lm, tokens), spent) for i, tokens in zip(work[number], answers, strict=True)}
-    found = gathered(mine, run)
+    all_answers = gathered(mine, run)
     if not work:
         run.say(f"{arm.name}: its rows are the model's own, bit for bit, so its answers are those of {same_rows}")
     errors = [reconstruction_of(arm, lm, raw, prompt) for prompt in arm.prompts.prompts]
     rows = [
-        {**scored(prompt, found[i][0]), "seconds": found[i][1], **errors[i]}
+        {**scored(prompt, all_answers[i][0]), "seconds": all_answers[i][1], **errors[i]}
         for i, prompt in enumerate(arm.prompts.prompts)
     ]
     if run.is_main and not run.dry:
@@ -184,17 +184,17 @@ def summary(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
 
 
 # ------------------------------------------------------------------------------------------------- arms and results
-def make_arm(name: str, lm: LanguageModel, prompts: Prompts, found: Fit | None, adapter: Adapter | None) -> Arm:
+def make_arm(name: str, lm: LanguageModel, prompts: Prompts, fit: Fit | None, adapter: Adapter | None) -> Arm:
     """The arm of that name."""
     table, raw = lm.table_VD, codecs.raw(lm.table_VD)
     if name in UNCOMPRESSED:
         chosen = {"question_only": without_contexts, "shuffled": shuffled_contexts}.get(name, lambda p: p)(prompts)
         return Arm(name, chosen, None if name == "ids" else raw)
-    assert found is not None and adapter is not None
-    compressor, seen_V = found.compressor, ~found.held_V
+    assert fit is not None and adapter is not None
+    compressor, seen_V = fit.compressor, ~fit.held_V
     if name == "fewer":
         ratio = compressor.input_dim / compressor.output_dim
-        return Arm(name, fewer_tokens(prompts, ratio, found.counts_V), raw)
+        return Arm(name, fewer_tokens(prompts, ratio, fit.counts_V), raw)
     rows = {
         "linear": lambda: codecs.linear(table, compressor), "nearest": lambda: codecs.nearest(table, compressor),
         "adapter": lambda: codecs.adapted(table, compressor, adapter), "int8": lambda: codecs.adapted(table, compressor, adapter, 8),
@@ -203,12 +203,12 @@ def make_arm(name: str, lm: LanguageModel, prompts: Prompts, found: Fit | None, 
     return Arm(name, prompts, rows, seen_V)
 
 
-def snap_accuracy(lm: LanguageModel, found: Fit) -> dict[str, float]:
+def snap_accuracy(lm: LanguageModel, fit: Fit) -> dict[str, float]:
     """Share of the counted text's tokens, and of its types, whose nearest code is their own."""
-    ids_U = (found.counts_V > 0).nonzero().flatten().to(lm.device)
-    z_UK = found.compressor.compress(lm.table_VD[ids_U].float())
-    right_U = (codecs.nearest_types(lm.table_VD, found.compressor, z_UK) == ids_U).double().cpu()
-    counts_U = found.counts_V[ids_U.cpu()]
+    ids_U = (fit.counts_V > 0).nonzero().flatten().to(lm.device)
+    z_UK = fit.compressor.compress(lm.table_VD[ids_U].float())
+    right_U = (codecs.nearest_types(lm.table_VD, fit.compressor, z_UK) == ids_U).double().cpu()
+    counts_U = fit.counts_V[ids_U.cpu()]
     return {"snap_accuracy": float(right_U @ counts_U / counts_U.sum()), "snap_accuracy_types": float(right_U.mean())}
 
 
@@ -222,12 +222,12 @@ def log(run: Run, row: dict[str, Any], epoch: int) -> None:
 
 
 def finish(
-    run: Run, lm: LanguageModel, arm: Arm, rows: list[dict[str, Any]], found: Fit | None, parameters: int, more: Mapping[str, Any],
+    run: Run, lm: LanguageModel, arm: Arm, rows: list[dict[str, Any]], fit: Fit | None, parameters: int, more: Mapping[str, Any],
     arrays: Mapping[str, Tensor] | None = None, whole: int = 0,
 ) -> None:  # fmt: skip
     """The last row of the log, and the results; `whole`: tokens of the questions before an arm took some away."""
     means = summary(rows)
-    code = found.compressor.output_dim if found else 0
+    code = fit.compressor.output_dim if fit else 0
     sent = sum(len(p.asked_T) for p in arm.prompts.prompts)
     counted = ledger(arm.name, (lm.table_VD.shape[0], lm.table_VD.shape[1]), code, parameters, sent / (whole or sent))
     times = {} if arm.rows is None else {"rows_seconds_per_1000_types": seconds_per_1000(arm, lm)}

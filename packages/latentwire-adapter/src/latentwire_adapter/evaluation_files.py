@@ -10,5 +10,5 @@ PREDICTIONS = "predictions.json"
 
 def read_predictions(folder: Path) -> dict[str, Any]:
     """Arm, seconds, and a row for each question."""
-    found: dict[str, Any] = read_json(folder / PREDICTIONS)
-    return found
+    predictions: dict[str, Any] = read_json(folder / PREDICTIONS)
+    return predictions

@@ -17,12 +17,12 @@ def plot_curve(curves: Mapping[str, Mapping[float, Interval]], levels: Mapping[s
     figure, axes = new_figure()
     for i, (arm, points) in enumerate(curves.items()):
         ratios = sorted(points)
-        found = [points[ratio] for ratio in ratios]
+        intervals = [points[ratio] for ratio in ratios]
         # Arms of one ratio stand side by side.
         x = np.array(ratios) * (1 + 0.015 * (i - len(curves) / 2))
         axes.errorbar(
-            x, [p.estimate for p in found],
-            yerr=[[p.estimate - p.low for p in found], [p.high - p.estimate for p in found]],
+            x, [p.estimate for p in intervals],
+            yerr=[[p.estimate - p.low for p in intervals], [p.high - p.estimate for p in intervals]],
             marker="o", markersize=4, capsize=2, label=arm, color=COLOURS[i % len(COLOURS)],
         )  # fmt: skip
     for name, value in levels.items():

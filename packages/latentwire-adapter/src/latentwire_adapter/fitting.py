@@ -53,16 +53,16 @@ def make_fit(config: FitConfig, lm: LanguageModel, dimensions: int) -> Fit:
     )
     held_V = held_out_types(counts_V, config.held_out_types, config.always_seen)
     compressor = EmbeddingCompressor(lm.table_VD.shape[1], dimensions, config.compress_method, config.seed)
-    found = Fit(fewer, held_V, compressor, about)
+    fit = Fit(fewer, held_V, compressor, about)
     began = time.perf_counter()
-    compressor.to(lm.device).fit_counts(lm.table_VD, found.weights(config.alpha).to(lm.device))
-    found.counts_V = counts_V
+    compressor.to(lm.device).fit_counts(lm.table_VD, fit.weights(config.alpha).to(lm.device))
+    fit.counts_V = counts_V
     present = counts_V > 0
     about |= {
         "fit_seconds": time.perf_counter() - began, "types_seen": int((present & ~held_V).sum()),
         "types_held_out": int((present & held_V).sum()), **references(counts_V, characters_per_token(lm, counts_V)),
     }  # fmt: skip
-    return found
+    return fit
 
 
 def characters_per_token(lm: LanguageModel, counts_V: Tensor) -> float:
@@ -72,13 +72,13 @@ def characters_per_token(lm: LanguageModel, counts_V: Tensor) -> float:
     return float((counts_V[types] * sizes).sum() / counts_V.sum())
 
 
-def save_fit(found: Fit, folder: Path) -> None:
+def save_fit(fit: Fit, folder: Path) -> None:
     """compressor/ and counts.safetensors."""
     from safetensors.torch import save_file
 
-    found.compressor.save_pretrained(folder / "compressor")
-    tensors = {"counts": found.counts_V.float(), "held_out": found.held_V}
-    save_file(tensors | {"positions": torch.tensor(found.about["positions"])}, folder / "counts.safetensors")
+    fit.compressor.save_pretrained(folder / "compressor")
+    tensors = {"counts": fit.counts_V.float(), "held_out": fit.held_V}
+    save_file(tensors | {"positions": torch.tensor(fit.about["positions"])}, folder / "counts.safetensors")
 
 
 def load_fit(folder: Path, lm: LanguageModel) -> Fit:
@@ -102,13 +102,13 @@ def fit_of(config: Phase1Config, lm: LanguageModel, k: int, run: Run) -> Fit:
     """The fit with k dimensions: of the run that this one needs, or made here."""
     if "fit" not in run.needs:
         return make_fit(config, lm, k)
-    found = load_fit(run.needs["fit"], lm)
+    fit = load_fit(run.needs["fit"], lm)
     if config.compress_method == "pca":
-        found.compressor = found.compressor.truncated(k).to(lm.device)
+        fit.compressor = fit.compressor.truncated(k).to(lm.device)
     else:
         compressor = EmbeddingCompressor(lm.table_VD.shape[1], k, config.compress_method, config.seed)
-        found.compressor = compressor.to(lm.device).fit_counts(lm.table_VD, found.weights(config.alpha).to(lm.device))
-    return found
+        fit.compressor = compressor.to(lm.device).fit_counts(lm.table_VD, fit.weights(config.alpha).to(lm.device))
+    return fit
 
 
 def fingerprint(counts_V: Tensor) -> str:
@@ -118,36 +118,36 @@ def fingerprint(counts_V: Tensor) -> str:
 
 def code_dimensions(config: Phase1Config, width: int) -> int:
     """Dimensions of the code. UserError for none, or more than an embedding has."""
-    found = config.compress_dim or round(width / config.ratio)
-    if not 1 <= found <= width:
+    dimensions = config.compress_dim or round(width / config.ratio)
+    if not 1 <= dimensions <= width:
         field, value = ("compress_dim", config.compress_dim) if config.compress_dim else ("ratio", config.ratio)
-        raise UserError(f"{field}: {value} leaves {found} of {width} dimensions; give 1 to {width} dimensions")
-    return found
+        raise UserError(f"{field}: {value} leaves {dimensions} of {width} dimensions; give 1 to {width} dimensions")
+    return dimensions
 
 
 class TypeRows:
     """The token types that the adapter trains on, with their codes and weights, and those that were held out."""
 
-    def __init__(self, lm: LanguageModel, found: Fit, config: Phase1Config):
-        weights_V = found.weights(config.adapter_alpha)
+    def __init__(self, lm: LanguageModel, fit: Fit, config: Phase1Config):
+        weights_V = fit.weights(config.adapter_alpha)
         self.ids_U = weights_V.nonzero().flatten().to(lm.device)
         self.w_U = weights_V.to(lm.device)[self.ids_U].float()
         self.x_UD = lm.table_VD[self.ids_U].float()
-        self.z_UK = found.compressor.compress(self.x_UD)
-        held_U = ((found.counts_V > 0) & found.held_V).nonzero().flatten().to(lm.device)
+        self.z_UK = fit.compressor.compress(self.x_UD)
+        held_U = ((fit.counts_V > 0) & fit.held_V).nonzero().flatten().to(lm.device)
         self.held_x_UD = lm.table_VD[held_U].float()
-        self.held_z_UK = found.compressor.compress(self.held_x_UD)
-        counts_V = found.counts_V.to(lm.device)
+        self.held_z_UK = fit.compressor.compress(self.held_x_UD)
+        counts_V = fit.counts_V.to(lm.device)
         self.seen_count_U, self.held_count_U = counts_V[self.ids_U], counts_V[held_U]
-        self.mean_D = found.compressor.mean
+        self.mean_D = fit.compressor.mean
         share_U = self.w_U / self.w_U.sum()
         self.variance = float(share_U @ (self.x_UD - self.mean_D).square().sum(1))
         self.mse_unit = self.variance / self.x_UD.shape[1]
         self.code_rms = float((share_U @ self.z_UK.square().mean(1)).sqrt())
         self.row_rms = float(self.mse_unit**0.5)
         self.about = {
-            "rows_per_epoch": len(self.ids_U), "positions": found.about["positions"],
-            "positions_per_row": found.about["positions"] / len(self.ids_U),
+            "rows_per_epoch": len(self.ids_U), "positions": fit.about["positions"],
+            "positions_per_row": fit.about["positions"] / len(self.ids_U),
         }  # fmt: skip
 
     def batch(self, config: Phase1Config, step: int, per_epoch: int, rank: int, world: int) -> tuple[Tensor, float]:
@@ -177,13 +177,13 @@ class TypeRows:
     @torch.no_grad()
     def arrays(self, adapter: Adapter, compressor: EmbeddingCompressor) -> dict[str, Tensor]:
         """By token type: count, squared distance from the mean, squared errors of adapter and linear inverse."""
-        found: dict[str, Tensor] = {}
+        arrays: dict[str, Tensor] = {}
         for name, x_UD, z_UK, count_U in (
             ("seen", self.x_UD, self.z_UK, self.seen_count_U), ("held_out", self.held_x_UD, self.held_z_UK, self.held_count_U),
         ):  # fmt: skip
-            found |= {
+            arrays |= {
                 f"{name}_count": count_U, f"{name}_spread": (x_UD - self.mean_D).square().sum(1),
                 f"{name}_adapter": (adapter(z_UK) - x_UD).square().sum(1),
                 f"{name}_linear": (compressor.decompress(z_UK) - x_UD).square().sum(1),
             }  # fmt: skip
-        return found
+        return arrays

@@ -40,12 +40,12 @@ class Harness:
     def answers(self, rows: codecs.Rows | None, size: int, prompts: Prompts | None = None) -> list[list[int]]:
         """New tokens of every prompt, in batches of `size`."""
         chosen = prompts or self.prompts
-        found: dict[int, list[int]] = {}
+        answers: dict[int, list[int]] = {}
         reader = self.reader(rows, chosen)
         for part in batches(chosen, size):
             new = reader.answer([chosen.prompts[i] for i in part], self.config.max_new_tokens)
-            found.update(zip(part, new, strict=True))
-        return [found[i] for i in range(len(chosen.prompts))]
+            answers.update(zip(part, new, strict=True))
+        return [answers[i] for i in range(len(chosen.prompts))]
 
     def generated(self, prompt: Prompt) -> list[int]:
         """By transformers' own `generate`, from plain ids of the whole prompt: another way to the same tokens."""
@@ -193,9 +193,9 @@ def selfcheck(lm: LanguageModel, prompts: Prompts, config: Reading) -> dict[str,
     return {name: check(harness) for name, check in CHECKS.items()}
 
 
-def demand(found: dict[str, str]) -> None:
+def demand(outcomes: dict[str, str]) -> None:
     """UserError that names the first failing check."""
-    for name, wrong in found.items():
+    for name, wrong in outcomes.items():
         if wrong:
             raise UserError(
                 f"selfcheck {name}: {wrong}; nothing is measured with this model and setting until it holds"

@@ -45,44 +45,44 @@ def selfcheck(config: SelfcheckConfig, run: Run) -> None:
     """Every check. UserError names the first that fails, so that what needs this run fails with it."""
     lm, prompts = read(config, run)
     run.begin(data={"scored questions": prompts.fingerprint})
-    found = run_checks(lm, prompts, config)
-    for name, wrong in found.items():
+    outcomes = run_checks(lm, prompts, config)
+    for name, wrong in outcomes.items():
         run.log({"type": "check", "check": name, "holds": not wrong, "wrong": wrong or "nothing"})
         run.say(f"  {'ok   ' if not wrong else 'FAILS'} {name}{f': {wrong}' if wrong else ''}")
-    run.results({"checks": len(found), "failing": sum(bool(wrong) for wrong in found.values())})
-    demand(found)
+    run.results({"checks": len(outcomes), "failing": sum(bool(wrong) for wrong in outcomes.values())})
+    demand(outcomes)
 
 
 def fit(config: FitConfig, run: Run) -> None:
     """Counts the training text and fits every dimension at once."""
     lm = load_language_model(config, run.device)
     width = lm.table_VD.shape[1]
-    found = make_fit(config, lm, width)
-    run.begin(data={"counts": fingerprint(found.counts_V)}, about=found.about)
+    fitted = make_fit(config, lm, width)
+    run.begin(data={"counts": fingerprint(fitted.counts_V)}, about=fitted.about)
     if run.is_main:
-        save_fit(found, run.folder)
-    variances = found.compressor.variances
+        save_fit(fitted, run.folder)
+    variances = fitted.compressor.variances
     kept = {f"kept_{ratio}x": float(variances[: width // ratio].sum() / variances.sum()) for ratio in (2, 4, 8, 16)}
     run.log({"type": "fit", **kept})
-    run.results({**found.about, **kept}, {"variances": variances})
+    run.results({**fitted.about, **kept}, {"variances": variances})
 
 
 def evaluate(config: EvaluateConfig, run: Run) -> None:
     """Scores one arm."""
     run.accelerate()
     lm, prompts = read(config, run)
-    found, adapter = None, None
+    fitted, adapter = None, None
     whole = sum(len(p.asked_T) for p in prompts.prompts)
     if config.arm not in UNCOMPRESSED:
         folder = phase1_folder(config.phase1, run)
-        found, adapter = load_fit(folder, lm), Adapter.from_pretrained(folder / "adapter").to(lm.device).eval()
+        fitted, adapter = load_fit(folder, lm), Adapter.from_pretrained(folder / "adapter").to(lm.device).eval()
     run.begin(data={"scored questions": prompts.fingerprint})
     check_first(config, lm, prompts, run)
-    arm = make_arm(config.arm, lm, prompts, found, adapter)
+    arm = make_arm(config.arm, lm, prompts, fitted, adapter)
     rows = score(arm, lm, config, codecs.raw(lm.table_VD), run, run.needs.get("raw"))
     parameters = count_parameters(adapter) if adapter is not None and config.arm in ("adapter", "int8", "int4") else 0
-    more = snap_accuracy(lm, found) if config.arm == "nearest" and found is not None else {}
-    finish(run, lm, arm, rows, found, parameters, more, whole=whole)
+    more = snap_accuracy(lm, fitted) if config.arm == "nearest" and fitted is not None else {}
+    finish(run, lm, arm, rows, fitted, parameters, more, whole=whole)
 
 
 def phase1_folder(given: str | None, run: Run) -> Path:
@@ -102,13 +102,15 @@ def phase1(config: Phase1Config, run: Run) -> None:
     run.accelerate()
     lm, prompts = read(config, run)
     k = code_dimensions(config, lm.table_VD.shape[1])
-    found = fit_of(config, lm, k, run)
-    run.begin(data={"scored questions": prompts.fingerprint, "counts": fingerprint(found.counts_V)}, about=found.about)
+    fitted = fit_of(config, lm, k, run)
+    run.begin(
+        data={"scored questions": prompts.fingerprint, "counts": fingerprint(fitted.counts_V)}, about=fitted.about
+    )
     check_first(config, lm, prompts, run)
-    data = TypeRows(lm, found, config)
+    data = TypeRows(lm, fitted, config)
     values = adapter_values(config, k, data.x_UD.shape[1])
     adapter = run.model(
-        build_adapter, replay, probe_inputs(k), values, lambda: start_adapter(values, config.seed, data, found)
+        build_adapter, replay, probe_inputs(k), values, lambda: start_adapter(values, config.seed, data, fitted)
     )
     per_epoch = math.ceil(len(data.ids_U) / config.batch_size)
     terms = Terms("reconstruction", per_epoch * config.epochs, "adapter_lr", {"reconstruction": config.recon_weight})
@@ -121,16 +123,16 @@ def phase1(config: Phase1Config, run: Run) -> None:
             "batch_size": config.batch_size, **gpu_memory(),
         }, step // per_epoch)  # fmt: skip
         if config.quick_eval_samples and not run.dry:
-            f1 = quick_f1(config, lm, prompts, found, adapter)
+            f1 = quick_f1(config, lm, prompts, fitted, adapter)
             log(run, {"type": "quick_eval", "quick_f1": f1}, step // per_epoch)
 
     def losses(step: int) -> Losses:
         return {"reconstruction": data.loss(adapter, config, step, run)}, {"reconstruction": 0.0}
 
     train(config, run, adapter, terms, losses, watch)
-    decompress = found.compressor.decompress
+    decompress = fitted.compressor.decompress
     compared = {f"linear_{name}": value for name, value in data.measure(decompress).items()}
-    answer(config, run, lm, prompts, found, adapter, "adapter", {**compared, **data.about}, data)
+    answer(config, run, lm, prompts, fitted, adapter, "adapter", {**compared, **data.about}, data)
 
 
 def phase2(config: Phase2Config, run: Run) -> None:
@@ -138,13 +140,13 @@ def phase2(config: Phase2Config, run: Run) -> None:
     run.accelerate()
     lm, prompts = read(config, run)
     folder = phase1_folder(config.phase1, run)
-    found = load_fit(folder, lm)
+    fitted = load_fit(folder, lm)
     start = Adapter.from_pretrained(folder / "adapter").to(lm.device)
     before = read_json(folder / "results.json")["metrics"]["f1"]
     taught = training_prompts(config, lm.tokenizer, lm.context, max(config.steps * config.phase2_batch_size, 1))
     run.begin(
         data={
-            "scored questions": prompts.fingerprint, "training questions": taught.fingerprint, "counts": fingerprint(found.counts_V),
+            "scored questions": prompts.fingerprint, "training questions": taught.fingerprint, "counts": fingerprint(fitted.counts_V),
         }
     )  # fmt: skip
     due = before < config.only_below
@@ -153,8 +155,8 @@ def phase2(config: Phase2Config, run: Run) -> None:
         run.results({"due": False, "phase1_f1": before})
         return
     check_first(config, lm, prompts, run)
-    data = TypeRows(lm, found, config)
-    probe = probe_inputs(found.compressor.output_dim)
+    data = TypeRows(lm, fitted, config)
+    probe = probe_inputs(fitted.compressor.output_dim)
     adapter = run.model(build_adapter, replay, probe, start.arguments, lambda: start)
     weights = {"reconstruction": config.recon_weight, config.objective: config.ce_weight}
     terms = Terms("language", config.steps, "phase2_lr", weights, config.balance, config.log_every)
@@ -166,7 +168,7 @@ def phase2(config: Phase2Config, run: Run) -> None:
         first, size = step * config.phase2_batch_size, config.phase2_batch_size
         asked = [taught.prompts[i % len(taught.prompts)] for i in range(first, first + size)][run.rank :: run.world]
         through = PromptLosses(lm, asked, taught.prefix_T, config.objective)
-        arrived = adapter(found.compressor.compress(lm.table_VD[through.ids_BT].float()))
+        arrived = adapter(fitted.compressor.compress(lm.table_VD[through.ids_BT].float()))
         language, floor = through(arrived, through.uncompressed())
         reconstruction = data.loss(adapter, config, step, run)
         return {"reconstruction": reconstruction, config.objective: language}, {
@@ -175,7 +177,7 @@ def phase2(config: Phase2Config, run: Run) -> None:
         }
 
     train(config, run, adapter, terms, losses, watch)
-    answer(config, run, lm, prompts, found, adapter, "phase2", {"due": True, "phase1_f1": before}, data)
+    answer(config, run, lm, prompts, fitted, adapter, "phase2", {"due": True, "phase1_f1": before}, data)
 
 
 # ---------------------------------------------------------------------------------------------------------- the loop
@@ -255,8 +257,8 @@ def train(
 
 def gradient(loss: Tensor, trained: list[torch.nn.Parameter], run: Run) -> list[Tensor]:
     """Of each trained tensor, the mean over the processes; zero where the loss does not depend on it."""
-    found = torch.autograd.grad(loss, trained, allow_unused=True)
-    filled = [torch.zeros_like(p) if g is None else g for g, p in zip(found, trained, strict=True)]
+    gradients = torch.autograd.grad(loss, trained, allow_unused=True)
+    filled = [torch.zeros_like(p) if g is None else g for g, p in zip(gradients, trained, strict=True)]
     return filled if run.world == 1 else [run.accelerator.reduce(g, "mean") for g in filled]
 
 
@@ -293,34 +295,34 @@ def adapter_values(config: Phase1Config, k: int, width: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def start_adapter(values: Mapping[str, Any], seed: int, data: TypeRows, found: Fit) -> Adapter:
+def start_adapter(values: Mapping[str, Any], seed: int, data: TypeRows, fitted: Fit) -> Adapter:
     """A new adapter, drawn from the seed, begun at the linear inverse."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         adapter = Adapter(**values)
-    adapter.to(data.x_UD.device).start_at_inverse(found.compressor, data.code_rms, data.row_rms)
+    adapter.to(data.x_UD.device).start_at_inverse(fitted.compressor, data.code_rms, data.row_rms)
     return adapter
 
 
-def quick_f1(config: Phase1Config, lm: LanguageModel, prompts: Prompts, found: Fit, adapter: Adapter) -> float:
+def quick_f1(config: Phase1Config, lm: LanguageModel, prompts: Prompts, fitted: Fit, adapter: Adapter) -> float:
     """F1, from 0 to 100, of the first questions through the adapter as it is; the same in each process."""
     few = replace(prompts, prompts=prompts.prompts[: config.quick_eval_samples])
-    arm = Arm("adapter", few, codecs.adapted(lm.table_VD, found.compressor, adapter.eval()))
+    arm = Arm("adapter", few, codecs.adapted(lm.table_VD, fitted.compressor, adapter.eval()))
     reader, _ = readers(arm, lm, config, codecs.raw(lm.table_VD))
     texts = [text_of(lm, tokens) for tokens in reader.answer(few.prompts, config.max_new_tokens)]
     return 100 * batch_metrics(texts, [p.question.answers for p in few.prompts])[1]
 
 
 def answer(
-    config: Phase1Config, run: Run, lm: LanguageModel, prompts: Prompts, found: Fit, adapter: Adapter, name: str,
+    config: Phase1Config, run: Run, lm: LanguageModel, prompts: Prompts, fitted: Fit, adapter: Adapter, name: str,
     more: Mapping[str, Any], data: TypeRows,
 ) -> None:  # fmt: skip
     """Saves the adapter and the fit, answers the questions through them, and writes the results."""
     adapter.eval()
     if run.is_main and not run.dry:
         adapter.save_pretrained(run.folder / "adapter")
-        save_fit(found, run.folder)
-    arm = Arm(name, prompts, codecs.adapted(lm.table_VD, found.compressor, adapter), ~found.held_V)
+        save_fit(fitted, run.folder)
+    arm = Arm(name, prompts, codecs.adapted(lm.table_VD, fitted.compressor, adapter), ~fitted.held_V)
     rows = score(arm, lm, config, codecs.raw(lm.table_VD), run)
-    arrays = copied(data.arrays(adapter, found.compressor))
-    finish(run, lm, arm, rows, found, count_parameters(adapter), {**data.measure(adapter), **more}, arrays)
+    arrays = copied(data.arrays(adapter, fitted.compressor))
+    finish(run, lm, arm, rows, fitted, count_parameters(adapter), {**data.measure(adapter), **more}, arrays)

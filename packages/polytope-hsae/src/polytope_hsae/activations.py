@@ -107,7 +107,7 @@ def gather(config: ActivationConfig, hierarchy: Hierarchy, tokenizer: Any) -> Se
     texts = prompts(hierarchy, config.prompts_per_concept, config.seed)
     rows = [[*end, *ids] for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]] if texts else []
     splits = [_split_of(text, config.data_split) for text in texts]
-    found = Sequences(rows, [-1] * len(rows), splits, [[-1 - i] * len(row) for i, row in enumerate(rows)])
+    sequences = Sequences(rows, [-1] * len(rows), splits, [[-1 - i] * len(row) for i, row in enumerate(rows)])
     left = config.token_budget - sum(map(len, rows))
     if left < config.window_length:
         raise UserError(f"data.token_budget: {config.token_budget} leaves {left} tokens beside the prompts; raise it")
@@ -125,13 +125,13 @@ def gather(config: ActivationConfig, hierarchy: Hierarchy, tokenizer: Any) -> Se
             if left < size:
                 break
             left -= size
-            found.rows.append(tokens[start : start + size])
-            found.following.append(tokens[start + size])
-            found.split.append(split)
-            found.documents.append(owners[start : start + size])
+            sequences.rows.append(tokens[start : start + size])
+            sequences.following.append(tokens[start + size])
+            sequences.split.append(split)
+            sequences.documents.append(owners[start : start + size])
     if left >= size:
         raise UserError(f"data.token_budget: the texts of {config.source} end {left} tokens before {config.token_budget}; lower it")  # fmt: skip
-    return found
+    return sequences
 
 
 def documents(config: ActivationConfig) -> Iterator[str]:

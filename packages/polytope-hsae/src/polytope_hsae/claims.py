@@ -47,12 +47,12 @@ def claims(verb: str, config: Any) -> Sequence[Claim]:
     angle, divergence = (
         float(thresholds.get(name, default)) for name, default in (("angle_threshold_deg", 80.0), ("kl_threshold", 0.1))
     )
-    found = [*of_the_geometry(angle, divergence)]
+    judged = [*of_the_geometry(angle, divergence)]
     if reached >= 3:
-        found += [claim for needed, claim in TRAINED if needed <= arms]
+        judged += [claim for needed, claim in TRAINED if needed <= arms]
     if reached >= 4:
-        found += [*STEERED, *([] if config.model.get("name") == SYNTHETIC else [CROSS_ENTROPY])]
-    return found
+        judged += [*STEERED, *([] if config.model.get("name") == SYNTHETIC else [CROSS_ENTROPY])]
+    return judged
 
 
 def of_the_geometry(angle: float, divergence: float) -> Sequence[Claim]:
@@ -104,5 +104,5 @@ STEERED = (
 
 def columns(folder: Path, config: Any) -> dict[str, Any]:
     """The metrics of a finished job."""
-    found: dict[str, Any] = read_json(folder / "results.json")["metrics"]
-    return found
+    metrics: dict[str, Any] = read_json(folder / "results.json")["metrics"]
+    return metrics

@@ -67,13 +67,13 @@ class Hierarchy:
     def labels(self, part: int | None = None) -> dict[int, tuple[int, int]]:
         """Token -> (parent, child), the child being the number of children for a word that is no child's."""
         parts = range(3) if part is None else [part]
-        found: dict[int, tuple[int, int]] = {}
+        labels: dict[int, tuple[int, int]] = {}
         for p, parent in enumerate(self.parents):
             for which in parts:
-                found |= dict.fromkeys(parent.words[which], (p, len(parent.children)))
+                labels |= dict.fromkeys(parent.words[which], (p, len(parent.children)))
                 for c, child in enumerate(parent.children):
-                    found |= dict.fromkeys(child.words[which], (p, c))
-        return found
+                    labels |= dict.fromkeys(child.words[which], (p, c))
+        return labels
 
     def save(self, path: Path) -> None:
         write_json(path, {"parents": [asdict(p) for p in self.parents], "text": {str(k): v for k, v in self.text.items()}})  # fmt: skip
@@ -141,15 +141,15 @@ def single_tokens(tokenizer: Any, words: Iterable[str]) -> dict[str, list[int]]:
     # A form that no token spells is not one; the tokenizer says whether it makes that token of the others.
     spelt = {tokenizer.decode([i]).strip() for i in range(len(tokenizer))}
     flat = [(word, form) for word, group in forms.items() for form in group if form in spelt]
-    found: dict[str, list[int]] = {}
+    tokens: dict[str, list[int]] = {}
     for start in range(0, len(flat), 65536):
         part = flat[start : start + 65536]
         for (word, form), ids in zip(
             part, tokenizer([f" {form}" for _, form in part], add_special_tokens=False)["input_ids"], strict=True
         ):
             if len(ids) == 1 and tokenizer.decode(ids).strip() == form:
-                found.setdefault(word, []).append(ids[0])
-    return found
+                tokens.setdefault(word, []).append(ids[0])
+    return tokens
 
 
 def tokens_of_synsets(tokenizer: Any, senses: str) -> dict[str, set[int]]:
@@ -166,24 +166,24 @@ def tokens_of_synsets(tokenizer: Any, senses: str) -> dict[str, set[int]]:
 
     @cache
     def first(word: str) -> str:
-        found = corpus.synsets(word, "n")
-        return found[0].name() if found else ""
+        synsets = corpus.synsets(word, "n")
+        return synsets[0].name() if synsets else ""
 
     instances = {name for group in nouns.instances.values() for name in group}
     own: dict[str, set[int]] = {}
     for name, lemmas in nouns.lemmas.items():
         counted = [w for w in lemmas if w in tokens and (senses == "all" or first(w) == name)]
         own[name] = set() if name in instances else {token for word in counted for token in tokens[word]}
-    found: dict[str, set[int]] = {}
+    tokens_below: dict[str, set[int]] = {}
 
     def below(name: str) -> set[int]:
-        if name not in found:
-            found[name] = own[name].union(*(below(child) for child in nouns.children[name]))
-        return found[name]
+        if name not in tokens_below:
+            tokens_below[name] = own[name].union(*(below(child) for child in nouns.children[name]))
+        return tokens_below[name]
 
     for name in nouns.lemmas:
         below(name)
-    return found
+    return tokens_below
 
 
 def choose_hierarchy(tokenizer: Any, config: GeometryConfig) -> tuple[Hierarchy, dict[str, int]]:
@@ -203,13 +203,13 @@ def choose_hierarchy(tokenizer: Any, config: GeometryConfig) -> tuple[Hierarchy,
         return one in above(other) or other in above(one)
 
     least = config.min_vocab_count
-    qualified = {name for name, found in tokens.items() if len(found) >= least}
+    qualified = {name for name, ids in tokens.items() if len(ids) >= least}
     every = set().union(*tokens.values())
     counts = {"synsets": len(qualified), "words": len(every)}
 
     def nearest(name: str) -> dict[str, tuple[str, ...]]:
         """The nearest qualified kinds below, each with its path."""
-        found: dict[str, tuple[str, ...]] = {}
+        paths: dict[str, tuple[str, ...]] = {}
         todo: deque[tuple[str, tuple[str, ...]]] = deque((child, (name, child)) for child in nouns.children[name])
         seen = {name}
         while todo:
@@ -218,21 +218,21 @@ def choose_hierarchy(tokenizer: Any, config: GeometryConfig) -> tuple[Hierarchy,
                 continue
             seen.add(current)
             if current in qualified and len(tokens[current]) <= 0.8 * len(tokens[name]):
-                found[current] = path
+                paths[current] = path
             else:
                 todo.extend((child, (*path, child)) for child in nouns.children[current])
-        return found
+        return paths
 
     def family(name: str, taken: set[int]) -> list[tuple[str, tuple[str, ...], set[int]]]:
         """Children with their paths and the tokens that neither siblings nor other parents have."""
         children = nearest(name)
-        found: list[tuple[str, tuple[str, ...], set[int]]] = []
+        members: list[tuple[str, tuple[str, ...], set[int]]] = []
         for child, path in children.items():
             siblings = [tokens[other] for other in children if other != child and not related(child, other)]
             own = tokens[child].difference(taken, *siblings)
-            if len(own) >= least and not any(related(child, kept) for kept, _, _ in found):
-                found.append((child, path, own))
-        return sorted(found, key=lambda item: (-len(item[2]), item[0]))[: config.max_children_per_parent]
+            if len(own) >= least and not any(related(child, kept) for kept, _, _ in members):
+                members.append((child, path, own))
+        return sorted(members, key=lambda item: (-len(item[2]), item[0]))[: config.max_children_per_parent]
 
     candidates = {s: family(s, set()) for s in qualified if len(tokens[s]) <= LARGEST * len(every)}
     order = sorted(
@@ -274,11 +274,11 @@ def choose_hierarchy(tokenizer: Any, config: GeometryConfig) -> tuple[Hierarchy,
 
 def prompts(hierarchy: Hierarchy, per_concept: int, seed: int) -> list[str]:
     """Texts whose last token is a word of a child, `per_concept` for each child; words and templates are drawn."""
-    found = []
+    texts = []
     for parent in hierarchy.parents:
         for child in parent.children:
             words = [token for part in child.words for token in part]
             draw = generator(seed, "prompts", child.name)
             for number, i in enumerate(torch.randint(len(words), (per_concept,), generator=draw).tolist()):
-                found.append(f"{TEMPLATES[number % len(TEMPLATES)]} {hierarchy.text[words[i]]}")
-    return found
+                texts.append(f"{TEMPLATES[number % len(TEMPLATES)]} {hierarchy.text[words[i]]}")
+    return texts

@@ -41,12 +41,12 @@ class Store:
 
     def rows(self, indices: np.ndarray) -> Tensor:
         """[n, D] activations."""
-        found = np.empty((len(indices), self.width), np.float32)
+        x_nD = np.empty((len(indices), self.width), np.float32)
         shard = np.searchsorted(self.starts, indices, "right") - 1
         for number in np.unique(shard):
             chosen = shard == number
-            found[chosen] = self.maps[number][indices[chosen] - self.starts[number]]
-        return torch.from_numpy(found)
+            x_nD[chosen] = self.maps[number][indices[chosen] - self.starts[number]]
+        return torch.from_numpy(x_nD)
 
     def split(self, which: int) -> np.ndarray:
         """Indices of a split."""

@@ -60,14 +60,14 @@ def concept_vector(g_nD: Tensor, shrinkage: float | None = None) -> Tensor:
 
     def solve(right: Tensor) -> Tensor:
         """x of (keep X Xt + ridge I) x = right in the dual, of (keep Xt X + ridge I) x = right else."""
-        found = torch.zeros_like(right)
+        solution = torch.zeros_like(right)
         rest = right
         for again in range(SOLVES if single else 1):
             if again:
-                inner = centred_nD @ (centred_nD.mT @ found) if dual else centred_nD.mT @ (centred_nD @ found)
-                rest = right - keep * inner - ridge * found
-            found = found + torch.cholesky_solve(rest.to(factor.dtype), factor).to(right.dtype)
-        return found
+                inner = centred_nD @ (centred_nD.mT @ solution) if dual else centred_nD.mT @ (centred_nD @ solution)
+                rest = right - keep * inner - ridge * solution
+            solution = solution + torch.cholesky_solve(rest.to(factor.dtype), factor).to(right.dtype)
+        return solution
 
     if dual:
         # C^-1 m = (m - keep Xt (keep X Xt + a mu I)^-1 X m) / (a mu); the direction needs no scale.

@@ -41,7 +41,7 @@ def extract(config: GeometryConfig, run: Run) -> None:
     except ValueError as error:
         raise UserError(f"geometry.{error}") from None
     euclidean = euclidean_geometry(gamma_VD)
-    vectors, found = validate(
+    vectors, validation = validate(
         head, geometry, hierarchy, x_ND, config.n_shuffles, config.seed, config.kl_threshold, config.lda_shrinkage,
         euclidean,
     )  # fmt: skip
@@ -53,7 +53,7 @@ def extract(config: GeometryConfig, run: Run) -> None:
         for name, (space, v) in {"causal": (geometry, vectors), "euclidean": (euclidean, flat)}.items()
         for part, value in zip(("parents", "deltas"), _steps(space, v, hierarchy), strict=True)
     }
-    arrays = {f"null:{name}": values for name, values in found.arrays.items()} | steps
+    arrays = {f"null:{name}": values for name, values in validation.arrays.items()} | steps
     arrays |= {
         "sqrt": geometry.sqrt_DD, "inv_sqrt": geometry.inv_sqrt_DD, "mean": geometry.mean_D,
         "eigenvalues": geometry.eigenvalues_D, "unified_parents": vectors.parents_PD, "unified_children": vectors.children_KD,
@@ -63,11 +63,11 @@ def extract(config: GeometryConfig, run: Run) -> None:
     metrics = {
         **counts, "vocabulary": len(gamma_VD), "width": gamma_VD.shape[1],
         "eigenvalue_smallest": float(eigenvalues[0]), "eigenvalue_largest": float(eigenvalues[-1]),
-        **{f"{name}_{part}": value for name, values in found.measured.items() for part, value in values.items()},
-        **{f"p_{gate}": value for gate, value in found.p_values.items()},
-        **{f"passed_{gate}": value for gate, value in found.passed.items()},
+        **{f"{name}_{part}": value for name, values in validation.measured.items() for part, value in values.items()},
+        **{f"p_{gate}": value for gate, value in validation.p_values.items()},
+        **{f"passed_{gate}": value for gate, value in validation.passed.items()},
     }  # fmt: skip
-    run.log({"gates_passed": sum(found.passed.values()), "gates": len(found.passed)})
+    run.log({"gates_passed": sum(validation.passed.values()), "gates": len(validation.passed)})
     run.results(metrics, arrays)
 
 

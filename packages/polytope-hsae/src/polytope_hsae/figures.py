@@ -16,10 +16,10 @@ from studycore.report import Picture
 def pictures_of(record: Record) -> list[Picture]:
     """Every figure whose data are there."""
     folders = {str(row["run"]): Path(row["folder"]) for _, row in record.table.iterrows()}
-    place, found = record.folder / "figures", []
+    place, pictures = record.folder / "figures", []
     if (folder := folders.get("geometry")) is not None:
         arrays = read_arrays(folder)
-        found += [
+        pictures += [
             Picture(plot_angles(arrays, place / "angles.svg"), "Angles between parent and child minus parent, and held-out projections, beside their nulls."),
             Picture(plot_polytope(arrays, load_hierarchy(folder / "concepts.json"), place / "polytope.svg"), "The parent with most children: its children's vectors on the plane of their differences (left) and with the parent's direction as height (right)."),
             Picture(plot_tree_heatmap(arrays, place / "heatmap.svg"), "Cosines of all children's vectors (left) and the same from shuffled rows (right); lines part the parents."),
@@ -31,11 +31,11 @@ def pictures_of(record: Record) -> list[Picture]:
             plot_purity_leakage(trained, place / "purity_leakage.svg"),
             "Purity and leakage of every arm and seed; crosses are means.",
         )
-        found.insert(0, picture)
+        pictures.insert(0, picture)
     curves = {name: read_arrays(path) for name, path in folders.items() if name.startswith("evaluate_")}
     if curves:
         arms = {str(r["run"]): str(r["arm"]) for _, r in table.iterrows()}
-        found.append(
+        pictures.append(
             Picture(
                 plot_steering(curves, arms, place / "steering.svg"),
                 "Steering: what a parent's latent adds to its own words' logits and to others' by strength, and to the log-probability of its words.",
@@ -46,7 +46,7 @@ def pictures_of(record: Record) -> list[Picture]:
             if name.startswith("evaluate_teacher"):
                 write_tree_page(read_json(path / "tree.json"), record.folder / "feature_tree.html", name)
                 break
-    return found
+    return pictures
 
 
 def plot_angles(arrays: dict[str, Any], path: Path) -> Path:

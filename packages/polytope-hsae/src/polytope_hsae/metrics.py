@@ -59,10 +59,10 @@ class ExplainedVariance:
 
 
 def explained_variance(model: Any, x_ND: Tensor) -> float:
-    found = ExplainedVariance()
+    explained = ExplainedVariance()
     for part in x_ND.split(CHUNK):
-        found.add(part, model(part))
-    return found.value()
+        explained.add(part, model(part))
+    return explained.value()
 
 
 def cross_entropy(x_ND: Tensor, head: Head, next_N: Tensor) -> float:
@@ -143,31 +143,31 @@ def concept_metrics(codes_NF: Tensor, labels_NP: Tensor, matching: Matching) -> 
     activations of a child, the share on which the parent's latent is silent while the child's fires.
     """
     on_NP = labels_NP >= 0
-    found: dict[str, list[float]] = {name: [] for name in ("purity", "purity_original", "recall", "leakage", "split", "absorption")}  # fmt: skip
+    per_concept: dict[str, list[float]] = {name: [] for name in ("purity", "purity_original", "recall", "leakage", "split", "absorption")}  # fmt: skip
     for p, j in enumerate(matching.parent_P.tolist()):
         on_N, code_N = on_NP[:, p], codes_NF[:, j]
         others_N = ~on_N & on_NP.any(1)
         if on_N.sum() < LEAST or others_N.sum() < LEAST:
             continue
         # A latent that never fires on the test has no activation that could fall on its concept.
-        found["purity"].append(float(code_N[on_N].sum() / code_N.sum()) if float(code_N.sum()) > 0 else 0.0)
-        found["purity_original"].append(float(code_N[on_N].mean() / (code_N[~on_N].mean() + 1e-8)))
-        found["recall"].append(float((code_N[on_N] > 0).double().mean()))
-        found["leakage"].append(float((code_N[others_N] > 0).double().mean()))
+        per_concept["purity"].append(float(code_N[on_N].sum() / code_N.sum()) if float(code_N.sum()) > 0 else 0.0)
+        per_concept["purity_original"].append(float(code_N[on_N].mean() / (code_N[~on_N].mean() + 1e-8)))
+        per_concept["recall"].append(float((code_N[on_N] > 0).double().mean()))
+        per_concept["leakage"].append(float((code_N[others_N] > 0).double().mean()))
         fires_NF = codes_NF[:, [j, int(matching.second_P[p])]] > 0
         both = f1(torch.stack([fires_NF[:, 0], fires_NF.any(1)], 1), on_N)
-        found["split"].append(float(both[1] - both[0] > SPLIT_GAIN))
+        per_concept["split"].append(float(both[1] - both[0] > SPLIT_GAIN))
         for c, child in enumerate(matching.child_PC[p].tolist()):
             of_child_N = labels_NP[:, p] == c
             if child >= 0 and of_child_N.sum() >= LEAST:
                 absorbed = (code_N[of_child_N] == 0) & (codes_NF[of_child_N, child] > 0)
-                found["absorption"].append(float(absorbed.double().mean()))
-    if not found["purity"] or not found["absorption"]:
+                per_concept["absorption"].append(float(absorbed.double().mean()))
+    if not per_concept["purity"] or not per_concept["absorption"]:
         raise UserError(
             f"purity, absorption: no concept has {LEAST} test activations; raise data.token_budget or lower concepts.parents"
         )
-    means = {name: sum(values) / len(values) for name, values in found.items()}
-    return {**means, "concepts_measured": float(len(found["purity"]))}
+    means = {name: sum(values) / len(values) for name, values in per_concept.items()}
+    return {**means, "concepts_measured": float(len(per_concept["purity"]))}
 
 
 # ------------------------------------------------------------------------------------- learned parents and children
@@ -214,7 +214,9 @@ def hierarchy_metrics(
         raise UserError("inclusion: no parent and child fire often enough to be measured; train longer")
     fires_NF = codes_NF > 0
     parent_R, child_R = pairs_R2.T
-    found: dict[str, list[float]] = {name: [] for name in ("soft_absorption", "co_correlation", "reconstruction_gain")}
+    per_pair: dict[str, list[float]] = {
+        name: [] for name in ("soft_absorption", "co_correlation", "reconstruction_gain")
+    }
     inclusion_R = torch.empty(len(pairs_R2), dtype=torch.float64)
     for r, (j, i) in enumerate(pairs_R2.tolist()):
         child_on = fires_NF[:, i]
@@ -223,12 +225,12 @@ def hierarchy_metrics(
         a, c = codes_NF[both, j].double(), codes_NF[both, i].double()
         if len(a) >= LEAST and float(c.var()) > 0 and float(a.var()) > 0:
             slope = float(((a - a.mean()) * (c - c.mean())).mean() / c.var(unbiased=False))
-            found["soft_absorption"].append(-slope * float(c.mean() / a.mean()))
-            found["co_correlation"].append(float(torch.corrcoef(torch.stack([a, c]))[0, 1]))
+            per_pair["soft_absorption"].append(-slope * float(c.mean() / a.mean()))
+            per_pair["co_correlation"].append(float(torch.corrcoef(torch.stack([a, c]))[0, 1]))
             rest = x_ND[both] - bias_D - codes_NF[both, j, None] * decoder_FD[j]
             after = rest - codes_NF[both, i, None] * decoder_FD[i]
             before = float(rest.square().sum())
-            found["reconstruction_gain"].append((before - float(after.square().sum())) / before)
+            per_pair["reconstruction_gain"].append((before - float(after.square().sum())) / before)
     coverage, jaccard = [], []
     for j in parent_R.unique().tolist():
         children = child_R[parent_R == j]
@@ -239,11 +241,11 @@ def hierarchy_metrics(
             jaccard.append(float((of_children[:, one] & of_children[:, other]).sum()) / either)
     result = {"inclusion": float(inclusion_R.mean()), "hard_absorption": float(1 - inclusion_R.mean()),
               "coverage": sum(coverage) / len(coverage)}  # fmt: skip
-    result |= {name: sum(values) / len(values) for name, values in found.items() if values}
-    if found["soft_absorption"]:
-        result["soft_absorption"] = median(found["soft_absorption"])
-    if found["reconstruction_gain"]:
-        gains = found["reconstruction_gain"]
+    result |= {name: sum(values) / len(values) for name, values in per_pair.items() if values}
+    if per_pair["soft_absorption"]:
+        result["soft_absorption"] = median(per_pair["soft_absorption"])
+    if per_pair["reconstruction_gain"]:
+        gains = per_pair["reconstruction_gain"]
         result["reconstruction_condition"] = sum(gain > 0 for gain in gains) / len(gains)
     if jaccard:
         result["distinct_siblings"] = 1 - sum(jaccard) / len(jaccard)
@@ -293,8 +295,8 @@ def sae_metrics(model: Any, store: Store, size: int, seed: int) -> tuple[dict[st
     metrics |= hierarchy_metrics(scaled, codes_NF, decoder, model.bias, pairs)
     null = matched_pairs(codes_NF, pairs, parents, seed)
     if len(null):
-        found = hierarchy_metrics(scaled, codes_NF, decoder, model.bias, null)
-        metrics |= {f"{name}_null": v for name, v in found.items()}
+        null_metrics = hierarchy_metrics(scaled, codes_NF, decoder, model.bias, null)
+        metrics |= {f"{name}_null": v for name, v in null_metrics.items()}
     return metrics, matching
 
 

@@ -253,14 +253,14 @@ class HierarchicalSAE(SparseAutoencoder):
         # their pre-activations, and no parent's whole encoder is copied for each sample.
         rows = torch.cat([self.low_encoder.mT, bias_ML[:, None]], 1).flatten(0, 1)
         steps = torch.arange(size, device=rows.device)
-        found = []
+        best_children = []
         for y_nS, index_n in zip(y_BKS.flatten(0, 1).split(CHUNK), index_BK.flatten().split(CHUNK), strict=True):
             weight_nS = torch.cat([y_nS, torch.ones_like(y_nS[:, :1])], 1)
             pre_nL = _sums_of(weight_nS, rows, index_n[:, None] * size + steps)
-            found.append(
+            best_children.append(
                 pre_nL.argmax(1, keepdim=True) if count == 1 else pre_nL.topk(count, dim=1, sorted=False).indices
             )
-        return torch.cat(found).view(*index_BK.shape, count)
+        return torch.cat(best_children).view(*index_BK.shape, count)
 
     def _children(
         self, y_BKS: Tensor, index_BK: Tensor, on_BK: Tensor, allowed: Tensor | None = None

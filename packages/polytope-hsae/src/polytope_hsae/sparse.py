@@ -50,10 +50,10 @@ def _dots(x_BD: Tensor, rows_FD: Tensor, index_BK: Tensor) -> Tensor:
     batch, k = index_BK.shape
     offsets = torch.arange(0, batch * k, k, device=x_BD.device)
     bag = torch.arange(batch, device=x_BD.device).repeat_interleave(k)
-    found = torch.ops.aten._embedding_bag_per_sample_weights_backward(
+    products = torch.ops.aten._embedding_bag_per_sample_weights_backward(
         x_BD, rows_FD, index_BK.flatten(), offsets, bag, 0, -1
     )
-    return found.view(batch, k)
+    return products.view(batch, k)
 
 
 def _sums(weight_BK: Tensor, rows_FD: Tensor, index_BK: Tensor) -> Tensor:

@@ -92,7 +92,7 @@ def target_probability(
     decoder = dense_decoder(model)
     product_NV = head.product(x_ND)
     log_p_NV = head.capped(product_NV).log_softmax(1)
-    found = torch.zeros(len(strengths))
+    change_S = torch.zeros(len(strengths))
     for p, j in enumerate(latent_P.tolist()):
         words = torch.tensor(hierarchy.parents[p].part(TEST_WORDS))
         code = codes_NF[:, j]
@@ -101,8 +101,8 @@ def target_probability(
         before = log_p_NV[:, words].logsumexp(1)
         for i, strength in enumerate(strengths):
             after = head.capped(product_NV + strength * step_1V).log_softmax(1)[:, words].logsumexp(1)
-            found[i] += (after - before).mean() / len(latent_P)
-    return found
+            change_S[i] += (after - before).mean() / len(latent_P)
+    return change_S
 
 
 def evaluate(config: EvaluateConfig, run: Run) -> None:
@@ -146,7 +146,7 @@ def tree(model: Any, store: Any, latent_P: Tensor, config: EvaluateConfig) -> li
         best = codes_NF[:, latent].topk(min(config.tree_contexts, len(indices)))
         return [store.context(int(indices[i])) for v, i in zip(best.values, best.indices, strict=True) if v > 0]
 
-    found = []
+    parents = []
     for j in fires_F[: shape.m_top].argsort(descending=True, stable=True).tolist():
         if fires_F[j] == 0:
             continue
@@ -156,6 +156,6 @@ def tree(model: Any, store: Any, latent_P: Tensor, config: EvaluateConfig) -> li
             for i in range(first, first + shape.m_low)
             if fires_F[i] > 0
         ]
-        found.append({"latent": j, "concept": concepts.get(j, ""), "fires": int(fires_F[j]), "contexts": contexts(j),
+        parents.append({"latent": j, "concept": concepts.get(j, ""), "fires": int(fires_F[j]), "contexts": contexts(j),
                       "children": sorted(children, key=lambda c: -c["fires"])})  # fmt: skip
-    return found
+    return parents

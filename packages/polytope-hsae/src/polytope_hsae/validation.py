@@ -110,12 +110,12 @@ def shuffled_statistics(
     """Of `draws` shuffles of all rows: the same word sets over other rows. [B, ...] each."""
     largest = max(len(parent.part(ESTIMATE)) for parent in hierarchy.parents)
     together = max(1, MOST_NUMBERS // (largest * g_VD.shape[1]))
-    found = []
+    parts = []
     for start in range(0, draws, together):
         count = min(together, draws - start)
         order_BV = torch.stack([torch.randperm(len(g_VD), generator=generator(seed, "shuffle", start + i)) for i in range(count)])  # fmt: skip
-        found.append(statistics(g_VD, hierarchy, estimate(g_VD, hierarchy, shrinkage, order_BV), order_BV))
-    return Statistics(**{name: torch.cat([getattr(part, name) for part in found]) for name in vars(found[0])})
+        parts.append(statistics(g_VD, hierarchy, estimate(g_VD, hierarchy, shrinkage, order_BV), order_BV))
+    return Statistics(**{name: torch.cat([getattr(part, name) for part in parts]) for name in vars(parts[0])})
 
 
 def projection(g_D: Tensor, v_D: Tensor) -> Tensor:

@@ -28,13 +28,13 @@ def by_paragraph(arms: Sequence[Questions], score: str = "f1") -> Floats:
         raise NotRun("The arms answered other questions and cannot be paired.")
     names = sorted({row["paragraph"] for row in arms[0]})
     place = {name: i for i, name in enumerate(names)}
-    found = np.zeros((len(names), 1 + len(arms)))
+    totals = np.zeros((len(names), 1 + len(arms)))
     for column, arm in enumerate(arms, 1):
         for row in arm:
-            found[place[row["paragraph"]], column] += 100 * row[score]
+            totals[place[row["paragraph"]], column] += 100 * row[score]
     for row in arms[0]:
-        found[place[row["paragraph"]], 0] += 1
-    return found
+        totals[place[row["paragraph"]], 0] += 1
+    return totals
 
 
 def mean_f1(arm: Questions, score: str = "f1") -> Interval:
@@ -69,10 +69,10 @@ def retention(treated: Questions, uncompressed: Questions, controls: Sequence[Qu
 def _interval(rows: Floats, statistic: Callable[[Floats], float]) -> Interval:
     if len(rows) < 2:
         raise NotRun(f"Needs 2 or more paragraphs; there are {len(rows)}.")
-    found = bootstrap(rows, statistic, RESAMPLES)
-    if not np.isfinite([found.low, found.high]).all():
+    interval = bootstrap(rows, statistic, RESAMPLES)
+    if not np.isfinite([interval.low, interval.high]).all():
         raise NotRun("In some resamples the uncompressed prompt scores no better than the negative control.")
-    return found
+    return interval
 
 
 def rank_correlation(arm: Questions, quality: str = "error") -> Interval:

@@ -130,19 +130,19 @@ class Reader:
     def answer(self, prompts: Sequence[Prompt], max_new_tokens: int) -> list[list[int]]:
         """The new tokens of each prompt, greedily, up to and without what ends it. Their rows are the model's own."""
         past, row, new, logits_AV = self.first_logits(prompts)
-        found: list[list[int]] = [[] for _ in prompts]
+        answers: list[list[int]] = [[] for _ in prompts]
         ends = torch.tensor(sorted(self.lm.ends), device=self.lm.device)
         for step in range(max_new_tokens):
             token_A = logits_AV.argmax(1)
             goes_on_A = ~torch.isin(token_A, ends)
             token_A, new = token_A[goes_on_A], new[goes_on_A]
             for number, token in zip(new.question_T.tolist(), token_A.tolist(), strict=True):
-                found[number].append(token)
+                answers[number].append(token)
             if step == max_new_tokens - 1 or not len(token_A):
                 break
             new = Owners(new.paragraph_T, new.question_T, new.position_T + 1)
             row, logits_AV = self._forward(past, row, new, token_A, torch.arange(len(token_A)))
-        return found
+        return answers
 
 
 def text_of(lm: LanguageModel, tokens: Sequence[int]) -> str:
