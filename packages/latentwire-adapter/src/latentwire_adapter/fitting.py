@@ -21,6 +21,7 @@ from latentwire_adapter.model.adapter import Adapter
 from latentwire_adapter.model.compressor import EmbeddingCompressor
 from latentwire_adapter.model.language_model import LanguageModel
 from studycore.errors import UserError
+from studycore.files import write_tensors
 from studycore.run import Run
 from studycore.streams import generator
 
@@ -73,12 +74,11 @@ def characters_per_token(lm: LanguageModel, counts_V: Tensor) -> float:
 
 
 def save_fit(fit: Fit, folder: Path) -> None:
-    """compressor/ and counts.safetensors."""
-    from safetensors.torch import save_file
-
+    """compressor/ and counts.safetensors. OSError when they cannot be written."""
     fit.compressor.save_pretrained(folder / "compressor")
-    tensors = {"counts": fit.counts_V.float(), "held_out": fit.held_V}
-    save_file(tensors | {"positions": torch.tensor(fit.about["positions"])}, folder / "counts.safetensors")
+    positions = torch.tensor(fit.about["positions"])
+    tensors = {"counts": fit.counts_V.float(), "held_out": fit.held_V, "positions": positions}
+    write_tensors(folder / "counts.safetensors", tensors)
 
 
 def load_fit(folder: Path, lm: LanguageModel) -> Fit:

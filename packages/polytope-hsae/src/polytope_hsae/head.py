@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from studycore.errors import UserError
+from studycore.files import write_tensors
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,9 @@ class Head:
         return product if self.softcap is None else self.softcap * torch.tanh(product / self.softcap)
 
     def save(self, path: Path) -> None:
-        """unembedding.safetensors."""
-        from safetensors.torch import save_file
-
+        """unembedding.safetensors. OSError when it cannot be written."""
         cap = {} if self.softcap is None else {"softcap": torch.tensor(self.softcap, dtype=torch.float64)}
-        save_file({"unembedding": self.unembedding_VD.contiguous()} | cap, path)
+        write_tensors(path, {"unembedding": self.unembedding_VD} | cap)
 
 
 def load_head(path: Path) -> Head:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from polytope_hsae.sparse import Order, sparse_decode, sparse_encode
-from studycore.files import write_json
+from studycore.files import write_json, write_tensors
 from studycore.models import load_module, save_module
 
 CHUNK = 8192
@@ -361,8 +361,6 @@ class FlatExport(nn.Module):
 
     def save(self, folder: str | Path) -> None:
         """cfg.json and sae_weights.safetensors as SAELens names them, for the architecture of `polytope_hsae.saelens.register`."""
-        from safetensors.torch import save_file
-
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "cfg.json", {
@@ -372,10 +370,8 @@ class FlatExport(nn.Module):
             "metadata": {"sae_lens_version": "6.0.0", "exported_from": "polytope-hsae"},
         })  # fmt: skip
         names = ("W_enc", "W_dec", "b_enc", "b_dec")
-        tensors = {name: getattr(self, name).detach().contiguous() for name in names} | {
-            "norm": self.norm_F.contiguous()
-        }
-        save_file(tensors, folder / "sae_weights.safetensors")
+        tensors = {name: getattr(self, name) for name in names} | {"norm": self.norm_F}
+        write_tensors(folder / "sae_weights.safetensors", tensors)
 
 
 def build_sae(config: SAEConfig, generator: torch.Generator | None = None) -> Any:
