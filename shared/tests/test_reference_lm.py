@@ -75,7 +75,8 @@ def test_the_record_and_the_readme_say_the_same():
     readme = (Path(__file__).parents[1] / "README.md").read_text()
     for name in ("perplexity", "perplexity_bigram", "perplexity_unigram"):
         assert f"{record['metrics'][name]:.1f}" in readme, name
-    assert "{:.3f} [{:.3f}, {:.3f}]: supported".format(claim["measured"], *claim["interval95"]) in readme
+    measured = "{:.3f} [{:.3f}, {:.3f}]".format(claim["measured"], *claim["interval95"])
+    assert f"measured {measured} (95 % over glosses): supported" in readme
 
 
 def test_nll_of_a_batch_is_that_of_each_alone(loaded):
