@@ -10,6 +10,7 @@ from conftest import train_run
 import ternary_vae.train as module
 from studycore.checkpoints import read_index
 from studycore.metrics_log import read_rows
+from studycore.models import count_parameters
 from ternary_vae.bands import prior_std
 from ternary_vae.checkpoint import load_model
 from ternary_vae.config import TrainConfig
@@ -17,7 +18,7 @@ from ternary_vae.data import Operations
 from ternary_vae.forward import set_trained
 from ternary_vae.metrics.evaluate import PRIOR_SAMPLES, all_metrics, prior_coverage, rate
 from ternary_vae.metrics.linear import linear_right
-from ternary_vae.model import count_parameters, create_model
+from ternary_vae.model import create_model
 from ternary_vae.stages import stages_of
 
 BALL = {

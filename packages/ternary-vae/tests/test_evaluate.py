@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import torch
 
+from studycore.models import count_parameters
 from studycore.streams import generator
 from ternary_vae.bands import Targets, target_radius
 from ternary_vae.data import Operations
 from ternary_vae.metrics import evaluate, final, radii
 from ternary_vae.metrics.closed_form import closed_form
-from ternary_vae.model import Code, count_parameters, create_model
+from ternary_vae.model import Code, create_model
 
 OPERATIONS = Operations.all(3)
 V_N = OPERATIONS.v_N.numpy()

@@ -9,6 +9,7 @@ from conftest import rows_of, train_run, weights_of
 
 import ternary_vae.train as module
 from studycore.checkpoints import load_checkpoint, read_index
+from studycore.models import count_parameters
 from studycore.run_folder import read_manifest
 from studycore.streams import derive_seed
 from ternary_vae.checkpoint import find_checkpoint, load_model, start_model
@@ -18,7 +19,7 @@ from ternary_vae.forward import set_trained
 from ternary_vae.lanes import WholeModel
 from ternary_vae.losses import first_variances
 from ternary_vae.metrics.evaluate import all_metrics, radii
-from ternary_vae.model import count_parameters, create_model
+from ternary_vae.model import create_model
 from ternary_vae.optimizers import create_optimizer
 from ternary_vae.schedules import coverage_rate
 from ternary_vae.stages import stages_of
