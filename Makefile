@@ -11,7 +11,7 @@ job.retrofit = compare --config $(SIZE) $(if $(filter long,$(SIZE)),--output-dir
 job.ternary-vae = sweep --config $(SIZE)
 job.polytope-hsae = all --config $(patsubst smollm2-quick,smollm2,smollm2-$(SIZE))
 
-# quick: a few minutes a study on two CPU cores; full: up to half an hour, the tables of the READMEs; long, where a
+# quick: minutes a study on two CPU cores; full: up to half an hour, the tables of the READMEs; long, where a
 # study has it: hours.
 SIZE ?= quick
 
