@@ -65,7 +65,7 @@ test: $(TOX) ## test every package on this Python, the wheels installed together
 lint: $(TOX) ## ruff, mypy, hadolint and the checks of the repository's own files
 	@$(TOX) run -e lint
 
-mutants: $(TOX) ## put single faults into the packages, one at a time, and see which the tests notice (some twenty minutes)
+mutants: $(TOX) ## put single faults into the packages, one at a time, and see which the tests notice (some forty minutes)
 	@read -r factor path < <($(PYTHON) -c 'import sys; print("py%d%d" % sys.version_info[:2], sys.executable)'); failed=0; \
 	for package in studycore $(STUDIES); do \
 		$(TOX) exec --discover "$$path" -e "$$factor-$$package" -- python "$(CURDIR)/tests/mutants.py" --package "$$package" || failed=1; \
