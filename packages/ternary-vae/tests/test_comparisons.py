@@ -162,3 +162,10 @@ def test_a_factor_is_shown_once_by_the_first_pair():
     again = [dataclasses.replace(r, arm="c") for r in runs if r.arm == "a"]
     (found,) = inert_factors([*runs, *again])
     assert found.arms == ("a", "b")
+
+
+def test_histories_are_the_same_up_to_rounding_and_no_further():
+    one = [{"hierarchy": 0.0}]
+    assert comparisons.same_history(one, [{"hierarchy": comparisons.ROUNDING}])
+    assert not comparisons.same_history(one, [{"hierarchy": 1.01 * comparisons.ROUNDING}])
+    assert not comparisons.same_history(one, [{"hierarchy": 0.0}, {"hierarchy": 0.0}])
