@@ -4,7 +4,9 @@ A sweep of the toy study's runs, whose plan each test writes down.
 """
 
 import dataclasses
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -14,15 +16,23 @@ import toy_variants as variants
 from studycore import cli
 from studycore.checkpoints import load_latest
 from studycore.devices import cores
-from studycore.execution import alone, identity_of, locate
+from studycore.errors import UserError
+from studycore.execution import alone, identity_of, locate, report_on
 from studycore.jobs import Job
 from studycore.metrics_log import read_rows
+from studycore.options import RunOptions
 from studycore.record import read_record
+from studycore.report import Report
+from studycore.run import Run
 from studycore.run_folder import read_manifest
 from studycore.study import ManyRuns
 
 CACHE = Path("runs/toy/cache")
 planned: list[Job] = []
+
+
+def rows_so_far(record):
+    return Report("A sum", "How far is it?", f"{len(record.rows)} rows.")
 
 
 def plan(sweep):
@@ -130,6 +140,48 @@ def test_a_shared_run_that_was_cut_off_goes_on_in_the_next_plan(here, at_batch):
     here.clear()
     assert resume("one", *[job, Job("a", config(), needs=("start",))]) == 0
     assert here == [["a"]]
+
+
+def test_a_full_disk_ends_a_sweep_with_what_to_do(here, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "metrics.jsonl")
+
+    monkeypatch.setattr("studycore.execution._row", full)
+    assert sweep("one", Job("a", config())) == 2
+    manifest = read_manifest(Path("one"))
+    assert manifest["state"] == "failed"
+    assert manifest["reason"].startswith("metrics.jsonl: No space left on device; free some space")
+
+
+def test_a_run_that_has_not_ended_is_reported_where_the_study_can(here):
+    assert sweep("one", Job("a", config())) == 0
+    change_manifest("one/a", state="stopped")
+    with pytest.raises(UserError, match="one/a: the run is stopped; `toy resume one/a` continues it"):
+        report_on(STUDY, Path("one/a"))
+    train = dataclasses.replace(STUDY.verbs["train"], reports_unfinished=True)
+    study = dataclasses.replace(STUDY, verbs={**STUDY.verbs, "train": train}, report="test_execution:rows_so_far")
+    report_on(study, Path("one/a"))
+    assert "3 rows." in Path("one/a/report.md").read_text()
+    Path("one/a/metrics.jsonl").write_text("")
+    with pytest.raises(UserError, match="holds no evaluation yet; `toy resume one/a` continues it"):
+        report_on(study, Path("one/a"))
+
+
+def test_the_folder_of_another_run_is_the_plans_or_the_one_that_is_named(tmp_path):
+    options = RunOptions(device="cpu")
+    (tmp_path / "other").mkdir()
+    run = Run(STUDY, "train", config(), tmp_path / "run", options, needs={"start": Path("given")}, dry=True)
+    assert run.folder_of("start", None, need="start") == Path("given")
+    with pytest.raises(
+        UserError, match="start: null; this run goes on from a finished one, so name its folder: --start"
+    ):
+        run.folder_of("start", None)
+    with pytest.raises(UserError, match=r"start: 'other' is no run folder with manifest.json"):
+        run.folder_of("start", "other")
+    (tmp_path / "other" / "manifest.json").touch()
+    # From where the command is called, and from the run's own folder.
+    assert run.folder_of("start", "other", need="another") == Path("other")
+    assert run.folder_of("start", "../other") == tmp_path / "other"
 
 
 # ------------------------------------------------------------------------------------------------------------ checkpoints

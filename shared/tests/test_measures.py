@@ -155,7 +155,7 @@ def test_a_time_that_was_not_reached_is_a_bound(late):
     mirrored = {"supported": "refuted", "refuted": "supported", "inconclusive": "inconclusive"}
     assert tuple(found["verdict"] for found in below) == tuple(mirrored[word] for word in expected)
     assert above[0]["bound"] == {"a": "at least", "b": "at most", "ab": "unknown"}[late]
-    assert f"8 of 8 of {late[0]} never got there and count with their length." in above[0]["why"]
+    assert f"8 of 8 of {late[0]} did not reach it and are counted as their full length." in above[0]["why"]
     plain = verdict(measure, slow.assign(censored=False), above=1.0)
     assert (plain["bound"], plain["verdict"]) == (None, "supported")
 

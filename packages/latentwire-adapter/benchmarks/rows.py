@@ -18,7 +18,7 @@ from latentwire_adapter.fitting import TypeRows, code_dimensions, make_fit
 from latentwire_adapter.losses import reconstruction_loss
 from latentwire_adapter.model.adapter import Adapter
 from latentwire_adapter.model.language_model import load_language_model
-from latentwire_adapter.train import adapter_values, start_adapter
+from latentwire_adapter.phases import adapter_values, start_adapter
 
 
 def whole_gradient(adapter: Adapter, z_NK: Tensor, x_ND: Tensor, w_N: Tensor, variance: float) -> tuple[Tensor, float]:

@@ -57,7 +57,7 @@ def test_mistakes_get_one_sentence_and_exit_code_2(arguments, named, capsys, tmp
         (["--dataset", "x.json"], ["--dataset: 'x.json'", "no such file"]),
         (["--split", "test"], ["split: 'test'", "validation"]),
         (["--arm", "linear"], ["phase1: null", "--phase1 RUN"]),
-        (["--arm", "linear", "--phase1", "nowhere"], ["phase1: nowhere", "no adapter"]),
+        (["--arm", "linear", "--phase1", "nowhere"], ["phase1: 'nowhere'", "adapter/config.json"]),
         (["--max-length", "5"], ["exceed", "max_length 5"]),
         (["--arm", "shuffled", "--eval-samples", "1"], ["eval_samples", "one paragraph"]),
     ],
@@ -65,7 +65,7 @@ def test_mistakes_get_one_sentence_and_exit_code_2(arguments, named, capsys, tmp
 )
 def test_mistakes_that_the_model_and_the_text_tell(flags, named, folder, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("latentwire_adapter.train.run_checks", lambda *a: {})
+    monkeypatch.setattr("latentwire_adapter.phases.run_checks", lambda *a: {})
     assert (
         main(
             [

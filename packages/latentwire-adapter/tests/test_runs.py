@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import CPU
 
-from latentwire_adapter import train as train_module
+from latentwire_adapter import phases, train as train_module
 from latentwire_adapter.cli import STUDY
 from latentwire_adapter.config import EvaluateConfig, FitConfig, Phase2Config, SelfcheckConfig, SuiteConfig
 from latentwire_adapter.evaluation_files import read_predictions
@@ -33,7 +33,7 @@ CONFIGS = Path(train_module.__file__).parent / "configs"
 @pytest.fixture(autouse=True)
 def checked(monkeypatch):
     """The checks have tests of their own."""
-    monkeypatch.setattr(train_module, "run_checks", lambda *a: {"table": ""})
+    monkeypatch.setattr(phases, "run_checks", lambda *a: {"table": ""})
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_what_phase1_saves_is_what_it_scored(trained, small, make, tmp_path):
 
 
 def test_held_out_types_are_in_no_fit(small, lm, monkeypatch):
-    fit = train_module.make_fit(small(), lm, 8)
+    fit = phases.make_fit(small(), lm, 8)
     weights_V = fit.weights(0.5)
     assert (weights_V[fit.held_V] == 0).all()
     assert (fit.counts_V[fit.held_V] > 0).any()
@@ -97,7 +97,7 @@ def test_held_out_types_are_in_no_fit(small, lm, monkeypatch):
     torch.testing.assert_close(
         weights_V[seen_V] / weights_V[seen_V].sum(), fit.counts_V[seen_V].sqrt() / fit.counts_V[seen_V].sqrt().sum()
     )
-    data = train_module.TypeRows(lm, fit, small())
+    data = phases.TypeRows(lm, fit, small())
     assert not fit.held_V[data.ids_U].any()
     expected = EmbeddingCompressor(32, 8).fit_counts(lm.table_VD[seen_V], fit.weights(1.0)[seen_V])
     torch.testing.assert_close(fit.compressor.projection, expected.projection, rtol=1e-3, atol=1e-4)
@@ -105,7 +105,7 @@ def test_held_out_types_are_in_no_fit(small, lm, monkeypatch):
 
 def test_a_batch_is_dealt_out_to_the_processes(small, lm):
     config = small()
-    data = train_module.TypeRows(lm, train_module.make_fit(config, lm, 8), config)
+    data = phases.TypeRows(lm, phases.make_fit(config, lm, 8), config)
     whole, weight = data.batch(config, 0, 5, 0, 1)
     assert len(whole) == 64
     parts = [data.batch(config, 0, 5, rank, 2) for rank in (0, 1)]
@@ -147,7 +147,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(trained, make, small, tmp_path, m
         (train_module, "gradient", 3),
         (studycore.run, "save_checkpoint", 1),
         (train_module, "gradient", 4),
-        (train_module, "score", 1),
+        (phases, "score", 1),
     ]
     for place in places:
         assert killed_at(*place, lambda: make("phase1", small(), cut, resume=cut.exists())), place
@@ -239,13 +239,13 @@ def test_phase2_trains_through_the_model_and_logs_both_shares(objective, balance
 
 
 def test_phase2_lowers_the_loss_it_trains_on(trained, small, make, tmp_path, monkeypatch):
-    real = train_module.training_prompts
+    real = phases.training_prompts
 
     def two(*arguments):
         found = real(*arguments)
         return replace(found, prompts=found.prompts[:2])
 
-    monkeypatch.setattr(train_module, "training_prompts", two)
+    monkeypatch.setattr(phases, "training_prompts", two)
     config = of(Phase2Config, small(), phase1=str(trained), objective="kl", balance="fixed", ce_weight=1.0, recon_weight=1e-6, steps=50,
                 phase2_batch_size=2, phase2_lr=1e-2, log_every=1)  # fmt: skip
     rows = [
@@ -266,7 +266,7 @@ def test_phase2_is_not_due_above_the_threshold(trained, small, make, tmp_path):
 
 
 def test_a_failing_check_stops_what_comes_after(monkeypatch, make, small, tmp_path):
-    monkeypatch.setattr(train_module, "run_checks", lambda *a: {"table": "", "dtype": "rows were taken"})
+    monkeypatch.setattr(phases, "run_checks", lambda *a: {"table": "", "dtype": "rows were taken"})
     for verb, config in (
         ("selfcheck", of(SelfcheckConfig, small())),
         ("phase1", small()),
@@ -358,17 +358,17 @@ def test_the_run_of_8_billion_parameters_does_on_a_tiny_llama_what_it_will_do_th
 def test_the_main_job_goes_on_arm_by_arm(here, small, tmp_path, monkeypatch, capsys):
     chosen = suite(small, arms=["linear", "fewer", "phase2"])
     options = here
-    real = train_module.phase2
+    real = phases.phase2
 
     def fails(*arguments):
         raise RuntimeError("killed")
 
-    monkeypatch.setattr(train_module, "phase2", fails)
+    monkeypatch.setattr(phases, "phase2", fails)
     with pytest.raises(UserError, match="1 of 10 runs failed, first phase2_4x"):
         make_runs(STUDY, "run", chosen, tmp_path / "run", options)
     stamps = {p.parent.name: p.stat().st_mtime_ns for p in (tmp_path / "run").glob("*/predictions.json")}
     assert len(stamps) == 7
-    monkeypatch.setattr(train_module, "phase2", real)
+    monkeypatch.setattr(phases, "phase2", real)
     make_runs(STUDY, "run", chosen, tmp_path / "run", options, resume=True)
     again = {p.parent.name: p.stat().st_mtime_ns for p in (tmp_path / "run").glob("*/predictions.json")}
     assert {k: again[k] for k in stamps} == stamps
@@ -389,7 +389,7 @@ def test_two_processes_score_exactly_what_one_does(trained, small, tmp_path):
         command = [
             sys.executable,
             "-c",
-            "import sys; import latentwire_adapter.train as t; t.run_checks = lambda *a: {}; from latentwire_adapter.cli import main; sys.exit(main())",
+            "import sys; import latentwire_adapter.phases as t; t.run_checks = lambda *a: {}; from latentwire_adapter.cli import main; sys.exit(main())",
         ]
         folder = tmp_path / f"n{n}"
         command = command if n == 1 else [sys.executable, "-m", "latentwire_adapter"]

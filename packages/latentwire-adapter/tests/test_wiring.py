@@ -10,7 +10,7 @@ import torch
 from test_retention import asked
 from test_runs import metrics, of, suite
 
-from latentwire_adapter import train as train_module
+from latentwire_adapter import objectives, phases
 from latentwire_adapter.claims import claims, unexplained
 from latentwire_adapter.config import EvaluateConfig, FitConfig, Phase2Config, SuiteConfig
 from latentwire_adapter.data import Prompt, Question, fewer_tokens, training_counts, training_prompts
@@ -35,7 +35,7 @@ from studycore.run import Run
 @pytest.fixture(autouse=True)
 def checked(monkeypatch):
     """The checks have tests of their own."""
-    monkeypatch.setattr(train_module, "run_checks", lambda *a: {"table": ""})
+    monkeypatch.setattr(phases, "run_checks", lambda *a: {"table": ""})
 
 
 @pytest.fixture
@@ -170,7 +170,7 @@ def test_each_update_of_phase2_asks_the_next_questions(trained, make, small, lm,
             asked_here.append([p.question.id for p in prompts])
             super().__init__(lm, prompts, *rest)
 
-    monkeypatch.setattr(train_module, "PromptLosses", Watched)
+    monkeypatch.setattr(objectives, "PromptLosses", Watched)
     make("phase2", of_phase2(small, trained), tmp_path / "run")
     taught = [p.question.id for p in training_prompts(of_phase2(small, trained), lm.tokenizer, lm.context, 6).prompts]
     assert asked_here == [taught[0:2], taught[2:4], taught[4:6]]

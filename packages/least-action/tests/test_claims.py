@@ -145,7 +145,7 @@ def arms_of_quick(dense=(120, 130, 140), routed=(200, 210, 220), **more):
 def test_routed_runs_that_never_get_there_support_fourfold_and_have_no_upper_end(tmp_path):
     claim = judge(tmp_path / "run", shipped("quick"), arms_of_quick(routed=None))["routing_fourfold"]
     assert (claim["verdict"], claim["bound"], claim["n"]) == ("supported", "at least", 6)
-    assert "6 of 6 of routed runs never got there" in claim["why"]
+    assert "6 of 6 of routed runs did not reach it" in claim["why"]
     assert "not reached]" in claims_text([claim])
     assert f", {claim['interval95'][1]:.3g}]" not in claims_text([claim])
 

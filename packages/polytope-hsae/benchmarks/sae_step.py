@@ -43,7 +43,7 @@ def step_of(config: SAEConfig, x_BD: torch.Tensor):
 
 
 def seconds(step, steps: int) -> float:
-    """The least of several, after one to warm up: other work on the machine only adds."""
+    """The fastest of several calls, after a warm-up call: other work on the machine only adds."""
     return turns({"": step}, steps)[""]
 
 

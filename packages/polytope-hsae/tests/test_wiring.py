@@ -519,9 +519,7 @@ def test_the_divergence_is_from_before_the_step_of_strength_1():
     x_ND = torch.randn(3, 5, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     real = SimpleNamespace(parent_projection=torch.ones(2))
     result = Validation()
-    _ratio_invariance(
-        result, head, geometry, TWO, v, x_ND, 0.1, SimpleNamespace(parent_projection=torch.zeros(19, 2)), real
-    )
+    _ratio_invariance(result, head, geometry, TWO, v, x_ND, SimpleNamespace(parent_projection=torch.zeros(19, 2)), real)
     found, shift = [], []
     for p, words, all_words in ((0, [3, 5], [1, 3, 5]), (1, [9, 11], [7, 9, 11])):
         step = v.parents_PD[p] @ geometry.inv_sqrt_DD / v.parents_PD[p].square().sum()

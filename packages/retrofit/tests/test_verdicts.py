@@ -375,7 +375,7 @@ def test_a_rate_is_taken_of_tuning_runs_alone(small, tmp_path):
     train_run(small(num_steps=1), tmp_path / "plain")
     with pytest.raises(UserError, match=r"tuned: .* is no finished run with validate_on tuning"):
         train_run(small(num_steps=1, tuned=["../plain"]), tmp_path / "run")
-    with pytest.raises(UserError, match=r"tuned: there is no run folder '\.\./nowhere'"):
+    with pytest.raises(UserError, match=r"tuned: '\.\./nowhere' is no run folder"):
         train_run(small(num_steps=1, tuned=["../nowhere"]), tmp_path / "other")
 
 

@@ -371,12 +371,12 @@ def _relaunch(study: Study, argv: list[str], options: Any) -> None:
 # ------------------------------------------------------------------------------------------------------ common verbs
 def resume_verb(study: Study, argv: list[str]) -> None:
     """`resume RUN`: goes on from the newest checkpoint, with the device and threads it had."""
-    from studycore.record import read_config
+    from studycore.record import manifest_of, read_config
 
     parser = Parser(prog=f"{study.name} resume", description=COMMON["resume"])
     parser.add_argument("run", help="a run folder")
     folder = Path(parser.parse_args(argv).run)
-    manifest = _manifest_of(study, folder)
+    manifest = manifest_of(study, folder)
     if finished(study, folder):
         return
     action, verb, devices = study.verbs.get(manifest["verb"]), manifest["verb"], manifest["devices"]
@@ -403,6 +403,7 @@ def report_verb(study: Study, argv: list[str]) -> None:
     parser.add_argument("--runs-dir", default="runs")
     options = parser.parse_args(argv)
     from studycore.execution import report_on
+    from studycore.record import manifest_of
     from studycore.report import print_report
     from studycore.run_folder import list_runs
 
@@ -412,18 +413,9 @@ def report_verb(study: Study, argv: list[str]) -> None:
         if not there:
             raise UserError(f"RUN: none given and none under {options.runs_dir}/{study.name}; name a run folder")
         name = there[-1][0]
-    _manifest_of(study, Path(name))
+    manifest_of(study, Path(name))
     report_on(study, Path(name))
     print_report(Path(name))
-
-
-def _manifest_of(study: Study, folder: Path) -> dict[str, Any]:
-    from studycore.run_folder import read_manifest
-
-    manifest = read_manifest(folder)
-    if manifest["study"] != study.name:
-        raise UserError(f"{folder}: is a run of {manifest['study']}; use that command")
-    return manifest
 
 
 def runs_verb(study: Study, argv: list[str]) -> None:

@@ -21,6 +21,12 @@ MENDS = {
 """What to do about an error of the system, by its number. Others are faults of the program's."""
 
 
+def reason_of(error: Exception) -> str:
+    """Why a run ended early: the sentence of an error that is meant for its user, else the error's class and text."""
+    sentence = str(error) if isinstance(error, Stopped | UserError) else refused_by_system(error)
+    return sentence or f"{type(error).__name__}: {error}"
+
+
 def refused_by_system(error: Exception) -> str:
     """The sentence on a place that cannot be written, a full disk or too little memory; "" for any other error."""
     if isinstance(error, OSError) and (mend := MENDS.get(error.errno or 0)):

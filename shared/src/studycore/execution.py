@@ -14,7 +14,7 @@ from typing import Any
 from studycore.claims import as_stored, judge_all
 from studycore.configuration import config_hash, differences, read_yaml, to_dict
 from studycore.devices import choose_device, cores, describe, set_threads
-from studycore.errors import Stopped, UserError, refused_by_system
+from studycore.errors import Stopped, UserError, reason_of, refused_by_system
 from studycore.jobs import Ended, Job, JobRunner, Schedule, check_names, run_in_processes
 from studycore.options import RunOptions, SweepOptions
 from studycore.record import Record, is_done, job_entries, read_record
@@ -111,10 +111,17 @@ def report_on(study: Study, folder: Path) -> Record:
     if isinstance(study.verbs[record.verb], ManyRuns) and record.table.empty:
         first = next((f"; first {name}: {why}" for name, why in record.missing.items()), "")
         raise UserError(f"{folder}: none of its runs is done{first}; `{study.name} resume {folder}` tries them")
+    action = study.verbs[record.verb]
+    if isinstance(action, OneRun) and record.table.empty:
+        again = f"`{study.name} resume {folder}` continues it"
+        if not action.reports_unfinished:
+            raise UserError(f"{folder}: the run is {record.manifest['state']}; {again}")
+        if not record.rows:
+            raise UserError(f"{folder}/metrics.jsonl: holds no evaluation yet; {again}")
     claims = judge_all(load(study.claims)(record.verb, record.config), record.table, record.registered)
     report = load(study.report)(record)
     write_results(folder, study.name, record.verb, record.metrics | report.metrics, claims)
-    write_report(folder, report)
+    write_report(folder, report, record.missing)
     return record
 
 
@@ -140,13 +147,10 @@ def do_tasks(tasks: list[Task]) -> list[Ended]:
         except Stopped as stopped:
             reason = Ended("stopped", str(stopped))
             break
-        except UserError as error:
-            reason = Ended("failed", str(error))
         except Exception as error:  # a fault in one run is recorded, and the others go on
-            sentence = refused_by_system(error)
-            if not sentence:
+            if not (isinstance(error, UserError) or refused_by_system(error)):
                 traceback.print_exc()
-            reason = Ended("failed", sentence or f"{type(error).__name__}: {error}")
+            reason = Ended("failed", reason_of(error))
     return [_how_ended(task.folder, reason) for task in tasks]
 
 
@@ -351,7 +355,7 @@ class closing:
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, Exception) and not self.folder.closed:
-            self.folder.finish("failed", str(error) if isinstance(error, UserError) else f"{kind.__name__}: {error}")
+            self.folder.finish("failed", reason_of(error))
         self.folder.close()
 
 

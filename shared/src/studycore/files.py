@@ -35,12 +35,17 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     sync_folder(path.parent)
 
 
+def copied(tensors: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
+    """Copies on the CPU, each in one piece, without gradients."""
+    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+
+
 def write_tensors(path: Path, tensors: Mapping[str, "Tensor"]) -> None:
     """A safetensors file of copies on the CPU. OSError when it cannot be written."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+    copies = copied(tensors)
     size = sum(tensor.nbytes for tensor in copies.values())
     try:
         save_file(copies, path)

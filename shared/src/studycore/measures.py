@@ -209,7 +209,7 @@ def enough(count: int, what: str) -> None:
 
 
 def _censored(count: int, n: int, whose: str = "") -> str:
-    return f" {count} of {n}{whose} never got there and count with their length." if count else ""
+    return f" {count} of {n}{whose} did not reach it and are counted as their full length." if count else ""
 
 
 def _of(arm: Any) -> str:

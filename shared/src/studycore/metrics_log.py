@@ -79,6 +79,14 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def read_evaluations(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a finished run. UserError when there are none."""
+    rows = read_rows(folder / "metrics.jsonl")
+    if not rows:
+        raise UserError(f"{folder}/metrics.jsonl: holds no evaluation; restore it, or make the run again")
+    return rows
+
+
 def write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
     """The rows as `rows_table` has them."""
     import pyarrow as pa

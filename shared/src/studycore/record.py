@@ -69,14 +69,20 @@ def read_config(study: Study, folder: Path) -> Any:
     return from_dict(load(action.config), read_yaml(path), str(path))
 
 
+def manifest_of(study: Study, folder: Path) -> dict[str, Any]:
+    """The manifest of a run of this study. UserError when the folder holds none, or another study's."""
+    manifest = read_manifest(folder)
+    if manifest["study"] != study.name:
+        raise UserError(f"{folder}: is a run of {manifest['study']}; use that command")
+    return manifest
+
+
 def read_record(study: Study, folder: Path, just_ended: bool = False) -> Record:
     """What the folder says; `just_ended`: of one run that has reached its end and is about to be marked as done.
 
     UserError when it is no run of the study, or was made by a version that cannot be read.
     """
-    manifest = read_manifest(folder)
-    if manifest["study"] != study.name:
-        raise UserError(f"{folder}: is a run of {manifest['study']}; use that command")
+    manifest = manifest_of(study, folder)
     config, verb = read_config(study, folder), manifest["verb"]
     if isinstance(study.verbs[verb], ManyRuns):
         entries = manifest.get("jobs") or job_entries(load(study.verbs[verb].plan)(config))  # type: ignore[union-attr]

@@ -4,7 +4,7 @@ import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
@@ -65,11 +65,15 @@ def write_results(
     )
 
 
-def write_report(folder: Path, report: Report) -> Path:
+def write_report(folder: Path, report: Report, missing: Mapping[str, str] | None = None) -> Path:
     """report.html and report.md in the run folder, from `report`, results.json and manifest.json. Returns the former.
 
-    report.json holds what the index shows of it: question, answer, main figure.
+    `missing`: names of runs of many that are not done, with the reason; they get a table of their own, after the study's.
+    report.json holds what the index shows of the report: question, answer, main figure.
     """
+    if missing:
+        unfinished = Table("Runs that did not finish", ("run", "reason"), list(missing.items()))
+        report = replace(report, tables=[*report.tables, unfinished])
     results, manifest = read_json(folder / "results.json"), read_json(folder / "manifest.json")
     claims = _claims_of(results)
     context = {

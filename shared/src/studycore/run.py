@@ -49,8 +49,8 @@ from studycore.checkpoints import (
 from studycore.claims import as_stored
 from studycore.configuration import differences, read_yaml, to_dict
 from studycore.devices import choose_device, describe, set_threads
-from studycore.errors import Stopped, UserError, refused_by_system
-from studycore.files import write_tensors
+from studycore.errors import Stopped, UserError, reason_of
+from studycore.files import copied, write_tensors
 from studycore.options import RunOptions
 from studycore.run_folder import RunFolder, check_new, create_run, environment_changes, now, open_run, read_manifest
 from studycore.stopping import stop_on_signals
@@ -118,6 +118,19 @@ class Run:
         self._resume_at: dict[str, Any] | None = None
 
     # ------------------------------------------------------------------------------------------------------ set-up
+    def folder_of(self, field: str, named: str | None, need: str | None = None, holds: str = "manifest.json") -> Path:
+        """The folder of another run that this one reads: of the one that the plan gives as `need`, or else the one that
+        `field` names, from this run's folder or from where the command is called. UserError for none with the file `holds`."""
+        if need in self.needs:
+            return self.needs[need]
+        if named is None:
+            raise UserError(f"{field}: null; this run goes on from a finished one, so name its folder: --{field} RUN")
+        places = [Path(os.path.normpath(self.folder / named)), Path(named)]
+        place = next((place for place in places if (place / holds).is_file()), None)
+        if place is None:
+            raise UserError(f"{field}: '{named}' is no run folder with {holds}; name that of a finished run")
+        return place
+
     def accelerate(self, **settings: Any) -> Any:
         """Accelerate with `settings`; without a call its defaults hold."""
         from accelerate import Accelerator
@@ -293,7 +306,7 @@ class Run:
         self.last = self.any_process(when) or self.last
 
     def every(self, n: int) -> bool:
-        """Whether what is due at every n-th index is due now: also at the last one."""
+        """True at every n-th index and at the last; never in a dry run."""
         return not self.dry and (self.last or self.index % n == 0)
 
     def log(self, row: Mapping[str, Any]) -> None:
@@ -414,11 +427,6 @@ EXTRA = "loop:"
 """Before the names of a loop's own tensors in optimizer.safetensors."""
 
 
-def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies on the CPU."""
-    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-
-
 def _differences(times: Sequence[float]) -> list[float]:
     return [b - a for a, b in pairwise(times)] or [math.nan]
 
@@ -452,9 +460,7 @@ def opened(study: Study, verb: str, config: Any, folder: Path, options: RunOptio
             yield run
         except Exception as error:
             if run.open is not None and not run.open.closed:
-                own = str(error) if isinstance(error, Stopped | UserError) else refused_by_system(error)
-                reason = own or f"{type(error).__name__}: {error}"
-                run.open.finish("stopped" if isinstance(error, Stopped) else "failed", reason)
+                run.open.finish("stopped" if isinstance(error, Stopped) else "failed", reason_of(error))
             if isinstance(error, Stopped):
                 _leave(run)
             raise

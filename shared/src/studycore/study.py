@@ -41,6 +41,8 @@ class OneRun:
     """`seeds(config, n) -> configuration` of the study's verb with many runs, which --seeds starts."""
     train_together: str = ""
     """`train_together(configs, runs)` for jobs that a plan marks with the same word, where one batched model is faster."""
+    reports_unfinished: bool = False
+    """Whether `report` also takes a run that has not reached its end, once it has a row of metrics."""
     has_steps: bool = True
     """Whether `train` has a loop of steps, so that a dry run can time one."""
 
@@ -87,9 +89,6 @@ class Study:
     """Distributions whose versions are recorded besides the common ones."""
     aliases: Mapping[str, str] = field(default_factory=dict)
     """Earlier names of flags -> names of fields."""
-
-    def action(self, verb: str) -> Action:
-        return self.verbs[verb]
 
 
 def load(name: str) -> Any:

@@ -37,9 +37,8 @@ def columns(folder, config):
 
 def report(record):
     fits = Table("Fits", ("run", "loss", "time"), record.table[["run", "loss", "time"]].values.tolist())
-    missing = Table("Not done", ("run", "why"), list(record.missing.items()))
     metrics = {"runs": len(record.table)} if record.verb == "sweep" else {}
-    return Report("A sum", STUDY.question, f"{len(record.table)} fits.", [fits, missing], metrics=metrics)
+    return Report("A sum", STUDY.question, f"{len(record.table)} fits.", [fits], metrics=metrics)
 
 
 TRAIN = OneRun("fit once", "toy_study.config:Config", "toy_study.train:train", seeds="toy_study.cli:sweep_of_seeds")

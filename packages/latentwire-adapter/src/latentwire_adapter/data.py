@@ -20,6 +20,7 @@ from latentwire_adapter.config import EMBEDDED_DATASET, FIT_TEXT, FitConfig, Rea
 from latentwire_adapter.texts import life_sketches
 from studycore.errors import UserError
 from studycore.files import check_local, read_json
+from studycore.hashes import share_of
 from studycore.language.documents import read_documents
 from studycore.streams import derive_seed
 
@@ -312,7 +313,9 @@ def held_out_types(counts_V: Tensor, share: float, always_seen: int) -> Tensor:
     """mask_V of the types that no fit sees: by a hash of their number, so that each fit leaves out the same."""
     rank_V = torch.empty_like(counts_V, dtype=torch.int64)
     rank_V[torch.argsort(counts_V, descending=True, stable=True)] = torch.arange(len(counts_V))
-    drawn_V = torch.tensor([life_sketches.share_of(f"type {token}") < share for token in range(len(counts_V))])
+    drawn_V = torch.tensor(
+        [share_of(f"type {token}", life_sketches.SPLIT_BITS) < share for token in range(len(counts_V))]
+    )
     return drawn_V & (rank_V >= always_seen)
 
 

@@ -3,7 +3,6 @@
 Shapes: V token types of the table, U of a batch or of those the fits see, K dimensions of a code, D of an embedding.
 """
 
-import hashlib
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from latentwire_adapter.model.compressor import EmbeddingCompressor
 from latentwire_adapter.model.language_model import LanguageModel
 from studycore.errors import UserError
 from studycore.files import write_tensors
+from studycore.hashes import tensor_sha256
 from studycore.run import Run
 from studycore.streams import generator
 
@@ -112,8 +112,8 @@ def fit_of(config: Phase1Config, lm: LanguageModel, k: int, run: Run) -> Fit:
 
 
 def fingerprint(counts_V: Tensor) -> str:
-    """SHA-256 of the counts."""
-    return hashlib.sha256(counts_V.float().numpy().tobytes()).hexdigest()
+    """SHA-256 of the counts as `save_fit` writes them."""
+    return tensor_sha256(counts_V.float())
 
 
 def code_dimensions(config: Phase1Config, width: int) -> int:

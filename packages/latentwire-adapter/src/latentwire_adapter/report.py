@@ -9,22 +9,15 @@ from latentwire_adapter.figures import plot_bars, plot_curve, plot_questions, pl
 from latentwire_adapter.metrics import retention as retained
 from latentwire_adapter.metrics.reconstruction import rows_of
 from studycore.claims import NotRun
-from studycore.errors import UserError
 from studycore.record import Record
 from studycore.report import Picture, Report, Table, number
 from studycore.statistics import Interval
 
-RECONSTRUCTS = ("linear", "nearest", "adapter", "int8", "int4", "phase2")
-
 
 def report(record: Record) -> Report:
-    """Of a run or of the main job. UserError for a run that has not ended."""
+    """Of a finished run, or of the main job."""
     if record.verb == "run":
         return report_suite(record)
-    if record.table.empty:
-        raise UserError(
-            f"{record.folder}: the run is {record.manifest['state']}; `latentwire-adapter resume {record.folder}` continues it"
-        )
     return {"selfcheck": report_selfcheck, "fit": report_fit}.get(record.verb, report_arm)(record)
 
 
@@ -211,9 +204,7 @@ def report_suite(record: Record) -> Report:
             )
         )
     tables = [main_table, reconstruction_table(record, ratios), ledger_table(record)]
-    if record.missing:
-        tables.append(Table("Runs that did not finish", ("run", "reason"), list(record.missing.items())))
-    text_notes = [*notes(first_reading(record)), *explanations(record)]
+    text_notes = [*notes(first_reading(record)), *explanations()]
     counted = {"runs": len(table), "failed": len(record.missing), "arms": metrics}
     return Report(
         "latentwire-adapter: what survives",
@@ -301,7 +292,7 @@ def ledger_table(record: Record) -> Table:
     )
 
 
-def explanations(record: Record) -> list[str]:
+def explanations() -> list[str]:
     """What dimension reduction by token can and cannot win."""
     return [
         "A code of fewer dimensions never beats the token's number: the receiver that has the model has its table. What it can save is the table itself at rest, and what it can show is how much error in its embeddings a model bears.",

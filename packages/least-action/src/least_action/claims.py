@@ -14,9 +14,8 @@ from least_action.events import PLATEAU, Events, find_events
 from least_action.plan import plan
 from studycore.claims import Claim, Condition, NotRun
 from studycore.configuration import config_hash, to_dict
-from studycore.errors import UserError
 from studycore.measures import geometric_mean, mean, paired_ratio, rows as rows_of, share
-from studycore.metrics_log import read_rows
+from studycore.metrics_log import read_evaluations
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -129,7 +128,8 @@ CLAIMS = (
     ),
     _event_ratio(
         "curvature_scale_free",
-        "The trace times the weights' squared norm, which does not see their scale, is lower at grokking than at memorisation",
+        "The weight Hessian's trace times the weights' squared norm, which rescaling the weights leaves unchanged, "
+        "is lower at grokking than at memorisation",
         f"{OWN}: the norm falls too", "curvature_scale_free_ratio", "trace times squared norm",
     ),
     _event_ratio(
@@ -212,9 +212,7 @@ def _is_routed(config: TrainerConfig) -> bool:
 
 def columns(folder: Path, config: TrainerConfig) -> dict[str, Any]:
     """What claims and tables read of one finished run. UserError when it holds no evaluation."""
-    rows = read_rows(folder / "metrics.jsonl")
-    if not rows:
-        raise UserError(f"{folder}/metrics.jsonl: holds no evaluation; resume the run first")
+    rows = read_evaluations(folder)
     events = find_events(rows, config.p, config.event_window)
     grokked = events.grokked_99 is not None
     time = max(1, events.last_epoch if events.grokked_99 is None else events.grokked_99)

@@ -21,6 +21,7 @@ STUDY = Study(
             train="least_action.train:train",
             options="least_action.config:TrainOptions",
             seeds="least_action.plan:sweep_of_seeds",
+            reports_unfinished=True,
         ),
         "sweep": ManyRuns(
             "train arms, grids and seeds, and report on all of them",

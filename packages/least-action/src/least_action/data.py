@@ -5,7 +5,6 @@ Division leaves out b = 0 (no inverse), so it has p(p-1) pairs instead of p^2. `
 2022): its 120 permutations in lexicographic order take the place of residues.
 """
 
-import hashlib
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from least_action.config import TrainerConfig, training_pairs
+from studycore.hashes import tensor_sha256
 from studycore.streams import generator
 
 
@@ -136,7 +136,7 @@ def memory_of(config: TrainerConfig) -> int:
 def fingerprint(data: ModularArithmeticDataset) -> str:
     """SHA-256 of the training pairs and their labels, in order."""
     rows_N3 = torch.stack([data.train.a_N, data.train.b_N, data.train.y_N], dim=-1)
-    return hashlib.sha256(rows_N3.numpy().tobytes()).hexdigest()
+    return tensor_sha256(rows_N3)
 
 
 def batches(train: Pairs, config: TrainerConfig, epoch: int, rank: int, world: int) -> Iterator[tuple[Pairs, float]]:

@@ -9,7 +9,6 @@ from least_action.config import QUESTION, TrainerConfig
 from least_action.events import PLATEAU, find_events
 from least_action.figures import plot_arm_curves, plot_atlas, plot_survival, save_all_visualizations
 from least_action.survival import Survival, kaplan_meier
-from studycore.errors import UserError
 from studycore.metrics_log import read_rows
 from studycore.record import Record
 from studycore.report import Picture, Report, Table
@@ -26,10 +25,8 @@ def report(record: Record) -> Report:
 
 
 def report_run(record: Record) -> Report:
-    """Of one run, which may still be running. UserError when it has no evaluation yet."""
+    """Of one run, which may not have ended but has been evaluated."""
     config, rows = record.config, record.rows
-    if not rows:
-        raise UserError(f"{record.folder}/metrics.jsonl: holds no evaluation yet; resume the run first")
     events = find_events(rows, config.p, config.event_window)
     measured = {name: value for row in rows for name, value in row.items() if name not in ("epoch", "step")}
     epochs = {name: row["epoch"] for row in rows for name in row}
@@ -141,11 +138,9 @@ def report_sweep(record: Record) -> Report:
     ]  # fmt: skip
     tables = [
         Table("Time to 0.99 test accuracy by arm (epochs)", ("arm", "runs", "reached it", "censored", "held: median [95 % interval]", "first touch: median", "test accuracy at memorisation", "on new pairs", "stable", *(("gate entropy over log heads", "largest use of a head") if routed else ())), arm_rows,
-              f"Held: in the evaluations of a window. Stable: runs with 0.99 in {STABLE:.0%} of the evaluations after that, of those with {LEAST_EVALUATIONS} of them. Kaplan-Meier median with the interval of Brookmeyer and Crowley; runs that never got there are censored at their end. An upper bound \"not reached\": the curve's upper band stays above one half."),
+              f"Held: in the evaluations of a window. Stable: runs with 0.99 in {STABLE:.0%} of the evaluations after that, of those with {LEAST_EVALUATIONS} of them. Kaplan-Meier median with the interval of Brookmeyer and Crowley; runs that did not reach it are censored at their end. An upper bound \"not reached\": the curve's upper band stays above one half."),
         event_table(table.to_dict("records"), folded=len(table) > 8),
     ]  # fmt: skip
-    if record.missing:
-        tables.append(Table("Runs that did not finish", ("run", "reason"), list(record.missing.items())))
     pictures = atlas_pictures(table, record.folder / "figures") or arm_pictures(record, arms, curves)
     tables = [*smallest_fractions(table), *tables]
     shared = notes(record.first_config)[1:5]

@@ -24,10 +24,11 @@ from polytope_hsae.data import CHOOSE, TEST, TRAIN, folder_of
 from polytope_hsae.language import check_capture, final_activations, load_model, load_tokenizer, pad
 from studycore.errors import UserError
 from studycore.files import check_local, sync_folder, write_json
+from studycore.hashes import share_of
 from studycore.language.documents import read_documents
 from studycore.language.pretrained import hub_rows, weights_fingerprint
 from studycore.run import Run
-from studycore.streams import derive_seed, generator
+from studycore.streams import generator
 
 CACHE = Path("runs") / "polytope-hsae" / "cache" / "shards"
 
@@ -158,7 +159,7 @@ def _hub_texts(source: str) -> Iterator[str]:
 
 def _split_of(text: str, shares: Sequence[float]) -> int:
     """By a hash of the text, so that equal texts are in one split."""
-    place = derive_seed(0, "split", text) / 2**63
+    place = share_of(repr((0, "split", text)), bits=63)
     return TRAIN if place < shares[0] else CHOOSE if place < shares[0] + shares[1] else TEST
 
 

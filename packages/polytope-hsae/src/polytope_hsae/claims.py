@@ -72,32 +72,32 @@ def of_the_geometry(angle: float, divergence: float) -> Sequence[Claim]:
 
 
 TRAINED: tuple[tuple[set[str], Claim], ...] = (
-    (set(), Claim("purity", "Starting from the teacher raises purity by 10 points", ORIGINAL, ">= +0.10", "share of activation",
+    (set(), Claim("purity", "An autoencoder whose decoder starts from the concept vectors puts 10 points more of a parent latent's activation on its own concept than one started at random", ORIGINAL, ">= +0.10", "share of activation",
                   paired_difference("purity", "teacher", "random"), above=0.10)),
-    (set(), Claim("leakage", "Starting from the teacher lowers leakage by a fifth", ORIGINAL, "<= -20 %", "% change",
+    (set(), Claim("leakage", "Where the decoder starts from the concept vectors, parent latents fire a fifth less often on words of other concepts alone than where it starts at random", ORIGINAL, "<= -20 %", "% change",
                   paired_ratio("leakage", "teacher", "random", percent=True), below=-20.0)),
-    (set(), Claim("reconstruction_parity", "The teacher costs less than 2 points of explained variance", ORIGINAL, "similar",
+    (set(), Claim("reconstruction_parity", "An autoencoder whose decoder starts from the concept vectors explains at most 2 points of variance less than one started at random", ORIGINAL, "similar",
                   "explained variance", paired_difference("explained_variance", "teacher", "random"), above=-0.02)),
-    ({"random_teacher"}, Claim("purity_beside_random_teacher", "The teacher's directions, not their angles, raise purity: against a random teacher of equal angles",
+    ({"random_teacher"}, Claim("purity_beside_random_teacher", "Starting from the concept vectors puts more of a parent latent's activation on its own concept than starting from the same vectors rotated at random, which have the same angles",
                                OWN, "above 0", "share of activation", paired_difference("purity", "teacher", "random_teacher"), above=0.0)),
-    ({"random_teacher"}, Claim("leakage_beside_random_teacher", "The teacher leaks less than a random teacher of equal angles", OWN, "below 0", "% change",
+    ({"random_teacher"}, Claim("leakage_beside_random_teacher", "Parent latents fire less often on words of other concepts alone where the decoder starts from the concept vectors than where it starts from the same vectors rotated at random", OWN, "below 0", "% change",
                                paired_ratio("leakage", "teacher", "random_teacher", percent=True), below=0.0)),
-    ({"frozen_random"}, Claim("purity_beside_frozen_random", "The teacher's purity is above that of a random decoder that was never trained", OWN, "above 0",
+    ({"frozen_random"}, Claim("purity_beside_frozen_random", "Starting from the concept vectors puts more of a parent latent's activation on its own concept than a random decoder that is never trained", OWN, "above 0",
                               "share of activation", paired_difference("purity", "teacher", "frozen_random"), above=0.0)),
-    ({"euclidean"}, Claim("purity_beside_euclidean", "A causal teacher's purity is above a Euclidean teacher's", OWN, "above 0", "share of activation",
+    ({"euclidean"}, Claim("purity_beside_euclidean", "Concept vectors of the causal inner product, as a start of the decoder, put more of a parent latent's activation on its own concept than vectors that are not whitened", OWN, "above 0", "share of activation",
                           paired_difference("purity", "teacher", "euclidean"), above=0.0)),
-    (set(), Claim("absorption", "Starting from the teacher lowers absorption", OWN, "below 0", "share of activations",
+    (set(), Claim("absorption", "Where the decoder starts from the concept vectors, a parent latent is silent less often while its child's latent fires than where it starts at random", OWN, "below 0", "share of activations",
                   paired_difference("absorption", "teacher", "random"), below=0.0)),
-    (set(), Claim("soft_absorption", "Starting from the teacher lowers soft absorption: how far a parent falls when its child is on", OWN, "below 0",
+    (set(), Claim("soft_absorption", "Where the decoder starts from the concept vectors, a parent latent's activation falls less when its child's latent fires than where it starts at random", OWN, "below 0",
                   "share of activation", paired_difference("soft_absorption", "teacher", "random"), below=0.0)),
 )  # fmt: skip
 CROSS_ENTROPY = Claim(
-    "ce_parity", "The teacher costs less than 2 points of the cross-entropy that reconstructions recover", ORIGINAL, "similar",
+    "ce_parity", "Reconstructions of an autoencoder that starts from the concept vectors recover at most 2 points less of the cross-entropy than those of one started at random", ORIGINAL, "similar",
     "share of cross-entropy", paired_difference("ce_recovered", "teacher", "random"), above=-0.02,
 )  # fmt: skip
 """A planted tree has no next token to predict."""
 STEERED = (
-    Claim("steering_leakage", "Starting from the teacher lowers steering's leakage by a fifth", ORIGINAL, "<= -20 %", "% change",
+    Claim("steering_leakage", "Steering with the latents of an autoencoder that starts from the concept vectors moves other words a fifth less than with one started at random, as a share of all that it moves", ORIGINAL, "<= -20 %", "% change",
           paired_ratio("steering_leakage", "teacher", "random", percent=True), below=-20.0),
 )  # fmt: skip
 

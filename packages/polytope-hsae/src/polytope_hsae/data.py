@@ -14,6 +14,7 @@ from torch import Tensor
 from polytope_hsae.concepts import ESTIMATE, Hierarchy, load_hierarchy
 from studycore.errors import UserError
 from studycore.files import read_json
+from studycore.run import Run
 from studycore.streams import generator
 
 TRAIN, CHOOSE, TEST = 0, 1, 2
@@ -108,16 +109,9 @@ class Store:
         return AutoTokenizer.from_pretrained(self.folder / "tokenizer")
 
 
-def folder_of(run: Any, name: str) -> Path:
-    """Of a finished job that this one needs: from the plan, or from the flag of that name. UserError when there is none."""
-    if name in run.needs:
-        return Path(run.needs[name])
-    place = getattr(run.options, name, None)
-    if place is None:
-        raise UserError(f"--{name}: a job of its own needs the folder of a finished one; name it, or run a phase, which makes what it needs")  # fmt: skip
-    if not (Path(place) / "results.json").is_file():
-        raise UserError(f"--{name}: {place} holds no finished job; name another folder, or run a phase, which makes what it needs")  # fmt: skip
-    return Path(place)
+def folder_of(run: Run, job: str) -> Path:
+    """Of a finished job that this one needs: from the phase's plan, or from the flag of that name. UserError for none."""
+    return run.folder_of(job, getattr(run.options, job, None), need=job, holds="results.json")
 
 
 def open_store(geometry: Path, activations: Path) -> Store:

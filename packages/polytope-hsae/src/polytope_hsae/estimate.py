@@ -79,7 +79,7 @@ def _step(model: Any, config: TrainConfig, device: str) -> Callable[[], None]:
 
 
 def _seconds(act: Callable[[], object], device: str) -> float:
-    """The less of two, after one to warm up."""
+    """The faster of two calls, after a warm-up call."""
     times = []
     for _ in range(3):
         start = time.perf_counter()

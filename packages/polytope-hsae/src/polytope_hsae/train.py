@@ -82,19 +82,27 @@ def train(config: TrainConfig, run: Run) -> None:
                 group["lr"] = config.lr * group["mult"] * rate
             l1 = min(1.0, (step + 1) / config.l1_warmup_steps) if config.l1_warmup_steps else 1.0
             batch = batch_indices(len(indices), config.batch_size_acts, config.seed, step)[run.rank :: run.world]
+            # The model is of unit-scale activations, so that settings carry over from one language model to another.
             x_BD = store.rows(indices[batch]).to(run.device) * model.config.input_scale
+            # Biorthogonality compares every latent with every other: a sample of the parents keeps its cost from growing
+            # with their square, and is drawn anew at each step, alike in every process.
             chosen = torch.randperm(model.config.m_top, generator=generator(config.seed, "biorthogonality", step))
             chosen = chosen[: config.biorth_sample].to(run.device)
             loss, parts, codes = stepper(x_BD, Weights(stage.beta, l1, stage.causal_ortho), chosen)
             run.backward(loss, "lr")
+            # None and not zero: AdamW passes over what has no gradient, and the norm that is clipped is then of what is trained.
             if stage.frozen:
                 for matrix in model.decoders():
                     matrix.grad = None
+            # Rows of a decoder have length 1, so only the part across them can turn them; Adam's moments would otherwise
+            # fill with a part along the rows, which `normalise` takes back.
             model.project_gradients()
             if config.grad_clip is not None:
                 run.accelerator.clip_grad_norm_(model.parameters(), config.grad_clip)
             prepared.step()
             prepared.zero_grad()
+            # A step along the tangent still leaves the sphere a little. A longer row would let its codes, and with them the
+            # sparsity penalty, shrink at no loss of reconstruction.
             if not stage.frozen:
                 model.normalise()
             count_firing(model, codes, config.batch_size_acts, run)

@@ -170,7 +170,7 @@ def validate(
         _median(result, "held_out_projection_euclidean", flat.child_projection)
     _pairing(result, g_VD, hierarchy, vectors, seed, max(draws, 199))
     _siblings(result, g_VD, hierarchy, vectors, seed, max(draws, 199))
-    _ratio_invariance(result, head, geometry, hierarchy, vectors, contexts_ND, kl_threshold, shuffled, real)
+    _ratio_invariance(result, head, geometry, hierarchy, vectors, contexts_ND, shuffled, real)
     result.passed = {gate: result.p_values[gate] <= LEVEL for gate in GATES}
     result.passed["ratio_invariance"] &= result.measured["ratio_invariance_kl"]["median"] <= kl_threshold
     return vectors, result
@@ -304,7 +304,7 @@ def _siblings(result: Validation, g_VD: Tensor, hierarchy: Hierarchy, vectors: V
 
 def _ratio_invariance(
     result: Validation, head: Head, geometry: CausalGeometry, hierarchy: Hierarchy, vectors: Vectors,
-    contexts_ND: Tensor, kl_threshold: float, shuffled: Statistics, real: Statistics,
+    contexts_ND: Tensor, shuffled: Statistics, real: Statistics,
 ) -> None:  # fmt: skip
     """Adding a parent moves its own words' logits, and the odds among its children's words little.
 

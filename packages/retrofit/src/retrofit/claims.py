@@ -346,7 +346,7 @@ CLAIMS = (
     _expected("gram", "The Gram penalty", "perplexity", -10, "10.9 to 9.8"),
     _expected("geometry", "Full geometry", "perplexity", -16, "10.9 to 9.2"),
     Claim(
-        "author_model", "The author's own model, trained with geometry from the start, is at 189 and 6.20", ORIGINAL,
+        "author_model", "The author's own model, trained with geometry from the start, has an FF Gram condition number of 189 and a perplexity of 6.20", ORIGINAL,
         "-96 %", PERCENT,
         unpublished("The author's model has not been published; 189 is of one layer and one batch."), below=-96.0,
     ),

@@ -25,11 +25,14 @@ from retrofit.config import EMBEDDED_DATASET, RunConfig
 from studycore.errors import UserError
 from studycore.files import check_local
 from studycore.foreign import reading
+from studycore.hashes import share_of, tensor_sha256
 from studycore.language.documents import SEPARATOR, document, read_documents
 from studycore.streams import batch_indices, generator
 
 FILE_VALIDATION_SHARE = 0.05
 TUNING_SHARE = 0.1
+SPLIT_BITS = 52
+"""Bits of a document's hash that say on which side of a split it falls; with other bits it would be another split."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ def read_both(config: RunConfig) -> tuple[list[str], list[str]]:
                 f"--dataset: 1 document was found in '{config.dataset}', and none is left to validate on; "
                 f"{mend}, or name a --validation-dataset"
             )
-        chosen = [_hash_share(text) < FILE_VALIDATION_SHARE for text in every]
+        chosen = [share_of(as_read(text), SPLIT_BITS) < FILE_VALIDATION_SHARE for text in every]
         train = [text for text, held in zip(every, chosen, strict=True) if not held][: config.max_docs]
         held_out = [text for text, held in zip(every, chosen, strict=True) if held][: config.validation_docs]
     for name, documents in (("training", train), ("validation", held_out)):
@@ -125,8 +128,8 @@ def without_overlap(config: RunConfig, train: list[str], validation: Sequence[st
 
 def tuning_split(train: Sequence[str]) -> tuple[list[str], list[str]]:
     """(what is still trained on, a tenth to tune on) of the training documents, by their hash. UserError where one is empty."""
-    # Other digits than those that choose validation documents out of a file.
-    chosen = [int(document_hash(text)[13:26], 16) / 16**13 < TUNING_SHARE for text in train]
+    # Other bits than those that choose validation documents out of a file, so that the two splits are independent.
+    chosen = [share_of(as_read(text), SPLIT_BITS, skip=SPLIT_BITS) < TUNING_SHARE for text in train]
     parts = [[text for text, held in zip(train, chosen, strict=True) if held == side] for side in (False, True)]
     if not all(parts):
         raise UserError(
@@ -148,17 +151,17 @@ def check_overlap(train: Sequence[str], validation: Sequence[str]) -> None:
 
 
 def document_hash(text: str) -> str:
-    """Of its words: equal whatever the spacing, marks that no reader sees, and how accents are composed."""
-    seen = unicodedata.normalize("NFC", text.translate(UNSEEN))
-    return hashlib.sha256(" ".join(seen.split()).encode()).hexdigest()
+    """SHA-256 of what is read of it."""
+    return hashlib.sha256(as_read(text).encode()).hexdigest()
+
+
+def as_read(text: str) -> str:
+    """The words: equal whatever the spacing, marks that no reader sees, and how accents are composed."""
+    return " ".join(unicodedata.normalize("NFC", text.translate(UNSEEN)).split())
 
 
 UNSEEN = {0xFEFF: None, 0x200B: None}
 """Byte order mark, zero width space."""
-
-
-def _hash_share(text: str) -> float:
-    return int(document_hash(text)[:13], 16) / 16**13
 
 
 def read_source(config: Any, source: str, split: str, limit: int | None) -> list[str]:
@@ -238,7 +241,7 @@ def load_data(config: RunConfig, tokenizer: Any, context: int, vocabulary: int) 
         "end_of_text": config.end_of_text,
         "bos": validation.bos,
     }
-    return Data(training, validation, {b.name: fingerprint(b) for b in (training, validation)}, about)
+    return Data(training, validation, {b.name: tensor_sha256(b.ids_NT) for b in (training, validation)}, about)
 
 
 def cut_blocks(
@@ -300,11 +303,6 @@ def _check_known(name: str, stream: Tensor, first: int | None, tokenizer: Any, c
             f"--model: the tokenizer of '{config.model}' knows {len(tokenizer)} tokens and the model {vocabulary}: "
             f"'{tokenizer.convert_ids_to_tokens(largest)}' (token {largest}) stands in the {name} documents; give the tokenizer that belongs to the model"
         )
-
-
-def fingerprint(blocks: Blocks) -> str:
-    """SHA-256 of the tokens."""
-    return hashlib.sha256(blocks.ids_NT.numpy().tobytes()).hexdigest()
 
 
 # ----------------------------------------------------------------------------------------------------------- order

@@ -9,13 +9,14 @@ from tqdm import tqdm
 
 from retrofit.blocks import left_out
 from retrofit.config import EMBEDDED_DATASET, MeasureConfig
-from retrofit.data import Blocks, cut_blocks, fingerprint, read_source
+from retrofit.data import Blocks, cut_blocks, read_source
 from retrofit.metrics.matrices import measure_activations, measure_weights
 from retrofit.metrics.matrix_rows import ActivationRow, plain, summarise, token_note, write_csv
 from retrofit.model import load_model
 from retrofit.tables import tables
 from studycore.errors import UserError
 from studycore.files import check_local
+from studycore.hashes import tensor_sha256
 from studycore.language.pretrained import context_of, load_tokenizer, vocabulary_of, weights_fingerprint
 from studycore.report import table_text
 from studycore.run import Run
@@ -43,7 +44,7 @@ def measure(config: MeasureConfig, run: Run) -> None:
         try:
             tokenizer = load_tokenizer(config.model, config.model_revision)
             text = read_blocks(config, tokenizer, vocabulary_of(model))
-            fingerprints["text"] = fingerprint(text)
+            fingerprints["text"] = tensor_sha256(text.ids_NT)
         except UserError as error:
             if config.dataset != EMBEDDED_DATASET:
                 raise

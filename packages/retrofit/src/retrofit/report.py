@@ -49,10 +49,7 @@ ORIGINAL_TOKENS = 1000 * 16 * 128
 
 
 def report(record: Record) -> Report:
-    """Of a run, a comparison or a measurement. UserError for a run that has not ended."""
-    if record.verb != "compare" and record.table.empty:
-        again = f"`retrofit resume {record.folder}` continues it"
-        raise UserError(f"{record.folder}: the run is {record.manifest['state']}; {again}")
+    """Of a finished run, a comparison or a measurement."""
     return {"run": report_run, "compare": report_comparison, "measure": report_measure}[record.verb](record)
 
 
@@ -285,8 +282,6 @@ def report_comparison(record: Record) -> Report:
     parts.append(
         Table("The arms", ("arm", "what is done"), [(variant, get_arm(shown[variant]).summary) for variant in folders])
     )
-    if record.missing:
-        parts.append(Table("Runs that did not finish", ("run", "reason"), list(record.missing.items())))
     for arm, rows in merged.items():
         of_layers = layer_table(rows[0], rows[-1], layer_names(manifest, rows[-1]), metrics_note(rows[-1], about))
         title = f"{of_layers.title}: {arm}, mean over seeds"

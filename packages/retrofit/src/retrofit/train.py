@@ -9,7 +9,6 @@ evaluation at s, so that an evaluation never sees the moment right after it.
 
 import dataclasses
 import math
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -198,7 +197,7 @@ def rate_of(config: RunConfig, run: Run) -> float:
         return config.lr
     tried = []
     for name in config.tuned:
-        place = folder_of(run, "tuned", name)
+        place = run.folder_of("tuned", name, need=Path(name).name)
         metrics = read_json(place / "results.json")["metrics"] if is_done(place) else {}
         if metrics.get("validate_on") != "tuning":
             raise UserError(f"tuned: {place} is no finished run with validate_on tuning; name such runs")
@@ -206,21 +205,12 @@ def rate_of(config: RunConfig, run: Run) -> float:
     return float(min(tried)[1])
 
 
-def folder_of(run: Run, field: str, name: str) -> Path:
-    """The folder of another run that the configuration names. UserError when there is none."""
-    wanted = Path(name)
-    places = [run.needs.get(wanted.name), Path(os.path.normpath(run.folder / wanted)), wanted]
-    place = next((place for place in places if place is not None and place.is_dir()), None)
-    if place is None:
-        raise UserError(f"{field}: there is no run folder '{name}'; name one")
-    return place
-
-
 def norm_reference(config: RunConfig, run: Run, layers: int, steps: int) -> Mapping[int, Sequence[float]] | None:
     """Norms of the up projections of the run that is followed, by updates made. UserError when they don't fit the run."""
     if config.norm_reference is None:
         return None
-    place = folder_of(run, "norm_reference", config.norm_reference)
+    named = config.norm_reference
+    place = run.folder_of("norm_reference", named, need=Path(named).name, holds="metrics.jsonl")
     norms = {row["step"] + 1: row["up_norms"] for row in read_rows(place / "metrics.jsonl") if "up_norms" in row}
     if len(norms) < steps or any(len(values) != layers for values in norms.values()):
         raise UserError(

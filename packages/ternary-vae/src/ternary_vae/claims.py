@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from studycore.claims import Claim, Condition, Measure, NotRun
 from studycore.configuration import to_dict
-from studycore.errors import UserError
 from studycore.files import read_json
-from studycore.measures import at_least, correlation, mean, paired_difference, rows, share, spread
-from studycore.metrics_log import read_rows
+from studycore.measures import at_least, correlation, enough, mean, paired_difference, rows, share, spread
+from studycore.metrics_log import read_evaluations
 from studycore.run_folder import read_manifest
 from studycore.statistics import Interval, mean_interval
 from ternary_vae.config import SweepConfig, TrainConfig
@@ -56,11 +55,7 @@ TARGETS: dict[str, Callable[[Mapping[str, Any]], bool]] = {
 
 def columns(folder: Path, config: TrainConfig) -> dict[str, Any]:
     """What claims and tables read of one finished run. UserError when it holds no evaluation."""
-    evaluations = read_rows(folder / "metrics.jsonl")
-    if not evaluations:
-        raise UserError(
-            f"{folder}/metrics.jsonl: holds no evaluation; `ternary-vae resume {folder}` goes on with the run"
-        )
+    evaluations = read_evaluations(folder)
     seconds = float(read_manifest(folder)["times"].get("seconds", 0.0))
     return columns_of(folder.name, config, evaluations, read_json(folder / "results.json")["metrics"], seconds)
 
@@ -157,7 +152,7 @@ def every_run(column: str) -> Measure:
             "Both are of encoder A's one code." if one_code else "Coverage is of encoder A's code, order of the view's."
         )
         length = f"Trained for at most {' or '.join(budgets)} epochs (coverage + hierarchy)."
-        return interval, f"{how} Passes alone support from 5 runs on. {length} {whose}"
+        return interval, f"{how} If every run passes, the claim is supported from five runs on. {length} {whose}"
 
     return Measure(passing.text, compute)
 
@@ -192,8 +187,7 @@ def _best_of_all_arms() -> Measure:
     def compute(table: "DataFrame") -> tuple[Interval, str]:
         own = _level_means(table)
         best = own.groupby("seed")["best_hierarchy"].min()
-        if len(best) < 2:
-            raise NotRun(f"Needs 2 or more finished seeds of the loss on level means; there are {len(best)}.")
+        enough(len(best), "seeds of the loss on level means")
         how = f"The best of all evaluations of all {len(own) / len(best):.0f} runs of a seed, picked after the fact as the original study did; mean over seeds, Student's t."
         return mean_interval(list(best)), how
 

@@ -20,6 +20,7 @@ STUDY = Study(
             train="ternary_vae.train:train",
             train_together="ternary_vae.train:train_together",
             seeds="ternary_vae.plan:sweep_of_seeds",
+            reports_unfinished=True,
             default_config="ball",
         ),
         "finetune": OneRun(
@@ -28,6 +29,7 @@ STUDY = Study(
             train="ternary_vae.train:train",
             first_argument="start",
             default_config="finetune",
+            reports_unfinished=True,
             resolve="ternary_vae.plan:finetune_values",
         ),
         "sweep": ManyRuns(

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from studycore.errors import UserError
 from studycore.files import write_atomic, write_json
 from studycore.record import Record, read_arrays
 from studycore.report import Picture, Report, Table, number as shown_number
@@ -50,11 +49,8 @@ def report(record: Record) -> Report:
 
 # ----------------------------------------------------------------------------------------------------------- one run
 def report_run(record: Record) -> Report:
-    """Of one run, which may still be running. UserError when it has no evaluation yet."""
+    """Of one run, which may not have ended but has been evaluated."""
     config, rows = record.config, record.rows
-    if not rows:
-        resume = f"`ternary-vae resume {record.folder}` goes on with it"
-        raise UserError(f"{record.folder}/metrics.jsonl: holds no evaluation yet; {resume}")
     metrics = record.metrics or dict(rows[-1])
     trained = config.orders_radii or record.verb == "import"
     tables = [metric_table(metrics, metrics.get("baselines", {}), trained), curves_table(rows)]
@@ -168,8 +164,6 @@ def report_sweep(record: Record) -> Report:
     flat = [flat_statistics(arm) for arm in statistics] or seed_rows(ordered)
     write_tables(record.folder, tables[0] if tables else None, flat)
     tables += [inert_table(inert_factors(phases))] if len(phases) else []
-    if record.missing:
-        tables.append(Table("Runs that did not finish", ("run", "reason"), list(record.missing.items())))
     pictures, lacking = sweep_pictures(record.folder, ordering, statistics, closed) if len(ordering) else ([], [])
     metrics = {
         "runs": len(table), "failed": len(record.missing),

@@ -5,7 +5,6 @@ Batches, samples, pairs and learning rates are functions of (seed, stage, update
 resuming is bitwise on a CPU.
 """
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from studycore.errors import UserError
 from studycore.files import sha256
+from studycore.hashes import tensor_sha256
 from studycore.models import count_parameters
 from studycore.run import Run
 from studycore.streams import derive_seed
@@ -157,7 +157,7 @@ def open_lane(config: TrainConfig, run: Run, seen: Tensor, loaded: dict[Path, Lo
     start = None if config.start is None else find_checkpoint(run.needs.get(config.start, config.start))
     # Before there is a folder, so that a start that does not fit leaves none.
     fresh = None if run.resume else start_model(config, start, loaded)
-    data = {"training operations": hashlib.sha256(seen.numpy().tobytes()).hexdigest()}
+    data = {"training operations": tensor_sha256(seen)}
     if start is not None:
         data["start"] = sha256(start / "manifest.json")
     run.begin(data=data)

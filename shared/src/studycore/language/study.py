@@ -25,6 +25,7 @@ TRAIN = OneRun(
     config="studycore.language.recipe:Recipe",
     train="studycore.language.training:train",
     options="studycore.language.recipe:Options",
+    reports_unfinished=True,
 )
 STUDY = Study(
     name="studycore",
@@ -44,11 +45,9 @@ STUDY = Study(
 
 
 def report(record: Record) -> Report:
-    """Of a training. UserError before its first evaluation."""
+    """Of a training, which may not have ended but has been evaluated."""
     from studycore.figures import new_figure, save_figure
 
-    if not record.rows:
-        raise UserError(f"{record.folder}/metrics.jsonl: holds no evaluation yet; resume the run first")
     figure, axes = new_figure()
     losses = [(row["step"], row["loss"]) for row in record.rows if "loss" in row]
     held_out = [(row["step"], math.log(row["perplexity"])) for row in record.rows if "perplexity" in row]

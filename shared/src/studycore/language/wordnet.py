@@ -24,6 +24,7 @@ from studycore.cli import exit_code
 from studycore.errors import UserError
 from studycore.files import cache_folder, sha256, write_json
 from studycore.foreign import reading
+from studycore.hashes import share_of
 
 DEBIAN = Path("/usr/share/wordnet")
 """Where Debian's package wordnet-base puts the database."""
@@ -307,7 +308,7 @@ def nouns() -> frozenset[str]:
 
 def split_of(gloss: str) -> Split:
     """Where a gloss belongs."""
-    share = int.from_bytes(hashlib.sha256(gloss.encode()).digest()[:8], "big") / 2**64
+    share = share_of(gloss)
     return "train" if share < 0.80 else "reserve" if share < 0.95 else "validation"
 
 

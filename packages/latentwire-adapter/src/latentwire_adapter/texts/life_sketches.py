@@ -16,9 +16,13 @@ from typing import Any, Literal
 
 import yaml
 
+from studycore.hashes import share_of
+
 Split = Literal["train", "development", "validation"]
 SPLITS: tuple[Split, ...] = ("train", "development", "validation")
 SHARES = {"train": 0.5, "development": 0.2, "validation": 0.3}
+SPLIT_BITS = 48
+"""Bits of a text's hash that say where it belongs; with other bits it would be another split."""
 WORDINGS: Mapping[str, tuple[int, ...]] = {"train": (0, 1), "development": (2,), "validation": (3, 4)}
 """Which of a fact's wordings, and of its questions, a split has."""
 FACTS = (5, 5, 5, 5, 6, 6, 7, 8)
@@ -138,14 +142,9 @@ FILLERS = (
 )  # fmt: skip
 
 
-def share_of(text: str) -> float:
-    """A number in [0, 1) that the text alone determines."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48
-
-
 def split_of(value: str) -> Split:
     """The split that a value belongs to."""
-    place = share_of(value)
+    place = share_of(value, SPLIT_BITS)
     return "train" if place < SHARES["train"] else "development" if place < 1 - SHARES["validation"] else "validation"
 
 
