@@ -3,9 +3,9 @@
 from toy_study import cli as toy
 from toy_study.config import Config, Sweep
 
-from studycore.fabricated import Outcome, fabricate, judged
 from studycore.record import read_record
 from studycore.run_folder import read_manifest
+from studycore.testing.fabricated import Outcome, fabricate, judged
 
 SWEEP = Sweep(arms={"momentum": {"momentum": 0.9}, "plain": {"momentum": 0.0}}, seeds=4)
 

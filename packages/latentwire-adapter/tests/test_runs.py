@@ -22,10 +22,10 @@ from studycore.configuration import to_dict
 from studycore.errors import Stopped, UserError
 from studycore.execution import make_runs, report_on
 from studycore.files import read_json
-from studycore.interrupted import killed_at
 from studycore.metrics_log import read_rows
 from studycore.options import SweepOptions
 from studycore.run import Run
+from studycore.testing.interrupted import killed_at
 
 CONFIGS = Path(train_module.__file__).parent / "configs"
 

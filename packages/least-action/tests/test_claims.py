@@ -9,10 +9,10 @@ from least_action.cli import STUDY
 from least_action.config import SweepConfig, TrainerConfig
 from least_action.plan import sweep_of_seeds
 from studycore.configuration import check_types, read_yaml
-from studycore.fabricated import Outcome, fabricate
 from studycore.files import read_text
 from studycore.report import claims_text
 from studycore.study import load
+from studycore.testing.fabricated import Outcome, fabricate
 
 SWEEPS = ("quick", "full", "operations", "routing", "recipes", "atlas")
 EXPLORE = ("routing", "atlas")

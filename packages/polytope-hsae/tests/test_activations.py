@@ -14,7 +14,7 @@ from polytope_hsae.head import head_of, load_head
 from polytope_hsae.language import check_capture, final_activations, load_model, load_tokenizer
 from polytope_hsae.metrics import cross_entropy
 from studycore.errors import UserError
-from studycore.interrupted import killed_at
+from studycore.testing.interrupted import killed_at
 
 SHAPES = {
     "llama": {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1},

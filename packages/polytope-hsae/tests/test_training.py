@@ -16,9 +16,9 @@ from polytope_hsae.teacher import initialise, load_teacher
 from studycore.configuration import to_dict, to_yaml
 from studycore.errors import Stopped, UserError
 from studycore.files import read_json
-from studycore.interrupted import killed_at
 from studycore.metrics_log import read_rows
 from studycore.stopping import stop_on_signals
+from studycore.testing.interrupted import killed_at
 
 SERIES = [0.6376, 0.6061, 0.5540, 0.4984, 0.4411]
 

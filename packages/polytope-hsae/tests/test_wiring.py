@@ -166,7 +166,7 @@ def test_rates_and_decay_are_those_of_each_kind_of_parameter(small):
     config = small(arm="teacher", weight_decay=0.1, stage_b_lr_mult=0.5, stage_b_decoder_lr_mult=0.25)
     model = build_sae(module.shape_of(config, 24, 1.0))
     groups = module.create_optimizer(model, config, module.stages(config)[1]).param_groups
-    found = {id(q): (g["mult"], g["weight_decay"]) for g in groups for q in g["params"]}
+    found = {id(q): (g["lr_factor"], g["weight_decay"]) for g in groups for q in g["params"]}
     rates = {name: found[id(q)] for name, q in model.named_parameters()}
     assert rates == {
         "decoder": (0.125, 0), "low_decoder": (0.125, 0), "up": (0.125, 0), "down": (0.125, 0), "encoder": (0.5, 0.1),

@@ -12,9 +12,9 @@ from conftest import BARE, CPU, rows_of, train_run, train_runs, weights_of
 from studycore.checkpoints import read_index, steps
 from studycore.errors import Stopped
 from studycore.execution import Task, do_tasks
-from studycore.interrupted import killed_at, signal_at
 from studycore.jobs import Ended
 from studycore.run import Run
+from studycore.testing.interrupted import killed_at, signal_at
 from ternary_vae.checkpoint import find_checkpoint, load_model, start_model, stored_metrics
 from ternary_vae.config import TrainConfig
 from ternary_vae.optimizers import StackedAdamW

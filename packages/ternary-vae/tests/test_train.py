@@ -17,7 +17,7 @@ import ternary_vae.train as module
 from studycore.checkpoints import load_checkpoint, read_index
 from studycore.configuration import to_dict
 from studycore.errors import Stopped, UserError
-from studycore.interrupted import killed_at, signal_at
+from studycore.testing.interrupted import killed_at, signal_at
 from ternary_vae.checkpoint import find_checkpoint, load_model, start_model
 from ternary_vae.config import TrainConfig
 from ternary_vae.data import Operations, training_indices

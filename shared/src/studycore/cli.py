@@ -47,8 +47,8 @@ def main(study: Study, argv: Sequence[str] | None = None) -> int:
         elif verb in common:
             common[verb](study, rest)
         else:
-            there = ", ".join(dict.fromkeys([*study.verbs, *common]))
-            raise UserError(f"'{verb}' is no verb of {study.name}; there are {there}")
+            verbs = ", ".join(dict.fromkeys([*study.verbs, *common]))
+            raise UserError(f"'{verb}' is no verb of {study.name}; there are {verbs}")
 
     return exit_code(study.name, act)
 
@@ -338,12 +338,14 @@ def find_folder(study: Study, verb: str, values: Mapping[str, Any], options: Any
     root = Path("runs")
     if options.output_dir is not None or not options.resume:
         return Path(options.output_dir) if options.output_dir else new_folder(root, study.name, verb, values)
-    wanted = (verb, config_hash(values))
-    there = [
-        (f, state_of(f, m)) for f, m in list_runs(root, study.name) if (m["verb"], m["configuration_hash"]) == wanted
+    verb_and_hash = (verb, config_hash(values))
+    candidates = [
+        (f, state_of(f, m))
+        for f, m in list_runs(root, study.name)
+        if (m["verb"], m["configuration_hash"]) == verb_and_hash
     ]
-    of_this = [f for f, state in there if state == "done"]
-    of_this += [f for f, state in there if state not in ("done", "running")]
+    of_this = [f for f, state in candidates if state == "done"]
+    of_this += [f for f, state in candidates if state not in ("done", "running")]
     if not of_this:
         what = f"no earlier {verb} run of this configuration under {root}/{study.name}"
         raise UserError(f"--resume: {what}; leave --resume out")
@@ -409,10 +411,10 @@ def report_verb(study: Study, argv: list[str]) -> None:
 
     name = options.run or options.results_dir
     if name is None:
-        there = list_runs(Path(options.runs_dir), study.name)
-        if not there:
+        runs = list_runs(Path(options.runs_dir), study.name)
+        if not runs:
             raise UserError(f"RUN: none given and none under {options.runs_dir}/{study.name}; name a run folder")
-        name = there[-1][0]
+        name = runs[-1][0]
     manifest_of(study, Path(name))
     report_on(study, Path(name))
     print_report(Path(name))
@@ -459,14 +461,14 @@ def doctor_verb(study: Study, argv: list[str]) -> None:
     runs = Path(parser.parse_args(argv).runs_dir)
     device, reason = choose_device("auto")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    there = next(path for path in [runs.absolute(), *runs.absolute().parents] if path.exists())
-    free = shutil.disk_usage(there).free / 2**30
+    existing = next(path for path in [runs.absolute(), *runs.absolute().parents] if path.exists())
+    free = shutil.disk_usage(existing).free / 2**30
     cache = Path(os.environ.get("MPLCONFIGDIR") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     checks = [
         (f"device {device}: {reason}", True, ""),
         (f"{cores()} cores, {memory:.0f} GiB of memory", memory >= 2, "needs about 2 GiB"),
         (f"{free:.0f} GiB free for {runs}", free >= 1, "free some space or choose another --output-dir"),
-        (f"{runs} can be written", _writable(there), "choose another --output-dir, or change its owner"),
+        (f"{runs} can be written", _writable(existing), "choose another --output-dir, or change its owner"),
         (f"cache folder {cache} can be written", _writable(cache), "set MPLCONFIGDIR to a folder that can be written"),
         *(load(study.doctor)() if study.doctor else []),
     ]

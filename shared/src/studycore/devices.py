@@ -66,9 +66,9 @@ def relaunch(module: str, argv: list[str], num_processes: int | None, device: st
         return
     import torch
 
-    wanted = num_processes or (torch.cuda.device_count() if device in ("auto", "cuda") else 1)
-    if wanted > 1:
-        sys.exit(_launch(module, argv, wanted))
+    processes = num_processes or (torch.cuda.device_count() if device in ("auto", "cuda") else 1)
+    if processes > 1:
+        sys.exit(_launch(module, argv, processes))
 
 
 def _launch(module: str, argv: list[str], processes: int) -> int:

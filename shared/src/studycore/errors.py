@@ -34,6 +34,6 @@ def refused_by_system(error: Exception) -> str:
     # torch has a class of its own for the memory of a GPU; on a CPU its error is a RuntimeError like any other.
     is_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     if is_memory or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)):
-        wanted = str(error).rpartition("tried to allocate ")[2].partition(". ")[0] if str(error) else "what it needs"
-        return f"memory: there is not enough for {wanted}; make the model or the batch smaller"
+        size = str(error).rpartition("tried to allocate ")[2].partition(". ")[0] if str(error) else "what it needs"
+        return f"memory: there is not enough for {size}; make the model or the batch smaller"
     return ""

@@ -320,8 +320,10 @@ def processes_and_threads(options: SweepOptions, device: str, jobs: int) -> tupl
 
         load_ray()
         if options.address is not None:
-            there = slots(options.address, options.threads or 1, int(device == "cuda"))
-            return options.processes or max(1, min(there, jobs)), options.threads or (1 if device == "cpu" else None)
+            free_slots = slots(options.address, options.threads or 1, int(device == "cuda"))
+            return options.processes or max(1, min(free_slots, jobs)), options.threads or (
+                1 if device == "cpu" else None
+            )
     processes = options.processes or (max(1, min(cores(), jobs)) if device == "cpu" else 1)
     return processes, options.threads or (max(1, cores() // processes) if device == "cpu" else None)
 

@@ -124,47 +124,47 @@ def _size(x: Interval) -> Interval:
 
 def of_ratio(ratio: str, arms: Sequence[str]) -> list[Claim]:
     """The claims on one ratio, such as 8x."""
-    at = f"At {ratio.removesuffix('x')} times compression"
+    at_ratio = f"At {ratio.removesuffix('x')} times compression"
     ratio_claims = [
         Claim(
-            f"f1_{ratio}", f"{at} the model answers through the rows of an adapter trained on reconstruction alone with an F1 of {GOOD:g} or more", ORIGINAL, "70 or more", "F1",
+            f"f1_{ratio}", f"{at_ratio} the model answers through the rows of an adapter trained on reconstruction alone with an F1 of {GOOD:g} or more", ORIGINAL, "70 or more", "F1",
             f1_of("adapter", ratio), above=GOOD,
         ),
         Claim(
-            f"retention_{ratio}", f"{at} the adapter keeps {RETAINED:.0%} or more of what the paragraph gives", OWN,
+            f"retention_{ratio}", f"{at_ratio} the adapter keeps {RETAINED:.0%} or more of what the paragraph gives", OWN,
             "0.7 or more", "retention", retention("adapter", ratio), above=RETAINED,
         ),
         Claim(
-            f"correlation_{ratio}", f"{at}, questions whose paragraphs are reconstructed better are answered better", ORIGINAL,
+            f"correlation_{ratio}", f"{at_ratio}, questions whose paragraphs are reconstructed better are answered better", ORIGINAL,
             "above 0", "Spearman", rank_correlation("adapter", ratio), above=0.0,
         ),
         Claim(
-            f"held_out_{ratio}", f"{at} the adapter reconstructs token types that it never saw better than the linear inverse",
+            f"held_out_{ratio}", f"{at_ratio} the adapter reconstructs token types that it never saw better than the linear inverse",
             OWN, "below 0", "unexplained variance, difference", unexplained("adapter", "held_out", ratio, less="linear"), below=0.0,
         ),
         Claim(
-            f"seen_{ratio}", f"{at} the adapter reconstructs token types that it trained on better than the linear inverse",
+            f"seen_{ratio}", f"{at_ratio} the adapter reconstructs token types that it trained on better than the linear inverse",
             OWN, "below 0", "unexplained variance, difference", unexplained("adapter", "seen", ratio, less="linear"), below=0.0,
         ),
     ]  # fmt: skip
     if "linear" in arms:
         ratio_claims.append(Claim(
-            f"adapter_vs_linear_{ratio}", f"{at} the adapter answers better than the linear inverse of the same codes", OWN,
+            f"adapter_vs_linear_{ratio}", f"{at_ratio} the adapter answers better than the linear inverse of the same codes", OWN,
             "above 0", "F1 points", difference(("adapter", ratio), ("linear", ratio)), above=0.0,
         ))  # fmt: skip
     if "nearest" in arms:
         ratio_claims.append(Claim(
-            f"nearest_{ratio}", f"{at} the nearest row of the receiver's table keeps 95 % or more, with nothing trained", OWN,
+            f"nearest_{ratio}", f"{at_ratio} the nearest row of the receiver's table keeps 95 % or more, with nothing trained", OWN,
             "1", "retention", retention("nearest", ratio), above=0.95,
         ))  # fmt: skip
     if "fewer" in arms:
         ratio_claims.append(Claim(
-            f"fewer_{ratio}", f"{at} the adapter answers better than as many bytes in the paragraph's rarest tokens", OWN,
+            f"fewer_{ratio}", f"{at_ratio} the adapter answers better than as many bytes in the paragraph's rarest tokens", OWN,
             "above 0", "F1 points", difference(("adapter", ratio), ("fewer", ratio)), above=0.0,
         ))  # fmt: skip
     if "phase2" in arms:
         ratio_claims.append(Claim(
-            f"phase2_{ratio}", f"{at} training through the language model raises F1 above that of training on reconstruction alone", ORIGINAL, "above 0",
+            f"phase2_{ratio}", f"{at_ratio} training through the language model raises F1 above that of training on reconstruction alone", ORIGINAL, "above 0",
             "F1 points", difference(("phase2", ratio), ("adapter", ratio)), above=0.0,
         ))  # fmt: skip
     return ratio_claims

@@ -60,8 +60,8 @@ def readers(arm: Arm, lm: LanguageModel, config: Reading, raw: Rows) -> tuple[Re
 
 def token_types(arm: Arm, lm: LanguageModel) -> Tensor:
     """ids_U of the prompts, worked examples and all."""
-    there = {*arm.prompts.prefix_T, *(token for prompt in arm.prompts.prompts for token in prompt.asked_T)}
-    return torch.tensor(sorted(there), device=lm.device)
+    tokens = {*arm.prompts.prefix_T, *(token for prompt in arm.prompts.prompts for token in prompt.asked_T)}
+    return torch.tensor(sorted(tokens), device=lm.device)
 
 
 def in_precision(lm: LanguageModel, rows: Rows) -> Rows:
@@ -164,10 +164,10 @@ def answer_positions(lm: LanguageModel, prompt: Prompt) -> list[int]:
         return []
     answer = prompt.question.answer
     for text in (f" {answer}", answer):
-        wanted = tuple(lm.tokenizer(text, add_special_tokens=False)["input_ids"])
-        for start in range(len(prompt.context_T) - len(wanted) + 1):
-            if prompt.context_T[start : start + len(wanted)] == wanted:
-                return list(range(start, start + len(wanted)))
+        answer_tokens = tuple(lm.tokenizer(text, add_special_tokens=False)["input_ids"])
+        for start in range(len(prompt.context_T) - len(answer_tokens) + 1):
+            if prompt.context_T[start : start + len(answer_tokens)] == answer_tokens:
+                return list(range(start, start + len(answer_tokens)))
     return []
 
 

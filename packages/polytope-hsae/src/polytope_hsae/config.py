@@ -435,8 +435,8 @@ class StudyConfig:
         named = self.training.get("arms", [])
         if not isinstance(named, list):
             raise ValueError(f"training.arms: {named!r} is no list; give some of {', '.join(ARMS)}")
-        wanted = {"random", "teacher", *named, *(ABLATIONS[name] for name in self.ablate if name in ABLATIONS)}
-        return [*(arm for arm in ARMS if arm in wanted), *sorted(wanted - set(ARMS))]
+        arms = {"random", "teacher", *named, *(ABLATIONS[name] for name in self.ablate if name in ABLATIONS)}
+        return [*(arm for arm in ARMS if arm in arms), *sorted(arms - set(ARMS))]
 
     def job(self, verb: str, **values: Any) -> Any:
         """The configuration of one job. UserError names the key that does not fit."""

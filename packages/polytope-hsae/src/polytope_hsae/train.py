@@ -79,7 +79,7 @@ def train(config: TrainConfig, run: Run) -> None:
             # step
             rate = schedule(step, config)
             for group in prepared.param_groups:
-                group["lr"] = config.lr * group["mult"] * rate
+                group["lr"] = config.lr * group["lr_factor"] * rate
             l1 = min(1.0, (step + 1) / config.l1_warmup_steps) if config.l1_warmup_steps else 1.0
             batch = batch_indices(len(indices), config.batch_size_acts, config.seed, step)[run.rank :: run.world]
             # The model is of unit-scale activations, so that settings carry over from one language model to another.

@@ -28,8 +28,8 @@ class Stage:
 
     name: str
     steps: int
-    lr_mult: float
-    decoder_lr_mult: float
+    lr_factor: float
+    decoder_lr_factor: float
     beta: float
     frozen: bool
     causal_ortho: float
@@ -118,9 +118,9 @@ def create_optimizer(model: Any, config: TrainConfig, stage: Stage) -> torch.opt
     decoders = {id(matrix) for matrix in model.decoders()}
     matrices = [q for q in model.parameters() if q.dim() > 1]
     groups = [
-        {"params": [q for q in matrices if id(q) not in decoders], "mult": stage.lr_mult, "weight_decay": config.weight_decay},
-        {"params": [q for q in matrices if id(q) in decoders], "mult": stage.lr_mult * stage.decoder_lr_mult, "weight_decay": 0.0},
-        {"params": [q for q in model.parameters() if q.dim() <= 1], "mult": stage.lr_mult, "weight_decay": 0.0},
+        {"params": [q for q in matrices if id(q) not in decoders], "lr_factor": stage.lr_factor, "weight_decay": config.weight_decay},
+        {"params": [q for q in matrices if id(q) in decoders], "lr_factor": stage.lr_factor * stage.decoder_lr_factor, "weight_decay": 0.0},
+        {"params": [q for q in model.parameters() if q.dim() <= 1], "lr_factor": stage.lr_factor, "weight_decay": 0.0},
     ]  # fmt: skip
     return torch.optim.AdamW(groups, lr=config.lr, fused=True)
 

@@ -476,12 +476,12 @@ def claims(verb: str, config: Any) -> Sequence[Claim]:
     targets = _targets(_sees_a_part(config), in_ball) if whole or _sees_a_part(config) else ()
     plateaus = [claim for arm, claim in PLATEAUS.items() if arm in arms]
     beside = [*(CURVATURE_BUYS if {"ball", TWIN} <= set(arms) else ()), *([RULE_LEARNT] if SHUFFLED in arms else ())]
-    there = {
+    arms_without_draw = {
         arm.partition("_draw_")[0]
         for phase in config.phases.values()
         for arm in (*phase.get("arms", {}), *([phase["name"]] if "name" in phase else []))
     }
-    findings = [claim for claim in (ANY_RIM, SAME_RIM, *FINDINGS) if set(NEEDED[claim.id]) <= there]
+    findings = [claim for claim in (ANY_RIM, SAME_RIM, *FINDINGS) if set(NEEDED[claim.id]) <= arms_without_draw]
     return [*targets, *beside, *plateaus, *findings]
 
 

@@ -87,7 +87,7 @@ def _arms_of_a_phase(phase: str, runs: "DataFrame") -> list[ArmStatistics]:
             ArmStatistics(
                 phase, arm, len(means), len(arms[arm]), float(best.mean()), deviation(best), interval(best),
                 float(final.mean()), deviation(final), interval(final), float(means["best_epoch"].mean()),
-                number(somers_d), number(richness), number(coverage), None if gaps is None else number(gaps.min()),
+                number_or_none(somers_d), number_or_none(richness), number_or_none(coverage), None if gaps is None else number_or_none(gaps.min()),
                 against, arm == best_arm,
             )
         )  # fmt: skip
@@ -101,10 +101,10 @@ def interval(values: "Series[float]", confidence: float = 0.95) -> Interval | No
 
 def deviation(values: "Series[float]") -> float | None:
     """Standard deviation with n - 1; None for one value."""
-    return number(values.std(ddof=1))
+    return number_or_none(values.std(ddof=1))
 
 
-def number(value: Any) -> float | None:
+def number_or_none(value: Any) -> float | None:
     """A plain number; None for NaN, which stands in a table where a run has no value."""
     return None if value is None or value != value else float(value)
 

@@ -25,16 +25,16 @@ def set_trained(model: TernaryVAE, config: TrainConfig, stage: Stage) -> dict[st
     projections = {id(model.projection.of(view)) for view in stage.views}
     for name, parameter in model.named_parameters():
         part, _, rest = name.partition(".")
-        wanted = part in stage.trained
+        is_trained = part in stage.trained
         if part == "projection":
             owner = model.projection.proj_A if rest.startswith("proj_A") else model.projection.proj_B
             # Losses of the radii alone never look at directions; a decoder of points does.
             decoded = model.in_ball and stage.decodes
             whole = config.loss == "geodesic" or decoded
-            wanted = wanted and (id(owner) in projections or decoded) and (whole or ".radius_net." in name)
+            is_trained = is_trained and (id(owner) in projections or decoded) and (whole or ".radius_net." in name)
         if part in ENCODER.values() and ".fc_logvar." in name:
-            wanted = wanted and ("a" if part == "encoder_A" else "b") in stage.sampled
-        parameter.requires_grad_(wanted)
+            is_trained = is_trained and ("a" if part == "encoder_A" else "b") in stage.sampled
+        parameter.requires_grad_(is_trained)
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 

@@ -140,14 +140,14 @@ def geodesic(
     rank      relu(r_j - r_i + 0.01) over the pairs with v_i < v_j
     """
     i, j = pairs_2P
-    wanted = 3 * torch.exp(-valuation(index_N[i] - index_N[j], config.trits).double() / 3)
+    target = 3 * torch.exp(-valuation(index_N[i] - index_N[j], config.trits).double() / 3)
     distances = distance(points_ND[i], points_ND[j], config.curvature)
     radial_N = (r_N - targets.mean_L[v_N]).square() * (1 + torch.exp(0.4 * v_N))
     sign = (v_N[i] - v_N[j]).sign()
     rank = torch.where(sign == 0, 0.0, F.relu(RANK_MARGIN - sign * (r_N[j] - r_N[i])))
     of_geodesic, of_radial, of_rank = weights
     return {
-        "geodesic": tau * of_geodesic * F.smooth_l1_loss(distances, wanted),
+        "geodesic": tau * of_geodesic * F.smooth_l1_loss(distances, target),
         "hierarchy": of_radial * radial_N.mean(),
         "separation": of_rank * rank.sum() / (sign != 0).sum().clamp_min(1),
     }

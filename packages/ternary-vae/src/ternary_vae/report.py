@@ -8,7 +8,7 @@ import numpy as np
 
 from studycore.files import write_atomic, write_json
 from studycore.record import Record, read_arrays
-from studycore.report import Picture, Report, Table, number as shown_number
+from studycore.report import Picture, Report, Table, number
 from studycore.statistics import Interval
 from ternary_vae.comparisons import (
     ArmStatistics,
@@ -18,7 +18,7 @@ from ternary_vae.comparisons import (
     deviation,
     inert_factors,
     interval,
-    number,
+    number_or_none,
 )
 from ternary_vae.config import COVERAGE, ORDERED, QUESTION, SCRATCH, TrainConfig
 from ternary_vae.figures import (
@@ -301,7 +301,7 @@ def scratch_statistics(runs: "DataFrame") -> dict[str, dict[str, Any]]:
             "coverage_low": None if around is None else around.low,
             "coverage_high": None if around is None else around.high,
             "smallest": float(last.min()), "largest": float(last.max()), "full": len(epochs),
-            "full_coverage_epoch": number(epochs.mean()),
+            "full_coverage_epoch": number_or_none(epochs.mean()),
         }  # fmt: skip
         if "coverage_unseen" in own and own["coverage_unseen"].notna().any():
             unseen = own["coverage_unseen"]
@@ -386,7 +386,7 @@ def write_tables(folder: Path, table: Table | None, rows: Sequence[Metrics]) -> 
 
 def table_markdown(table: Table) -> str:
     """A table in Markdown."""
-    lines = [table.columns, ["---"] * len(table.columns), *[[shown_number(cell) for cell in row] for row in table.rows]]
+    lines = [table.columns, ["---"] * len(table.columns), *[[number(cell) for cell in row] for row in table.rows]]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{table.note}\n"
 
 
@@ -395,7 +395,7 @@ def sweep_pictures(
 ) -> tuple[list[Picture], list[str]]:
     """The figures of a sweep, of its runs that order radii; and notes on those that are lacking."""
     to = folder / "figures"
-    ceiling = number(runs["hierarchy_ceiling"].dropna().iloc[0]) if "hierarchy_ceiling" in runs else None
+    ceiling = number_or_none(runs["hierarchy_ceiling"].dropna().iloc[0]) if "hierarchy_ceiling" in runs else None
     pictures = [Picture(plot_phase_curves(runs, ceiling, to / "curves.svg"), "Hierarchy by epoch: means over the runs of an arm that lasted until then, shaded their range; dashed the ceiling of radii without ties. Starts that lie far above the rest are cut off.")]  # fmt: skip
     if statistics:
         pictures.append(Picture(plot_effects(statistics, ceiling, to / "effects.svg"), "What each factor does: best and last hierarchy of every arm with 95 % intervals over seeds; crosses: the best that the original study gives for the arm, from one run (stability: the mean of 25)."))  # fmt: skip

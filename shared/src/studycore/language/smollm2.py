@@ -75,8 +75,8 @@ def find(model: Packaged = SMOLLM2) -> Path | None:
         sizes = {name: (folder / name).stat().st_size for name in record["sizes"]}
     except (OSError, UserError, KeyError, TypeError):  # what cannot be read is not there, and is fetched again
         return None
-    wanted = {"format": FORMAT, "sha256": model.file_sha256, "dtype": model.dtype, "sizes": sizes}
-    return folder if all(record.get(key) == value for key, value in wanted.items()) else None
+    expected = {"format": FORMAT, "sha256": model.file_sha256, "dtype": model.dtype, "sizes": sizes}
+    return folder if all(record.get(key) == value for key, value in expected.items()) else None
 
 
 def locate(name: str = NAME) -> str:

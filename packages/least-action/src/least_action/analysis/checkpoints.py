@@ -54,11 +54,11 @@ def nearest_checkpoint(experiment: ExperimentData, percent: float) -> int:
     """Step of the checkpoint nearest to a percentage of the run's training so far. UserError when there is none."""
     if not 0 <= percent <= 100:
         raise UserError(f"percent: {percent} is no share of the training; give 0 to 100")
-    there = checkpoint_steps(experiment)
-    if not there:
+    steps = checkpoint_steps(experiment)
+    if not steps:
         raise UserError(f"{experiment.folder}: keeps no checkpoint; resume the run, which writes one at its end")
-    last = max([*there, *experiment.history["step"].to_pylist()[-1:]])
-    return min(there, key=lambda step: abs(step - percent / 100 * last))
+    last = max([*steps, *experiment.history["step"].to_pylist()[-1:]])
+    return min(steps, key=lambda step: abs(step - percent / 100 * last))
 
 
 def snapshot(experiment: ExperimentData, step: int) -> Snapshot:
@@ -70,9 +70,9 @@ def snapshot(experiment: ExperimentData, step: int) -> Snapshot:
     from studycore.checkpoints import load_checkpoint, rebuild
     from studycore.configuration import from_dict
 
-    there = checkpoint_steps(experiment)
-    if step not in there:
-        raise UserError(f"step: {step} has no checkpoint; {experiment.name} has {', '.join(map(str, there)) or 'none'}")
+    steps = checkpoint_steps(experiment)
+    if step not in steps:
+        raise UserError(f"step: {step} has no checkpoint; {experiment.name} has {', '.join(map(str, steps)) or 'none'}")
     checkpoint = load_checkpoint(experiment.folder / "checkpoints" / f"step-{step}")
     model = rebuild(checkpoint, build_model, replay_probe)
     arrays = figure_arrays(model, from_dict(TrainerConfig, checkpoint.config, str(checkpoint.path)))

@@ -42,9 +42,9 @@ class GrokkingPhases:
             ("transition", self.memorization_end),
             ("grokked", self.grokking_start),
         ]
-        there = [(name, start) for name, start in starts if start is not None]
-        ends = [start for _, start in there[1:]] + [self.last_step]
-        return [(name, start, end) for (name, start), end in zip(there, ends, strict=True) if end > start]
+        begun = [(name, start) for name, start in starts if start is not None]
+        ends = [start for _, start in begun[1:]] + [self.last_step]
+        return [(name, start, end) for (name, start), end in zip(begun, ends, strict=True) if end > start]
 
 
 def detect_phases(history: "pd.DataFrame", chance: float = 0.0, window: int = WINDOW) -> GrokkingPhases:

@@ -87,8 +87,8 @@ def message(text: str, view: View) -> go.Figure:
 
 def labels(experiments: Sequence[ExperimentData]) -> dict[str, str]:
     """A short name of each: the last part, with its sweep only where two would be the same."""
-    short = [e.name.rpartition("/")[2] for e in experiments]
-    return {e.name: e.name if short.count(s) > 1 else s for e, s in zip(experiments, short, strict=True)}
+    names = [e.name.rpartition("/")[2] for e in experiments]
+    return {e.name: e.name if names.count(s) > 1 else s for e, s in zip(experiments, names, strict=True)}
 
 
 def curves(experiments: Sequence[ExperimentData], view: View) -> go.Figure:
@@ -158,8 +158,8 @@ def series(experiment: ExperimentData, metric: str) -> pd.Series:
         values = frame[metric].to_numpy(dtype="float64")
     else:
         return pd.Series(dtype="float64")
-    there = ~np.isnan(values)
-    return pd.Series(values[there], index=history.column("epoch").to_numpy()[there])
+    is_measured = ~np.isnan(values)
+    return pd.Series(values[is_measured], index=history.column("epoch").to_numpy()[is_measured])
 
 
 def lines(experiments: Sequence[ExperimentData], metric: str, view: View, legend: bool) -> list[go.Scatter]:
@@ -170,13 +170,13 @@ def lines(experiments: Sequence[ExperimentData], metric: str, view: View, legend
         values, name = series(experiment, metric).iloc[::stride], names[experiment.name]
         if values.empty:
             continue
-        look = stroke(number)
+        style = stroke(number)
         common = {"x": values.index, "legendgroup": name, "name": name, "mode": "lines"}
         if view.smooth > 1:
-            line = look | {"width": 1}
+            line = style | {"width": 1}
             traces.append(go.Scatter(**common, y=values, line=line, opacity=0.3, showlegend=False, hoverinfo="skip"))
             values = values.rolling(view.smooth, min_periods=1, center=True).mean()
-        traces.append(go.Scatter(**common, y=values, line=look | {"width": 1.6}, showlegend=legend))
+        traces.append(go.Scatter(**common, y=values, line=style | {"width": 1.6}, showlegend=legend))
     return traces
 
 
@@ -278,13 +278,13 @@ def heat_map(experiments: Sequence[ExperimentData], view: View) -> tuple[go.Figu
     state = values.copy()
     texts = np.full(values.shape, "", dtype=object)
     for _, cell in table.iterrows():
-        at = (down.index(str(cell[rows])) if rows else 0, across.index(str(cell[columns])) if columns else 0)
+        subplot = (down.index(str(cell[rows])) if rows else 0, across.index(str(cell[columns])) if columns else 0)
         reached = not pd.isna(cell["median"])
-        values[at] = cell["median"] if reached else np.nan
-        state[at] = np.nan if reached else float(cell["memorised"] * 2 >= cell["n"])
+        values[subplot] = cell["median"] if reached else np.nan
+        state[subplot] = np.nan if reached else float(cell["memorised"] * 2 >= cell["n"])
         what = f"{cell['median']:.0f}" if reached else f"> {cell['last_epoch']:.0f}"
-        kind = "" if reached else "<br>memorised" if state[at] else "<br>did not memorise"
-        texts[at] = f"<b>{what}</b>{kind}<br>{cell['grokked']} of {cell['n']} grokked"
+        kind = "" if reached else "<br>memorised" if state[subplot] else "<br>did not memorise"
+        texts[subplot] = f"<b>{what}</b>{kind}<br>{cell['grokked']} of {cell['n']} grokked"
     figure = go.Figure()
     axes = {"x": across, "y": down, "xgap": 3, "ygap": 3}
     grey = [[0, "rgba(128,128,128,0.55)"], [1, "rgba(128,128,128,0.22)"]]

@@ -140,14 +140,14 @@ def diagnose(values: Mapping[str, Any], held: Forms, build: Build = build_model)
         except (ValueError, KeyError):  # no model has what these tensors show
             return {}
 
-    wanted = forms_with({})
-    ours, theirs = shown_fields(wanted), shown_fields(held)
+    expected = forms_with({})
+    ours, theirs = shown_fields(expected), shown_fields(held)
     differing = {name: theirs[name] for name in ours if name in theirs and theirs[name] != ours[name]}
     mend = {name: value if name not in DROPOUTS else 0.1 * value for name, value in differing.items()}
     findings = []
     for name, value in mend.items():
-        moved = apart(wanted, forms_with({name: value}))
-        keys = [key for key in apart(wanted, held) if key in moved]
+        moved = apart(expected, forms_with({name: value}))
+        keys = [key for key in apart(expected, held) if key in moved]
         cause, more = "shape" if name in SHAPES else "dtype" if name in PRECISIONS else "layers", ""
         if name in DROPOUTS:
             cause, more = "index shift by dropout", ", which moves the layers behind it"
@@ -155,7 +155,7 @@ def diagnose(values: Mapping[str, Any], held: Forms, build: Build = build_model)
             cause = "extra controller" if differing[name] else "missing controller"
         of_model, of_file = (str(shown[name]).lower() for shown in (ours, theirs))
         sentence = f"{cause}: {name} is {of_model} in the configuration and {of_file} in the file's tensors{more}"
-        sentence += f" ({differences(keys, wanted, held)})"
+        sentence += f" ({differences(keys, expected, held)})"
         if name in DROPOUTS:
             sentence += f"; set {name} to {'the share, above 0, that training had' if differing[name] else '0'}"
         findings.append(Finding(cause, sentence, tuple(keys), {name: value}))
