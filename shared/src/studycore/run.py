@@ -121,7 +121,7 @@ class Run:
     def folder_of(self, field: str, named: str | None, need: str | None = None, holds: str = "manifest.json") -> Path:
         """The folder of another run that this one reads: of the one that the plan gives as `need`, or else the one that
         `field` names, from this run's folder or from where the command is called. UserError for none with the file `holds`."""
-        if need in self.needs:
+        if need is not None and need in self.needs:
             return self.needs[need]
         if named is None:
             raise UserError(f"{field}: null; this run goes on from a finished one, so name its folder: --{field} RUN")

@@ -180,31 +180,10 @@ def claims(verb: str, config: Any) -> Sequence[Claim]:
             for r in config.ratios
         ]
         return [READS, CONTROL, SAME, *(claim for ratio_claims in by_ratio for claim in ratio_claims)]
-    if verb in ("phase1", "phase2"):
-        arm = "adapter" if verb == "phase1" else "phase2"
-        return [
-            Claim(
-                "f1",
-                f"Through the adapter's rows the model answers with an F1 of {GOOD:g} or more",
-                ORIGINAL,
-                "70 or more",
-                "F1",
-                f1_of(arm),
-                above=GOOD,
-            )
-        ]
-    if verb == "evaluate":
-        return [
-            Claim(
-                "f1",
-                f"Through the rows of the arm {config.arm} the model answers with an F1 of {GOOD:g} or more",
-                ORIGINAL,
-                "70 or more",
-                "F1",
-                f1_of(config.arm),
-                above=GOOD,
-            )
-        ]
+    if verb in ("phase1", "phase2", "evaluate"):
+        arm = {"phase1": "adapter", "phase2": "phase2"}.get(verb) or config.arm
+        answers = f"With the arm `{arm}` the model answers with an F1 of {GOOD:g} or more"
+        return [Claim("f1", answers, ORIGINAL, "70 or more", "F1", f1_of(arm), above=GOOD)]
     if verb == "selfcheck":
         return [
             Claim(
