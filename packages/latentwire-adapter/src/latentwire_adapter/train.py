@@ -26,9 +26,9 @@ from latentwire_adapter.config import (
 )
 from latentwire_adapter.core_utils import batch_metrics
 from latentwire_adapter.data import Prompts, scored_prompts, training_prompts
-from latentwire_adapter.evaluation import Arm, finish, log, make_arm, readers, score, snap_accuracy
+from latentwire_adapter.evaluation import Arm, finish, log, make_arm, reader_of, score, snap_accuracy
 from latentwire_adapter.fitting import Fit, TypeRows, code_dimensions, fingerprint, fit_of, load_fit, make_fit, save_fit
-from latentwire_adapter.losses import Balance, PromptLosses, gradient_shares
+from latentwire_adapter.losses import Balance, PromptLosses, gradient_shares, teaching
 from latentwire_adapter.model import codecs
 from latentwire_adapter.model.adapter import Adapter, build_adapter, probe_inputs, replay
 from latentwire_adapter.model.language_model import LanguageModel, load_language_model
@@ -81,7 +81,8 @@ def evaluate(config: EvaluateConfig, run: Run) -> None:
     arm = make_arm(config.arm, lm, prompts, fitted, adapter)
     rows = score(arm, lm, config, codecs.raw(lm.table_VD), run, run.needs.get("raw"))
     parameters = count_parameters(adapter) if adapter is not None and config.arm in ("adapter", "int8", "int4") else 0
-    more = snap_accuracy(lm, fitted) if config.arm == "nearest" and fitted is not None else {}
+    bits = {"nearest": codecs.HALF, "nearest_int4": 4}.get(config.arm)
+    more = snap_accuracy(lm, fitted, bits) if bits and fitted is not None else {}
     finish(run, lm, arm, rows, fitted, parameters, more, whole=whole)
 
 
@@ -167,8 +168,9 @@ def phase2(config: Phase2Config, run: Run) -> None:
     def losses(step: int) -> Losses:
         first, size = step * config.phase2_batch_size, config.phase2_batch_size
         asked = [taught.prompts[i % len(taught.prompts)] for i in range(first, first + size)][run.rank :: run.world]
-        through = PromptLosses(lm, asked, taught.prefix_T, config.objective)
+        through = PromptLosses(lm, asked, taught.prefix_T, config.objective, config.scope)
         arrived = adapter(fitted.compressor.compress(lm.table_VD[through.ids_BT].float()))
+        arrived = teaching(arrived, ~fitted.held_V.to(lm.device)[through.ids_BT])
         language, floor = through(arrived, through.uncompressed())
         reconstruction = data.loss(adapter, config, step, run)
         return {"reconstruction": reconstruction, config.objective: language}, {
@@ -308,7 +310,7 @@ def quick_f1(config: Phase1Config, lm: LanguageModel, prompts: Prompts, fitted: 
     """F1, from 0 to 100, of the first questions through the adapter as it is; the same in each process."""
     few = replace(prompts, prompts=prompts.prompts[: config.quick_eval_samples])
     arm = Arm("adapter", few, codecs.adapted(lm.table_VD, fitted.compressor, adapter.eval()))
-    reader, _ = readers(arm, lm, config, codecs.raw(lm.table_VD))
+    reader = reader_of(arm, lm, config, codecs.raw(lm.table_VD))
     texts = [text_of(lm, tokens) for tokens in reader.answer(few.prompts, config.max_new_tokens)]
     return 100 * batch_metrics(texts, [p.question.answers for p in few.prompts])[1]
 
@@ -322,7 +324,7 @@ def answer(
     if run.is_main and not run.dry:
         adapter.save_pretrained(run.folder / "adapter")
         save_fit(fitted, run.folder)
-    arm = Arm(name, prompts, codecs.adapted(lm.table_VD, fitted.compressor, adapter), ~fitted.held_V)
+    arm = Arm(name, prompts, codecs.adapted(lm.table_VD, fitted.compressor, adapter), fitted.seen_V)
     rows = score(arm, lm, config, codecs.raw(lm.table_VD), run)
     arrays = copied(data.arrays(adapter, fitted.compressor))
     finish(run, lm, arm, rows, fitted, count_parameters(adapter), {**data.measure(adapter), **more}, arrays)
