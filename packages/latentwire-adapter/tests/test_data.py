@@ -162,11 +162,11 @@ def test_controls(prompts, reading):
     assert all(p.context_T == () and p.question_T for p in without_contexts(prompts).prompts)
 
 
-def test_fewer_tokens_keeps_the_rarest_in_their_order_at_equal_bytes(prompts):
+def test_fewer_tokens_keeps_the_rarest_of_the_paragraph_in_their_order_at_its_bytes(prompts):
     counts_V = torch.arange(500.0)
     for before, after in zip(prompts.prompts, fewer_tokens(prompts, 2.0, counts_V).prompts, strict=True):
         assert after.question_T == before.question_T
-        assert len(after.asked_T) == len(before.asked_T) // 2
+        assert len(after.context_T) == len(before.context_T) // 2
         kept = list(after.context_T)
         assert max(kept) <= sorted(before.context_T)[len(kept) - 1]
         positions = iter(before.context_T)

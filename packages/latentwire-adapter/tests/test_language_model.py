@@ -237,6 +237,7 @@ def test_each_check_fails_when_what_it_names_is_broken(harness, monkeypatch, lm,
         )
         assert "beside another" in checks.check_mask_and_positions(harness)
     with monkeypatch.context() as patch:  # rows that are not the model's
+        patch.setattr(harness, "uncompressed", None)  # nothing has been read yet
         patch.setattr(harness, "raw", lambda ids: lm.table_VD[ids].roll(1, 0) * 2)
         assert "by generate" in checks.check_plain_generation(harness)
     with monkeypatch.context() as patch:  # an adapter that is no identity
@@ -255,6 +256,7 @@ def test_each_check_fails_when_what_it_names_is_broken(harness, monkeypatch, lm,
         patch.setattr(checks, "build_prompts", cut_right)
         assert "is left" in checks.check_truncation(harness)
     with monkeypatch.context() as patch:
+        patch.setattr(harness, "uncompressed", None)
         patch.setattr(harness, "answers", lambda *a: [[], [], [1]])
         assert "67%" in checks.check_empty_answers(harness)
     mixed = checks.check_leak(harness, lambda ids: lm.table_VD[ids] + lm.table_VD[ids].mean(0))

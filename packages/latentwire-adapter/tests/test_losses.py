@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from latentwire_adapter.losses import Balance, PromptLosses, gradient_shares, reconstruction_loss
+from latentwire_adapter.losses import Balance, PromptLosses, gradient_shares, reconstruction_loss, teaching
 
 
 def test_weighted_types_have_the_loss_and_the_optimum_of_positions():
@@ -67,6 +67,28 @@ def test_a_loss_is_of_the_model_through_the_rows_and_its_floor_of_the_uncompress
     else:
         assert abs(float(loss) - floor) > 0.05
         assert floor == pytest.approx(float(through(rows_BTD, clean)[0]), rel=1e-5)
+
+
+def test_what_arrives_reconstructed_is_what_is_when_answers_are_scored(lm, prompts):
+    asked = list(prompts.prompts[:3])
+    length_P = [len(p.context_T) for p in asked]
+    whole, paragraph = (
+        PromptLosses(lm, asked, prompts.prefix_T, "kl", scope).compressed_BT.sum(1).tolist()
+        for scope in ("prompt", "paragraph")
+    )
+    assert paragraph == length_P
+    assert whole == [len(prompts.prefix_T) + len(p.asked_T) for p in asked]
+    through = PromptLosses(lm, asked, prompts.prefix_T, "kl", "paragraph")
+    for row, prompt in enumerate(asked):
+        assert tuple(through.ids_BT[row][through.compressed_BT[row].bool()].tolist()) == prompt.context_T
+
+
+def test_rows_that_teach_nothing_are_read_and_have_no_gradient():
+    rows = torch.ones(1, 3, 2, requires_grad=True)
+    out = teaching(rows, torch.tensor([[True, False, True]]))
+    assert torch.equal(out, rows)
+    (gradient,) = torch.autograd.grad(out.sum(), rows)
+    assert gradient[0, :, 0].tolist() == [1, 0, 1]
 
 
 def test_positions_count_each_prompts_own_tokens(lm, prompts, monkeypatch):

@@ -153,7 +153,7 @@ def test_claims_have_distinct_names_and_fit_their_arms():
     assert {f"f1_{r}" for r in ("2x", "8x")} <= {claim.id for claim in every}
     few = claims("run", SuiteConfig(ratios=[8.0], arms=["linear", "phase2"], phase2_ratios=[4.0]))
     assert not {"nearest_8x", "phase2_8x"} & {claim.id for claim in few}
-    assert len(of_ratio("8x", [])) == 5
+    assert len(of_ratio("8x", [])) == 7
     for verb, config in (("evaluate", EvaluateConfig(arm="linear")), ("phase1", Phase1Config())):
         assert [claim.id for claim in claims(verb, config)] == ["f1"]
 
@@ -177,20 +177,22 @@ def folders(place, good):
     sure, half = 1 - 0.1 * (draw.random(80) < 0.2), 0.35 + 0.1 * error
     f1 = {
         "ids": sure, "raw": sure, "question_only": 0 * sure, "shuffled": 0 * sure, "adapter": 0.95 - 0.1 * error, "linear": half,
-        "nearest": sure, "fewer": half, "phase2": 0.97 - 0.02 * error,
+        "nearest": sure, "nearest_int4": sure, "fewer": half, "phase2": 0.97 - 0.02 * error,
     } if good else {
         "ids": half - 0.2, "raw": half, "question_only": half - 0.15, "shuffled": 0 * half, "adapter": 0.2 + 0.1 * error,
-        "linear": half, "nearest": half - 0.1, "fewer": half, "phase2": 0.1 + 0.1 * error,
+        "linear": half, "nearest": half - 0.1, "nearest_int4": half - 0.1, "fewer": half, "phase2": 0.1 + 0.1 * error,
     }  # fmt: skip
     rows = []
     for arm, scores in f1.items():
         folder = place / arm
         folder.mkdir(parents=True)
-        asked_here = asked(scores, error=error)
+        asked_here = asked(scores, error=error, answer_error=error)
         (folder / "predictions.json").write_text(
             json.dumps({"arm": arm, "decode_seconds": 0.0, "questions": asked_here})
         )
-        (folder / "results.json").write_text(json.dumps({"metrics": {"f1": 100 * float(np.mean(scores))}}))
+        (folder / "results.json").write_text(
+            json.dumps({"metrics": {"f1": 100 * float(np.mean(scores)), "recon_cosine_sim": 0.95 if good else 0.8}})
+        )
         config = {"adapter": Phase1Config(), "phase2": Phase2Config()}.get(arm) or EvaluateConfig(arm=arm)
         if arm == "adapter":
             spread, gain = draw.random(300).astype(np.float32) + 1, -0.1 if good else 0.1

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import CPU
 
-from latentwire_adapter import phases, train as train_module
+from latentwire_adapter import objectives, phases, train as train_module
 from latentwire_adapter.cli import STUDY
 from latentwire_adapter.config import EvaluateConfig, FitConfig, Phase2Config, SelfcheckConfig, SuiteConfig
 from latentwire_adapter.evaluation_files import read_predictions
@@ -20,7 +20,7 @@ from latentwire_adapter.model.compressor import EmbeddingCompressor
 from latentwire_adapter.plan import plan, suite_of_seeds
 from studycore.configuration import to_dict
 from studycore.errors import Stopped, UserError
-from studycore.execution import make_runs, report_on
+from studycore.execution import alone, make_runs, report_on
 from studycore.files import read_json
 from studycore.metrics_log import read_rows
 from studycore.options import SweepOptions
@@ -167,17 +167,25 @@ def test_the_losses_are_the_committed_ones(make, small, tmp_path):
     assert series == pytest.approx(json.loads(committed.read_text()), rel=1e-3)
 
 
-@pytest.mark.parametrize("arm", ["linear", "nearest", "int8", "int4", "fewer", "raw", "question_only", "shuffled"])
+@pytest.mark.parametrize("arm", ["linear", "nearest", "nearest_int4", "int8", "int4", "fewer", "raw", "shuffled"])
 def test_every_arm_is_scored_by_the_same_harness(arm, trained, small, make, tmp_path):
     folder = make("evaluate", of(EvaluateConfig, small(), arm=arm, phase1=str(trained)), tmp_path / arm)
     found, rows = metrics(folder), read_predictions(folder)["questions"]
     assert [q["id"] for q in rows] == [q["id"] for q in read_predictions(trained)["questions"]]
-    expected = {"linear": 128, "nearest": 128, "int8": 8 * 8 + 16, "int4": 4 * 8 + 16, "raw": 512, "shuffled": 512}
+    expected = {
+        "linear": 128,
+        "nearest": 128,
+        "int8": 8 * 8 + 16,
+        "int4": 4 * 8 + 16,
+        "nearest_int4": 4 * 8 + 16,
+        "raw": 512,
+        "shuffled": 512,
+    }
     if arm in expected:
         assert found["bits_per_token"] == expected[arm]
     else:
         assert found["bits_per_token"] < 512
-    if arm == "nearest":
+    if arm.startswith("nearest"):
         assert 0 < found["snap_accuracy"] <= 1
     report = report_on(STUDY, folder)
     assert report.table.iloc[0]["arm"] == arm
@@ -186,25 +194,46 @@ def test_every_arm_is_scored_by_the_same_harness(arm, trained, small, make, tmp_
 def test_answers_of_rows_that_are_the_models_own_are_not_made_again(trained, small, make, tmp_path, monkeypatch):
     raw = make("evaluate", of(EvaluateConfig, small(), arm="raw"), tmp_path / "raw")
     config = of(EvaluateConfig, small(), arm="nearest", phase1=str(trained))
-    alone = make("evaluate", config, tmp_path / "alone")
+    apart = make("evaluate", config, tmp_path / "apart")
     own = codecs.raw
 
-    def other(table_VD, compressor):
+    def other(table_VD, compressor, bits=16):
         return lambda ids_U: own(table_VD)(ids_U) + (ids_U == ids_U[-1])[:, None]
 
     def answers(folder):
         return [q["prediction"] for q in read_predictions(folder)["questions"]]
 
     with monkeypatch.context() as patch:
-        patch.setattr(codecs, "nearest", lambda table_VD, compressor: own(table_VD))
+        patch.setattr(codecs, "nearest", lambda table_VD, compressor, bits=16: own(table_VD))
         patch.setattr(reader.Reader, "answer", None)  # nothing may be answered
         known = make("evaluate", config, tmp_path / "known", needs={"raw": raw})
         assert answers(known) == answers(raw)
         patch.setattr(codecs, "nearest", other)  # one row differs
         with pytest.raises(TypeError):
             make("evaluate", config, tmp_path / "other", needs={"raw": raw})
-    assert answers(alone)
-    assert plan(suite(small, arms=["nearest"]))[-1].needs == ("selfcheck", "phase1_4x", "raw")
+    assert answers(apart)
+    for arm in ("nearest", "nearest_int4"):
+        assert plan(suite(small, arms=[arm]))[-1].needs == ("selfcheck", "phase1_4x", "raw")
+
+
+def test_the_checks_have_the_machine_to_themselves(small):
+    assert alone(plan(suite(small))) >= {"selfcheck"}
+
+
+def test_rows_of_an_arm_are_made_once(trained, small, make, tmp_path, monkeypatch):
+    """The nearest row costs a pass over the whole table: once for the prompts, not once a question."""
+    asked: list[int] = []
+    real = codecs.nearest_types
+
+    def counted(table_VD, compressor, z_UK, block=4096):
+        asked.append(len(z_UK))
+        return real(table_VD, compressor, z_UK, block)
+
+    monkeypatch.setattr(codecs, "nearest_types", counted)
+    config = of(EvaluateConfig, small(), arm="nearest", phase1=str(trained))
+    make("evaluate", config, tmp_path / "nearest")
+    # The prompts' rows, the share of types that are found again, and the time of 1,000 rows.
+    assert len(asked) == 3
 
 
 def test_ids_and_raw_answer_the_same_token_for_token(small, make, tmp_path):
@@ -236,6 +265,20 @@ def test_phase2_trains_through_the_model_and_logs_both_shares(objective, balance
     ).read_bytes()
     weights = torch.cat([p.flatten() for p in Adapter.from_pretrained(folder / "adapter").parameters()])
     assert torch.isfinite(weights).all()
+
+
+def test_types_that_no_fit_sees_teach_nothing_in_phase2(trained, small, make, tmp_path, monkeypatch):
+    masks = []
+
+    def nothing(rows_BTD, taught_BT):
+        masks.append(taught_BT)
+        return rows_BTD.detach() + 0 * rows_BTD
+
+    monkeypatch.setattr(objectives, "teaching", nothing)
+    config = of(Phase2Config, small(), phase1=str(trained), ce_weight=1.0, steps=1, phase2_batch_size=4, log_every=1)
+    rows = read_rows(make("phase2", config, tmp_path / "phase2") / "metrics.jsonl")
+    assert [row["share_kl"] for row in rows if row["type"] == "train_step"] == [0.0]
+    assert 0 < masks[0].float().mean() < 1
 
 
 def test_phase2_lowers_the_loss_it_trains_on(trained, small, make, tmp_path, monkeypatch):
@@ -287,8 +330,8 @@ def test_random_projections_and_the_original_form_run_too(make, small, tmp_path)
     assert metrics(folder)["dimensions"] == 5
     fit = make("fit", of(FitConfig, small()), tmp_path / "fit")
     shared = make("phase1", small(), tmp_path / "of_fit", needs={"fit": fit})
-    alone = make("phase1", small(), tmp_path / "alone")
-    torch.testing.assert_close(metrics(shared)["nmse"], metrics(alone)["nmse"], rtol=1e-4, atol=1e-6)
+    apart = make("phase1", small(), tmp_path / "apart")
+    torch.testing.assert_close(metrics(shared)["nmse"], metrics(apart)["nmse"], rtol=1e-4, atol=1e-6)
 
 
 def test_compressing_the_paragraph_alone_leaves_the_rest(make, small, trained, tmp_path):
@@ -351,7 +394,7 @@ def test_the_run_of_8_billion_parameters_does_on_a_tiny_llama_what_it_will_do_th
     make_runs(STUDY, "run", chosen, tmp_path / "run", here)
     arms = read_json(tmp_path / "run" / "results.json")["metrics"]["arms"]
     assert set(arms) == {"ids", "raw", "question_only", "shuffled"} | {
-        f"{arm}_4x" for arm in ("adapter", "linear", "nearest", "int8", "int4", "fewer", "phase2")
+        f"{arm}_4x" for arm in ("adapter", "linear", "nearest", "nearest_int4", "int8", "int4", "fewer", "phase2")
     }
 
 

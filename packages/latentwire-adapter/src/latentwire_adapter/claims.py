@@ -21,6 +21,8 @@ ORIGINAL, OWN = "the original study's plan", "this study"
 HOW = f"Paired bootstrap over paragraphs, {retained.RESAMPLES} resamples."
 RETAINED = 0.7
 """Share of the uncompressed prompt's F1 above the negative control: the original study's 70 of 100, made relative."""
+COSINE = 0.9
+"""The original study's criterion of a good reconstruction."""
 
 
 # --------------------------------------------------------------------------------------------------------- the table
@@ -58,11 +60,11 @@ def retention(arm: str, ratio: str) -> Measure:
     return _measure(f"retention({arm}{_at(ratio)}, of raw, over the better of question_only and shuffled)", compute)
 
 
-def rank_correlation(arm: str, ratio: str) -> Measure:
-    """Spearman's, over questions, of the paragraph's reconstruction with F1."""
+def rank_correlation(arm: str, ratio: str, quality: str = "error") -> Measure:
+    """Spearman's, over questions, of F1 with the reconstruction of the paragraph, or (`answer_error`) of the answer's tokens."""
     return _measure(
-        f"rank_correlation(-error, f1, {arm}{_at(ratio)})",
-        lambda table: retained.rank_correlation(questions(table, arm, ratio)),
+        f"rank_correlation(-{quality}, f1, {arm}{_at(ratio)})",
+        lambda table: retained.rank_correlation(questions(table, arm, ratio), quality),
     )
 
 
@@ -135,8 +137,16 @@ def of_ratio(ratio: str, arms: Sequence[str]) -> list[Claim]:
             "0.7 or more", "retention", retention("adapter", ratio), above=RETAINED,
         ),
         Claim(
+            f"cosine_{ratio}", f"{at_ratio} the adapter's rows have a cosine of {COSINE:g} or more with the model's own", ORIGINAL,
+            "above 0.9", "cosine, by token types' counts", _cosine(ratio), above=COSINE,
+        ),
+        Claim(
             f"correlation_{ratio}", f"{at_ratio}, questions whose paragraphs are reconstructed better are answered better", ORIGINAL,
             "above 0", "Spearman", rank_correlation("adapter", ratio), above=0.0,
+        ),
+        Claim(
+            f"answer_correlation_{ratio}", f"{at_ratio}, questions whose answer's own tokens are reconstructed better are answered better",
+            OWN, "above 0", "Spearman", rank_correlation("adapter", ratio, "answer_error"), above=0.0,
         ),
         Claim(
             f"held_out_{ratio}", f"{at_ratio} the adapter reconstructs token types that it never saw better than the linear inverse",
@@ -157,9 +167,14 @@ def of_ratio(ratio: str, arms: Sequence[str]) -> list[Claim]:
             f"nearest_{ratio}", f"{at_ratio} the nearest row of the receiver's table keeps 95 % or more, with nothing trained", OWN,
             "1", "retention", retention("nearest", ratio), above=0.95,
         ))  # fmt: skip
+    if "nearest_int4" in arms:
+        ratio_claims.append(Claim(
+            f"nearest_int4_{ratio}", f"{at_ratio} the nearest row of codes of 4 bits a dimension keeps 95 % or more, with nothing trained",
+            OWN, "none", "retention", retention("nearest_int4", ratio), above=0.95,
+        ))  # fmt: skip
     if "fewer" in arms:
         ratio_claims.append(Claim(
-            f"fewer_{ratio}", f"{at_ratio} the adapter answers better than as many bytes in the paragraph's rarest tokens", OWN,
+            f"fewer_{ratio}", f"{at_ratio} the adapter answers better than the paragraph's bytes spent on its rarest tokens", OWN,
             "above 0", "F1 points", difference(("adapter", ratio), ("fewer", ratio)), above=0.0,
         ))  # fmt: skip
     if "phase2" in arms:
@@ -207,6 +222,19 @@ def claims(verb: str, config: Any) -> Sequence[Claim]:
             above=0.9,
         )
     ]
+
+
+def _cosine(ratio: str) -> Measure:
+    def compute(table: "DataFrame") -> tuple[Interval, str]:
+        chosen = table[(table["arm"] == "adapter") & (table["ratio"] == ratio)] if "ratio" in table else table[:0]
+        if "recon_cosine_sim" not in chosen or chosen["recon_cosine_sim"].isna().all():
+            raise NotRun(f"No run of adapter at {ratio} has been scored.")
+        cosine = float(chosen["recon_cosine_sim"].mean())
+        return Interval(
+            cosine, cosine, cosine, len(chosen)
+        ), "Exact, of the token types that the fits saw; n counts seeds."
+
+    return Measure(f"recon_cosine_sim(adapter{_at(ratio)})", compute)
 
 
 def _failing() -> Measure:

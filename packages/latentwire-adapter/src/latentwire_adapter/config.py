@@ -13,7 +13,7 @@ EMBEDDED_DATASET = "studycore/life-sketches"
 FIT_TEXT = "studycore/wordnet"
 UNCOMPRESSED = ("ids", "raw", "question_only", "shuffled")
 """Arms that need no compressor."""
-COMPRESSED = ("linear", "nearest", "adapter", "int8", "int4", "fewer")
+COMPRESSED = ("linear", "nearest", "nearest_int4", "adapter", "int8", "int4", "fewer")
 """Arms of one ratio; `phase2` comes from the verb of that name."""
 GOOD, PARTIAL = 70.0, 50.0
 """The original study's bands of F1: validated from the first on, helped from the second on."""
@@ -160,11 +160,22 @@ class Phase2Config(Phase1Config):
 class EvaluateConfig(Reading):
     """One arm, scored."""
 
-    arm: Literal["ids", "raw", "question_only", "shuffled", "linear", "nearest", "adapter", "int8", "int4", "fewer"] = (
-        "ids"
-    )
+    arm: Literal[
+        "ids",
+        "raw",
+        "question_only",
+        "shuffled",
+        "linear",
+        "nearest",
+        "nearest_int4",
+        "adapter",
+        "int8",
+        "int4",
+        "fewer",
+    ] = "ids"
     """ids and raw: uncompressed. linear, nearest: how codes are read without an adapter. int8, int4: the adapter reads
-    quantised codes. fewer: as many bytes in whole tokens. question_only, shuffled: negative controls."""
+    quantised codes; nearest_int4: the nearest row does. fewer: the paragraph's bytes in whole tokens. question_only,
+    shuffled: negative controls."""
     phase1: str | None = None
     """Folder of the phase 1 run whose compressor and adapter are scored."""
 

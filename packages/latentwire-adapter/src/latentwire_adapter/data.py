@@ -338,11 +338,11 @@ def without_contexts(prompts: Prompts) -> Prompts:
 
 
 def fewer_tokens(prompts: Prompts, ratio: float, counts_V: Tensor) -> Prompts:
-    """As many bytes in whole tokens: 1/ratio of paragraph and question. The question stays whole, and of the paragraph
-    the rarest tokens, in their order: a token's self-information under the unigram model of the training text."""
+    """The paragraph's bytes in whole tokens: 1/ratio of them, the rarest, in their order (a token's self-information under
+    the unigram model of the training text). The question stays whole: without it nothing is asked."""
     kept = []
     for p in prompts.prompts:
-        n = max(int(len(p.asked_T) / ratio) - len(p.question_T), 0)
+        n = int(len(p.context_T) / ratio)
         rarest = sorted(range(len(p.context_T)), key=lambda i: (float(counts_V[p.context_T[i]]), i))[:n]
         kept.append(replace(p, context_T=tuple(p.context_T[i] for i in sorted(rarest))))
     return replace(prompts, prompts=tuple(kept))

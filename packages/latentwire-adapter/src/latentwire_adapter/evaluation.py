@@ -5,7 +5,7 @@ Shapes: V token types, U of them in the prompts, T tokens, D dimensions.
 
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,15 +47,21 @@ class Arm:
     """Token types that the fits saw; None where nothing is fitted."""
 
 
-def readers(arm: Arm, lm: LanguageModel, config: Reading, raw: Rows) -> tuple[Reader, float]:
-    """(the reader of the arm's prompts, seconds in which the rows of their token types were made)."""
-    began = time.perf_counter()
+def reader_of(arm: Arm, lm: LanguageModel, config: Reading, raw: Rows) -> Reader:
+    """The reader of the arm's prompts."""
     if arm.rows is None:
-        return Reader(lm, arm.prompts.prefix_T, None), 0.0
+        return Reader(lm, arm.prompts.prefix_T, None)
     ids = token_types(arm, lm)
     arrived, sent = Table(ids, in_precision(lm, arm.rows)), Table(ids, in_precision(lm, raw))
-    seconds = time.perf_counter() - began
-    return Reader(lm, arm.prompts.prefix_T, arrived, None if config.scope == "prompt" else sent), seconds
+    return Reader(lm, arm.prompts.prefix_T, arrived, None if config.scope == "prompt" else sent)
+
+
+def looked_up(arm: Arm, lm: LanguageModel) -> tuple[Arm, float]:
+    """(the arm with the rows of its prompts' token types made once, seconds that it took)."""
+    began = time.perf_counter()
+    if arm.rows is None:
+        return arm, 0.0
+    return replace(arm, rows=Table(token_types(arm, lm), arm.rows)), time.perf_counter() - began
 
 
 def token_types(arm: Arm, lm: LanguageModel) -> Tensor:
@@ -95,15 +101,17 @@ def score(
     Batches are those of one process, dealt out to all: with two processes the scores are exactly the same. `same_rows`: a
     run of the same questions through the model's own rows, whose answers are taken where the arm's rows are these.
     """
-    reader, seconds = readers(arm, lm, config, raw)
+    arm, seconds = looked_up(arm, lm)
     known = known_answers(arm, lm, raw, same_rows)
     work = [] if len(known) == len(arm.prompts.prompts) else list(batches(arm.prompts, config.eval_batch_size))
+    reader = reader_of(arm, lm, config, raw) if work else None
     mine: dict[int, tuple[str, float]] = {} if work else known
     for number in run.steps(len(work), loop="answers", unit="batch"):
         if run.ended():
             break
         if number % run.world == run.rank:
             began = time.perf_counter()
+            assert reader is not None
             answers = reader.answer([arm.prompts.prompts[i] for i in work[number]], config.max_new_tokens)
             spent = (time.perf_counter() - began) / len(work[number])
             mine |= {i: (text_of(lm, tokens), spent) for i, tokens in zip(work[number], answers, strict=True)}
@@ -191,22 +199,23 @@ def make_arm(name: str, lm: LanguageModel, prompts: Prompts, fit: Fit | None, ad
         chosen = {"question_only": without_contexts, "shuffled": shuffled_contexts}.get(name, lambda p: p)(prompts)
         return Arm(name, chosen, None if name == "ids" else raw)
     assert fit is not None and adapter is not None
-    compressor, seen_V = fit.compressor, ~fit.held_V
+    compressor, seen_V = fit.compressor, fit.seen_V
     if name == "fewer":
         ratio = compressor.input_dim / compressor.output_dim
         return Arm(name, fewer_tokens(prompts, ratio, fit.counts_V), raw)
     rows = {
         "linear": lambda: codecs.linear(table, compressor), "nearest": lambda: codecs.nearest(table, compressor),
+        "nearest_int4": lambda: codecs.nearest(table, compressor, 4),
         "adapter": lambda: codecs.adapted(table, compressor, adapter), "int8": lambda: codecs.adapted(table, compressor, adapter, 8),
         "int4": lambda: codecs.adapted(table, compressor, adapter, 4),
     }[name]()  # fmt: skip
     return Arm(name, prompts, rows, seen_V)
 
 
-def snap_accuracy(lm: LanguageModel, fit: Fit) -> dict[str, float]:
-    """Share of the counted text's tokens, and of its types, whose nearest code is their own."""
+def snap_accuracy(lm: LanguageModel, fit: Fit, bits: int) -> dict[str, float]:
+    """Share of the counted text's tokens, and of its types, whose nearest code is their own, sent in `bits` bits a dimension."""
     ids_U = (fit.counts_V > 0).nonzero().flatten().to(lm.device)
-    z_UK = fit.compressor.compress(lm.table_VD[ids_U].float())
+    z_UK = codecs.received(fit.compressor, lm.table_VD[ids_U], bits)
     right_U = (codecs.nearest_types(lm.table_VD, fit.compressor, z_UK) == ids_U).double().cpu()
     counts_U = fit.counts_V[ids_U.cpu()]
     return {"snap_accuracy": float(right_U @ counts_U / counts_U.sum()), "snap_accuracy_types": float(right_U.mean())}

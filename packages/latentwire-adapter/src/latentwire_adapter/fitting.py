@@ -35,11 +35,15 @@ class Fit:
     compressor: EmbeddingCompressor
     about: dict[str, Any]
 
+    @property
+    def seen_V(self) -> Tensor:
+        """The types that the fits see: those of the text that are not held out."""
+        return (self.counts_V > 0) & ~self.held_V
+
     def weights(self, alpha: float) -> Tensor:
         """weights_V = count^alpha of the types that the fits see, else 0; their mean over these is 1."""
-        seen_V = (self.counts_V > 0) & ~self.held_V
-        weights_V = torch.where(seen_V, self.counts_V.clamp(min=1e-12) ** alpha, 0.0)
-        return weights_V / weights_V.sum() * seen_V.sum()
+        weights_V = torch.where(self.seen_V, self.counts_V.clamp(min=1e-12) ** alpha, 0.0)
+        return weights_V / weights_V.sum() * self.seen_V.sum()
 
 
 def make_fit(config: FitConfig, lm: LanguageModel, dimensions: int) -> Fit:

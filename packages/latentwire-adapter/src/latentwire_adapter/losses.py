@@ -23,6 +23,12 @@ def reconstruction_loss(y_UD: Tensor, x_UD: Tensor, weights_U: Tensor, variance:
     return (weights_U * (y_UD - x_UD).square().sum(1)).sum() / (total * variance)
 
 
+def teaching(rows_BTD: Tensor, taught_BT: Tensor) -> Tensor:
+    """The rows, with a gradient where the mask says so alone: token types that no fit sees stand in prompts too, where they
+    are read and must teach nothing."""
+    return torch.where(taught_BT[..., None], rows_BTD, rows_BTD.detach())
+
+
 def left_padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
     """(ids_BT, mask_BT), each row at the right end."""
     length = max(map(len, rows))
@@ -36,8 +42,18 @@ def left_padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Te
 class PromptLosses:
     """Losses of a batch of questions read through reconstructed rows by the frozen model."""
 
-    def __init__(self, lm: LanguageModel, prompts: Sequence[Prompt], prefix_T: Sequence[int], objective: str):
-        """Each row: prompt, then the answer. "prompt_ppl" predicts the prompt's tokens, "answer_ce" the answer's, "kl" both."""
+    def __init__(
+        self,
+        lm: LanguageModel,
+        prompts: Sequence[Prompt],
+        prefix_T: Sequence[int],
+        objective: str,
+        scope: str = "prompt",
+    ):
+        """Each row: prompt, then the answer. "prompt_ppl" predicts the prompt's tokens, "answer_ce" the answer's, "kl" both.
+
+        `scope`: what arrives reconstructed, the whole prompt or the "paragraph" alone, as when answers are scored.
+        """
         self.lm, self.objective = lm, objective
         asked = [[*prefix_T, *p.asked_T] for p in prompts]
         answers = [
@@ -50,9 +66,13 @@ class PromptLosses:
         self.ids_BT, self.mask_BT = left_padded(rows, lm.device)
         length = self.ids_BT.shape[1]
         self.compressed_BT, self.scored_BT = torch.zeros_like(self.mask_BT), torch.zeros_like(self.mask_BT)
-        for row, (prompt, answer) in enumerate(zip(asked, answers, strict=True)):
+        for row, (given, prompt, answer) in enumerate(zip(prompts, asked, answers, strict=True)):
             start, end = length - len(prompt) - len(answer), length - len(answer)
-            self.compressed_BT[row, start:end] = 1
+            paragraph = start + len(prefix_T)
+            if scope == "prompt":
+                self.compressed_BT[row, start:end] = 1
+            else:
+                self.compressed_BT[row, paragraph : paragraph + len(given.context_T)] = 1
             # A scored position is that of a target; what has nothing before it is no target, and padding never is.
             first = end if objective == "answer_ce" else start + 1
             last = end if objective == "prompt_ppl" else length

@@ -15,9 +15,9 @@ from torch import Tensor
 from latentwire_adapter.config import Phase1Config, Phase2Config
 from latentwire_adapter.core_utils import batch_metrics
 from latentwire_adapter.data import Prompts
-from latentwire_adapter.evaluation import Arm, log, readers
+from latentwire_adapter.evaluation import Arm, log, reader_of
 from latentwire_adapter.fitting import Fit, TypeRows
-from latentwire_adapter.losses import PromptLosses
+from latentwire_adapter.losses import PromptLosses, teaching
 from latentwire_adapter.model import codecs
 from latentwire_adapter.model.adapter import Adapter
 from latentwire_adapter.model.language_model import LanguageModel
@@ -74,8 +74,9 @@ class ThroughModel:
         config, lm, taught = self.config, self.lm, self.taught
         first, size = step * config.phase2_batch_size, config.phase2_batch_size
         asked = [taught.prompts[i % len(taught.prompts)] for i in range(first, first + size)][run.rank :: run.world]
-        through = PromptLosses(lm, asked, taught.prefix_T, config.objective)
+        through = PromptLosses(lm, asked, taught.prefix_T, config.objective, config.scope)
         arrived_BTD = adapter(self.fitted.compressor.compress(lm.table_VD[through.ids_BT].float()))
+        arrived_BTD = teaching(arrived_BTD, ~self.fitted.held_V.to(lm.device)[through.ids_BT])
         language, floor = through(arrived_BTD, through.uncompressed())
         reconstruction = self.data.loss(adapter, config, step, run)
         return {"reconstruction": reconstruction, config.objective: language}, {
@@ -100,7 +101,7 @@ def quick_f1(config: Phase1Config, lm: LanguageModel, prompts: Prompts, fitted: 
     """F1, from 0 to 100, of the first questions through the adapter as it is; the same in each process."""
     few = replace(prompts, prompts=prompts.prompts[: config.quick_eval_samples])
     arm = Arm("adapter", few, codecs.adapted(lm.table_VD, fitted.compressor, adapter.eval()))
-    reader, _ = readers(arm, lm, config, codecs.raw(lm.table_VD))
+    reader = reader_of(arm, lm, config, codecs.raw(lm.table_VD))
     texts = [text_of(lm, tokens) for tokens in reader.answer(few.prompts, config.max_new_tokens)]
     return 100 * batch_metrics(texts, [p.question.answers for p in few.prompts])[1]
 

@@ -74,7 +74,8 @@ def evaluate(config: EvaluateConfig, run: Run) -> None:
     arm = make_arm(config.arm, lm, prompts, fitted, adapter)
     rows = score(arm, lm, config, codecs.raw(lm.table_VD), run, run.needs.get("raw"))
     parameters = count_parameters(adapter) if adapter is not None and config.arm in ("adapter", "int8", "int4") else 0
-    more = snap_accuracy(lm, fitted) if config.arm == "nearest" and fitted is not None else {}
+    bits = {"nearest": codecs.HALF, "nearest_int4": 4}.get(config.arm)
+    more = snap_accuracy(lm, fitted, bits) if bits and fitted is not None else {}
     finish(run, lm, arm, rows, fitted, parameters, more, whole=whole)
 
 
@@ -171,7 +172,7 @@ def answer(
     if run.is_main and not run.dry:
         adapter.save_pretrained(run.folder / "adapter")
         save_fit(fitted, run.folder)
-    arm = Arm(name, prompts, codecs.adapted(lm.table_VD, fitted.compressor, adapter), ~fitted.held_V)
+    arm = Arm(name, prompts, codecs.adapted(lm.table_VD, fitted.compressor, adapter), fitted.seen_V)
     rows = score(arm, lm, config, codecs.raw(lm.table_VD), run)
     arrays = copied(data.arrays(adapter, fitted.compressor))
     finish(run, lm, arm, rows, fitted, count_parameters(adapter), {**data.measure(adapter), **more}, arrays)

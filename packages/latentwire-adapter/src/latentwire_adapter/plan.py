@@ -40,7 +40,8 @@ def plan(suite: SuiteConfig) -> list[Job]:
     checked = base | {"eval_samples": SelfcheckConfig.eval_samples}
     jobs = [
         Job("selfcheck", fields_of(SelfcheckConfig, checked), verb="selfcheck"),
-        Job("fit", fields_of(FitConfig, base), verb="fit"),
+        # After the checks, which then have the whole machine to themselves.
+        Job("fit", fields_of(FitConfig, base), ("selfcheck",), verb="fit"),
     ]
     for arm in UNCOMPRESSED:
         jobs.append(Job(arm, fields_of(EvaluateConfig, base, arm=arm), ("selfcheck",), arm=arm, verb="evaluate"))
@@ -67,7 +68,7 @@ def job_of(values: dict[str, Any], arm: str, end: str) -> Job:
         return Job(f"phase2_{size}{end}", fields_of(Phase2Config, values), needs, verb="phase2", **common)
     config = fields_of(EvaluateConfig, values, arm=arm)
     # Where the nearest rows are the model's own, their answers are known.
-    more = ("raw",) if arm == "nearest" else ()
+    more = ("raw",) if arm.startswith("nearest") else ()
     return Job(f"{arm}_{size}{end}", config, needs + more, verb="evaluate", **common)
 
 

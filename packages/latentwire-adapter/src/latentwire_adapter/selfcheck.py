@@ -26,6 +26,13 @@ class Harness:
     def __init__(self, lm: LanguageModel, prompts: Prompts, config: Reading):
         self.lm, self.prompts, self.config = lm, prompts, config
         self.raw = codecs.raw(lm.table_VD)
+        self.uncompressed: list[list[int]] | None = None
+
+    def together(self) -> list[list[int]]:
+        """What several checks compare with: the answers to the uncompressed rows in batches, read once."""
+        if self.uncompressed is None:
+            self.uncompressed = self.answers(self.raw, self.config.eval_batch_size)
+        return self.uncompressed
 
     def reader(self, rows: codecs.Rows | None, prompts: Prompts | None = None) -> Reader:
         """A reader of these rows; None: of token ids."""
@@ -61,8 +68,7 @@ class Harness:
 
 def check_plain_generation(h: Harness) -> str:
     """Answers from embeddings are token for token those that transformers generates from ids."""
-    ours = h.answers(h.raw, h.config.eval_batch_size)
-    return _same(ours[:4], [h.generated(p) for p in h.prompts.prompts[:4]], "from embeddings", "by generate")
+    return _same(h.together()[:4], [h.generated(p) for p in h.prompts.prompts[:4]], "from embeddings", "by generate")
 
 
 def check_identity_adapter(h: Harness) -> str:
@@ -72,14 +78,14 @@ def check_identity_adapter(h: Harness) -> str:
     adapter = Adapter(width, width, 1, 0.0).to(h.lm.device)
     adapter.start_at_inverse(compressor, spread, spread)
     adapter.eval()
-    rows = codecs.adapted(h.lm.table_VD, compressor, adapter)
+    rows = codecs.adapted(h.lm.table_VD, compressor, adapter, None)
     size = h.config.eval_batch_size
     return _same(h.answers(rows, size), h.answers(None, size), "through the identity", "from ids")
 
 
 def check_grouping(h: Harness) -> str:
     """Neither batch size nor order of the prompts changes an answer."""
-    together = h.answers(h.raw, h.config.eval_batch_size)
+    together = h.together()
     turned = replace(h.prompts, prompts=h.prompts.prompts[::-1])
     return _same(together, h.answers(h.raw, 1), "together", "one by one") or _same(
         together, h.answers(h.raw, 3, turned)[::-1], "in order", "in reverse order"
@@ -132,7 +138,7 @@ def check_truncation(h: Harness) -> str:
 
 def check_empty_answers(h: Harness) -> str:
     """Not more than half of the answers to uncompressed prompts are empty."""
-    answers = h.answers(h.raw, h.config.eval_batch_size)
+    answers = h.together()
     rate = sum(not answer for answer in answers) / len(answers)
     return "" if rate <= 0.5 else f"{rate:.0%} of the answers to uncompressed prompts are empty"
 

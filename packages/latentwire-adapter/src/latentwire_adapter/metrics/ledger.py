@@ -19,7 +19,7 @@ def bits_per_token(arm: str, dimensions: int, code: int, vocabulary: int, kept: 
     return {
         "ids": float(math.ceil(math.log2(vocabulary))), "raw": float(FLOAT_BITS * dimensions), "linear": float(FLOAT_BITS * code),
         "nearest": float(FLOAT_BITS * code), "adapter": float(FLOAT_BITS * code), "phase2": float(FLOAT_BITS * code),
-        "int8": float(8 * code + scale), "int4": float(4 * code + scale), "fewer": FLOAT_BITS * dimensions * kept,
+        "int8": float(8 * code + scale), "int4": float(4 * code + scale), "nearest_int4": float(4 * code + scale), "fewer": FLOAT_BITS * dimensions * kept,
         "question_only": FLOAT_BITS * dimensions * kept, "shuffled": float(FLOAT_BITS * dimensions),
     }[arm]  # fmt: skip
 
@@ -29,7 +29,7 @@ def receiver_bytes(arm: str, dimensions: int, code: int, vocabulary: int, adapte
     table, width = vocabulary * dimensions, FLOAT_BITS // 8
     return width * {
         "ids": table, "raw": 0, "question_only": 0, "shuffled": 0, "fewer": 0, "linear": (code + 1) * dimensions,
-        "nearest": table + vocabulary * code,
+        "nearest": table + vocabulary * code, "nearest_int4": table + vocabulary * code,
     }.get(arm, adapter_parameters)  # fmt: skip
 
 

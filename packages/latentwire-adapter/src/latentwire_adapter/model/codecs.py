@@ -13,6 +13,8 @@ from latentwire_adapter.model.compressor import EmbeddingCompressor
 
 Rows = Callable[[Tensor], Tensor]
 """ids_U -> rows_UD, float32."""
+HALF = 16
+"""Bits a dimension of a code that is not quantised: the ledger counts them, so the receiver has no more."""
 
 
 def raw(table_VD: Tensor) -> Rows:
@@ -20,9 +22,18 @@ def raw(table_VD: Tensor) -> Rows:
     return lambda ids_U: table_VD[ids_U].float()
 
 
+def received(compressor: EmbeddingCompressor, rows_UD: Tensor, bits: int | None) -> Tensor:
+    """z_UK of the rows as it arrives in `bits` bits a dimension: 16 are a half-precision number, fewer are steps of each
+    code's own size; None: not rounded at all."""
+    z_UK = compressor.compress(rows_UD.float())
+    if bits is None:
+        return z_UK
+    return z_UK.half().float() if bits == HALF else dequantise(*quantise(z_UK, bits))
+
+
 def linear(table_VD: Tensor, compressor: EmbeddingCompressor) -> Rows:
     """The linear inverse of the code."""
-    return lambda ids_U: compressor.decompress(compressor.compress(table_VD[ids_U].float()))
+    return lambda ids_U: compressor.decompress(received(compressor, table_VD[ids_U], HALF))
 
 
 @torch.no_grad()
@@ -41,23 +52,22 @@ def nearest_types(table_VD: Tensor, compressor: EmbeddingCompressor, z_UK: Tenso
     return ids_U
 
 
-def nearest(table_VD: Tensor, compressor: EmbeddingCompressor) -> Rows:
-    """The row of the receiver's own table whose code is nearest."""
+def nearest(table_VD: Tensor, compressor: EmbeddingCompressor, bits: int = HALF) -> Rows:
+    """The row of the receiver's own table whose code is nearest to the one that arrived in `bits` bits a dimension."""
 
     def rows(ids_U: Tensor) -> Tensor:
-        found_U = nearest_types(table_VD, compressor, compressor.compress(table_VD[ids_U].float()))
-        return table_VD[found_U].float()
+        nearest_U = nearest_types(table_VD, compressor, received(compressor, table_VD[ids_U], bits))
+        return table_VD[nearest_U].float()
 
     return rows
 
 
-def adapted(table_VD: Tensor, compressor: EmbeddingCompressor, adapter: Adapter, bits: int | None = None) -> Rows:
-    """What the adapter makes of the code, or of the code in `bits` bits a dimension."""
+def adapted(table_VD: Tensor, compressor: EmbeddingCompressor, adapter: Adapter, bits: int | None = HALF) -> Rows:
+    """What the adapter makes of the code that arrived in `bits` bits a dimension; None: of the code itself."""
 
     @torch.no_grad()
     def rows(ids_U: Tensor) -> Tensor:
-        z_UK = compressor.compress(table_VD[ids_U].float())
-        return adapter(z_UK if bits is None else dequantise(*quantise(z_UK, bits)))
+        return adapter(received(compressor, table_VD[ids_U], bits))
 
     return rows
 
