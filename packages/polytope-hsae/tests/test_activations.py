@@ -8,13 +8,14 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from polytope_hsae.activations import CACHE, gather
 from polytope_hsae.concepts import Child, Hierarchy, Parent
-from polytope_hsae.config import ActivationConfig
+from polytope_hsae.config import ActivationConfig, GeometryConfig
 from polytope_hsae.data import CHOOSE, TEST, TRAIN, open_store
 from polytope_hsae.head import head_of, load_head
 from polytope_hsae.language import check_capture, final_activations, load_model, load_tokenizer
 from polytope_hsae.metrics import cross_entropy
 from studycore.errors import UserError
 from studycore.interrupted import killed_at
+from studycore.language import wordnet
 
 SHAPES = {
     "llama": {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1},
@@ -135,6 +136,34 @@ def test_a_text_that_is_too_short_is_a_sentence(tmp_path, geometry, tokenizer):
 
     with pytest.raises(UserError, match=r"data.token_budget: the texts of .* end"):
         gather(config_of("x", tmp_path, token_budget=90_000), load_hierarchy(geometry / "concepts.json"), tokenizer)
+
+
+def test_a_tokenizer_of_another_model_is_a_sentence(tmp_path, geometry, tokenizer, monkeypatch):
+    """In both jobs that read text, and where a concept's word alone is not known."""
+    from polytope_hsae import extraction
+    from polytope_hsae.concepts import load_hierarchy
+
+    monkeypatch.chdir(tmp_path)
+    hierarchy = load_hierarchy(geometry / "concepts.json")
+    monkeypatch.setattr(wordnet, "texts", lambda split: [tokenizer.decode([len(tokenizer) - 1])])
+    known = max(hierarchy.labels())
+    monkeypatch.setattr(extraction, "choose_hierarchy", lambda *args: (hierarchy, {}))
+    for vocabulary, where in ((known, "words of the concepts"), (known + 1, "glosses")):
+        config = AutoConfig.for_model("llama", vocab_size=vocabulary, **SHAPES["llama"])
+        AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / where)
+        tokenizer.save_pretrained(tmp_path / where)
+        named = (
+            rf"^model.name: '.*{where}': the tokenizer knows .* and the model {vocabulary}: .* stands in the {where}"
+        )
+        with pytest.raises(UserError, match=named):
+            job("geometry", GeometryConfig(model=str(tmp_path / where), contexts=1), tmp_path / f"g {vocabulary}")
+    with pytest.raises(UserError, match=r"stands in the text of .*text.txt"):
+        job(
+            "activations",
+            config_of(tmp_path / "words of the concepts", tmp_path),
+            tmp_path / "a",
+            {"geometry": geometry},
+        )
 
 
 def test_a_planted_store_has_exact_labels(planted):

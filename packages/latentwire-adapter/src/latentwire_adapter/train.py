@@ -7,7 +7,7 @@ Shapes: V token types of the table, U of a batch, K dimensions of a code, D of a
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from latentwire_adapter.config import (
     SelfcheckConfig,
 )
 from latentwire_adapter.core_utils import batch_metrics
-from latentwire_adapter.data import Prompts, scored_prompts, training_prompts
+from latentwire_adapter.data import Prompts, scored_prompts, tokens_of, training_prompts
 from latentwire_adapter.evaluation import Arm, finish, log, make_arm, readers, score, snap_accuracy
 from latentwire_adapter.fitting import Fit, TypeRows, code_dimensions, fingerprint, fit_of, load_fit, make_fit, save_fit
 from latentwire_adapter.losses import Balance, PromptLosses, gradient_shares
@@ -36,7 +36,8 @@ from latentwire_adapter.model.reader import text_of
 from latentwire_adapter.selfcheck import demand, selfcheck as run_checks
 from studycore.errors import UserError
 from studycore.files import read_json
-from studycore.models import count_parameters
+from studycore.language.pretrained import check_tokens, vocabulary_of
+from studycore.models import check_fits, count_parameters
 from studycore.run import Run, copied
 
 
@@ -102,6 +103,7 @@ def phase1(config: Phase1Config, run: Run) -> None:
     run.accelerate()
     lm, prompts = read(config, run)
     k = code_dimensions(config, lm.table_VD.shape[1])
+    check_room(config, k, lm)
     fitted = fit_of(config, lm, k, run)
     run.begin(
         data={"scored questions": prompts.fingerprint, "counts": fingerprint(fitted.counts_V)}, about=fitted.about
@@ -144,6 +146,7 @@ def phase2(config: Phase2Config, run: Run) -> None:
     start = Adapter.from_pretrained(folder / "adapter").to(lm.device)
     before = read_json(folder / "results.json")["metrics"]["f1"]
     taught = training_prompts(config, lm.tokenizer, lm.context, max(config.steps * config.phase2_batch_size, 1))
+    check_known(tokens_of(taught), lm, "training questions", config)
     run.begin(
         data={
             "scored questions": prompts.fingerprint, "training questions": taught.fingerprint, "counts": fingerprint(fitted.counts_V),
@@ -278,7 +281,14 @@ def gpu_memory() -> dict[str, float]:
 def read(config: Reading, run: Run) -> tuple[LanguageModel, Prompts]:
     """The model and the scored prompts."""
     lm = load_language_model(config, run.device)
-    return lm, scored_prompts(config, lm.tokenizer, lm.context)
+    prompts = scored_prompts(config, lm.tokenizer, lm.context)
+    check_known(tokens_of(prompts), lm, "scored questions", config)
+    return lm, prompts
+
+
+def check_known(tokens: Iterable[int], lm: LanguageModel, where: str, config: Reading) -> None:
+    """UserError for a token that the model does not know."""
+    check_tokens(tokens, lm.tokenizer, vocabulary_of(lm.model), where, f"--model: '{config.model}'")
 
 
 def check_first(config: Reading, lm: LanguageModel, prompts: Prompts, run: Run) -> None:
@@ -293,6 +303,15 @@ def adapter_values(config: Phase1Config, k: int, width: int) -> dict[str, Any]:
     return {
         "d_z": k, "d_model": width, "hidden_mult": config.adapter_hidden_mult, "dropout": config.adapter_dropout, "form": config.adapter_form,
     }  # fmt: skip
+
+
+def check_room(config: Phase1Config, k: int, lm: LanguageModel) -> None:
+    """UserError for an adapter whose training does not fit into memory."""
+    values = adapter_values(config, k, lm.table_VD.shape[1])
+    # Two hidden layers of a batch, before and after their non-linearity.
+    hidden = 4 * 4 * config.batch_size * k * config.adapter_hidden_mult
+    what = f"adapter_hidden_mult: {config.adapter_hidden_mult} times {k}"
+    check_fits(lambda: build_adapter(values), what, "lower adapter_hidden_mult or batch_size", str(lm.device), hidden)
 
 
 def start_adapter(values: Mapping[str, Any], seed: int, data: TypeRows, fitted: Fit) -> Adapter:
