@@ -42,8 +42,8 @@ def train(config: TrainerConfig, run: Run) -> None:
     mend = "lower p" if config.batch_size else "lower p, or give a batch_size"
     check_memory(memory_of(config), f"p: the pairs and logits of p = {config.p}", mend, run.device)
     # Of each pair of a batch, what every layer gives.
-    batch = config.batch_size or round(config.train_frac * config.p**2)
-    widths = batch * config.n_layers * config.hidden_dim * (8 if config.dtype == "float64" else 4)
+    n_pairs = config.batch_size or round(config.train_frac * config.p**2)
+    widths = n_pairs * config.n_layers * config.hidden_dim * (8 if config.dtype == "float64" else 4)
     what, mend = f"hidden_dim: {config.hidden_dim}", "lower hidden_dim or n_layers"
     check_fits(lambda: unstarted(config), what, mend, run.device, memory_of(config) + widths)
     data = create_dataset(config)
