@@ -177,6 +177,12 @@ def test_each_update_of_phase2_asks_the_next_questions(trained, make, small, lm,
     assert len(set(taught)) == 6
 
 
+def test_a_batch_of_phase2_that_cannot_fit_is_refused_before_its_questions_are_made(trained, make, small, tmp_path):
+    with pytest.raises(UserError, match=r"^phase2_batch_size: 1000000000000: .* a batch take [\d,]+ GiB"):
+        make("phase2", of_phase2(small, trained, phase2_batch_size=10**12), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_weights_of_phase2_weigh_gradients_and_the_logged_loss(trained, make, small, tmp_path):
     made = {
         name: rows_of(make("phase2", of_phase2(small, trained, balance="fixed", **more), tmp_path / name))

@@ -138,6 +138,16 @@ def test_a_text_that_is_too_short_is_a_sentence(tmp_path, geometry, tokenizer):
         gather(config_of("x", tmp_path, token_budget=90_000), load_hierarchy(geometry / "concepts.json"), tokenizer)
 
 
+def test_a_dry_run_times_no_more_windows_than_there_are(folder, tmp_path, monkeypatch):
+    from polytope_hsae import estimate, language
+
+    shapes = set()
+    monkeypatch.setattr(language, "final_activations", lambda model, ids_BT: shapes.add(tuple(ids_BT.shape)))
+    for batch_size in (3, 10**8):
+        estimate._model(str(folder), config_of(folder, tmp_path, batch_size=batch_size), "cpu")
+    assert shapes == {(3, 16), (25, 16)}
+
+
 def test_a_tokenizer_of_another_model_is_a_sentence(tmp_path, geometry, tokenizer, monkeypatch):
     """In both jobs that read text, and where a concept's word alone is not known."""
     from polytope_hsae import extraction

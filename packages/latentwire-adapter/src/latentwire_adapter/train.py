@@ -145,6 +145,10 @@ def phase2(config: Phase2Config, run: Run) -> None:
     fitted = load_fit(folder, lm)
     start = Adapter.from_pretrained(folder / "adapter").to(lm.device)
     before = read_json(folder / "results.json")["metrics"]["f1"]
+    # Of each question at least the logits of one token, with their gradient.
+    logits = 2 * 4 * config.phase2_batch_size // run.world * vocabulary_of(lm.model)
+    what = f"phase2_batch_size: {config.phase2_batch_size}"
+    check_fits(lambda: build_adapter(start.arguments), what, "lower it", run.device, logits)
     taught = training_prompts(config, lm.tokenizer, lm.context, max(config.steps * config.phase2_batch_size, 1))
     check_known(tokens_of(taught), lm, "training questions", config)
     run.begin(

@@ -40,7 +40,9 @@ def _model(place: str, config: ActivationConfig, device: str) -> tuple[int, floa
     from polytope_hsae.language import final_activations, load_model
 
     model = load_model(place, dtype=config.dtype).to(device)
-    ids_BT = torch.ones(config.batch_size, config.window_length, dtype=torch.long, device=device)
+    # No batch holds more windows than there are.
+    windows = max(1, min(config.batch_size, config.token_budget // config.window_length))
+    ids_BT = torch.ones(windows, config.window_length, dtype=torch.long, device=device)
     width = int(model.get_output_embeddings().weight.shape[1])
     return width, _seconds(lambda: final_activations(model, ids_BT), device) * config.token_budget / ids_BT.numel()
 
