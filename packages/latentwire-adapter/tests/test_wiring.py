@@ -26,7 +26,7 @@ from latentwire_adapter.model.compressor import EmbeddingCompressor
 from latentwire_adapter.model.language_model import load_language_model
 from latentwire_adapter.plan import plan
 from studycore.claims import NotRun, as_stored, judge_all
-from studycore.errors import Stopped
+from studycore.errors import Stopped, UserError
 from studycore.metrics_log import read_rows
 from studycore.record import read_arrays
 from studycore.run import Run
