@@ -70,7 +70,7 @@ def capture(config: ActivationConfig, run: Run) -> None:
     model = load_model(config.model, config.model_revision, config.dtype)
     weights = weights_fingerprint(model)
     sequences = gather(config, hierarchy, tokenizer)
-    read = {token for row in sequences.rows for token in row}
+    read = {token for row in sequences.rows for token in row}.union(sequences.following)
     check_known(read, model, tokenizer, f"text of {config.source}", config.model)
     shards = list(sequences.shards(config.shard_size_tokens))
     keys = [_key(weights, config.dtype, shard) for shard in shards]
