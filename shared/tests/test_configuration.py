@@ -210,7 +210,9 @@ def test_what_does_not_fit_gets_one_short_sentence(argv, expected):
     ("text", "words"),
     [
         ("learning_rate: null", ["learning_rate: null", "a float"]),
-        ("learning_rate: .nan", ["learning_rate", "finite"]),
+        ("learning_rate: .nan", ["learning_rate: nan is", "finite"]),
+        ("grid: {lr: [0.1, .inf]}", ["grid.lr: inf is", "finite"]),
+        ("grid: {1: [2]}", ["grid: the key 1 is"]),
         ("grad_clip: abc", ["grad_clip: abc", "a float or null"]),
         ("epocs: 3", ["'epocs'", "'epochs'"]),
         ("config: other.yaml", ["'config'"]),

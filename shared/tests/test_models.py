@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from studycore.errors import UserError
-from studycore.models import count_parameters, evaluating, load_module, save_module
+from studycore.models import check_fits, count_parameters, evaluating, load_module, save_module
 
 
 def build(values):
@@ -18,6 +18,27 @@ def test_a_shared_parameter_counts_once():
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     model[1].weight = model[0].weight
     assert count_parameters(model) == 3 * 3 + 2 * 3
+
+
+@pytest.mark.parametrize(
+    ("width", "activations", "size"),
+    [(10**6, 0, "16,391 GiB"), (10**10, 0, "34,359,738,368 GiB"), (100, 2**50, "1,048,576 GiB")],
+    ids=["weights", "too many to count", "activations"],
+)
+def test_what_does_not_fit_is_refused_with_its_size_and_nothing_is_allocated_or_drawn(width, activations, size):
+    before = torch.get_rng_state()
+    with pytest.raises(UserError, match=rf"^width: 7: weights, .* take {size} of memory and .* are free; lower it$"):
+        check_fits(lambda: nn.Linear(width, int(1.1 * width)), "width: 7", "lower it", "cpu", activations)
+    check_fits(lambda: nn.Linear(100, 100), "width: 7", "lower it", "cpu", 2**10)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_weights_gradients_and_two_moments_are_counted(monkeypatch):
+    counted = []
+    monkeypatch.setattr("studycore.models.check_memory", lambda size, *said: counted.append(size))
+    check_fits(lambda: nn.Linear(10, 7), "width: 7", "lower it", "cpu", 5)
+    check_fits(lambda: nn.Linear(10, 7).double(), "width: 7", "lower it", "cpu")
+    assert counted == [4 * 77 * 4 + 5, 4 * 77 * 8]
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -110,3 +110,30 @@ def test_rows_of_a_dataset_are_streamed_and_its_columns_checked(tmp_path):
         next(pretrained.hub_rows(str(tmp_path), "train", ("story",), flag="data.source"))
     with pytest.raises(UserError, match=r"^data\.source: .*cannot be read as a dataset with a split 'test'"):
         next(pretrained.hub_rows(str(tmp_path), "test", ("text",), flag="data.source"))
+
+
+def test_a_token_without_an_embedding_is_named(made):
+    class Tokenizer:
+        def __len__(self):
+            return 53
+
+        def convert_ids_to_tokens(self, token):
+            return f"word{token}"
+
+    pretrained.check_tokens([], Tokenizer(), 50, "text", "--model: 'x'")
+    pretrained.check_tokens([3, 49], Tokenizer(), 50, "text", "--model: 'x'")
+    with pytest.raises(UserError) as caught:
+        pretrained.check_tokens(iter([3, 50, 4]), Tokenizer(), 50, "training text", "--model: 'x'")
+    assert str(caught.value) == (
+        "--model: 'x': the tokenizer knows 53 tokens and the model 50: 'word50' (token 50) stands in the training text; "
+        "give the tokenizer that belongs to the model"
+    )
+
+
+@pytest.mark.parametrize("padding", [50, 10**6, -51])
+def test_a_padding_id_outside_the_vocabulary_is_named_with_its_value(made, tmp_path, padding):
+    place = copy(made, tmp_path, lambda tensors: None)
+    values = json.loads((made / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(values | {"pad_token_id": padding}))
+    with pytest.raises(UserError, match=rf"pad_token_id is {padding} in its config.json, .* has 50 tokens"):
+        pretrained.load_model(place)

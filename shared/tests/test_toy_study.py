@@ -416,6 +416,32 @@ def test_a_sweep_and_its_report_judge_the_claims(tmp_path, here, capsys):
     assert (fits["id"], fits["verdict"], fits["n"]) == ("fits", "refuted", 5)
 
 
+@pytest.mark.parametrize("verb", ["train", "sweep"])
+@pytest.mark.parametrize("theirs", [("report.md",), ("report.md", "results.json")])
+def test_of_a_refused_folder_nothing_is_shown(tmp_path, here, capsys, verb, theirs):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for name in theirs:
+        (folder / name).write_text('{"mine": 1}')
+    config = ["--config", "arms"] if verb == "sweep" else []
+    assert toy.main([verb, *CPU, *config, "--output-dir", str(folder)]) == 2
+    said = capsys.readouterr()
+    assert f"--output-dir: {folder} holds {', '.join(theirs)} and no run" in said.err
+    assert "mine" not in said.out
+    assert {file.name: file.read_text() for file in folder.iterdir()} == dict.fromkeys(theirs, '{"mine": 1}')
+
+
+def test_a_refused_resume_does_not_show_the_report_that_is_there(tmp_path, here, capsys):
+    assert sweep(tmp_path / "s", arms={"a": {}, "b": FAILS}) == 2
+    said = capsys.readouterr()
+    assert "# A sum" in said.out  # of those that did not fail
+    assert "the report holds the others" in said.err
+    assert sweep(tmp_path / "s", arms={"a": {}, "b": FAILS}) == 2
+    said = capsys.readouterr()
+    assert "holds a run already" in said.err
+    assert "# A sum" not in said.out
+
+
 def test_a_failing_job_takes_along_only_what_needs_it(tmp_path, here, capsys):
     arms = {"a": {}, "bad": FAILS, "after": {}, "last": {}, "free": {}}
     assert sweep(tmp_path / "s", arms=arms, goes_on_from={"after": "bad", "last": "after", "free": "a"}) == 2

@@ -26,6 +26,10 @@ CPU = ["--device", "cpu"]
         (["phase1", *CPU, "--model", "./x"], ["--model: './x'", "no such file or folder"]),
         (["phase1", *CPU, "--model_id", "nobody/nothing"], ["--model", "nobody/nothing"]),
         (["phase1", "--diagnostic-log", "."], ["diagnostic_log: '.' is a folder"]),
+        (
+            ["phase1", "--diagnostic-log", "/dev/null/x.jsonl"],
+            ["diagnostic_log: '/dev/null/x.jsonl' cannot be written"],
+        ),
         (["phase1", "--resume"], ["--resume", "no earlier"]),
         (["evaluate", *CPU, "--arm", "magic"], ["arm", "magic", "nearest"]),
         (["selfcheck", "/x/y", *CPU], ["--model: '/x/y'"]),

@@ -222,6 +222,46 @@ def test_questions_without_an_answer(tmp_path):
         read_questions(Reading(dataset=str(path)), "validation", 5, None, 0)
 
 
+@pytest.mark.parametrize(
+    ("where", "value", "said"),
+    [
+        ("answer", 7, "the answer of paragraph 1, question 2 is no text: 7"),
+        ("answer", None, "the answer of paragraph 1, question 2 is no text: null"),
+        ("context", None, "the context of paragraph 1 is no text: null"),
+        ("question", ["Who?"], 'the question of paragraph 1, question 2 is no text: ["Who?"]'),
+    ],
+)
+def test_what_should_be_text_and_is_not_is_named_with_its_place(squad_file, tmp_path, where, value, said):
+    content = json.loads(squad_file.read_text())
+    paragraph = [entry for article in content["data"] for entry in article["paragraphs"]][1]
+    if where == "context":
+        paragraph["context"] = value
+    elif where == "question":
+        paragraph["qas"][2]["question"] = value
+    else:
+        paragraph["qas"][2]["answers"][0]["text"] = value
+    path = tmp_path / "odd.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError) as caught:
+        read_questions(Reading(dataset=str(path)), "x", 5, None, 0)
+    assert str(caught.value).startswith(f"--dataset: {said}; give ")
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "said"),
+    [
+        ("context", None, "the context of row 1 of train is no text"),
+        ("answers", {"text": [3]}, "the answer of row 1 of train is no text: 3"),
+        ("answers", {"text": None}, "the answers of row 1 of train are no list: null"),
+    ],
+)
+def test_so_is_a_row_of_a_hub_dataset(monkeypatch, column, value, said):
+    row = {"id": "a", "context": "One.", "question": "q", "answers": {"text": ["x"]}}
+    monkeypatch.setattr("latentwire_adapter.data.hub_rows", lambda *args, **kwargs: [row, row | {column: value}])
+    with pytest.raises(UserError, match=rf"^--dataset: {said}"):
+        read_questions(Reading(dataset="nobody/nothing"), "train", 5, None, 0)
+
+
 def test_a_hub_dataset_is_read_through_datasets(monkeypatch):
     import datasets
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 from conftest import make_tokenizer, tiny_llama
 
-from latentwire_adapter.config import Reading
-from latentwire_adapter.data import Prompt, Question
+from latentwire_adapter.config import EvaluateConfig, FitConfig, Reading
+from latentwire_adapter.data import Prompt, Question, tokens_of, training_counts, training_prompts
+from latentwire_adapter.losses import PromptLosses
 from latentwire_adapter.model import codecs, reader as reading_rows
 from latentwire_adapter.model.language_model import load_language_model, wrap
 from latentwire_adapter.model.reader import Reader, batches, text_of
@@ -271,3 +272,36 @@ def test_a_failing_check_is_named():
     demand({"table": "", "leak": ""})
     with pytest.raises(UserError, match=r"^selfcheck leak: rows moved; nothing is measured"):
         demand({"table": "", "leak": "rows moved"})
+
+
+# ------------------------------------------------------------------------------------------ a tokenizer of another model
+@pytest.fixture
+def smaller(tmp_path, reading):
+    """A model with fewer embeddings than its tokenizer has tokens."""
+    tiny_llama(300).save_pretrained(tmp_path / "smaller")
+    make_tokenizer().save_pretrained(tmp_path / "smaller")
+    return replace(reading, model=str(tmp_path / "smaller"))
+
+
+def test_a_tokenizer_of_another_model_is_one_sentence(smaller, make, tmp_path):
+    named = r"^--model: '.*smaller': the tokenizer knows \d+ tokens and the model 300: .* stands in the "
+    with pytest.raises(UserError, match=named + "scored questions"):
+        make("evaluate", EvaluateConfig(**vars(smaller)), tmp_path / "e")
+    fit = FitConfig(**vars(smaller), samples=3, fit_text=None)
+    with pytest.raises(UserError, match=named + "training questions"):
+        make("fit", fit, tmp_path / "f")
+
+
+def test_so_is_one_that_makes_such_tokens_of_further_text_or_of_answers(lm, prompts, small, tmp_path):
+    config = small(samples=1)
+    types = max(tokens_of(training_prompts(config, lm.tokenizer, lm.context, 1))) + 1
+    assert training_counts(config, lm.tokenizer, types, lm.context)[0].shape == (types,)
+    (tmp_path / "t.txt").write_text(lm.tokenizer.decode(list(range(1, len(lm.tokenizer)))))
+    with pytest.raises(UserError, match=rf"the model {types}: .* stands in the text of .*t.txt"):
+        training_counts(replace(config, fit_text=str(tmp_path / "t.txt")), lm.tokenizer, types, lm.context)
+    answers = [lm.tokenizer(f" {p.question.answer}\n", add_special_tokens=False)["input_ids"] for p in prompts.prompts]
+    largest = max(map(max, answers))
+    few = replace(lm, table_VD=lm.table_VD[:largest])
+    with pytest.raises(UserError, match=rf"the model {largest}: .* stands in the training answers"):
+        PromptLosses(few, prompts.prompts, prompts.prefix_T, "answer_ce")
+    PromptLosses(few, prompts.prompts, prompts.prefix_T, "prompt_ppl")

@@ -449,3 +449,10 @@ def test_two_processes_score_exactly_what_one_does(trained, small, tmp_path):
         )
     assert found[0] == found[1]
     assert replace(CPU, threads=2).threads == 2
+
+
+@pytest.mark.parametrize("changes", [{"adapter_hidden_mult": 10**6}, {"batch_size": 10**12}], ids=["width", "batch"])
+def test_an_adapter_that_cannot_fit_is_refused_with_its_size(small, make, tmp_path, changes):
+    with pytest.raises(UserError, match=r"^adapter_hidden_mult: \d+ times 8: .* a batch take [\d,]+ GiB"):
+        make("phase1", small(**changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

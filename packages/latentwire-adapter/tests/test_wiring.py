@@ -26,7 +26,7 @@ from latentwire_adapter.model.compressor import EmbeddingCompressor
 from latentwire_adapter.model.language_model import load_language_model
 from latentwire_adapter.plan import plan
 from studycore.claims import NotRun, as_stored, judge_all
-from studycore.errors import Stopped
+from studycore.errors import Stopped, UserError
 from studycore.metrics_log import read_rows
 from studycore.record import read_arrays
 from studycore.run import Run
@@ -175,6 +175,12 @@ def test_each_update_of_phase2_asks_the_next_questions(trained, make, small, lm,
     taught = [p.question.id for p in training_prompts(of_phase2(small, trained), lm.tokenizer, lm.context, 6).prompts]
     assert asked_here == [taught[0:2], taught[2:4], taught[4:6]]
     assert len(set(taught)) == 6
+
+
+def test_a_batch_of_phase2_that_cannot_fit_is_refused_before_its_questions_are_made(trained, make, small, tmp_path):
+    with pytest.raises(UserError, match=r"^phase2_batch_size: 1000000000000: .* a batch take [\d,]+ GiB"):
+        make("phase2", of_phase2(small, trained, phase2_batch_size=10**12), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_weights_of_phase2_weigh_gradients_and_the_logged_loss(trained, make, small, tmp_path):

@@ -61,6 +61,15 @@ def test_a_run_that_cannot_fit_is_refused_with_its_size_before_it_is_allocated(t
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("kind", ["baseline", "routed", "transformer", "routed_transformer"])
+def test_so_is_a_width_that_cannot_fit(tmp_path, capsys, kind):
+    flags = ["--hidden-dim", "1000000", "--model-type", kind, "--device", "cpu", "--output-dir", str(tmp_path / "run")]
+    assert main(["train", *flags]) == 2
+    (said,) = capsys.readouterr().err.strip().splitlines()
+    assert "error: hidden_dim: 1000000: weights, gradients, moments and a batch take " in said
+    assert not (tmp_path / "run").exists()
+
+
 def test_memory_counts_pairs_and_the_logits_of_a_batch():
     config = TrainerConfig(p=97, train_frac=0.5, loss_dtype="float32")
     n = 97**2

@@ -8,12 +8,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from polytope_hsae.activations import CACHE, gather
 from polytope_hsae.concepts import Child, Hierarchy, Parent
-from polytope_hsae.config import ActivationConfig
+from polytope_hsae.config import ActivationConfig, GeometryConfig
 from polytope_hsae.data import CHOOSE, TEST, TRAIN, open_store
 from polytope_hsae.head import head_of, load_head
 from polytope_hsae.language import check_capture, final_activations, load_model, load_tokenizer
 from polytope_hsae.metrics import cross_entropy
 from studycore.errors import UserError
+from studycore.language import wordnet
 from studycore.testing.interrupted import killed_at
 
 SHAPES = {
@@ -135,6 +136,44 @@ def test_a_text_that_is_too_short_is_a_sentence(tmp_path, geometry, tokenizer):
 
     with pytest.raises(UserError, match=r"data.token_budget: the texts of .* end"):
         gather(config_of("x", tmp_path, token_budget=90_000), load_hierarchy(geometry / "concepts.json"), tokenizer)
+
+
+def test_a_dry_run_times_no_more_windows_than_there_are(folder, tmp_path, monkeypatch):
+    from polytope_hsae import estimate, language
+
+    shapes = set()
+    monkeypatch.setattr(language, "final_activations", lambda model, ids_BT: shapes.add(tuple(ids_BT.shape)))
+    for batch_size in (3, 10**8):
+        estimate._model(str(folder), config_of(folder, tmp_path, batch_size=batch_size), "cpu")
+    assert shapes == {(3, 16), (25, 16)}
+
+
+def test_a_tokenizer_of_another_model_is_a_sentence(tmp_path, geometry, tokenizer, monkeypatch):
+    """In both jobs that read text, and where a concept's word alone is not known."""
+    from polytope_hsae import extraction
+    from polytope_hsae.concepts import load_hierarchy
+
+    monkeypatch.chdir(tmp_path)
+    hierarchy = load_hierarchy(geometry / "concepts.json")
+    monkeypatch.setattr(wordnet, "texts", lambda split: [tokenizer.decode([len(tokenizer) - 1])])
+    known = max(hierarchy.labels())
+    monkeypatch.setattr(extraction, "choose_hierarchy", lambda *args: (hierarchy, {}))
+    for vocabulary, where in ((known, "words of the concepts"), (known + 1, "glosses")):
+        config = AutoConfig.for_model("llama", vocab_size=vocabulary, **SHAPES["llama"])
+        AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / where)
+        tokenizer.save_pretrained(tmp_path / where)
+        named = (
+            rf"^model.name: '.*{where}': the tokenizer knows .* and the model {vocabulary}: .* stands in the {where}"
+        )
+        with pytest.raises(UserError, match=named):
+            job("geometry", GeometryConfig(model=str(tmp_path / where), contexts=1), tmp_path / f"g {vocabulary}")
+    with pytest.raises(UserError, match=r"stands in the text of .*text.txt"):
+        job(
+            "activations",
+            config_of(tmp_path / "words of the concepts", tmp_path),
+            tmp_path / "a",
+            {"geometry": geometry},
+        )
 
 
 def test_a_planted_store_has_exact_labels(planted):

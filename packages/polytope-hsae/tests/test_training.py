@@ -13,6 +13,7 @@ import polytope_hsae.train as loop
 import polytope_hsae.training as module
 from polytope_hsae.model import SparseAutoencoder
 from polytope_hsae.teacher import initialise, load_teacher
+from polytope_hsae.training import check_room
 from studycore.configuration import to_dict, to_yaml
 from studycore.errors import Stopped, UserError
 from studycore.files import read_json
@@ -223,3 +224,17 @@ def test_a_job_by_itself_needs_the_folders_of_others(tmp_path, planted, small):
         job("train", small(), tmp_path / "run")
     with pytest.raises(UserError, match=r"activations: null; .* --activations RUN"):
         job("train", small(), tmp_path / "run", {"geometry": planted["geometry"]})
+
+
+@pytest.mark.parametrize("arm", ["teacher", "topk", "matryoshka"])
+@pytest.mark.parametrize("changes", [{"m_top": 10**11}, {"m_low": 10**11}], ids=["m_top", "m_low"])
+def test_an_autoencoder_that_cannot_fit_is_refused_with_its_size(planted, small, tmp_path, arm, changes):
+    config = small(arm=arm, **changes)
+    for act in (
+        lambda: job("train", config, tmp_path / "run", planted),
+        lambda: check_room(config, 64, "cpu"),
+    ):
+        with pytest.raises(UserError, match=rf"^hsae.m_top, hsae.m_low: .*{10**11}.* a batch take [\d,]+ GiB"):
+            act()
+    assert not (tmp_path / "run").exists()
+    check_room(small(arm=arm), 64, "cpu")

@@ -22,7 +22,7 @@ from retrofit.metrics.documents import read_documents
 from retrofit.model import load_model
 from studycore.checkpoints import read_index
 from studycore.configuration import to_dict, to_yaml
-from studycore.errors import UserError
+from studycore.errors import Stopped, UserError
 from studycore.execution import report_on
 from studycore.metrics_log import read_rows
 
@@ -132,6 +132,54 @@ def test_a_killed_process_resumes_to_the_bit(small, tmp_path, sign):
     assert resumed.returncode == 0, errors
     train_run(config, tmp_path / "straight")
     same(tmp_path / "straight", tmp_path / "cut")
+
+
+@pytest.mark.parametrize(
+    ("method", "parts", "updates"), [("gram", 14, 3), ("geometry", 16, 4)], ids=["gram", "after a transport"]
+)
+def test_a_signal_is_heeded_between_the_parts_of_an_update(small, tmp_path, monkeypatch, method, parts, updates):
+    """Of the fourth update, of four parts. One that began with a transport is finished: it is made once."""
+    config = small(method=method, gradient_accumulation_steps=4, glt_interval=3, lr=1e-3, dropout=0.1)
+    train_run(config, tmp_path / "straight")
+    forward, calls = module.NextTokenLoss.forward, []
+
+    def signals(loss, ids_NT):
+        calls.append(len(ids_NT))
+        if len(calls) == 3 * 4 + 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return forward(loss, ids_NT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.NextTokenLoss, "forward", signals)
+        with pytest.raises(Stopped):
+            train_run(config, tmp_path / "cut")
+    assert len(calls) == parts
+    assert len(rows_of(tmp_path / "cut", "update")) == updates
+    train_run(config, tmp_path / "cut", resume=True)
+    same(tmp_path / "straight", tmp_path / "cut")
+
+
+def test_a_batch_far_above_the_training_blocks_is_refused(small, tmp_path):
+    with pytest.raises(UserError, match=r"^batch_size: 100000000 is more than 10 times the \d+ training blocks"):
+        train_run(small(method="gram", batch_size=10**8, gradient_accumulation_steps=10**8), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_is_asked_for_its_memory_before_the_run_begins(small, tmp_path, monkeypatch):
+    asked = []
+
+    def none_free(size, what, mend, device):
+        asked.append(size)
+        raise UserError(f"{what}; {mend}")
+
+    monkeypatch.setattr(module, "check_memory", none_free)
+    config = small(method="gram", batch_size=8, gradient_accumulation_steps=2)
+    with pytest.raises(UserError, match=r"^batch_size: .* the logits of 4 blocks at a time; lower it"):
+        train_run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    model, _ = load_model(config.model)
+    numbers = sum(p.numel() for p in model.parameters())
+    assert asked == [3 * 4 * numbers + 2 * 4 * 4 * config.block_size * model.config.vocab_size]
 
 
 def test_two_processes_equal_one(small, tmp_path):

@@ -264,3 +264,23 @@ def test_a_run_that_gets_sigterm_exits_with_3_and_resume_goes_on(tmp_path):
     assert after[: len(rows)] == rows
     assert [row["epoch"] for row in after if row["stage"] == "hierarchy"] == list(range(len(after) - 4))
     assert len(json.loads((folder / "manifest.json").read_text())["resumed"]) == 1
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--encoder-sizes", "[1000000, 1000000]"],
+        ["--decoder-sizes", "[8, 1000000, 1000000]"],
+        ["--hidden-dim", "10000000", "--n-projection-layers", "2"],
+        ["--latent-dim", "10000000000"],
+    ],
+    ids=lambda flags: flags[0],
+)
+@pytest.mark.parametrize("decode", ["ball", "code"])
+def test_a_model_that_cannot_fit_is_refused_with_its_size(flags, decode, tmp_path, capsys):
+    stages = ["--stages", "joint"] if decode == "ball" else []
+    asked = [*TINY, "--decode", decode, *stages, *flags, "--output-dir", str(tmp_path / "run")]
+    assert main(["train", *asked]) == 2
+    (said,) = errors_of(capsys)
+    assert flags[1] in said and "moments and a batch take" in said
+    assert not (tmp_path / "run").exists()

@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from studycore.errors import Stopped, UserError, refused_by_system
+from studycore.errors import SomeFailed, Stopped, UserError, refused_by_system
 from studycore.study import ManyRuns, OneRun, Study, Verb, load
 from studycore.terminal import steady_output
 
@@ -216,16 +216,23 @@ def _covers(folder: Path, request: Request) -> bool:
 def make(request: Request, folder: Path, resume: bool, **more: Any) -> None:
     """Makes the run or runs in the folder and prints the report, also where some of many failed."""
     from studycore.execution import make_run, make_runs
-    from studycore.report import print_report
 
     function: Any = make_run if isinstance(request.action, OneRun) else make_runs
     arguments = (request.study, request.verb, request.config, folder, request.options, request.argv, resume)
     try:
         function(*arguments, **more)
-    finally:
-        ended_well = sys.exc_info()[0] is None or (function is make_runs and sys.exc_info()[0] is UserError)
-        if ended_well and _is_first_process() and (folder / "report.md").exists():
-            print_report(folder)
+    except SomeFailed:
+        # Any other refusal leaves a folder whose report is not of this run.
+        _show_report(folder)
+        raise
+    _show_report(folder)
+
+
+def _show_report(folder: Path) -> None:
+    from studycore.report import print_report
+
+    if _is_first_process() and (folder / "report.md").exists():
+        print_report(folder)
 
 
 def with_aliases(study: Study, argv: Sequence[str]) -> list[str]:

@@ -256,21 +256,29 @@ def read_yaml(path: Path) -> dict[str, Any]:
         if not isinstance(values, dict):
             raise UserError(f"{path}: holds no mapping; write one 'field: value' a line")
         for name, value in values.items():
-            if not _is_plain({name: value}):
+            if odd := _not_plain({name: value}):
+                where, part = odd
                 raise UserError(
-                    f"{path}: {name}: holds what JSON cannot; use text, finite numbers, true, false, null, lists, mappings"
+                    f"{path}: {where}: {str(part)[:40]} is no value here; use text, finite numbers, true, false, null, lists, mappings"
                 )
     except (yaml.YAMLError, RecursionError) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}; mend it there") from None
     return values
 
 
-def _is_plain(value: Any) -> bool:
+def _not_plain(value: Any, where: str = "") -> tuple[str, Any] | None:
+    """(field, value) of the first part that JSON cannot hold, or None."""
     if isinstance(value, dict):
-        return all(isinstance(key, str) and _is_plain(part) for key, part in value.items())
+        for key, part in value.items():
+            if not isinstance(key, str):
+                return where or str(key), f"the key {key}"
+            if odd := _not_plain(part, f"{where}.{key}".lstrip(".")):
+                return odd
+        return None
     if isinstance(value, list):
-        return all(_is_plain(part) for part in value)
-    return value is None or isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value))
+        return next((odd for part in value if (odd := _not_plain(part, where))), None)
+    plain = value is None or isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value))
+    return None if plain else (where, value)
 
 
 class _Loader(yaml.SafeLoader):

@@ -7,6 +7,10 @@ class UserError(ValueError):
     """A mistake of the user's: one sentence that names the field or file, its value and the mend. Exit code 2."""
 
 
+class SomeFailed(UserError):
+    """Of many runs some failed, and the report on the others is written."""
+
+
 class Stopped(Exception):
     """The run was told to stop (SIGTERM, SIGINT, SIGHUP) and has saved what it had. Exit code 3."""
 

@@ -14,7 +14,7 @@ from typing import Any
 from studycore.claims import as_stored, judge_all
 from studycore.configuration import config_hash, differences, read_yaml, to_dict
 from studycore.devices import choose_device, cores, describe, set_threads
-from studycore.errors import Stopped, UserError, reason_of, refused_by_system
+from studycore.errors import SomeFailed, Stopped, UserError, reason_of, refused_by_system
 from studycore.jobs import Ended, Job, JobRunner, Schedule, check_names, run_in_processes
 from studycore.options import RunOptions, SweepOptions
 from studycore.record import Record, is_done, job_entries, read_record
@@ -181,7 +181,8 @@ def make_runs(
 ) -> None:
     """Makes every run of the plan that is not done, each in a folder under `folder`, and writes the report on all.
 
-    UserError when some failed, after the report on the others; Stopped when a signal came, after all have saved.
+    SomeFailed when some did, after the report on the others; UserError for what can't be made; Stopped when a signal
+    came, after all have saved.
     """
     action = study.verbs[verb]
     assert isinstance(action, ManyRuns)
@@ -251,7 +252,7 @@ def make_runs(
         said = f"{len(failed)} of {len(chosen)} runs failed, first {name}: {why.rstrip('.')}"
         whole.finish("failed", said)
         report_on(study, folder)
-        raise UserError(f"{said}; the report holds the others, and `{study.name} resume {folder}` tries them again")
+        raise SomeFailed(f"{said}; the report holds the others, and `{study.name} resume {folder}` tries them again")
 
 
 def check_plan(jobs: Sequence[Job]) -> None:

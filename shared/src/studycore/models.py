@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from studycore.devices import check_memory
 from studycore.files import read_json, write_json, write_tensors
 from studycore.foreign import reading
 
@@ -23,6 +24,22 @@ Module = TypeVar("Module", bound=nn.Module)
 def count_parameters(module: nn.Module) -> int:
     """Numbers in all parameters, each once however many modules share it."""
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def check_fits(build: Callable[[], nn.Module], what: str, mend: str, device: str = "cpu", activations: int = 0) -> None:
+    """UserError when training the module would need more memory than the device has free.
+
+    Counted are weights, gradients and AdamW's two moments, and bytes of `activations`. `build` makes the module of
+    shapes alone: nothing is allocated or drawn.
+    """
+    try:
+        with torch.device("meta"):
+            weights = sum(parameter.nbytes for parameter in build().parameters())
+    except RuntimeError as error:
+        if "overflow" not in str(error):
+            raise
+        weights = 2**63  # of a matrix whose size in bytes is no int64
+    check_memory(4 * weights + activations, f"{what}: weights, gradients, moments and a batch", mend, device)
 
 
 @contextmanager

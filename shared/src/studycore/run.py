@@ -301,6 +301,12 @@ class Run:
         processes: Any = self.accelerator.reduce(torch.tensor(float(bool(flag)), device=self.device), "sum")
         return float(processes) > 0
 
+    def told_to_stop(self) -> bool:
+        """Whether a signal has come, in any process, since this index began: a step that is long may ask, give up what it
+        has not finished, save and call `ended`."""
+        self.stopping = self.stopping or self.any_process(stop_flag())
+        return self.stopping
+
     def end_here(self, when: bool) -> None:
         """Makes this index the loop's last, in all processes, when any of them says so; call it before evaluating."""
         self.last = self.any_process(when) or self.last

@@ -1,11 +1,11 @@
 """The settings of every verb. Importing this module must stay cheap: no torch."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import studycore.options
 from studycore.bounds import BelowOne, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, check_bounds
+from studycore.files import check_output_file
 
 QUESTION = "How much of a prompt survives when each token's embedding is compressed and rebuilt, so that questions on it are still answered?"
 EMBEDDED_MODEL = "studycore/smollm2-135m-instruct"
@@ -225,5 +225,5 @@ class Options(studycore.options.TrainOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.diagnostic_log is not None and Path(self.diagnostic_log).is_dir():
-            raise ValueError(f"diagnostic_log: '{self.diagnostic_log}' is a folder; name a file in it")
+        if self.diagnostic_log is not None:
+            check_output_file(self.diagnostic_log, "diagnostic_log")

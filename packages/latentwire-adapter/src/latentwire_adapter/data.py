@@ -7,6 +7,7 @@ Shapes: V token types, T tokens.
 """
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from studycore.errors import UserError
 from studycore.files import check_local, read_json
 from studycore.hashes import share_of
 from studycore.language.documents import read_documents
+from studycore.language.pretrained import check_tokens, hub_rows
 from studycore.streams import derive_seed
 
 CUE = "Answer:"
@@ -107,16 +109,36 @@ def read_questions(config: Reading, split: str, limit: int, per_paragraph: int |
 
 
 def from_squad(content: Mapping[str, Any], first: int = 0) -> list[Question]:
-    """The questions of a SQuAD file. KeyError, TypeError where it is none."""
+    """The questions of a SQuAD file. KeyError, TypeError where it is none; UserError for what should be text and is not."""
     questions = []
     for number, entry in enumerate(entry for article in content["data"] for entry in article["paragraphs"]):
-        for asked in entry["qas"]:
+        name = f"paragraph {first + number}"
+        context = as_text(entry["context"], "context", name)
+        for place, asked in enumerate(entry["qas"]):
+            where = f"{name}, question {place}"
             answers = [] if asked.get("is_impossible") else [answer["text"] for answer in asked["answers"]]
-            name = f"paragraph {first + number}"
-            questions.append(
-                Question(str(asked["id"]), name, entry["context"], asked["question"].strip(), tuple(answers))
-            )
+            questions.append(question_of(asked["id"], name, context, asked["question"], answers, where))
     return questions
+
+
+def question_of(name: Any, paragraph: str, context: Any, question: Any, answers: Any, where: str) -> Question:
+    """Checked: UserError for what should be text and is not."""
+    if not isinstance(answers, list | tuple):
+        raise UserError(f"--dataset: the answers of {where} are no list: {_shown(answers)}; give a list of texts")
+    checked = tuple(as_text(answer, "answer", where) for answer in answers)
+    asked = as_text(question, "question", where).strip()
+    return Question(str(name), paragraph, as_text(context, "context", where), asked, checked)
+
+
+def as_text(value: Any, part: str, where: str) -> str:
+    """UserError for what is no text."""
+    if not isinstance(value, str):
+        raise UserError(f"--dataset: the {part} of {where} is no text: {_shown(value)}; give text, in quotes")
+    return value
+
+
+def _shown(value: Any) -> str:
+    return json.dumps(value, default=str)[:40]
 
 
 def _read_file(path: str) -> Any:
@@ -133,19 +155,17 @@ def _read_file(path: str) -> Any:
 
 def _read_hub(config: Reading, split: str) -> list[Question]:
     """A hub dataset of SQuAD's form: id, context, question, answers{text}."""
-    from studycore.language.pretrained import hub_rows
-
     check_local("--dataset", config.dataset)
     columns = ("id", "context", "question", "answers")
     rows = hub_rows(config.dataset, split, columns, revision=config.dataset_revision)
     paragraphs: dict[str, str] = {}
-    return [
-        Question(
-            str(row["id"]), paragraphs.setdefault(row["context"], f"paragraph {len(paragraphs)}"), row["context"],
-            row["question"].strip(), tuple(row["answers"]["text"]),
-        )
-        for row in rows
-    ]  # fmt: skip
+    questions = []
+    for number, row in enumerate(rows):
+        paragraph = paragraphs.setdefault(str(row["context"]), f"paragraph {len(paragraphs)}")
+        answers = row["answers"]["text"] if isinstance(row["answers"], dict) else row["answers"]
+        where = f"row {number} of {split}"
+        questions.append(question_of(row["id"], paragraph, row["context"], row["question"], answers, where))
+    return questions
 
 
 def load_squad_subset(
@@ -276,6 +296,11 @@ def training_prompts(config: FitConfig, tokenizer: Any, context: int, limit: int
 
 
 # ----------------------------------------------------------------------------------------------------------- counts
+def tokens_of(prompts: Prompts) -> set[int]:
+    """The token types that stand in prompts."""
+    return set(prompts.prefix_T).union(*(p.asked_T for p in prompts.prompts))
+
+
 def count_tokens(rows: Iterable[Sequence[int]], types: int) -> Tensor:
     """How often each token type stands in the rows: counts_V, float64."""
     flat = torch.tensor([token for row in rows for token in row], dtype=torch.int64)
@@ -284,12 +309,15 @@ def count_tokens(rows: Iterable[Sequence[int]], types: int) -> Tensor:
 
 def training_counts(config: FitConfig, tokenizer: Any, types: int, context: int) -> tuple[Tensor, dict[str, Any]]:
     """(counts_V over prompts and further text, what was counted). UserError for text that is not there."""
+    source = f"--model: '{config.model}'"
     prompts = training_prompts(config, tokenizer, context, config.samples)
+    check_tokens(tokens_of(prompts), tokenizer, types, "training questions", source)
     counts_V = count_tokens((prompts.prefix_T + p.asked_T for p in prompts.prompts), types)
     tokens = int(counts_V.sum())
     about: dict[str, Any] = {"prompts": len(prompts.prompts), "prompt_tokens": tokens}
     if config.fit_text is not None and config.fit_text_share > 0:
         rows = tokenizer(_texts(config.fit_text), add_special_tokens=False, verbose=False)["input_ids"]
+        check_tokens((token for row in rows for token in row), tokenizer, types, f"text of {config.fit_text}", source)
         more_V = count_tokens(rows, types)
         share = config.fit_text_share / (1 - config.fit_text_share)
         tokens += int(more_V.sum())

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from latentwire_adapter.data import Prompt
 from latentwire_adapter.model.language_model import LanguageModel
 from latentwire_adapter.model.reader import in_precision_of
+from studycore.language.pretrained import check_tokens
 
 
 def reconstruction_loss(y_UD: Tensor, x_UD: Tensor, weights_U: Tensor, variance: float, total: float) -> Tensor:
@@ -62,6 +63,8 @@ class PromptLosses:
             else lm.tokenizer(f" {p.question.answer}\n", add_special_tokens=False)["input_ids"]
             for p in prompts
         ]
+        known = len(lm.table_VD)
+        check_tokens((t for row in answers for t in row), lm.tokenizer, known, "training answers", "--model")
         rows = [[*a, *b] for a, b in zip(asked, answers, strict=True)]
         self.ids_BT, self.mask_BT = left_padded(rows, lm.device)
         length = self.ids_BT.shape[1]

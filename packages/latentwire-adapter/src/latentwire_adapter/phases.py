@@ -3,7 +3,7 @@
 Shapes: V token types of the table, K dimensions of a code, D of an embedding.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from latentwire_adapter.config import (
     Reading,
     SelfcheckConfig,
 )
-from latentwire_adapter.data import Prompts, scored_prompts, training_prompts
+from latentwire_adapter.data import Prompts, scored_prompts, tokens_of, training_prompts
 from latentwire_adapter.evaluation import Arm, finish, make_arm, score, snap_accuracy
 from latentwire_adapter.fitting import Fit, TypeRows, code_dimensions, fingerprint, fit_of, load_fit, make_fit, save_fit
 from latentwire_adapter.model import codecs
@@ -29,7 +29,8 @@ from latentwire_adapter.objectives import Reconstruction, ThroughModel
 from latentwire_adapter.selfcheck import demand, selfcheck as run_checks
 from latentwire_adapter.train import train
 from studycore.files import copied, read_json
-from studycore.models import count_parameters
+from studycore.language.pretrained import check_tokens, vocabulary_of
+from studycore.models import check_fits, count_parameters
 from studycore.run import Run
 
 
@@ -91,6 +92,7 @@ def phase1(config: Phase1Config, run: Run) -> None:
     run.accelerate()
     lm, prompts = read(config, run)
     k = code_dimensions(config, lm.table_VD.shape[1])
+    check_room(config, k, lm)
     fitted = fit_of(config, lm, k, run)
     run.begin(
         data={"scored questions": prompts.fingerprint, "counts": fingerprint(fitted.counts_V)}, about=fitted.about
@@ -114,7 +116,12 @@ def phase2(config: Phase2Config, run: Run) -> None:
     fitted = load_fit(folder, lm)
     start = Adapter.from_pretrained(folder / "adapter").to(lm.device)
     before = read_json(folder / "results.json")["metrics"]["f1"]
+    # Of each question at least the logits of one token, with their gradient.
+    logits = 2 * 4 * config.phase2_batch_size // run.world * vocabulary_of(lm.model)
+    what = f"phase2_batch_size: {config.phase2_batch_size}"
+    check_fits(lambda: build_adapter(start.arguments), what, "lower it", run.device, logits)
     taught = training_prompts(config, lm.tokenizer, lm.context, max(config.steps * config.phase2_batch_size, 1))
+    check_known(tokens_of(taught), lm, "training questions", config)
     run.begin(
         data={
             "scored questions": prompts.fingerprint, "training questions": taught.fingerprint, "counts": fingerprint(fitted.counts_V),
@@ -137,7 +144,14 @@ def phase2(config: Phase2Config, run: Run) -> None:
 def read(config: Reading, run: Run) -> tuple[LanguageModel, Prompts]:
     """The model and the scored prompts."""
     lm = load_language_model(config, run.device)
-    return lm, scored_prompts(config, lm.tokenizer, lm.context)
+    prompts = scored_prompts(config, lm.tokenizer, lm.context)
+    check_known(tokens_of(prompts), lm, "scored questions", config)
+    return lm, prompts
+
+
+def check_known(tokens: Iterable[int], lm: LanguageModel, where: str, config: Reading) -> None:
+    """UserError for a token that the model does not know."""
+    check_tokens(tokens, lm.tokenizer, vocabulary_of(lm.model), where, f"--model: '{config.model}'")
 
 
 def check_first(config: Reading, lm: LanguageModel, prompts: Prompts, run: Run) -> None:
@@ -152,6 +166,15 @@ def adapter_values(config: Phase1Config, k: int, width: int) -> dict[str, Any]:
     return {
         "d_z": k, "d_model": width, "hidden_mult": config.adapter_hidden_mult, "dropout": config.adapter_dropout, "form": config.adapter_form,
     }  # fmt: skip
+
+
+def check_room(config: Phase1Config, k: int, lm: LanguageModel) -> None:
+    """UserError for an adapter whose training does not fit into memory."""
+    values = adapter_values(config, k, lm.table_VD.shape[1])
+    # Two hidden layers of a batch, before and after their non-linearity.
+    hidden = 4 * 4 * config.batch_size * k * config.adapter_hidden_mult
+    what = f"adapter_hidden_mult: {config.adapter_hidden_mult} times {k}"
+    check_fits(lambda: build_adapter(values), what, "lower adapter_hidden_mult or batch_size", str(lm.device), hidden)
 
 
 def start_adapter(values: Mapping[str, Any], seed: int, data: TypeRows, fitted: Fit) -> Adapter:

@@ -21,11 +21,13 @@ from least_action.model import (
     replay_probe,
     total_norm,
     trainable_parameters,
+    unstarted,
 )
 from least_action.recipes import create_optimizers, learning_rate, transform_gradients
 from studycore.checkpoints import optimizer_tensors
 from studycore.devices import check_memory
 from studycore.errors import UserError
+from studycore.models import check_fits
 from studycore.run import Run
 
 
@@ -39,6 +41,11 @@ def train(config: TrainerConfig, run: Run) -> None:
         raise UserError("loss_dtype, dtype: float64 does not exist on mps; give --loss-dtype float32 --dtype float32")
     mend = "lower p" if config.batch_size else "lower p, or give a batch_size"
     check_memory(memory_of(config), f"p: the pairs and logits of p = {config.p}", mend, run.device)
+    # Of each pair of a batch, what every layer gives.
+    n_pairs = config.batch_size or round(config.train_frac * config.p**2)
+    widths = n_pairs * config.n_layers * config.hidden_dim * (8 if config.dtype == "float64" else 4)
+    what, mend = f"hidden_dim: {config.hidden_dim}", "lower hidden_dim or n_layers"
+    check_fits(lambda: unstarted(config), what, mend, run.device, memory_of(config) + widths)
     data = create_dataset(config)
     run.begin(data={"training pairs": fingerprint(data)})
     training, probe = data.train.to(run.device), Probe.draw(data, config, run.device)

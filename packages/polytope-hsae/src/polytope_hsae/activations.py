@@ -21,7 +21,7 @@ from polytope_hsae import synthetic
 from polytope_hsae.concepts import Hierarchy, load_hierarchy, prompts
 from polytope_hsae.config import SYNTHETIC, ActivationConfig
 from polytope_hsae.data import CHOOSE, TEST, TRAIN, folder_of
-from polytope_hsae.language import check_capture, final_activations, load_model, load_tokenizer, pad
+from polytope_hsae.language import check_capture, check_known, final_activations, load_model, load_tokenizer, pad
 from studycore.errors import UserError
 from studycore.files import check_local, sync_folder, write_json
 from studycore.hashes import share_of
@@ -71,6 +71,8 @@ def capture(config: ActivationConfig, run: Run) -> None:
     model = load_model(config.model, config.model_revision, config.dtype)
     weights = weights_fingerprint(model)
     sequences = gather(config, hierarchy, tokenizer)
+    read = {token for row in sequences.rows for token in row}.union(sequences.following)
+    check_known(read, model, tokenizer, f"text of {config.source}", config.model)
     shards = list(sequences.shards(config.shard_size_tokens))
     keys = [_key(weights, config.dtype, shard) for shard in shards]
     data = {"model": weights, "tokens": hashlib.sha256("".join(keys).encode()).hexdigest()}

@@ -13,7 +13,7 @@ import torch
 from polytope_hsae.config import SYNTHETIC, ActivationConfig, StudyConfig, TrainConfig
 from polytope_hsae.losses import Weights
 from polytope_hsae.model import build_sae
-from polytope_hsae.training import Objective, create_optimizer, shape_of, stages
+from polytope_hsae.training import Objective, check_room, create_optimizer, shape_of, stages
 from studycore.cli import duration
 from studycore.language.embedded import locate
 from studycore.models import count_parameters
@@ -40,7 +40,9 @@ def _model(place: str, config: ActivationConfig, device: str) -> tuple[int, floa
     from polytope_hsae.language import final_activations, load_model
 
     model = load_model(place, dtype=config.dtype).to(device)
-    ids_BT = torch.ones(config.batch_size, config.window_length, dtype=torch.long, device=device)
+    # No batch holds more windows than there are.
+    windows = max(1, min(config.batch_size, config.token_budget // config.window_length))
+    ids_BT = torch.ones(windows, config.window_length, dtype=torch.long, device=device)
     width = int(model.get_output_embeddings().weight.shape[1])
     return width, _seconds(lambda: final_activations(model, ids_BT), device) * config.token_budget / ids_BT.numel()
 
@@ -53,6 +55,7 @@ def _trainings(study: StudyConfig, width: int, device: str) -> str:
     for config in configs:
         kind = config.arm if config.flat or config.arm == "top2" else "hierarchical"
         if kind not in timed:
+            check_room(config, width, device)
             model = build_sae(shape_of(config, width, 1.0)).to(device).train()
             timed[kind] = _seconds(_step(model, config, device), device)
             # Weights, gradients, two moments, and the activations of a batch.

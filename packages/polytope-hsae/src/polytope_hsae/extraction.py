@@ -13,7 +13,7 @@ from polytope_hsae.concepts import Hierarchy, choose_hierarchy
 from polytope_hsae.config import SYNTHETIC, GeometryConfig
 from polytope_hsae.geometry import CausalGeometry, causal_geometry, euclidean_geometry
 from polytope_hsae.head import Head, head_of
-from polytope_hsae.language import final_activations, load_model, load_tokenizer, pad
+from polytope_hsae.language import check_known, final_activations, load_model, load_tokenizer, pad
 from polytope_hsae.validation import Vectors, estimate, family, validate
 from studycore.errors import UserError
 from studycore.language.pretrained import weights_fingerprint
@@ -32,6 +32,7 @@ def extract(config: GeometryConfig, run: Run) -> None:
         tokenizer = load_tokenizer(config.model, config.model_revision)
         hierarchy, counts = choose_hierarchy(tokenizer, config)
         model = load_model(config.model, config.model_revision)
+        check_known(hierarchy.labels(), model, tokenizer, "words of the concepts", config.model)
         weights = weights_fingerprint(model)
         head, x_ND = _contexts(model, tokenizer, config)
         gamma_VD = head.unembedding_VD
@@ -81,6 +82,7 @@ def _contexts(model: Any, tokenizer: Any, config: GeometryConfig) -> tuple[Head,
         ids[:12]
         for ids in tokenizer([texts[i] for i in order[: config.contexts]], add_special_tokens=False)["input_ids"]
     ]
+    check_known((token for row in rows for token in row), model, tokenizer, "glosses", config.model)
     ids_BT, mask_BT = pad(rows, 0)
     x_BTD = final_activations(model, ids_BT, mask_BT)
     return head_of(model, torch.tensor(rows[:1])), x_BTD[torch.arange(len(rows)), mask_BT.sum(1) - 1]

@@ -6,7 +6,7 @@ product with the unembedding, exactly, and need no run of the model.
 Shapes: B sequences, T tokens, D width, V words.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -30,6 +30,12 @@ def load_model(name: str, revision: str | None = None, dtype: str = "fp32") -> A
 def load_tokenizer(name: str, revision: str | None = None) -> Any:
     """UserError when the model has none."""
     return pretrained.load_tokenizer(name, revision, FLAG)
+
+
+def check_known(tokens: Iterable[int], model: Any, tokenizer: Any, where: str, name: str) -> None:
+    """UserError for a token that the model does not know."""
+    vocabulary = pretrained.vocabulary_of(model)
+    pretrained.check_tokens(tokens, tokenizer, vocabulary, where, f"{FLAG}: '{name}'")
 
 
 def unembedding(model: Any) -> Tensor:

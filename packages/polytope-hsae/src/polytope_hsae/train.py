@@ -18,6 +18,7 @@ from polytope_hsae.model import SAEConfig, build_sae
 from polytope_hsae.teacher import initialise, load_teacher
 from polytope_hsae.training import (
     Objective,
+    check_room,
     create_optimizer,
     probe,
     replay,
@@ -45,6 +46,7 @@ def train(config: TrainConfig, run: Run) -> None:
     indices, held_out = store.split(TRAIN), store.rows(store.sample(CHOOSE, config.val_size)).to(run.device)
     if len(indices) < config.batch_size_acts:
         raise UserError(f"training.batch_size_acts: {config.batch_size_acts} is more than the {len(indices)} training activations; lower it")  # fmt: skip
+    check_room(config, store.width, run.device)
     run.begin(data={"activations": store.places[0].stem, "count": str(len(store))})
 
     # ------------------------------------------------------------------------------------- model and optimizer

@@ -17,6 +17,7 @@ from polytope_hsae.data import Store
 from polytope_hsae.losses import Weights, total_loss
 from polytope_hsae.model import HierarchicalSAE, SAEConfig, build_sae
 from polytope_hsae.teacher import Teacher, initialise
+from studycore.models import check_fits
 from studycore.streams import derive_seed, generator
 
 SCALE_SAMPLE = 8192
@@ -86,6 +87,15 @@ class Objective(nn.Module):
             # A parameter that is not in the loss would stop several processes; its gradient is zero.
             loss = loss + 0.0 * torch.stack([q.flatten()[0] for q in self.model.parameters()]).sum()
         return loss, parts, output.codes
+
+
+def check_room(config: TrainConfig, width: int, device: str) -> None:
+    """UserError for an autoencoder whose training does not fit into memory."""
+    shape = shape_of(config, width, 1.0)
+    # What every latent (of two levels, every parent) gives for a batch, and its gradient.
+    dense = 2 * 4 * config.batch_size_acts * shape.m_top
+    what = f"hsae.m_top, hsae.m_low: {config.m_top} and {config.m_low} at width {width}"
+    check_fits(lambda: build_sae(shape), what, "lower them", device, dense)
 
 
 def start_values(config: TrainConfig, store: Store, indices: np.ndarray) -> dict[str, Any]:

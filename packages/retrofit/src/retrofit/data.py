@@ -27,6 +27,7 @@ from studycore.files import check_local
 from studycore.foreign import reading
 from studycore.hashes import share_of, tensor_sha256
 from studycore.language.documents import SEPARATOR, document, read_documents
+from studycore.language.pretrained import check_tokens
 from studycore.streams import batch_indices, generator
 
 FILE_VALIDATION_SHARE = 0.05
@@ -255,7 +256,8 @@ def cut_blocks(
     stream = torch.from_numpy(np.concatenate([np.asarray(row, dtype=np.int64) for row in rows]))
     owner = torch.from_numpy(np.repeat(np.arange(len(rows)), [len(row) for row in rows]))
     size, first = config.block_size, bos_of(tokenizer, config)
-    _check_known(name, stream, first, tokenizer, config, vocabulary)
+    used = [int(stream.max()), -1 if first is None else first]
+    check_tokens(used, tokenizer, vocabulary, f"{name} documents", f"--model: '{config.model}'")
     overlap = first is None
     count = (len(stream) - overlap) / size
     n = int(np.ceil(count)) if whole else int(count)
@@ -293,16 +295,6 @@ def bos_of(tokenizer: Any, config: Any) -> int | None:
         raise UserError("bos: always, and the model's tokenizer has no beginning-of-text token; give --bos never")
     by_itself = first is not None and tokenizer("a", verbose=False)["input_ids"][:1] == [first]
     return first if config.bos == "always" or (config.bos == "tokenizer" and by_itself) else None
-
-
-def _check_known(name: str, stream: Tensor, first: int | None, tokenizer: Any, config: Any, vocabulary: int) -> None:
-    """UserError for a token without an embedding: the tokenizer is of another model."""
-    largest = max(int(stream.max()), -1 if first is None else first)
-    if largest >= vocabulary:
-        raise UserError(
-            f"--model: the tokenizer of '{config.model}' knows {len(tokenizer)} tokens and the model {vocabulary}: "
-            f"'{tokenizer.convert_ids_to_tokens(largest)}' (token {largest}) stands in the {name} documents; give the tokenizer that belongs to the model"
-        )
 
 
 # ----------------------------------------------------------------------------------------------------------- order

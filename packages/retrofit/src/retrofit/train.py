@@ -34,7 +34,7 @@ from retrofit.metrics.perplexity import evaluate
 from retrofit.metrics.windows import windows_file, write_windows
 from retrofit.model import load_model, save_model
 from studycore.configuration import differences, to_dict
-from studycore.devices import choose_device
+from studycore.devices import check_memory, choose_device
 from studycore.errors import UserError
 from studycore.files import check_local, read_json
 from studycore.language.pretrained import (
@@ -74,6 +74,8 @@ def train(config: RunConfig, run: Run) -> None:
             f"method: glt_fold does not know which norm feeds only the FFN of {pretrained.config.model_type}; take another method"
         )
     data = load_data(config, tokenizer, context_of(pretrained), vocabulary_of(pretrained))
+    if last_step:
+        check_batch(config, run, pretrained, len(data.train.ids_NT))
     reference = norm_reference(config, run, len(blocks), last_step)
     fingerprints = {**data.fingerprints, "model": weights_fingerprint(pretrained)}
     check_start(run, fingerprints)
@@ -127,15 +129,23 @@ def train(config: RunConfig, run: Run) -> None:
             break
         # step
         state = StepState(model, blocks, optimizer, config, step, reference)
-        if arm.transports and step > 0 and step % config.glt_interval == 0:
+        moved = arm.transports and step > 0 and step % config.glt_interval == 0
+        if moved:
             run.log(transport_row(arm.transport, state, data))
         torch.manual_seed(derive_seed(config.seed, "dropout", step, run.rank))
         loss, parts = torch.zeros((), device=run.device), next(batches)
         for number, ids_NT in enumerate(parts, start=1):
+            # An update of many parts is given up for a signal, but not after a transport, which is made once.
+            if number > 1 and not moved and run.told_to_stop():
+                break
             with nullcontext() if number == len(parts) else run.accelerator.no_sync(stepper):
                 share = stepper(ids_NT.to(run.device)) / len(parts)
                 run.backward(share, "lr")
             loss += share.detach()
+        if run.stopping and not moved:
+            prepared.zero_grad()
+            run.save()
+            run.ended()
         row = {"kind": "update", "loss": float(sum_processes(run, loss)) / run.world}
         # The cross-entropy's gradient is clipped alone; the penalty's comes on top, once per update.
         row |= clip_gradients(run.accelerator, parameters, config.grad_clip)
@@ -179,6 +189,24 @@ def check_where_it_began(run: Run, paths: Mapping[str, str | None]) -> dict[str,
             check_local(flag, name)
     relative = {f: n for f, n in paths.items() if n and Path(n).exists() and not Path(n).is_absolute()}
     return {"folder": str(Path.cwd()), "relative": relative}
+
+
+MOST_PASSES = 10
+"""Times that a batch may hold every training block: a larger one is a slip of the finger."""
+
+
+def check_batch(config: RunConfig, run: Run, model: Any, blocks: int) -> None:
+    """UserError for a batch far above the training blocks, or one that does not fit into memory."""
+    if config.batch_size > MOST_PASSES * blocks:
+        raise UserError(
+            f"batch_size: {config.batch_size} is more than {MOST_PASSES} times the {blocks} training blocks; lower it, or give more text"
+        )
+    part = -(-config.batch_size // (run.world * config.gradient_accumulation_steps))
+    # The weights are there; gradients, AdamW's moments, and the logits of a part with their gradient.
+    size = 3 * sum(weight.nbytes for weight in model.parameters())
+    size += 2 * 4 * part * config.block_size * vocabulary_of(model)
+    what = f"batch_size: gradients, moments and the logits of {part} blocks at a time"
+    check_memory(size, what, "lower it, or raise gradient_accumulation_steps", run.device)
 
 
 def check_start(run: Run, fingerprints: Mapping[str, str]) -> None:

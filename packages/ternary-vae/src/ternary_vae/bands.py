@@ -72,7 +72,9 @@ class Targets(NamedTuple):
 
 def largest_distance(config: ArchitectureConfig) -> float:
     """Hyperbolic distance of max_radius from the origin."""
-    return float(to_hyperbolic(torch.tensor(config.max_radius, dtype=torch.float64), config.curvature))
+    # On the CPU also where a model is built of shapes alone.
+    radius = torch.tensor(config.max_radius, dtype=torch.float64, device="cpu")
+    return float(to_hyperbolic(radius, config.curvature))
 
 
 def prior_std(config: ArchitectureConfig) -> float:

@@ -16,7 +16,7 @@ from torch import Tensor
 from studycore.errors import UserError
 from studycore.files import sha256
 from studycore.hashes import tensor_sha256
-from studycore.models import count_parameters
+from studycore.models import check_fits, count_parameters
 from studycore.run import Run
 from studycore.streams import derive_seed
 from ternary_vae.checkpoint import Loaded, find_checkpoint, start_model
@@ -27,7 +27,7 @@ from ternary_vae.lanes import CHOSEN_BY, Lane, WholeModel
 from ternary_vae.losses import total
 from ternary_vae.metrics.evaluate import Codes
 from ternary_vae.metrics.final import baselines, figure_arrays, run_metrics
-from ternary_vae.model import build_model, probe_inputs, replay_probe
+from ternary_vae.model import architecture_of, build_model, probe_inputs, replay_probe
 from ternary_vae.optimizers import create_optimizer
 from ternary_vae.stacked import StackedRadii
 from ternary_vae.stages import Stage, not_stackable, stages_of
@@ -50,6 +50,12 @@ def train_together(configs: Sequence[TrainConfig], runs: Sequence[Run]) -> None:
     first, device = configs[0], runs[0].device
     if device.startswith("mps") and "float64" in (first.dtype, first.projection_dtype):
         raise UserError("dtype, projection_dtype: float64 does not exist on mps; give --projection-dtype float32")
+    widest = max(*first.encoder_sizes, *first.decoder_sizes, first.hidden_dim, first.latent_dim)
+    check_fits(
+        lambda: build_model(architecture_of(first)),
+        f"encoder_sizes, decoder_sizes, hidden_dim, latent_dim: {first.encoder_sizes}, {first.decoder_sizes}, {first.hidden_dim}, {first.latent_dim}",
+        "lower the largest", device, len(runs) * 4 * min(first.batch_size, 3**first.trits) * widest,
+    )  # fmt: skip
     operations = Operations.all(first.trits, first.shuffle_seed).to(device)
     seen = training_indices(first.trits, first.train_fraction, first.seed)
     seen_N = torch.zeros(len(operations), dtype=torch.bool)

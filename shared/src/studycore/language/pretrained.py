@@ -11,7 +11,7 @@ one sentence that begins with the setting's name, `flag`.
 import hashlib
 import json
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -56,11 +56,16 @@ def load_model(
         config = AutoConfig.from_pretrained(place, revision=revision)
         _check_kind(source, config)
         adapt(config)
-        both: Any = AutoModelForCausalLM.from_pretrained(
-            place, revision=revision, config=config, dtype=dtype, output_loading_info=True,
-            # What does not fit is told by _check_complete.
-            ignore_mismatched_sizes=True,
-        )  # fmt: skip
+        try:
+            both: Any = AutoModelForCausalLM.from_pretrained(
+                place, revision=revision, config=config, dtype=dtype, output_loading_info=True,
+                # What does not fit is told by _check_complete.
+                ignore_mismatched_sizes=True,
+            )  # fmt: skip
+        except AssertionError:
+            # Of torch's, for a row that the embedding lacks; architectures that do not use the row are none the worse.
+            _check_padding(source, config)
+            raise
         model, loaded = both
         folder = Path(place) if is_local else Path(str(cached_file(place, "config.json", revision=revision))).parent
     _check_complete(source, model, loaded)
@@ -125,6 +130,15 @@ def _check_kind(source: str, config: Any) -> None:
     if quantised := getattr(config, "quantization_config", None):
         method = quantised.get("quant_method", "some method") if isinstance(quantised, Mapping) else quantised
         raise UserError(f"{source}: its weights are quantised ({method}); give them in float32, bfloat16 or float16")
+
+
+def _check_padding(source: str, config: Any) -> None:
+    """UserError for a padding id outside the vocabulary."""
+    padding, size = getattr(config, "pad_token_id", None), getattr(config, "vocab_size", None)
+    if isinstance(padding, int) and isinstance(size, int) and not -size <= padding < size:
+        raise UserError(
+            f"{source}: pad_token_id is {padding} in its config.json, and its vocabulary has {size} tokens; give one of these, or null"
+        )
 
 
 def _check_complete(source: str, model: Any, loaded: Mapping[str, Any]) -> None:
@@ -246,6 +260,19 @@ def vocabulary_of(model: Any) -> int:
     """Tokens that the model has embeddings and logits for."""
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
     return min(len(end.weight) for end in ends if end is not None)
+
+
+def check_tokens(tokens: Iterable[int], tokenizer: Any, vocabulary: int, where: str, source: str) -> None:
+    """UserError for a token that a model of so many has no embedding for: the tokenizer is another model's.
+
+    `source` is the setting with its value, `where` what holds the tokens.
+    """
+    largest = max(tokens, default=-1)
+    if largest >= vocabulary:
+        raise UserError(
+            f"{source}: the tokenizer knows {len(tokenizer)} tokens and the model {vocabulary}: "
+            f"'{tokenizer.convert_ids_to_tokens(largest)}' (token {largest}) stands in the {where}; give the tokenizer that belongs to the model"
+        )
 
 
 def weights_fingerprint(model: Any) -> str:

@@ -15,6 +15,7 @@ from least_action.model.networks import (
     replay_probe,
     total_norm,
     trainable_parameters,
+    unstarted,
 )
 
 __all__ = [
@@ -32,4 +33,5 @@ __all__ = [
     "replay_probe",
     "total_norm",
     "trainable_parameters",
+    "unstarted",
 ]

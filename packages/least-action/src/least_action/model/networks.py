@@ -298,6 +298,11 @@ MODELS: dict[str, type[PairModel]] = {
 }
 
 
+def unstarted(config: TrainerConfig) -> PairModel:
+    """The configured model in the configured dtype, with weights that mean nothing."""
+    return MODELS[config.model_type](config).to(getattr(torch, config.dtype))
+
+
 def create_model(config: TrainerConfig) -> PairModel:
     """The configured model in the configured dtype, initialised from `config.seed` alone.
 
