@@ -80,10 +80,13 @@ def plot_arms(
         for k, (name, entries) in enumerate(series.items()):
             colour, shift = COLOURS[k % len(COLOURS)], 0.24 * (k - (len(series) - 1) / 2)
             crosses = [(e, place[i] + shift) for i, e in enumerate(entries) if isinstance(e, int | float)]
-            dots = [(e, place[i] + shift) for i, e in enumerate(entries) if not isinstance(e, int | float | None)]
+            dots = [
+                (e, place[i] + shift) for i, e in enumerate(entries) if e is not None and not isinstance(e, int | float)
+            ]
             for interval, y in dots:
                 axis.plot([interval.low, interval.high], [y, y], color=colour, linewidth=1.2)
-            drawn = [([e.estimate for e, _ in dots], [y for _, y in dots], "o", 3.5)] if dots else []
+            drawn: list[tuple[list[float], list[float], str, float]] = []
+            drawn += [([e.estimate for e, _ in dots], [y for _, y in dots], "o", 3.5)] if dots else []
             drawn += [([e for e, _ in crosses], [y for _, y in crosses], "x", 5.0)] if crosses else []
             for n, (x, y, marker, points) in enumerate(drawn):
                 named = name if n == 0 and len(series) > 1 else None
@@ -95,6 +98,7 @@ def plot_arms(
             ends = [x for line in axis.lines for x in line.get_xdata()]
             if min(ends) > 0 and max(ends) > 3 * min(ends):
                 axis.set_xscale("log")
+                axis.xaxis.set_major_formatter("{x:g}")
         axis.set_xlabel(label)
         if axis.get_legend_handles_labels()[1]:
             axis.legend(fontsize=7, loc="lower center", bbox_to_anchor=(0.45, 1.0), ncols=4 if len(panels) == 1 else 2)

@@ -331,8 +331,8 @@ def arms_picture(runs: Any, shown: Mapping[str, str], names: Sequence[str], numb
                 percent, _ = measure(shown[variant]).compute(own)
             except NotRun:
                 return None
-            ends = (1 + x / 100 for x in (percent.estimate, percent.low, percent.high))
-            return Interval(*ends, percent.n)
+            estimate, low, high = (1 + x / 100 for x in (percent.estimate, percent.low, percent.high))
+            return Interval(estimate, low, high, percent.n)
         there = {column, f"initial_{column}"} <= set(own) and len(own) == 1
         return float((own[column] / own[f"initial_{column}"]).iloc[0]) if there else None
 
