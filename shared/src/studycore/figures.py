@@ -88,9 +88,9 @@ def plot_arms(
             drawn: list[tuple[list[float], list[float], str, float]] = []
             drawn += [([e.estimate for e, _ in dots], [y for _, y in dots], "o", 3.5)] if dots else []
             drawn += [([e for e, _ in crosses], [y for _, y in crosses], "x", 5.0)] if crosses else []
-            for n, (x, y, marker, points) in enumerate(drawn):
+            for n, (xs, ys, marker, points) in enumerate(drawn):
                 named = name if n == 0 and len(series) > 1 else None
-                axis.plot(x, y, marker, color=colour, markersize=points, label=named)
+                axis.plot(xs, ys, marker, color=colour, markersize=points, label=named)
         for name, x in (levels or {}).get(label, {}).items():
             axis.axvline(x, color="0.4", linewidth=0.8, linestyle="--", label=name)
         if ratios:
