@@ -367,3 +367,19 @@ def test_each_kind_of_fault_in_the_readme_is_held_by_tests_that_are_there():
     assert len(named) > 12
     for file, test in named:
         assert f"def {test}(" in (ROOT / file).read_text(), (file, test)
+
+
+@each_study
+def test_what_decides_a_claim_is_a_verb_with_a_configuration_that_is_there(study):
+    """Reports print it for what was not run: Study.decided_by and Claim.decided_by."""
+    source = next((ROOT / "packages" / study / "src").glob("*/cli.py")).parent
+    assert re.search(r'decided_by="\w+ --config', (source / "cli.py").read_text()), (
+        study
+    )
+    for path in (source / "cli.py", source / "claims.py"):
+        for verb, config in re.findall(r'"(\w+) --config ([\w-]+)"', path.read_text()):
+            assert f'"{verb}": ManyRuns(' in (source / "cli.py").read_text(), (
+                path,
+                verb,
+            )
+            assert (source / "configs" / f"{config}.yaml").is_file(), (path, config)

@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from studycore.claims import Claim, Condition, Measure, NotRun, as_stored, judge, judge_all
+from studycore.execution import judged
 from studycore.statistics import Interval, mean_interval
 
 
@@ -77,7 +79,10 @@ def test_a_share_of_every_unit_is_refuted_by_one():
     assert judge(facts, Interval(1.0, 0.9, 1.0, 40), "")["verdict"] == "supported"
     assert judge(facts, Interval(1.0, 0.4, 1.0, 3), "")["verdict"] == "inconclusive"
     refuted = judge(facts, Interval(0.99, 0.9, 1.0, 100), "")
-    assert (refuted["verdict"], refuted["why"]) == ("refuted", "refuted: a single unit that fails refutes it.")
+    assert (refuted["verdict"], refuted["why"]) == (
+        "refuted",
+        "refuted: the claim is of all 100, and a single one that fails refutes it.",
+    )
 
 
 def verdicts(claims, table, registered):
@@ -149,3 +154,35 @@ def test_planted_truths_are_found_and_noise_is_not(mean, verdict, least, most):
     random = np.random.default_rng(0)
     found = [judge(ABOVE, mean_interval(random.normal(mean, 1.0, 8)), "")["verdict"] for _ in range(600)]
     assert least <= found.count(verdict) / 600 <= most
+
+
+def test_what_is_not_run_carries_the_command_that_would_run_it():
+    lacking = pd.DataFrame({"y": [1.0]})
+    known = judge_all([CLAIM], lacking, [as_stored(CLAIM)], lambda claim: f"toy {claim.id}")
+    assert known[0]["command"] == "toy a"
+    assert judge_all([CLAIM], TABLE, [as_stored(CLAIM)], lambda claim: "toy")[0].get("command") is None
+    otherwise = judge_all([CLAIM], TABLE, [as_stored(CLAIM) | {"measure": "median(x)"}], lambda claim: "toy")
+    assert otherwise[0]["command"] == "toy"
+
+
+@pytest.mark.parametrize(
+    ("argv", "missing", "decided_by", "command"),
+    [
+        ("sweep --config quick", {}, "", "toy sweep --config full"), ("sweep --config quick", {}, None, ""),
+        ("sweep --config quick", {}, "sweep --config long", "toy sweep --config long"),
+        ("sweep --config=full.yaml --output-dir x", {}, "", ""), ("train", {}, "", "toy sweep --config full"),
+        ("sweep --config full --steps 3", {}, "", "toy sweep --config full"), ("sweep", {"a": "failed"}, "", "toy resume here"),
+    ],
+)  # fmt: skip
+def test_the_command_is_the_studys_or_the_claims_and_never_the_runs_own(
+    argv, missing, decided_by, command, monkeypatch
+):
+    claim = dataclasses.replace(CLAIM, decided_by=decided_by)
+    monkeypatch.setattr("studycore.execution.load", lambda name: lambda verb, config: [claim])
+    study = SimpleNamespace(name="toy", claims="x:y", decided_by="sweep --config full")
+    manifest = {"argv": ["toy", *argv.split()]}
+    record = SimpleNamespace(
+        manifest=manifest, missing=missing, folder="here", verb=argv.split()[0], config=None,
+        table=pd.DataFrame({"y": [1.0]}), registered=[as_stored(claim)],
+    )  # fmt: skip
+    assert judged(study, record)[0].get("command", "") == command

@@ -5,7 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from studycore import figures
 from studycore.figures import new_figure, save_figure
+from studycore.statistics import Interval
 
 CODE = """
 import sys
@@ -42,3 +44,31 @@ def test_saving_closes_the_figure_and_png_works(tmp_path):
     assert path.read_bytes().startswith(b"\x89PNG")
     assert not pyplot.get_fignums()
     assert isinstance(path, Path)
+
+
+def test_arms_are_dots_with_their_intervals_under_the_heading_of_their_group(monkeypatch, tmp_path):
+    from matplotlib import pyplot
+
+    drawn = []
+    monkeypatch.setattr(figures, "save_figure", lambda figure, path: drawn.append(figure) or path)
+    series = {"best": [Interval(2, 1, 3, 5), 4.0, None], "end": [Interval(5, 4, 7, 5), None, Interval(6, 5.5, 8, 5)]}
+    figures.plot_arms(
+        ["a", "b", "c"],
+        {"F1": series, "x": {"x": [1.0, 2.0, 3.0]}},
+        tmp_path / "x",
+        ["g", "g", "h"],
+        {"F1": {"top": 9}},
+    )
+    left, right = drawn[0].axes
+    assert [text.get_text() for text in left.get_yticklabels()] == ["g", "a", "b", "h", "c"]
+    bars = [(*line.get_xdata(), round(line.get_ydata()[0])) for line in left.lines if line.get_linewidth() == 1.2]
+    assert bars == [(1, 3, 1), (4, 7, 1), (5.5, 8, 4)]
+    dots = {line.get_marker(): list(line.get_xdata()) for line in left.lines if line.get_color() == figures.COLOURS[0]}
+    assert (dots["o"], dots["x"]) == ([2], [4.0])
+    assert {text.get_text() for text in left.get_legend().get_texts()} == {"best", "end", "top"}
+    assert list(right.lines[0].get_xdata()) == [1.0, 2.0, 3.0]
+    assert right.get_legend() is None
+    for factor, scale in ((2.0, "linear"), (9.0, "log")):
+        figures.plot_arms(["a", "b"], {"ratio": {"r": [Interval(1, 0.9, 1.1, 3), factor]}}, tmp_path / "x", ratios=True)
+        assert drawn[-1].axes[0].get_xscale() == scale
+    pyplot.close("all")

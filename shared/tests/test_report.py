@@ -14,10 +14,12 @@ from studycore.figures import new_figure, save_figure
 from studycore.files import read_json
 from studycore.report import (
     EXPLORATORY,
+    NOT_APPLICABLE,
     Picture,
     Report,
     Table,
     claims_text,
+    configuration_name,
     figure_of,
     number,
     placed,
@@ -129,7 +131,7 @@ def test_a_report_says_everything_once(finished):
     path = write_report(folder, full(folder))
     page, text = Page(path.read_text()), (folder / "report.md").read_text()
     said = ["Title", "Question?", "Answer.", "Numbers", "0.123", "12,345,678", "A note.", "Details", "what it shows"]
-    said += ["a deviation", "it is larger", "1.5 [1.2, 1.8] bits", "about 2", "seven seeds", "toy train"]
+    said += ["a deviation", "it is larger", "1.50 [1.20, 1.80] bits", "about 2", "seven seeds", "toy train"]
     for words in said:
         assert words in page.text, words
         assert words in text or words == "seven seeds", words
@@ -301,7 +303,7 @@ def test_numbers(value, text):
 def test_claims_for_a_terminal():
     lines = claims_text(CLAIMS).splitlines()
     assert lines[0].split() == ["SUPPORTED", "it", "is", "larger"]
-    assert lines[1].strip() == "measured 1.5 [1.2, 1.8] bits, n = 7; predicted about 2"
+    assert lines[1].strip() == "measured 1.50 [1.20, 1.80] bits, n = 7; predicted about 2"
     assert lines[2].split()[:2] == ["NOT", "RUN"]
     assert lines[3].strip() == "no seeds"
 
@@ -311,22 +313,22 @@ def test_an_interval_has_no_end_on_the_side_of_its_censored_runs():
         figure_of(judge(STATEMENT, Interval(1.5, 1.2, 1.8, 7, *flags), ""))
         for flags in ((False, False), (True, False), (False, True), (True, True))
     )
-    assert plain == "1.5 [1.2, 1.8]"
-    assert upper == "at least 1.5 [1.2, not reached]"
-    assert lower == "at most 1.5 [not reached, 1.8]"
-    assert neither == "unknown 1.5 [not reached, not reached]"
+    assert plain == "1.50 [1.20, 1.80]"
+    assert upper == "at least 1.50 [1.20, not reached]"
+    assert lower == "at most 1.50 [not reached, 1.80]"
+    assert neither == "unknown 1.50 [not reached, not reached]"
 
 
 def test_what_was_added_after_the_run_and_what_is_a_bound_are_marked(finished, tmp_path):
     late = judge(STATEMENT | {"registered": False}, Interval(1.5, 1.2, 1.8, 7, at_least=True), "")
     lines = claims_text([late]).splitlines()
-    assert lines[1].strip() == "measured at least 1.5 [1.2, not reached] bits, n = 7; predicted about 2"
+    assert lines[1].strip() == "measured at least 1.50 [1.20, not reached] bits, n = 7; predicted about 2"
     assert lines[2].strip() == EXPLORATORY
     folder = finished("studycore/run", claims=[late])
     page = Page(write_report(folder, Report("T", "Q", "A")).read_text())
     pages = [page.text, (folder / "report.md").read_text(), Page(write_index(tmp_path).read_text()).text]
     for text in pages:
-        assert "at least 1.5" in text
+        assert "at least 1.50" in text
         assert EXPLORATORY in text
     folder = finished("studycore/other")
     write_report(folder, Report("T", "Q", "A"))
@@ -337,7 +339,7 @@ def test_the_index_has_every_claim_of_the_newest_finished_run_of_each_verb(finis
     assert "No runs yet" in write_index(tmp_path / "fresh").read_text()
 
     def claim(text):
-        return [judge(statement(text, text, "s", "p", "u", threshold=0.0), Interval(1, 0.5, 2, 3), "")]
+        return [judge(statement("a", text, "s", "p", "u", threshold=0.0), Interval(1, 0.5, 2, 3), "")]
 
     runs = tmp_path / "runs"
     for name, verb, text, started in (
@@ -369,3 +371,87 @@ def test_the_index_has_every_claim_of_the_newest_finished_run_of_each_verb(finis
     errors = capsys.readouterr().err
     assert "two/b/results.json" in errors
     assert "two/d/manifest.json" in errors
+
+
+def test_a_configuration_without_claims_does_not_hide_the_one_that_has_them(finished, tmp_path):
+    """As `sweep --config full && sweep --config atlas` makes them; an older run of the same configuration gives way."""
+    supported, refuted = CLAIMS[0], judge(STATEMENT, Interval(0.5, 0.2, 0.8, 7), "")
+    other = {**supported, "id": "b", "statement": "another claim"}
+    for name, argv, claims, answer, started in (
+        ("one/a", ["--config", "full"], [supported], "Older answer.", "2019"),
+        ("one/b", ["--config=full.yaml"], [supported, refuted], "Full answer.", "2020"),
+        ("one/c", ["--config", "atlas"], [], "Atlas answer.", "2021"),
+        ("one/d", ["--lr", "1"], [CLAIMS[1]], "Lr answer.", "2022"),
+        ("one/e", ["--lr", "2"], [other], "Momentum answer.", "2023"),
+    ):
+        folder = finished(f"runs/{name}", "sweep", claims, argv=["one", "sweep", *argv])
+        manifest = read_json(folder / "manifest.json")
+        manifest["times"]["started"] = started
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        write_report(folder, Report("T", "Q", answer))
+    page = Page(write_index(tmp_path / "runs").read_text())
+    order = [
+        "one sweep full",
+        "Full answer. Of 2 claims",
+        "2 claims, and why",
+        "Momentum answer.",
+        "Lr answer.",
+        "Atlas answer.",
+    ]
+    places = [page.text.index(words) for words in [*order, "All 5 runs"]]
+    assert places == sorted(places)
+    assert "Older answer." not in page.text
+    assert {"one/b/report.html", "one/c/report.html"} <= {a.get("href") for tag, a in page.elements if tag == "a"}
+    assert [configuration_name(a) for a in (["--config", "x/y.yml"], ["--config"], ["--lr", "1"])] == ["x/y", "", ""]
+
+
+@pytest.mark.parametrize(
+    ("point", "low", "high", "text"),
+    [
+        (0.007833, -0.27824, 0.2977, "0.01 [-0.28, 0.30]"), (3264.4, 2761.2, 3851.9, "3,260 [2,760, 3,850]"),
+        (0.00044753, 7.6235e-05, 0.00081882, "0.00045 [0.00008, 0.00082]"), (1.0, 1.0, 1.0, "1 [1, 1]"),
+        (-0.0001, -0.03, 0.04, "0.000 [-0.030, 0.040]"), (84.58, 76.25, 92.08, "84.6 [76.2, 92.1]"),
+        (9719.1, 8249.4, 11447.4, "9,700 [8,200, 11,400]"), (4e-7, 3e-8, 8e-7, "4.0e-07 [3e-08, 8.0e-07]"),
+        (0.0, -1e-9, 1e-9, "0 [-1.0e-09, 1.0e-09]"), (0.5, 0.5, 0.5 + 1e-12, "0.5 [0.5, 0.5]"),
+    ],
+)  # fmt: skip
+def test_a_figure_has_as_many_digits_as_its_interval_carries(point, low, high, text):
+    assert figure_of(Interval(point, low, high, 5)) == text
+    assert figure_of(judge(STATEMENT, Interval(point, low, high, 5), "")) == text
+
+
+def test_a_share_that_must_hold_in_every_seed_holds_at_its_end_alone(finished):
+    facts = STATEMENT | {"threshold": 0.45, "of_every_unit": True}
+    claim = judge(facts, Interval(0.6, 0.147, 0.947, 5), "3 of 5.")
+    place = placed(claim)
+    assert (place["low"], place["point"], place["high"], place["threshold"]) == (36.5, 118.0, 180.5, 91.0)
+    left, width = place["holds"]
+    assert place["point"] < left < placed(judge(facts, Interval(1.0, 0.48, 1.0, 5), ""))["point"] == 190 < left + width
+    assert claim["why"] == "refuted: the claim is of all 5, and a single one that fails refutes it. 3 of 5."
+    page = Page(write_report(finished(claims=[claim, *CLAIMS]), Report("T", "Q", "A")).read_text()).text
+    assert "0.60 [0.15, 0.95] bits, n = 5, and every one must pass" in page
+    assert "Threshold: every one passes, and the interval lies above 0.45." in page
+    assert "Where every seed must pass" in page
+    assert "and every one must pass" in claims_text([claim])
+    ordinary = Page(write_report(finished("other"), Report("T", "Q", "A")).read_text()).text
+    assert "every one" not in ordinary
+    assert "Where every seed" not in ordinary
+
+
+def test_a_claim_that_is_not_run_says_the_command_that_would_run_it(finished):
+    missing = CLAIMS[1] | {"command": "toy sweep --config full"}
+    folder = finished(claims=[missing])
+    page = Page(write_report(folder, Report("T", "Q", "A")).read_text()).text
+    assert "no seeds To run it: toy sweep --config full ." in page
+    assert "To run it: `toy sweep --config full`." in (folder / "report.md").read_text()
+    assert "to run it: toy sweep --config full" in claims_text([missing])
+    assert "to run it" not in claims_text(CLAIMS)
+
+
+def test_a_figures_numbers_are_folded_under_it(finished):
+    folder = finished()
+    shown = picture(folder / "figures" / "p.svg")
+    shown.table = Table("Arms", ("arm", "x"), [("a", 0.25), ("b", NOT_APPLICABLE)], "A note.")
+    page = Page(write_report(folder, Report("T", "Q", "A", [], [shown])).read_text())
+    assert "what it shows Arms: the numbers arm x a 0.25 b \N{EN DASH} A note. Claims" in page.text
+    assert "## Arms" in (folder / "report.md").read_text()

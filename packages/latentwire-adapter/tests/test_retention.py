@@ -115,7 +115,15 @@ def test_rank_correlation_on_planted_truth_and_noise():
     noise = asked(draws(8, 120), error=error)
     assert verdict(rank_correlation("adapter", "4x"), table(adapter__4x=noise), above=0.0)["verdict"] == "inconclusive"
     all_wrong = asked(np.zeros(120), error=error)
-    assert verdict(rank_correlation("adapter", "4x"), table(adapter__4x=all_wrong), above=0.0)["verdict"] == "not run"
+    for same, why in (
+        (all_wrong, "Over 120 questions the F1 is 0 throughout: there is no correlation."),
+        (
+            asked(draws(8, 120), error=np.full(120, 0.25)),
+            "Over 120 questions the error of the reconstruction is 0.25 throughout: there is no correlation.",
+        ),
+    ):
+        found = verdict(rank_correlation("adapter", "4x"), table(adapter__4x=same), above=0.0)
+        assert (found["verdict"], found["why"]) == ("not run", why)
 
 
 def test_unexplained_variance_of_types():

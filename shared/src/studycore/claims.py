@@ -52,6 +52,8 @@ class Claim:
     when: Condition | None = None
     of_every_unit: bool = False
     """Of shares: a single unit that fails refutes the claim."""
+    decided_by: str | None = ""
+    """Arguments of the study's command whose runs decide it; "": those of Study.decided_by; None: nothing does."""
 
     def __post_init__(self) -> None:
         assert (self.above is None) != (self.below is None), f"{self.id}: give above or below"
@@ -68,12 +70,15 @@ def as_stored(claim: Claim) -> dict[str, Any]:
 
 
 def judge_all(
-    claims: Sequence[Claim], table: "DataFrame", registered: Sequence[Mapping[str, Any]]
+    claims: Sequence[Claim],
+    table: "DataFrame",
+    registered: Sequence[Mapping[str, Any]],
+    command: Callable[[Claim], str] = lambda claim: "",
 ) -> list[dict[str, Any]]:
     """Every claim on the runs of the table, by the threshold that was registered in the folder when its run started.
 
     A claim that was not registered is judged by the code's threshold and marked; one that the code no longer has, or
-    measures otherwise, is not run.
+    measures otherwise, is not run. `command(claim)` is what would run one that is not run; "" for none.
     """
     stored = {entry["id"]: entry for entry in registered}
     judged = []
@@ -82,14 +87,14 @@ def judge_all(
         facts = dict(entry or as_stored(claim)) | {"registered": entry is not None}
         if (then := _how(facts)) != _how(as_stored(claim)):
             why = f"When the run started it was to be measured as {then}; this version measures otherwise."
-            judged.append(_verdict(facts, None, "not run", why))
+            judged.append(_verdict(facts, None, "not run", why, command(claim)))
             continue
         try:
             if claim.when and (unmet := claim.when.unmet(table)):
                 raise NotRun(unmet)
             interval, how = claim.measure.compute(table)
         except NotRun as missing:
-            judged.append(_verdict(facts, None, "not run", str(missing)))
+            judged.append(_verdict(facts, None, "not run", str(missing), command(claim)))
         else:
             if (now := as_stored(claim)["threshold"]) != facts["threshold"]:
                 how += f" Judged by the threshold that was registered; in this version it is {now:g}."
@@ -123,12 +128,14 @@ def judge(facts: Mapping[str, Any], measured: Interval, how: str) -> dict[str, A
         + (", or may not where runs were censored" if measured.bound else ""),
     }[verdict]
     if fails:
-        rule = "a single unit that fails refutes it"
+        rule = f"the claim is of all {measured.n}, and a single one that fails refutes it"
     return _verdict(facts, measured, verdict, f"{verdict}: {rule}. {how}")
 
 
-def _verdict(facts: Mapping[str, Any], measured: Interval | None, verdict: Verdict, why: str) -> dict[str, Any]:
-    """A claim as results.json has it; one that is not run carries no number."""
+def _verdict(
+    facts: Mapping[str, Any], measured: Interval | None, verdict: Verdict, why: str, command: str = ""
+) -> dict[str, Any]:
+    """A claim as results.json has it; one that is not run carries no number, and the command that would run it."""
     names = ("id", "statement", "source", "predicted", "unit", "threshold", "direction", "registered")
     return {name: facts[name] for name in names} | {
         "measured": None if measured is None else measured.estimate,
@@ -137,4 +144,6 @@ def _verdict(facts: Mapping[str, Any], measured: Interval | None, verdict: Verdi
         "bound": None if measured is None else measured.bound,
         "verdict": verdict,
         "why": why.strip(),
+        **({"of_every_unit": True} if facts.get("of_every_unit") else {}),
+        **({"command": command} if command else {}),
     }

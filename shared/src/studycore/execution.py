@@ -11,14 +11,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from studycore.claims import as_stored, judge_all
+from studycore.claims import Claim, as_stored, judge_all
 from studycore.configuration import config_hash, differences, read_yaml, to_dict
 from studycore.devices import choose_device, cores, describe, set_threads
 from studycore.errors import SomeFailed, Stopped, UserError, reason_of, refused_by_system
 from studycore.jobs import Ended, Job, JobRunner, Schedule, check_names, run_in_processes
 from studycore.options import RunOptions, SweepOptions
 from studycore.record import Record, is_done, job_entries, read_record
-from studycore.report import write_report, write_results
+from studycore.report import configuration_name, write_report, write_results
 from studycore.run_folder import RunFolder, create_run, is_writing, read_manifest
 from studycore.stopping import stop_on_signals
 from studycore.study import SCHEMA_VERSION, ManyRuns, OneRun, Study, load
@@ -96,7 +96,7 @@ def _complete(task: Task, run: Any) -> None:
     run.open.update()
     write_results(task.folder, task.study.name, task.verb, run.final, [])
     record = read_record(task.study, task.folder, just_ended=True)
-    claims = judge_all(load(task.study.claims)(task.verb, task.config), record.table, record.registered)
+    claims = judged(task.study, record)
     write_results(task.folder, task.study.name, task.verb, run.final, claims)
     run.open.finish("done", f"{run.step} updates")
     if not task.keep_checkpoints:
@@ -118,11 +118,31 @@ def report_on(study: Study, folder: Path) -> Record:
             raise UserError(f"{folder}: the run is {record.manifest['state']}; {again}")
         if not record.rows:
             raise UserError(f"{folder}/metrics.jsonl: holds no evaluation yet; {again}")
-    claims = judge_all(load(study.claims)(record.verb, record.config), record.table, record.registered)
+    claims = judged(study, record)
     report = load(study.report)(record)
     write_results(folder, study.name, record.verb, record.metrics | report.metrics, claims)
     write_report(folder, report, record.missing)
     return record
+
+
+CHANGES_NOTHING = {"--config", "--output-dir", "--resume", "--processes", "--threads"}
+"""Flags beside which a run is still the whole of its configuration."""
+
+
+def judged(study: Study, record: Record) -> list[dict[str, Any]]:
+    """The verdicts on a record's claims, and the command that would run what is not run."""
+    argv = record.manifest["argv"]
+    changed = {item.partition("=")[0] for item in argv if item.startswith("--")} - CHANGES_NOTHING
+
+    def command(claim: Claim) -> str:
+        if record.missing:
+            return f"{study.name} resume {record.folder}"
+        decided_by = study.decided_by if claim.decided_by == "" else claim.decided_by or ""
+        verb, *rest = decided_by.split() or [""]
+        is_this_run = verb == record.verb and configuration_name(rest) == configuration_name(argv) and not changed
+        return "" if not decided_by or is_this_run else f"{study.name} {decided_by}"
+
+    return judge_all(load(study.claims)(record.verb, record.config), record.table, record.registered, command)
 
 
 def identity_of(verb: str, config: Any, needs: Mapping[str, str]) -> str:

@@ -7,12 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import metadata, resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from studycore.errors import UserError
 from studycore.files import read_json, read_text, write_atomic, write_json
 from studycore.run_folder import list_runs, state_of
 from studycore.study import Study
+
+if TYPE_CHECKING:
+    from studycore.statistics import Interval
 
 EXPLORATORY = "exploratory: added after the run"
 """Of claims that were not registered in the run's folder when it started."""
@@ -30,12 +33,18 @@ class Table:
     """Shown after the figures, and closed until it is asked for."""
 
 
+NOT_APPLICABLE = "\N{EN DASH}"
+"""The cell of what does not apply to a row; None, "not run", is what a run would fill in."""
+
+
 @dataclass
 class Picture:
     """An SVG or PNG file in the run folder, with the sentence that says what it shows."""
 
     path: Path
     caption: str
+    table: Table | None = None
+    """The numbers of the figure, folded under it."""
 
 
 @dataclass
@@ -85,13 +94,15 @@ def write_report(folder: Path, report: Report, missing: Mapping[str, str] | None
         "config": (folder / "config.yaml").read_text(encoding="utf-8"),
         "jobs": [(name, entry["folder"]) for name, entry in manifest.get("jobs", {}).items()],
         "pictures": [
-            (_inline(picture.path, f"picture{i}"), picture.caption) for i, picture in enumerate(report.pictures)
+            (_inline(picture.path, f"picture{i}"), picture.caption, picture.table)
+            for i, picture in enumerate(report.pictures)
         ],
     }
     page = _environment().get_template("report.html.j2").render(context)
     write_atomic(folder / "report.html", page)
     places = [(picture.path.relative_to(folder).as_posix(), picture.caption) for picture in report.pictures]
     context["pictures"] = places
+    context["tables"] = [*(picture.table for picture in report.pictures if picture.table), *report.tables]
     write_atomic(folder / "report.md", _environment(escape=False).get_template("report.md.j2").render(context))
     about = {"question": report.question, "answer": report.answer, "figure": list(places[0]) if places else None}
     write_json(folder / "report.json", about)
@@ -100,7 +111,8 @@ def write_report(folder: Path, report: Report, missing: Mapping[str, str] | None
 
 def _claims_of(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The claims of a results.json, which earlier versions wrote with fewer fields."""
-    return [{"bound": None, "registered": False, **claim} for claim in results["claims"]]
+    defaults = {"bound": None, "registered": False, "of_every_unit": False, "command": ""}
+    return [{**defaults, **claim} for claim in results["claims"]]
 
 
 def verdict_counts(claims: Sequence[Mapping[str, Any]]) -> str:
@@ -117,15 +129,23 @@ def verdict_counts(claims: Sequence[Mapping[str, Any]]) -> str:
 
 
 def placed(claim: Mapping[str, Any]) -> dict[str, Any]:
-    """Where a claim's figures lie on a line of 200 with the threshold in its middle; the farthest one lies at 10 or 190."""
+    """Where a claim's figures lie on a line of 200 with the threshold in its middle; the farthest one lies at 10 or 190.
+
+    `holds` is (left, width) of the side where the claim holds. A share that must be 1, of every unit, lies between 0 at 10
+    and 1 at 190, and holds at that end alone.
+    """
     low, high = claim["interval95"]
     threshold, point = claim["threshold"], claim["measured"]
-    span = max(abs(value - threshold) for value in (low, high, point)) or 1.0
-    places = {
-        k: round(100 + 90 * (v - threshold) / span, 1) for k, v in (("low", low), ("point", point), ("high", high))
-    }
+    middle, centre, span = 100, threshold, max(abs(value - threshold) for value in (low, high, point)) or 1.0
+    if every := bool(claim.get("of_every_unit")):
+        middle, centre, span = 10, 0.0, 0.5
+    values = (("low", low), ("point", point), ("high", high), ("threshold", threshold))
+    places = {name: round(middle + 90 * (value - centre) / span, 1) for name, value in values}
     bound = claim["bound"]
-    return places | {"open_high": bound in ("at least", "unknown"), "open_low": bound in ("at most", "unknown")}
+    return places | {
+        "open_high": bound in ("at least", "unknown"), "open_low": bound in ("at most", "unknown"),
+        "holds": (184, 12) if every else (100, 100) if claim["direction"] == "above" else (0, 100),
+    }  # fmt: skip
 
 
 GENERATOR = 'name="generator" content="studycore"'
@@ -133,25 +153,31 @@ GENERATOR = 'name="generator" content="studycore"'
 
 
 def write_index(root: Path) -> Path:
-    """runs/index.html: question, answer, main figure and claims of the newest finished run of each study and verb, all
-    runs, and the installed studies that have none. UserError when an index.html of somebody else's is there."""
+    """runs/index.html: of each study and verb question, answer, main figure and claims, all runs, and the installed
+    studies that have none. UserError when an index.html of somebody else's is there.
+
+    A verb's configurations are asked different things, so that each keeps its newest finished run; the one with the most
+    judged claims is shown, the others are linked under it.
+    """
     studies = []
     for folder in sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []:
         runs = list_runs(root, folder.name)
-        newest: dict[str, Any] = {}
+        newest: dict[Any, dict[str, Any]] = {}
         listed = []
         for path, manifest in runs:
             state, place = state_of(path, manifest), path.relative_to(root).as_posix()
             listed.append((place, manifest, state, (path / "report.html").exists()))
             if state == "done" and (path / "results.json").exists():
                 try:
-                    newest[manifest["verb"]] = _index_entry(
-                        path, place, manifest["verb"], f"{folder.name}{len(listed)}"
-                    )
+                    entry = _index_entry(path, place, manifest, f"{folder.name}{len(listed)}")
                 except UserError as error:
                     print(f"passed over: {error}", file=sys.stderr)
+                else:
+                    key = entry["verb"], entry["configuration"] or tuple(sorted(c["id"] for c in entry["claims"]))
+                    newest.pop(key, None)  # so that the newest stands last
+                    newest[key] = entry
         if runs:
-            studies.append((folder.name, list(newest.values()), listed[::-1]))
+            studies.append((folder.name, _by_verb(list(newest.values())), listed[::-1]))
     root.mkdir(parents=True, exist_ok=True)
     if (root / "index.html").exists() and GENERATOR not in read_text(root / "index.html"):
         raise UserError(f"--runs: {root} holds an index.html of somebody else's; move it, or name another folder")
@@ -162,14 +188,36 @@ def write_index(root: Path) -> Path:
     return root / "index.html"
 
 
-def _index_entry(folder: Path, place: str, verb: str, prefix: str) -> dict[str, Any]:
+def _by_verb(entries: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """The entries of each verb, first the one with the most judged claims, of equal ones the newest; verbs likewise."""
+
+    def judged(entry: Mapping[str, Any]) -> int:
+        return sum(claim["verdict"] != "not run" for claim in entry["claims"])
+
+    verbs: dict[str, list[dict[str, Any]]] = {}
+    newest_first = entries[::-1]
+    for entry in sorted(newest_first, key=judged, reverse=True):
+        verbs.setdefault(entry["verb"], []).append(entry)
+    return list(verbs.values())
+
+
+def configuration_name(argv: Sequence[str]) -> str:
+    """What --config named, without a file's suffix; "" where the command had none."""
+    for item, following in zip(argv, [*argv[1:], ""], strict=True):
+        if item == "--config" or item.startswith("--config="):
+            return re.sub(r"\.ya?ml$", "", item.removeprefix("--config").removeprefix("=") or following)
+    return ""
+
+
+def _index_entry(folder: Path, place: str, manifest: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     """What the index shows of one run. Pages of earlier versions have no report.json: then the claims stand alone."""
     claims = _claims_of(read_json(folder / "results.json"))
     about = read_json(folder / "report.json") if (folder / "report.json").exists() else {}
     place_of_figure, caption = about.get("figure") or ("", "")
     shown = bool(place_of_figure) and (folder / place_of_figure).is_file()
     return {
-        "path": place, "verb": verb, "claims": claims, "verdicts": verdict_counts(claims),
+        "path": place, "verb": manifest["verb"], "configuration": configuration_name(manifest["argv"]),
+        "claims": claims, "verdicts": verdict_counts(claims),
         "question": about.get("question", ""), "answer": about.get("answer", ""),
         "has_report": (folder / "report.html").exists(), "has_jobs": bool(read_json(folder / "manifest.json").get("jobs")),
         "figure": (_inline(folder / place_of_figure, re.sub(r"\W", "", prefix)), caption) if shown else None,
@@ -194,12 +242,39 @@ def number(value: Any) -> str:
     return f"{value:.3g}" if abs(value) < 999.5 else f"{value:,.0f}" if abs(value) < 1e6 else f"{value:.2e}"
 
 
-def figure_of(claim: Mapping[str, Any]) -> str:
-    """What was measured, with its interval. Where runs were censored the interval has no end on that side."""
-    bound, (low, high) = claim.get("bound"), map(number, claim["interval95"])
+def figure_of(of: "Mapping[str, Any] | Interval") -> str:
+    """A figure with its interval, of a judged claim or as it is, such as "0.01 [-0.28, 0.30]".
+
+    All three have the decimals of two significant digits of the interval's half-width. Where runs were censored the
+    interval has no end on that side.
+    """
+    if isinstance(of, Mapping):
+        bound, point, (low, high) = of.get("bound"), of["measured"], of["interval95"]
+    else:
+        bound, point, low, high = of.bound, of.estimate, of.low, of.high
+    decimals = _decimals(low, high)
+    point, low, high = (_rounded(value, decimals) for value in (point, low, high))
     low = "not reached" if bound in ("at most", "unknown") else low
     high = "not reached" if bound in ("at least", "unknown") else high
-    return f"{bound + ' ' if bound else ''}{number(claim['measured'])} [{low}, {high}]"
+    return f"{bound + ' ' if bound else ''}{point} [{low}, {high}]"
+
+
+def _decimals(low: float, high: float) -> int | None:
+    """Decimals of two significant digits of the half-width, negative where it is 100 or more; None without a width."""
+    half = (high - low) / 2
+    if not math.isfinite(half) or half <= 1e-9 * max(abs(low), abs(high)):
+        return None
+    return 1 - math.floor(math.log10(half))
+
+
+def _rounded(value: float, decimals: int | None) -> str:
+    """With that many decimals, and powers of ten for what is very small or large."""
+    if decimals is None or not math.isfinite(value):
+        return number(value)
+    nearest = round(value, decimals) + 0.0  # never -0
+    if -7 < decimals < 7:
+        return f"{nearest:,.{max(decimals, 0)}f}"
+    return f"{nearest:.{max(0, math.floor(math.log10(abs(nearest))) + decimals)}e}" if nearest else "0"
 
 
 def table_text(table: Table) -> str:
@@ -221,17 +296,24 @@ def print_report(folder: Path) -> None:
     print(f"report: {folder / 'report.html'}")
 
 
+def every_unit(claim: Mapping[str, Any]) -> str:
+    """What stands behind the figure of a share that must be 1."""
+    return ", and every one must pass" if claim.get("of_every_unit") else ""
+
+
 def claims_text(claims: Sequence[Mapping[str, Any]]) -> str:
     """The claims as lines for a terminal."""
     lines = []
-    for claim in claims:
+    for claim in _claims_of({"claims": claims}):
         lines.append(f"  {claim['verdict'].upper():<13}{claim['statement']}")
         if claim["measured"] is not None:
-            figure = f"{figure_of(claim)} {claim['unit']}, n = {claim['n']}"
+            figure = f"{figure_of(claim)} {claim['unit']}, n = {claim['n']}{every_unit(claim)}"
             lines.append(f"{'':<15}measured {figure}; predicted {claim['predicted']}")
         else:
             lines.append(f"{'':<15}{claim['why']}")
-        if not claim.get("registered"):
+            if claim["command"]:
+                lines.append(f"{'':<15}to run it: {claim['command']}")
+        if not claim["registered"]:
             lines.append(f"{'':<15}{EXPLORATORY}")
     return "\n".join(lines)
 
@@ -250,6 +332,7 @@ def _environment(escape: bool = True) -> Any:
     environment.filters["number"] = number
     environment.filters["placed"] = placed
     environment.filters["figure_of"] = figure_of
+    environment.filters["every_unit"] = every_unit
     environment.filters["cell"] = lambda value: " ".join(number(value).replace("|", "\\|").split())
     return environment
 

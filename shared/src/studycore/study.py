@@ -87,6 +87,8 @@ class Study:
     """`doctor() -> list[(what, holds, what to do)]`: the study's own checks."""
     libraries: tuple[str, ...] = ("accelerate",)
     """Distributions whose versions are recorded besides the common ones."""
+    decided_by: str = ""
+    """Arguments of its command whose runs decide its claims, such as "sweep --config full"; a claim may name others."""
     aliases: Mapping[str, str] = field(default_factory=dict)
     """Earlier names of flags -> names of fields."""
 

@@ -12,6 +12,7 @@ STUDY = Study(
     distribution="latentwire-adapter",
     package="latentwire_adapter",
     question=QUESTION,
+    decided_by="run --config full",
     verbs={
         "selfcheck": OneRun(
             "check the harness with MODEL before anything is trained",

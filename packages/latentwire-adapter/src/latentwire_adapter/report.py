@@ -9,8 +9,9 @@ from latentwire_adapter.figures import plot_bars, plot_curve, plot_questions, pl
 from latentwire_adapter.metrics import retention as retained
 from latentwire_adapter.metrics.reconstruction import rows_of
 from studycore.claims import NotRun
+from studycore.figures import plot_arms
 from studycore.record import Record
-from studycore.report import Picture, Report, Table, number
+from studycore.report import NOT_APPLICABLE, Picture, Report, Table, figure_of
 from studycore.statistics import Interval
 
 
@@ -42,9 +43,7 @@ def optional(compute: Callable[[], Interval]) -> Interval | None:
 
 def shown(interval: Interval | None) -> str | None:
     """A figure with its interval."""
-    return (
-        None if interval is None else f"{number(interval.estimate)} [{number(interval.low)}, {number(interval.high)}]"
-    )
+    return None if interval is None else figure_of(interval)
 
 
 # ------------------------------------------------------------------------------------------------------------ one run
@@ -145,6 +144,7 @@ def report_suite(record: Record) -> Report:
         (arm, ratio) for ratio in ratios for arm in dict.fromkeys(table[table["ratio"] == ratio]["arm"])
     ]
     lines: list[Sequence[Any]] = []
+    drawn: list[tuple[str, str, Interval, Interval | None]] = []
     curves: dict[str, dict[float, Interval]] = {}
     metrics: dict[str, dict[str, Any]] = {}
     for arm, ratio in arms:
@@ -157,6 +157,7 @@ def report_suite(record: Record) -> Report:
         em = sum(q["em"] for q in asked) * 100 / len(asked)
         bits, seconds = float(rows["bits_per_token"].mean()), float(rows["seconds_per_question"].mean())
         size, micro = float(rows["receiver_bytes"].mean()) / 1e6, _mean(rows, "rows_seconds_per_1000_types", 1e3)
+        drawn.append((arm, ratio, f1, kept))
         lines.append(
             (
                 f"{arm} {ratio}".strip(),
@@ -165,7 +166,7 @@ def report_suite(record: Record) -> Report:
                 shown(kept),
                 bits,
                 size,
-                micro,
+                NOT_APPLICABLE if arm == "ids" else micro,
                 1000 * seconds,
                 band(f1.estimate).split(",")[0].split(":")[0],
             )
@@ -189,7 +190,17 @@ def report_suite(record: Record) -> Report:
         Picture(
             plot_curve(curves, levels, record.folder / "figures" / "curve.svg"),
             "F1 by ratio, with 95 % intervals over paragraphs.",
-        )
+        ),
+        Picture(
+            plot_arms(
+                [arm for arm, *_ in drawn],
+                {"F1": {"F1": [f1 for *_, f1, _ in drawn]}, "retention": {"retention": [kept for *_, kept in drawn]}},
+                record.folder / "figures" / "arms.svg",
+                [ratio or "no compressor" for _, ratio, *_ in drawn],
+            ),
+            "F1 and retention of every arm, with 95 % intervals over paragraphs.",
+            main_table,
+        ),
     ]
     by_error = {
         f"{arm} {ratio}": questions(table, arm, ratio)
@@ -203,7 +214,7 @@ def report_suite(record: Record) -> Report:
                 "F1 of questions grouped by how well their paragraph came back.",
             )
         )
-    tables = [main_table, reconstruction_table(record, ratios), ledger_table(record)]
+    tables = [reconstruction_table(record, ratios), ledger_table(record)]
     text_notes = [*notes(first_reading(record)), *explanations()]
     counted = {"runs": len(table), "failed": len(record.missing), "arms": metrics}
     return Report(
@@ -257,7 +268,13 @@ def reconstruction_table(record: Record, ratios: Sequence[str]) -> Table:
             asked = optional_questions(record, arm, ratio)
             for seen in (True, False):
                 scores = [100 * q["f1"] for q in asked if q.get("answer_seen") is seen]
-                cells.append(f"{sum(scores) / len(scores):.1f} (n {len(scores)})" if scores else None)
+                cells.append(
+                    f"{sum(scores) / len(scores):.1f} (n {len(scores)})"
+                    if scores
+                    else NOT_APPLICABLE
+                    if asked
+                    else None
+                )
         lines.append((ratio, *cells))
     columns = (
         "ratio", "unexplained, seen: linear", "adapter", "held out: linear", "adapter", "cosine", "norm ratio",

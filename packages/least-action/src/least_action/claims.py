@@ -87,7 +87,7 @@ def _event_ratio(id_: str, statement: str, source: str, metric: str, unit: str, 
 def _operation(name: str, noun: str) -> Claim:
     return Claim(
         f"generalises_{name}", f"Runs on {noun} reach 0.99 test accuracy", OWN, "9 of 10 runs", "share of runs",
-        share("grokked", name, of="operation"), above=HALF,
+        share("grokked", name, of="operation"), above=HALF, decided_by="sweep --config operations",
     )  # fmt: skip
 
 
@@ -157,6 +157,7 @@ CLAIMS = (
         "muon", "Muon reaches 0.99 test accuracy in fewer epochs than AdamW", TVEIT, "0.67 times (to 0.95)",
         "times, time to 0.99 Muon over AdamW",
         paired_ratio("time", "muon", "none", of="recipe", censored="censored"), below=1.0,
+        decided_by="sweep --config recipes",
     ),
     _operation("add", "addition"),
     _operation("subtract", "subtraction"),

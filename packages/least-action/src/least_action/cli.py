@@ -14,6 +14,7 @@ STUDY = Study(
     distribution="least-action",
     package="least_action",
     question=QUESTION,
+    decided_by="sweep --config full",
     verbs={
         "train": OneRun(
             "train one configuration, or several seeds of it",

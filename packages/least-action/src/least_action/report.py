@@ -11,7 +11,7 @@ from least_action.figures import plot_arm_curves, plot_atlas, plot_survival, sav
 from least_action.survival import Survival, kaplan_meier
 from studycore.metrics_log import read_rows
 from studycore.record import Record
-from studycore.report import Picture, Report, Table
+from studycore.report import NOT_APPLICABLE, Picture, Report, Table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -191,12 +191,12 @@ def crossed_text(runs: "pd.DataFrame") -> str:
 def stable_text(runs: "pd.DataFrame") -> str:
     """How many are stable, of the runs that went on long enough to tell."""
     known = [bool(x) for x in runs.get("stable", []) if not _missing(x)]
-    return f"{sum(known)} of {len(known)}" if known else "not run"
+    return f"{sum(known)} of {len(known)}" if known else NOT_APPLICABLE
 
 
 def _mean_text(runs: "pd.DataFrame", column: str) -> str:
     known = [float(x) for x in runs.get(column, []) if not _missing(x)]
-    return f"{sum(known) / len(known):.2f}" if known else "not run"
+    return f"{sum(known) / len(known):.2f}" if known else NOT_APPLICABLE
 
 
 def sweep_answer(table: "pd.DataFrame") -> str:

@@ -17,6 +17,7 @@ STUDY = Study(
     distribution="polytope-hsae",
     package="polytope_hsae",
     question=QUESTION,
+    decided_by="all --config smollm2",
     verbs={
         "all": ManyRuns(
             "all four phases", config="polytope_hsae.config:StudyConfig", plan="polytope_hsae.plan:phase4", of="train",

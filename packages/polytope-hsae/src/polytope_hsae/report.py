@@ -5,7 +5,7 @@ from typing import Any
 from polytope_hsae.config import QUESTION
 from polytope_hsae.figures import pictures_of
 from studycore.record import Record
-from studycore.report import Report, Table
+from studycore.report import Report, Table, figure_of, number
 
 ARM_COLUMNS = (
     "explained_variance", "ce_recovered", "purity", "leakage", "split", "absorption", "steering_leakage", "steering_success",
@@ -103,16 +103,18 @@ def geometry_table(record: Record) -> Table:
         ("target_shift", "logit that this adds to the parent's words", ()),
     ):
         if f"{name}_median" in g:
-            beside = "; ".join(f"{null.replace('_', ' ')} {g[f'{name}_{null}_median']:.3g} {_interval(g, f'{name}_{null}')}".strip() for null in nulls if f"{name}_{null}_median" in g)  # fmt: skip
-            lines.append((label, float(g[f"{name}_median"]), _interval(g, name), beside))
+            beside = "; ".join(f"{null.replace('_', ' ')} {_figure(g, f'{name}_{null}')}" for null in nulls if f"{name}_{null}_median" in g)  # fmt: skip
+            lines.append((label, _figure(g, name), beside))
     passed = ", ".join(f"{k.removeprefix('passed_')} {'passes' if v else 'fails'} (p = {g['p_' + k.removeprefix('passed_')]:.3g})" for k, v in g.items() if k.startswith("passed_"))  # fmt: skip
-    return Table("Geometry of concepts", ("statistic", "median", "95 % interval", "nulls"), lines,
+    return Table("Geometry of concepts", ("statistic", "median [95 % interval]", "nulls"), lines,
                  f"Gates at a level of 5 %: {passed}. Angles from nested words are 90 by algebra and carry nothing.")  # fmt: skip
 
 
-def _interval(row: dict[str, Any], name: str) -> str:
-    """[low, high] where there is one."""
-    return f"[{row[f'{name}_low']:.3g}, {row[f'{name}_high']:.3g}]" if f"{name}_low" in row else ""
+def _figure(row: dict[str, Any], name: str) -> str:
+    """The median, with its interval where there is one."""
+    if f"{name}_low" not in row:
+        return number(float(row[f"{name}_median"]))
+    return figure_of({"measured": row[f"{name}_median"], "interval95": [row[f"{name}_low"], row[f"{name}_high"]]})
 
 
 def arm_table(

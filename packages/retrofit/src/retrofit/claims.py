@@ -21,6 +21,7 @@ from retrofit.metrics.windows import RESAMPLES, log_differences, read_windows
 from studycore.claims import Claim, Condition, Measure, NotRun
 from studycore.measures import enough, mean, paired_ratio, pairs, rows
 from studycore.metrics_log import read_rows
+from studycore.report import figure_of
 from studycore.statistics import Interval, joined_interval, mean_interval, ratio_interval
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ FRONT_KAPPA, FRONT_PERPLEXITY = -10.0, 0.1
 within 0.1 % of continued training's (the width that the null arm is given too)."""
 FRONT_WEIGHTS = 3
 """Fewest weights that make a front."""
+LONG = "compare --config long"
+"""What makes as many updates as the original study's."""
 ORIGINAL, OWN = "the original study's Expected Results", "this study"
 
 
@@ -192,7 +195,7 @@ def after_the_originals_updates(measure: Measure, *arms: str) -> Condition:
         change, _ = measure.compute(table)
         return (
             f"Not run at {ORIGINAL_UPDATES:,} updates; after {int(chosen['updates'].min()):,} updates: "
-            f"{change.estimate:+.3g} % [{change.low:.3g}, {change.high:.3g}]."
+            f"{figure_of(change)} %."
         )
 
     return Condition(f"updates of {', '.join(arms)} are {ORIGINAL_UPDATES} or more", unmet)
@@ -207,8 +210,7 @@ def on_enough_tokens(measure: Measure, *arms: str) -> Condition:
             return ""
         change, _ = measure.compute(table)
         return (
-            f"Not run on {HEADLINE_TOKENS:,} tokens; on {int(chosen['ff_gram_tokens'].min()):,}: "
-            f"{change.estimate:+.3g} % [{change.low:.3g}, {change.high:.3g}]."
+            f"Not run on {HEADLINE_TOKENS:,} tokens; on {int(chosen['ff_gram_tokens'].min()):,}: {figure_of(change)} %."
         )
 
     return Condition(f"ff_gram_tokens of {', '.join(arms)} are {HEADLINE_TOKENS} or more", unmet)
@@ -294,7 +296,7 @@ def _expected(method: str, words: str, quantity: str, percent: float, figures: s
     return Claim(
         f"{method}_{quantity}", f"{words} lowers {what} by {-percent:g} % or more from step 0", ORIGINAL,
         f"{percent:g} % ({figures})", PERCENT,
-        measure, below=percent, when=after_the_originals_updates(measure, method),
+        measure, below=percent, when=after_the_originals_updates(measure, method), decided_by=LONG,
     )  # fmt: skip
 
 
@@ -302,14 +304,26 @@ def _lower_perplexity(treated: str, words: str, source: str, predicted: str, con
     """That the treated arm ends at a lower perplexity than the control."""
     measure = perplexity_beside(treated, control)
     when = after_the_originals_updates(measure, treated, control) if source == ORIGINAL else None
-    return Claim(f"{treated}_vs_{control}", words, source, predicted, PERCENT, measure, below=0.0, when=when)
+    return Claim(
+        f"{treated}_vs_{control}",
+        words,
+        source,
+        predicted,
+        PERCENT,
+        measure,
+        below=0.0,
+        when=when,
+        decided_by=LONG if when else "",
+    )
 
 
 def _lower(name: str, metric: str, treated: str, control: str, words: str, source: str, predicted: str) -> Claim:
     """That the treated arm ends at a lower value of a metric than the control."""
     measure = paired_ratio(metric, treated, control, percent=True)
     when = after_the_originals_updates(measure, treated, control) if source == ORIGINAL else None
-    return Claim(name, words, source, predicted, PERCENT, measure, below=0.0, when=when)
+    return Claim(
+        name, words, source, predicted, PERCENT, measure, below=0.0, when=when, decided_by=LONG if when else ""
+    )  # fmt: skip
 
 
 def _lower_ff_gram(treated: str, words: str) -> Claim:
@@ -328,6 +342,7 @@ def _helps(penalty: str, words: str) -> Claim:
         f"{words} helps: at some weight the median kappa of the up projections falls by {-FRONT_KAPPA:g} % or more while "
         f"perplexity stays within {FRONT_PERPLEXITY:g} % of continued training's",
         OWN, f"{FRONT_KAPPA:g} %", PERCENT, front(penalty), below=FRONT_KAPPA, when=budget_moves_kappa(penalty),
+        decided_by="compare --config weights",
     )  # fmt: skip
 
 
@@ -349,6 +364,7 @@ CLAIMS = (
         "author_model", "The author's own model, trained with geometry from the start, has an FF Gram condition number of 189 and a perplexity of 6.20", ORIGINAL,
         "-96 %", PERCENT,
         unpublished("The author's model has not been published; 189 is of one layer and one batch."), below=-96.0,
+        decided_by=None,
     ),
     _lower_perplexity("gram", f"The Gram penalty {LOWER_PERPLEXITY}", ORIGINAL, "-8 % (9.8 against 10.7)"),
     _lower_perplexity("geometry", f"Full geometry {LOWER_PERPLEXITY}", ORIGINAL, "-14 % (9.2 against 10.7)"),
@@ -395,6 +411,7 @@ WORSE_THAN_RANDOM = Claim(
     "up_kappa_over_gaussian",
     "Up projections are more than a tenth worse conditioned than Gaussian matrices of their shape",
     OWN, "worse", "x, kappa over a Gaussian matrix's", over_gaussian(), above=1.1,
+    decided_by=None,
 )  # fmt: skip
 
 

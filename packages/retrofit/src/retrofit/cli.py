@@ -12,6 +12,7 @@ STUDY = Study(
     distribution="geometry-retrofit",
     package="retrofit",
     question=QUESTION,
+    decided_by="compare --config full",
     verbs={
         "measure": OneRun(
             "conditioning of every weight and of FFN activations of MODEL",

@@ -2,7 +2,8 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import geometric_mean, median
 from typing import Any
@@ -13,8 +14,10 @@ from retrofit.claims import (
     FRONT_PERPLEXITY,
     ORIGINAL_UPDATES,
     FrontPoint,
+    conditioning_from_start,
     evaluations_of,
     front_points,
+    perplexity_from_start,
     rows_of,
 )
 from retrofit.config import QUESTION, ROLES, START, SWEPT, TUNING, RunConfig
@@ -31,12 +34,15 @@ from retrofit.metrics.matrix_rows import (
 from retrofit.metrics.summaries import few_tokens, mean_rows, percent_change, transport_move, update_means
 from retrofit.plan import variants
 from retrofit.tables import shown, tables
+from studycore.claims import Measure, NotRun
 from studycore.configuration import from_dict, read_yaml
 from studycore.errors import UserError
+from studycore.figures import plot_arms
 from studycore.files import write_json
 from studycore.record import Record
 from studycore.report import Picture, Report, Table, number
 from studycore.run_folder import read_manifest
+from studycore.statistics import Interval
 
 METRICS_NOTE = (
     "kappa: condition number of the weight, median over layers. act kappa: of the centred covariance of FFN activations, "
@@ -272,7 +278,7 @@ def report_comparison(record: Record) -> Report:
     write_original_files(record.folder, folders, seeds_of, evaluations, merged, about)
 
     front_table, fronts = front_tables(record)
-    parts = comparison_tables(merged, arms, about)
+    of_arms, *parts = comparison_tables(merged, arms, about)
     parts += [table for table in (front_table, tuning_table(record), gradient_table(history)) if table]
     start = runs[runs["run"] == START]["folder"]
     if len(start) and (ablation := ablation_table(rows_of(Path(start.iloc[0])))):
@@ -291,6 +297,7 @@ def report_comparison(record: Record) -> Report:
         Picture(plot_trajectories(evaluations, folder / "figures" / "trajectories.svg"), "Conditioning and validation perplexity over training; thin lines are seeds."),
         Picture(plot_layers(merged, folder / "figures" / "layers.svg"), "Weight kappa of the up projections by layer: the start (grey) and the end of each arm, side by side."),
     ]  # fmt: skip
+    pictures.insert(1, arms_picture(runs, shown, list(folders), of_arms, folder / "figures" / "arms.svg"))
     if fronts:
         drawn = plot_front(fronts, (FRONT_KAPPA, FRONT_PERPLEXITY), folder / "figures" / "front.svg")
         caption = "Weights of the penalties: change of the up projections' median kappa and of perplexity beside continued training, with 95 % intervals. In the shaded corner a penalty helps."
@@ -307,6 +314,33 @@ def report_comparison(record: Record) -> Report:
         "retrofit: arms compared", QUESTION, comparison_answer(merged, fronts), parts, pictures,
         [*notes(of_run, about, bool(compare.weights)), shared], results,
     )  # fmt: skip
+
+
+def arms_picture(runs: Any, shown: Mapping[str, str], names: Sequence[str], numbers: Table, path: Path) -> Picture:
+    """Perplexity and conditioning of every variant over the start's, over its numbers; one seed has no interval."""
+
+    def over_start(measure: Callable[[str], Measure], variant: str, column: str) -> Interval | float | None:
+        own = runs[runs["variant"] == variant]
+        if len(own) > 1:
+            try:
+                percent, _ = measure(shown[variant]).compute(own)
+            except NotRun:
+                return None
+            estimate, low, high = (1 + x / 100 for x in (percent.estimate, percent.low, percent.high))
+            return Interval(estimate, low, high, percent.n)
+        there = {column, f"initial_{column}"} <= set(own) and len(own) == 1
+        return float((own[column] / own[f"initial_{column}"]).iloc[0]) if there else None
+
+    measures: dict[str, tuple[Callable[[str], Measure], str]] = {"perplexity": (perplexity_from_start, "val_ppl")}
+    for column, label in (("up_kappa_median", "kappa of the up projections"), ("ff_gram", "ff_gram")):
+        if column in runs and f"initial_{column}" in runs:
+            measures[label] = (partial(conditioning_from_start, column), column)
+    panels = {
+        label: {label: [over_start(measure, name, column) for name in names]}
+        for label, (measure, column) in measures.items()
+    }
+    caption = "Every arm at its end over the start (1), with 95 % intervals over seeds, and documents where it is perplexity; crosses are single runs."
+    return Picture(plot_arms(names, panels, path, ratios=True), caption, numbers)
 
 
 def write_original_files(
@@ -342,29 +376,24 @@ def comparison_tables(
     keys = ("up_kappa_median", "act_kappa_centred_median", "down_kappa_median", "up_omega_median")
     first = next(iter(merged.values()))[0]
     up, act, *others = (first.get(key) for key in keys)
-    judged: list[tuple[Any, ...]] = [
-        ("step 0", "", "", first["val_ppl"], "", first.get("ff_gram"), "", first.get("ff_gram_original"), "", up, act)
-    ]
-    rest: list[tuple[Any, ...]] = [("step 0", 0, *others, "", "")]
+    judged: list[tuple[Any, ...]] = [("step 0", "", "", first["val_ppl"], "", first.get("ff_gram"), "", up, act)]
+    rest: list[tuple[Any, ...]] = [("step 0", 0, first.get("ff_gram_original"), "", *others, "", "")]
     for name, rows in merged.items():
         last, means = rows[-1], arms[name]
         up, act, *others = (last.get(key) for key in keys)
         judged.append(
             (
                 name, means["n"], about.get("lr"), last["val_ppl"], change(rows[0], last, "val_ppl"),
-                last.get("ff_gram"), change(rows[0], last, "ff_gram"),
-                last.get("ff_gram_original"), change(rows[0], last, "ff_gram_original"), up, act,
+                last.get("ff_gram"), change(rows[0], last, "ff_gram"), up, act,
             )
         )  # fmt: skip
         norms = (means.get("mean_grad_norm"), means.get("clip_rate"))
-        rest.append((name, about["training_tokens"], *others, *norms))
-    columns = (
-        "arm", "seeds", "lr", "perplexity", "change %", "ff_gram", "change %", "ff_gram_original", "change %", "kappa up",
-        "act kappa",
-    )  # fmt: skip
+        original = (last.get("ff_gram_original"), change(rows[0], last, "ff_gram_original"))
+        rest.append((name, about["training_tokens"], *original, *others, *norms))
+    columns = ("arm", "seeds", "lr", "perplexity", "change %", "ff_gram", "change %", "kappa up", "act kappa")
     note = f"Means over seeds. lr: of all arms. {metrics_note(next(iter(merged.values()))[-1], about)}"
     more = "grad norm: of the cross-entropy's gradient over all parameters before clipping, mean over updates."
-    further = ("arm", "tokens", "kappa down", "omega up", "grad norm", "clip rate")
+    further = ("arm", "tokens", "ff_gram_original", "change %", "kappa down", "omega up", "grad norm", "clip rate")
     return [Table("Arms", columns, judged, note), Table("Arms: the rest", further, rest, more, folded=True)]
 
 

@@ -13,6 +13,7 @@ STUDY = Study(
     distribution="ternary-vae",
     package="ternary_vae",
     question=QUESTION,
+    decided_by="sweep --config full",
     verbs={
         "train": OneRun(
             "train from scratch: coverage, then hierarchy, or both at once",

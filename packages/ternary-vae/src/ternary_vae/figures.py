@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from studycore.figures import COLOURS, new_figure, save_figure
+from studycore.figures import COLOURS, new_figure, plot_arms, save_figure
+from studycore.statistics import Interval
 from ternary_vae.comparisons import ArmStatistics
 from ternary_vae.history import Row, ordering_rows
 
@@ -187,34 +188,15 @@ def original_best(arm: str) -> float | None:
 
 def plot_effects(statistics: Sequence[ArmStatistics], ceiling: float | None, path: Path) -> Path:
     """Best and final hierarchy of every arm with 95 % intervals, by phase; crosses are the original study's figures."""
-    lines: list[ArmStatistics | str] = []
-    for arm in statistics:
-        if arm.phase not in {line.phase for line in lines if isinstance(line, ArmStatistics)}:
-            lines.append(arm.phase)
-        lines.append(arm)
-    figure, axis = new_figure(7.5, 0.8 + 0.19 * len(lines))
-    for y, line in enumerate(lines):
-        if isinstance(line, str):
-            continue
-        for value, interval, colour, up in (
-            (line.best, line.best_interval, COLOURS[0], -0.12), (line.final, line.final_interval, COLOURS[1], 0.12)
-        ):  # fmt: skip
-            if interval is not None:
-                axis.plot([interval.low, interval.high], [y + up, y + up], color=colour, linewidth=1.2)
-            axis.plot([value], [y + up], "o", color=colour, markersize=3.5)
-        if (theirs := original_best(line.arm)) is not None:
-            axis.plot([theirs], [y], "x", color="black", markersize=5)
-    axis.plot([], [], "o-", color=COLOURS[0], markersize=3.5, label="best of the run")
-    axis.plot([], [], "o-", color=COLOURS[1], markersize=3.5, label="end of the run")
-    axis.plot([], [], "x", color="black", markersize=5, label="original study's best")
-    if ceiling is not None:
-        axis.axvline(-ceiling, color="0.4", linewidth=0.8, linestyle="--", label="ceiling without ties")
-    axis.set_yticks(range(len(lines)), [line if isinstance(line, str) else line.arm for line in lines], fontsize=7)
-    for label, line in zip(axis.get_yticklabels(), lines, strict=True):
-        label.set_fontweight("bold" if isinstance(line, str) else "normal")
-    axis.set(ylim=(len(lines) - 0.3, -0.7), xlabel="hierarchy (negative is right)")
-    axis.legend(fontsize=7, loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=4)
-    return save_figure(figure, path)
+    label = "hierarchy (negative is right)"
+    series: dict[str, list[Interval | float | None]] = {
+        "best of the run": [arm.best_interval or arm.best for arm in statistics],
+        "end of the run": [arm.final_interval or arm.final for arm in statistics],
+        "original study's best": [original_best(arm.arm) for arm in statistics],
+    }
+    levels = {} if ceiling is None else {"ceiling without ties": -ceiling}
+    names, phases = [arm.arm for arm in statistics], [arm.phase for arm in statistics]
+    return plot_arms(names, {label: series}, path, phases, {label: levels})
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from studycore.files import write_atomic, write_json
 from studycore.record import Record, read_arrays
-from studycore.report import Picture, Report, Table, number
+from studycore.report import Picture, Report, Table, figure_of, number
 from studycore.statistics import Interval
 from ternary_vae.comparisons import (
     ArmStatistics,
@@ -126,14 +126,15 @@ def radius_pictures(
 
 # ------------------------------------------------------------------------------------------------------------- sweep
 ARM_COLUMNS = (
-    "phase", "arm", "n", "best hierarchy", "std", "95 % interval", "hierarchy at the end", "std", "95 % interval",
-    "epoch of best", "Somers' D", "richness", "coverage", "min gap", "cannot be told from the phase's best",
+    "phase", "arm", "n", "best hierarchy [95 %]", "at the end [95 %]", "Somers' D", "richness", "coverage", "min gap",
+    "apart from the phase's best [95 %]",
 )  # fmt: skip
 ARM_NOTE = (
     "n: seeds; draws of the projections are averaged within a seed first. Intervals: Student's t over seeds. Best: the most "
     "negative hierarchy of a run's evaluations, picked after the fact; Somers' D, richness, coverage and the smallest gap are "
     "of the end. Last column: the difference of the best hierarchy from that of the phase's best arm, paired over seeds, with "
-    "Bonferroni's correction over the phase's other arms; yes: its interval holds 0."
+    "Bonferroni's correction over the phase's other arms; an interval that holds 0 cannot be told apart. Standard deviations "
+    "and epochs: table.csv."
 )
 SEED_METRICS = {
     "coverage": "coverage", "covered": "covered", "coverage_sampled": "of samples", "kl": "KL, nats",
@@ -158,13 +159,13 @@ def report_sweep(record: Record) -> Report:
     ordered = ordering[ordering["phase"].isin([COVERAGE, ORDERED, SCRATCH])]
     closed, untrained = closed_forms(ordering), untrained_mean(phases)
 
-    tables = [arm_table(statistics, closed, untrained)] if statistics else []
-    tables += [seed_table(ordered)] if len(ordered) else []
+    arms = arm_table(statistics, closed, untrained) if statistics else None
+    tables = [seed_table(ordered)] if len(ordered) else []
     tables += [scratch_table(from_scratch)] if from_scratch else []
     flat = [flat_statistics(arm) for arm in statistics] or seed_rows(ordered)
-    write_tables(record.folder, tables[0] if tables else None, flat)
+    write_tables(record.folder, arms or (tables[0] if tables else None), flat)
     tables += [inert_table(inert_factors(phases))] if len(phases) else []
-    pictures, lacking = sweep_pictures(record.folder, ordering, statistics, closed) if len(ordering) else ([], [])
+    pictures, lacking = sweep_pictures(record.folder, ordering, statistics, closed, arms) if len(ordering) else ([], [])
     metrics = {
         "runs": len(table), "failed": len(record.missing),
         "arms": {f"{arm.phase}/{arm.arm}": flat_statistics(arm) for arm in statistics},
@@ -232,15 +233,14 @@ def arm_table(statistics: Sequence[ArmStatistics], closed: Mapping[str, Metrics]
     rows: list[tuple[Any, ...]] = []
     for a in statistics:
         rows.append((
-            a.phase, a.arm, a.n, fixed(a.best), fixed(a.best_std), interval_text(a.best_interval), fixed(a.final),
-            fixed(a.final_std), interval_text(a.final_interval), f"{a.best_epoch:.1f}", fixed(a.somers_d), fixed(a.richness, 5),
-            fixed(a.coverage, 5), fixed(a.min_level_gap), against_text(a),
+            a.phase, a.arm, a.n, with_interval(a.best, a.best_interval), with_interval(a.final, a.final_interval),
+            fixed(a.somers_d), fixed(a.richness, 5), fixed(a.coverage, 5), fixed(a.min_level_gap), against_text(a),
         ))  # fmt: skip
     named = [(f"closed form ({name})", values, "no learning") for name, values in closed.items()]
     for name, values, why in [*named, ("untrained projections", untrained, "epoch 0, mean of runs")]:
         digits = {"somers_d": 4, "richness": 5, "coverage": 5, "min_level_gap": 4}
         cells = [fixed(values.get(key), n) for key, n in digits.items()]
-        rows.append(("baseline", name, "", "", "", "", fixed(values.get("hierarchy")), "", "", "", *cells, why))
+        rows.append(("baseline", name, "", "", fixed(values.get("hierarchy")), *cells, why))
     return Table("Arms", ARM_COLUMNS, rows, ARM_NOTE)
 
 
@@ -248,13 +248,12 @@ def against_text(arm: ArmStatistics) -> str:
     """The last column of the table of arms."""
     if arm.against_best is None:
         return "is the best" if arm.is_best else "too few seeds"
-    mark = "yes" if arm.indistinguishable else "no"
-    return f"{mark}: {arm.against_best.estimate:+.4f} {interval_text(arm.against_best)}"
+    return figure_of(arm.against_best)
 
 
-def interval_text(of: Interval | None, digits: int = 4) -> str:
-    """[low, high]; an interval needs two units."""
-    return "n = 1" if of is None else f"[{of.low:.{digits}f}, {of.high:.{digits}f}]"
+def with_interval(value: float, around: Interval | None) -> str:
+    """The value with its interval, which needs two units."""
+    return f"{fixed(value)} (n = 1)" if around is None else figure_of(around)
 
 
 def fixed(value: float | None, digits: int = 4) -> str:
@@ -391,14 +390,18 @@ def table_markdown(table: Table) -> str:
 
 
 def sweep_pictures(
-    folder: Path, runs: "DataFrame", statistics: Sequence[ArmStatistics], closed: Mapping[str, Metrics]
+    folder: Path,
+    runs: "DataFrame",
+    statistics: Sequence[ArmStatistics],
+    closed: Mapping[str, Metrics],
+    arms: Table | None = None,
 ) -> tuple[list[Picture], list[str]]:
     """The figures of a sweep, of its runs that order radii; and notes on those that are lacking."""
     to = folder / "figures"
     ceiling = number_or_none(runs["hierarchy_ceiling"].dropna().iloc[0]) if "hierarchy_ceiling" in runs else None
     pictures = [Picture(plot_phase_curves(runs, ceiling, to / "curves.svg"), "Hierarchy by epoch: means over the runs of an arm that lasted until then, shaded their range; dashed the ceiling of radii without ties. Starts that lie far above the rest are cut off.")]  # fmt: skip
     if statistics:
-        pictures.append(Picture(plot_effects(statistics, ceiling, to / "effects.svg"), "What each factor does: best and last hierarchy of every arm with 95 % intervals over seeds; crosses: the best that the original study gives for the arm, from one run (stability: the mean of 25)."))  # fmt: skip
+        pictures.append(Picture(plot_effects(statistics, ceiling, to / "effects.svg"), "What each factor does: best and last hierarchy of every arm with 95 % intervals over seeds; crosses: the best that the original study gives for the arm, from one run (stability: the mean of 25).", arms))  # fmt: skip
     form = max(closed.values(), key=lambda values: float(values["richness"]), default=None)
     pictures.append(Picture(plot_pareto(runs, form, ceiling, to / "pareto.svg"), f"Hierarchy and richness at the end of every run; the line joins the runs that no other beats in both. Star: the closed form, without learning, in the geometry where it is richest. {INCOMPARABLE}"))  # fmt: skip
     best = runs.loc[runs["final_hierarchy"].astype(float).idxmin()]

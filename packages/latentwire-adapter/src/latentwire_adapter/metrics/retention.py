@@ -83,8 +83,13 @@ def rank_correlation(arm: Questions, quality: str = "error") -> Interval:
     from scipy import stats
 
     chosen = [row for row in arm if quality in row]
-    if len({row["f1"] for row in chosen}) < 2 or len({row[quality] for row in chosen}) < 2:
-        raise NotRun(f"Over {len(chosen)} questions the F1 or the {quality} does not vary: there is no correlation.")
+    if not chosen:
+        raise NotRun(f"No question has {'an' if quality == 'error' else 'a'} {quality}: there is no correlation.")
+    for name, words in (("f1", "F1"), (quality, f"{quality} of the reconstruction")):
+        if len(values := {row[name] for row in chosen}) < 2:
+            raise NotRun(
+                f"Over {len(chosen)} questions the {words} is {values.pop():g} throughout: there is no correlation."
+            )
     names = sorted({row["paragraph"] for row in chosen})
     groups = [np.array([(-row[quality], row["f1"]) for row in chosen if row["paragraph"] == name]) for name in names]
 
