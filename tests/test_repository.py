@@ -298,6 +298,6 @@ def test_what_decides_a_claim_is_a_verb_with_a_configuration_that_is_there(study
     source = next((ROOT / "packages" / study / "src").glob("*/cli.py")).parent
     assert re.search(r'decided_by="\w+ --config', (source / "cli.py").read_text()), study
     for path in (source / "cli.py", source / "claims.py"):
-        for verb, config in re.findall(r'"(\w+) --config ([\w-]+)"', path.read_text()):
-            assert f'"{verb}": ManyRuns(' in (source / "cli.py").read_text(), (path, verb)
+        for verb, config in re.findall(r'"(\w+) --config ([\w-]+)[" ]', path.read_text()):
+            assert re.search(rf'"{verb}": (ManyRuns|OneRun)\(', (source / "cli.py").read_text()), (path, verb)
             assert (source / "configs" / f"{config}.yaml").is_file(), (path, config)
