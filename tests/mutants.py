@@ -49,10 +49,7 @@ def mutants() -> list[dict[str, str]]:
     """The rows of mutants.tsv; \\n in a piece is a line break."""
     with open(Path(__file__).with_suffix(".tsv"), encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-    return [
-        {name: value.replace("\\n", "\n") for name, value in row.items()}
-        for row in rows
-    ]
+    return [{name: value.replace("\\n", "\n") for name, value in row.items()} for row in rows]
 
 
 def source(package: str) -> Path:
@@ -61,18 +58,14 @@ def source(package: str) -> Path:
 
 def original(mutant: dict[str, str]) -> Path:
     """The file that the fault goes into; `../studycore/` leads from a study's source to what it uses of studycore."""
-    package, _, file = os.path.normpath(
-        f"{mutant['package']}/{mutant['file']}"
-    ).partition("/")
+    package, _, file = os.path.normpath(f"{mutant['package']}/{mutant['file']}").partition("/")
     return source(package) / "src" / file
 
 
 def mutate(text: str, old: str, new: str) -> str:
     """The text with the fault in it. ValueError unless the piece stands there exactly once."""
     if text.count(old) != 1:
-        raise ValueError(
-            f"'{old}' stands there {text.count(old)} times; give a piece that stands there once"
-        )
+        raise ValueError(f"'{old}' stands there {text.count(old)} times; give a piece that stands there once")
     return text.replace(old, new)
 
 
@@ -97,37 +90,18 @@ def start(mutant: dict[str, str]) -> Trial:
 
 def run_tests(mutant: dict[str, str], place: Path) -> int:
     """pytest's exit code for the mutant's tests, run on a copy of every package's source with the piece changed."""
-    names = [
-        "studycore",
-        *(path.parent.name for path in sorted(ROOT.glob("packages/*/pyproject.toml"))),
-    ]
+    names = ["studycore", *(path.parent.name for path in sorted(ROOT.glob("packages/*/pyproject.toml")))]
     copies = {name: place / name for name in names}
     for package, copy in copies.items():
-        shutil.copytree(
-            source(package) / "src",
-            copy,
-            ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"),
-        )
+        shutil.copytree(source(package) / "src", copy, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     file = place / mutant["package"] / mutant["file"]
-    file.write_text(
-        mutate(file.read_text(encoding="utf-8"), mutant["old"], mutant["new"]),
-        encoding="utf-8",
-    )
+    file.write_text(mutate(file.read_text(encoding="utf-8"), mutant["old"], mutant["new"]), encoding="utf-8")
     sys.path[:0] = map(str, copies.values())
-    os.environ["PYTHONPATH"] = os.pathsep.join(
-        map(str, copies.values())
-    )  # for the commands that tests start
+    os.environ["PYTHONPATH"] = os.pathsep.join(map(str, copies.values()))  # for the commands that tests start
     sys.dont_write_bytecode = True
     os.chdir(source(mutant["package"]))
     # A plugin of pytest's that a library has imported before is not rewritten, which no test needs.
-    quiet = [
-        "-x",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-W",
-        "ignore::pytest.PytestAssertRewriteWarning",
-    ]
+    quiet = ["-x", "-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
     return int(pytest.main([*quiet, *mutant["tests"].split()]))
 
 
@@ -149,9 +123,7 @@ def wait_for(trials: list[Trial]) -> Iterator[tuple[Trial, bool]]:
         yield trial, code != 0
 
 
-def results(
-    rows: Sequence[dict[str, str]], processes: int
-) -> Iterator[tuple[dict[str, str], bool]]:
+def results(rows: Sequence[dict[str, str]], processes: int) -> Iterator[tuple[dict[str, str], bool]]:
     """Each row with whether its tests fail, `processes` at a time, in the order in which they end."""
     waiting, running = list(reversed(rows)), list[Trial]()
     while waiting or running:
@@ -163,29 +135,12 @@ def results(
         time.sleep(0.02)
 
 
-def asked_for(
-    arguments: list[str] | None = None,
-) -> tuple[argparse.Namespace, list[dict[str, str]]]:
+def asked_for(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[dict[str, str]]]:
     """The command's arguments, and the lines that they choose."""
-    parser = argparse.ArgumentParser(
-        description="put single faults into the packages and see whether tests notice"
-    )
-    parser.add_argument(
-        "--package",
-        default="",
-        help="the lines of one package; without it those of all",
-    )
-    parser.add_argument(
-        "--only",
-        default="",
-        help="a word of the lines to try, such as a file or a test",
-    )
-    parser.add_argument(
-        "--processes",
-        type=int,
-        default=2,
-        help="how many are tried at the same time (default: 2)",
-    )
+    parser = argparse.ArgumentParser(description="put single faults into the packages and see whether tests notice")
+    parser.add_argument("--package", default="", help="the lines of one package; without it those of all")
+    parser.add_argument("--only", default="", help="a word of the lines to try, such as a file or a test")
+    parser.add_argument("--processes", type=int, default=2, help="how many are tried at the same time (default: 2)")
     given = parser.parse_args(arguments)
     of_package = [row for row in mutants() if given.package in ("", row["package"])]
     return given, [row for row in of_package if given.only in "\t".join(row.values())]
@@ -194,26 +149,17 @@ def asked_for(
 def main() -> int:
     given, chosen = asked_for()
     for name in IMPORTED_ONCE:
-        with suppress(
-            ImportError
-        ):  # a package that does not need it has no environment with it
+        with suppress(ImportError):  # a package that does not need it has no environment with it
             import_module(name)
     tests = {(row["package"], row["tests"]): row for row in chosen}
-    for row, failed in results(
-        [row | {"new": row["old"]} for row in tests.values()], given.processes
-    ):
+    for row, failed in results([row | {"new": row["old"]} for row in tests.values()], given.processes):
         if failed:
-            raise RuntimeError(
-                f"{row['package']}: {row['tests']} fails without a fault and can notice none"
-            )
+            raise RuntimeError(f"{row['package']}: {row['tests']} fails without a fault and can notice none")
     survivors = 0
     for number, (row, noticed) in enumerate(results(chosen, given.processes), start=1):
         survivors += not noticed
         what = f"{row['package']}/{row['file']}: {row['old']!r} -> {row['new']!r}"
-        print(
-            f"{number} of {len(chosen)} {'noticed ' if noticed else 'SURVIVED'} {what}",
-            flush=True,
-        )
+        print(f"{number} of {len(chosen)} {'noticed ' if noticed else 'SURVIVED'} {what}", flush=True)
     share = 1 - survivors / len(chosen) if chosen else 0.0
     print(f"{len(chosen) - survivors} of {len(chosen)} noticed ({share:.0%})")
     return int(share < WANTED)

@@ -9,25 +9,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = {
-    path.parent.name: path.parent
-    for path in sorted(ROOT.glob("packages/*/src/*/__init__.py"))
-}
+SOURCES = {path.parent.name: path.parent for path in sorted(ROOT.glob("packages/*/src/*/__init__.py"))}
 SHARED = ROOT / "shared/src/studycore"
 ALL = {**SOURCES, "studycore": SHARED}
-EVERY = (
-    "config",
-    "data",
-    "model",
-    "losses",
-    "metrics",
-    "train",
-    "plan",
-    "claims",
-    "figures",
-    "report",
-    "cli",
-)
+EVERY = ("config", "data", "model", "losses", "metrics", "train", "plan", "claims", "figures", "report", "cli")
 SOME = ("analysis", "visualizer")
 """Names that count wherever a study has them: analysis for notebooks, and a page over it."""
 MAY_REACH = {
@@ -60,9 +45,7 @@ def trees(package: str) -> dict[str, ast.Module]:
     found = {}
     for path in sorted(ALL[package].rglob("*.py")):
         parts = path.relative_to(ALL[package].parent).with_suffix("").parts
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = ast.parse(
-            path.read_text()
-        )
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = ast.parse(path.read_text())
     return found
 
 
@@ -103,9 +86,7 @@ def imports(package: str) -> dict[str, set[str]]:
     return {
         module: {
             name
-            for name in names_in(
-                module, tree, any(other.startswith(f"{module}.") for other in modules)
-            )
+            for name in names_in(module, tree, any(other.startswith(f"{module}.") for other in modules))
             if name in modules and name not in (module, package)
         }
         for module, tree in modules.items()
@@ -132,9 +113,7 @@ def path_between(package: str, one: str, other: str) -> str:
     """The shortest way by which one module imports another, for the message."""
     ways, seen = [[one]], {one}
     for way in ways:
-        for following in sorted(
-            imports(package)[way[-1]] - seen | (imports(package)[way[-1]] & {other})
-        ):
+        for following in sorted(imports(package)[way[-1]] - seen | (imports(package)[way[-1]] & {other})):
             if following == other:
                 return " -> ".join([*way, other])
             seen.add(following)
@@ -145,9 +124,7 @@ def path_between(package: str, one: str, other: str) -> str:
 @each_package
 def test_there_is_no_circle(package):
     assert [
-        path_between(package, module, module)
-        for module in imports(package)
-        if module in reached(package, module)
+        path_between(package, module, module) for module in imports(package) if module in reached(package, module)
     ] == []
 
 
@@ -159,15 +136,10 @@ def test_every_module_that_is_imported_is_there(package):
         (module, node.module)
         for module, tree in modules.items()
         for node in statements(tree)
-        if isinstance(node, ast.ImportFrom)
-        and node.module
-        and node.module.split(".")[0] in ALL
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in ALL
     }
     there = {name for known in ALL for name in trees(known)}
-    assert (
-        sorted(f"{module}: {name}" for module, name in sources if name not in there)
-        == []
-    )
+    assert sorted(f"{module}: {name}" for module, name in sources if name not in there) == []
 
 
 @each_package
@@ -183,21 +155,11 @@ def test_a_package_imports_no_study_but_itself(package):
 
 
 def test_studycore_names_no_study():
-    words = {
-        name
-        for study, source in SOURCES.items()
-        for name in (study, source.parents[1].name)
-    }
+    words = {name for study, source in SOURCES.items() for name in (study, source.parents[1].name)}
     pattern = re.compile("|".join(rf"\b{re.escape(word)}\b" for word in sorted(words)))
-    files = [
-        path for path in SHARED.rglob("*") if path.suffix in (".py", ".j2", ".yaml")
-    ]
+    files = [path for path in SHARED.rglob("*") if path.suffix in (".py", ".j2", ".yaml")]
     assert files
-    assert [
-        f"{path.name}: {found[0]}"
-        for path in files
-        if (found := pattern.search(path.read_text()))
-    ] == []
+    assert [f"{path.name}: {found[0]}" for path in files if (found := pattern.search(path.read_text()))] == []
 
 
 @cache
@@ -205,30 +167,13 @@ def roles(study: str) -> dict[str, str]:
     """First name below the package -> which of EVERY it counts as, by its name or by the study's declaration."""
     parts = {part(module) for module in imports(study)} - {"", "__main__"}
     names = {
-        name: next(
-            (role for role in (*EVERY, *SOME) if name.rstrip("s") == role.rstrip("s")),
-            "",
-        )
-        for name in parts
+        name: next((role for role in (*EVERY, *SOME) if name.rstrip("s") == role.rstrip("s")), "") for name in parts
     }
-    declared = {
-        "train_together": "train",
-        "columns": "claims",
-        "doctor": "",
-        "options": "",
-        "seeds": "",
-        "resolve": "",
-    }
-    for call in (
-        node
-        for node in ast.walk(trees(study)[f"{study}.cli"])
-        if isinstance(node, ast.Call)
-    ):
+    declared = {"train_together": "train", "columns": "claims", "doctor": "", "options": "", "seeds": "", "resolve": ""}
+    for call in (node for node in ast.walk(trees(study)[f"{study}.cli"]) if isinstance(node, ast.Call)):
         for keyword in call.keywords:
             role = declared.get(keyword.arg or "", keyword.arg)
-            text = (
-                keyword.value.value if isinstance(keyword.value, ast.Constant) else ""
-            )
+            text = keyword.value.value if isinstance(keyword.value, ast.Constant) else ""
             if role in EVERY and isinstance(text, str) and text.startswith(f"{study}."):
                 name = part(text.partition(":")[0])
                 names[name] = names[name] or role
@@ -251,26 +196,14 @@ def named_elsewhere(study: str) -> list[str]:
     """Imports and "module:name" of trainings and reports outside the declaration, and of the declaration outside __main__."""
     found = set()
     for module, tree in trees(study).items():
-        texts = [
-            n.value
-            for n in ast.walk(tree)
-            if isinstance(n, ast.Constant) and isinstance(n.value, str)
-        ]
-        texts = [
-            text.partition(":")[0]
-            for text in texts
-            if re.fullmatch(r"[\w.]+:\w+", text)
-        ]
+        texts = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+        texts = [text.partition(":")[0] for text in texts if re.fullmatch(r"[\w.]+:\w+", text)]
         is_package = any(other.startswith(f"{module}.") for other in trees(study))
         for name in {*names_in(module, tree, is_package), *texts}:
             if not name.startswith(f"{study}.") or part(name) == part(module):
                 continue
             role, of_module = roles(study).get(part(name), ""), part(module)
-            if (
-                role in ("train", "report")
-                and of_module != "cli"
-                and roles(study).get(of_module) != role
-            ):
+            if role in ("train", "report") and of_module != "cli" and roles(study).get(of_module) != role:
                 found.add(f"{module}: {name}")
             if role == "cli" and of_module != "__main__":
                 found.add(f"{module}: {name}")
@@ -293,25 +226,11 @@ def test_only_the_declaration_names_training_and_report(study):
 def test_a_plan_is_made_of_the_configuration_alone(study):
     """What it imports at once; a function of it may read a checkpoint."""
     names = [module for module, role in roles(study).items() if role == "plan"]
-    heavy = {
-        module
-        for module, role in roles(study).items()
-        if role not in ("", "config", "plan")
-    }
+    heavy = {module for module, role in roles(study).items() if role not in ("", "config", "plan")}
     for name in names:
         tree = trees(study)[f"{study}.{name}"]
-        at_once = ast.Module(
-            [
-                node
-                for node in tree.body
-                if isinstance(node, ast.Import | ast.ImportFrom)
-            ],
-            [],
-        )
-        assert (
-            not {part(found) for found in names_in(f"{study}.{name}", at_once, False)}
-            & heavy
-        )
+        at_once = ast.Module([node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)], [])
+        assert not {part(found) for found in names_in(f"{study}.{name}", at_once, False)} & heavy
     assert names
 
 
@@ -331,10 +250,7 @@ BAD = {
     "config imports": {"config": "from {s} import data", "data": ""},
     "data imports losses": {"data": "def f():\n    from {s}.losses import x"},
     "losses import training": {"losses": "import {s}.train"},
-    "through a further module": {
-        "helper": "from {s}.report import x",
-        "train": "from {s} import helper",
-    },
+    "through a further module": {"helper": "from {s}.report import x", "train": "from {s} import helper"},
     "through two": {
         "helper": "from {s} import more",
         "more": "from {s} import claims",
@@ -343,26 +259,14 @@ BAD = {
     "plan imports claims": {"plan": "from {s}.claims import x"},
     "claims import a report": {"claims": "from {s} import report"},
     "figures import claims": {"figures": "from {s}.claims import x"},
-    "a further module imports training": {
-        "helper": "from {s}.train import x",
-        "train": "",
-    },
+    "a further module imports training": {"helper": "from {s}.train import x", "train": ""},
     "a further module names training": {"helper": 'WORK = "{s}.train:train"'},
     "a second training imported": {"data": "from {s}.second import x", "second": ""},
     "a second training reads claims": {"second": "from {s}.claims import x"},
     "analysis imports training": {"analysis": "from {s}.train import x"},
-    "analysis imports the page": {
-        "analysis": "from {s} import visualizer",
-        "visualizer": "",
-    },
-    "claims import the analysis": {
-        "claims": "from {s}.analysis import x",
-        "analysis": "",
-    },
-    "the page imports a report": {
-        "visualizer": "from {s}.report import x",
-        "analysis": "",
-    },
+    "analysis imports the page": {"analysis": "from {s} import visualizer", "visualizer": ""},
+    "claims import the analysis": {"claims": "from {s}.analysis import x", "analysis": ""},
+    "the page imports a report": {"visualizer": "from {s}.report import x", "analysis": ""},
     "a further module imports the declaration": {"helper": "from {s}.cli import x"},
 }
 
@@ -372,9 +276,7 @@ def test_every_wrong_way_is_found(case, tmp_path, monkeypatch):
     name = re.sub(r"\W", "_", case)
     (tmp_path / name).mkdir()
     for module, text in {"__init__": "", **GOOD, **BAD.get(case, {})}.items():
-        (tmp_path / name / f"{module}.py").write_text(
-            text.replace("{s}", name), encoding="utf-8"
-        )
+        (tmp_path / name / f"{module}.py").write_text(text.replace("{s}", name), encoding="utf-8")
     monkeypatch.setitem(ALL, name, tmp_path / name)
     assert bool(wrong_ways(name) or named_elsewhere(name)) == (case != "good"), (
         wrong_ways(name),

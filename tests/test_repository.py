@@ -45,14 +45,8 @@ def compose(name: str) -> dict:
 
 
 def make(*arguments: str) -> str:
-    environment = {
-        k: v
-        for k, v in os.environ.items()
-        if k not in ("MAKEFLAGS", "MAKELEVEL", "SIZE", "PYTHON")
-    }
-    done = subprocess.run(
-        ["make", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
+    environment = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKELEVEL", "SIZE", "PYTHON")}
+    done = subprocess.run(["make", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -83,22 +77,13 @@ def test_metadata(study):
     """A study has a command of its folder's name and depends on the present studycore and on no other study."""
     metadata = project(f"packages/{study}")
     assert study in metadata["scripts"]
-    requirements = {
-        canonicalize_name((r := Requirement(text)).name): r
-        for text in metadata["dependencies"]
-    }
+    requirements = {canonicalize_name((r := Requirement(text)).name): r for text in metadata["dependencies"]}
     assert requirements["studycore"].specifier.contains(project("shared")["version"])
-    others = {
-        canonicalize_name(project(f"packages/{other}")["name"])
-        for other in STUDIES
-        if other != study
-    }
+    others = {canonicalize_name(project(f"packages/{other}")["name"]) for other in STUDIES if other != study}
     assert not others & set(requirements)
 
 
-@pytest.mark.parametrize(
-    "folder", ["shared", *(f"packages/{study}" for study in STUDIES)]
-)
+@pytest.mark.parametrize("folder", ["shared", *(f"packages/{study}" for study in STUDIES)])
 def test_every_direct_dependency_is_pinned(folder):
     pins = {}
     for line in (ROOT / "constraints.txt").read_text().splitlines():
@@ -107,78 +92,42 @@ def test_every_direct_dependency_is_pinned(folder):
             assert name not in pins
             pins[name] = version
     metadata = project(folder)
-    extras = [
-        text
-        for extra in metadata.get("optional-dependencies", {}).values()
-        for text in extra
-    ]
+    extras = [text for extra in metadata.get("optional-dependencies", {}).values() for text in extra]
     for requirement in map(Requirement, metadata["dependencies"] + extras):
-        if (
-            not requirement.name.startswith("studycore")
-            and requirement.name != metadata["name"]
-        ):
-            assert requirement.specifier.contains(
-                pins[canonicalize_name(requirement.name)]
-            ), requirement
+        if not requirement.name.startswith("studycore") and requirement.name != metadata["name"]:
+            assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), requirement
     assert pins["torch"] == "2.13.0"
 
 
-@pytest.mark.parametrize(
-    "study", [*(f"packages/{study}/src" for study in STUDIES), "shared/tests"]
-)
+@pytest.mark.parametrize("study", [*(f"packages/{study}/src" for study in STUDIES), "shared/tests"])
 def test_every_setting_has_a_docstring(study):
     """It is the flag's help; also in the toy study, which new ones are copied from."""
     (file,) = (ROOT / study).glob("*/config.py")
-    classes = [
-        node
-        for node in ast.parse(file.read_text(encoding="utf-8")).body
-        if isinstance(node, ast.ClassDef)
-    ]
+    classes = [node for node in ast.parse(file.read_text(encoding="utf-8")).body if isinstance(node, ast.ClassDef)]
     assert classes
     for cls in classes:
         for setting, following in zip(cls.body, [*cls.body[1:], None], strict=True):
             if isinstance(setting, ast.AnnAssign):
-                documented = isinstance(following, ast.Expr) and isinstance(
-                    following.value, ast.Constant
-                )
+                documented = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
                 assert documented, f"{cls.name}.{setting.target.id}"
 
 
-@pytest.mark.parametrize(
-    "folder", [".", "shared", *(f"packages/{study}" for study in STUDIES)]
-)
+@pytest.mark.parametrize("folder", [".", "shared", *(f"packages/{study}" for study in STUDIES)])
 def test_no_paragraph_of_a_readme_is_longer_than_six_lines(folder):
     """Of some 120 characters; an item of a list counts as a paragraph. What follows a table without a blank line is a row."""
-    blocks = re.split(
-        r"\n\n+|\n(?=- |\d+\. )", (ROOT / folder / "README.md").read_text().strip()
-    )
-    assert [
-        block
-        for block in blocks
-        if len(block) > 700 and not block.startswith(("    ", "|"))
-    ] == []
+    blocks = re.split(r"\n\n+|\n(?=- |\d+\. )", (ROOT / folder / "README.md").read_text().strip())
+    assert [block for block in blocks if len(block) > 700 and not block.startswith(("    ", "|"))] == []
     tables = [block for block in blocks if block.startswith("|")]
-    assert [
-        line
-        for table in tables
-        for line in table.splitlines()
-        if not line.startswith("|")
-    ] == []
+    assert [line for table in tables for line in table.splitlines() if not line.startswith("|")] == []
 
 
 @each_study
 def test_changelog_names_the_version(study):
-    assert (
-        f"## {project(f'packages/{study}')['version']}"
-        in (ROOT / "packages" / study / "CHANGELOG.md").read_text()
-    )
+    assert f"## {project(f'packages/{study}')['version']}" in (ROOT / "packages" / study / "CHANGELOG.md").read_text()
 
 
 def test_changelog_of_studycore_names_the_version():
-    assert (
-        f"## {project('shared')['version']}"
-        in (ROOT / "shared/CHANGELOG.md").read_text()
-    )
+    assert f"## {project('shared')['version']}" in (ROOT / "shared/CHANGELOG.md").read_text()
 
 
 def test_compose_has_the_studies_and_nothing_else():
@@ -206,13 +155,9 @@ def test_gpu_file_adds_devices_and_nothing_else(study):
     file = compose("compose.gpu.yaml")
     assert sorted(file["services"]) == STUDIES
     assert set(file) <= {"services", "x-gpu"}
-    (device,) = file["services"][study]["deploy"]["resources"]["reservations"][
-        "devices"
-    ]
+    (device,) = file["services"][study]["deploy"]["resources"]["reservations"]["devices"]
     assert device == {"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}
-    assert file["services"][study] == {
-        "deploy": {"resources": {"reservations": {"devices": [device]}}}
-    }
+    assert file["services"][study] == {"deploy": {"resources": {"reservations": {"devices": [device]}}}}
 
 
 @each_study
@@ -254,13 +199,9 @@ def test_make_knows_the_main_job(study):
     named = []
     for size in ("quick", "full"):
         text = make("--dry-run", study, f"SIZE={size}")
-        found = re.search(
-            rf"^\.venv/bin/{study} .*--config ([\w-]+)", text, re.MULTILINE
-        )
+        found = re.search(rf"^\.venv/bin/{study} .*--config ([\w-]+)", text, re.MULTILINE)
         assert found, size
-        assert list(
-            (ROOT / "packages" / study / "src").glob(f"*/configs/{found[1]}.yaml")
-        ), found[1]
+        assert list((ROOT / "packages" / study / "src").glob(f"*/configs/{found[1]}.yaml")), found[1]
         named.append(found[1])
     assert len(set(named)) == 2
 
@@ -280,13 +221,9 @@ def test_tox_has_every_study(study):
     assert f"    {study}: {{tox_root}}/packages/{study}\n" in text
 
 
-@pytest.mark.parametrize(
-    "folder", ["shared", *(f"packages/{study}" for study in STUDIES)]
-)
+@pytest.mark.parametrize("folder", ["shared", *(f"packages/{study}" for study in STUDIES)])
 def test_warnings_are_errors_in_the_tests_of_every_package(folder):
-    options = tomllib.loads((ROOT / folder / "pyproject.toml").read_text())["tool"][
-        "pytest"
-    ]["ini_options"]
+    options = tomllib.loads((ROOT / folder / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
     assert options["filterwarnings"][0] == "error"
     assert all(":" in entry for entry in options["filterwarnings"][1:])
     assert {"--strict-markers", "--strict-config"} <= set(options["addopts"])
@@ -314,9 +251,7 @@ def test_citation():
     assert citation["title"] == "Geometry of Learning: five reproducible studies"
     assert citation["license"] == "MIT"
     assert citation["message"]
-    assert all(
-        "name" in author or "family-names" in author for author in citation["authors"]
-    )
+    assert all("name" in author or "family-names" in author for author in citation["authors"])
 
 
 @each_study
@@ -327,22 +262,14 @@ def test_a_study_names_itself_for_the_index(study):
 
 def test_make_mutants_asks_for_the_faults_of_each_package():
     """Its flags are those of the script, and each package has faults of its own."""
-    (line,) = [
-        line
-        for line in Path(ROOT, "Makefile").read_text().splitlines()
-        if "tests/mutants.py" in line
-    ]
+    (line,) = [line for line in Path(ROOT, "Makefile").read_text().splitlines() if "tests/mutants.py" in line]
     assert '--package "$$package"' in line
     packages = {row["package"] for row in mutants.mutants()}
     assert packages == {"studycore", *STUDIES}
     for package in packages:
-        assert {
-            row["package"] for row in mutants.asked_for(["--package", package])[1]
-        } == {package}
+        assert {row["package"] for row in mutants.asked_for(["--package", package])[1]} == {package}
     one = mutants.mutants()[0]
-    assert (
-        one in mutants.asked_for(["--package", one["package"], "--only", one["new"]])[1]
-    )
+    assert one in mutants.asked_for(["--package", one["package"], "--only", one["new"]])[1]
 
 
 def test_the_faults_of_make_mutants_can_be_put_in():
@@ -354,11 +281,7 @@ def test_the_faults_of_make_mutants_can_be_put_in():
         text = mutants.original(row).read_text(encoding="utf-8")
         assert mutants.mutate(text, row["old"], row["new"]) != text, row
         for file, _, test in (name.partition("::") for name in row["tests"].split()):
-            assert (
-                f"def {test}(" in (home / file).read_text()
-                if test
-                else (home / file).is_file()
-            ), row
+            assert f"def {test}(" in (home / file).read_text() if test else (home / file).is_file(), row
 
 
 def test_each_kind_of_fault_in_the_readme_is_held_by_tests_that_are_there():
@@ -373,13 +296,8 @@ def test_each_kind_of_fault_in_the_readme_is_held_by_tests_that_are_there():
 def test_what_decides_a_claim_is_a_verb_with_a_configuration_that_is_there(study):
     """Reports print it for what was not run: Study.decided_by and Claim.decided_by."""
     source = next((ROOT / "packages" / study / "src").glob("*/cli.py")).parent
-    assert re.search(r'decided_by="\w+ --config', (source / "cli.py").read_text()), (
-        study
-    )
+    assert re.search(r'decided_by="\w+ --config', (source / "cli.py").read_text()), study
     for path in (source / "cli.py", source / "claims.py"):
-        for verb, config in re.findall(r'"(\w+) --config ([\w-]+)"', path.read_text()):
-            assert f'"{verb}": ManyRuns(' in (source / "cli.py").read_text(), (
-                path,
-                verb,
-            )
+        for verb, config in re.findall(r'"(\w+) --config ([\w-]+)[" ]', path.read_text()):
+            assert re.search(rf'"{verb}": (ManyRuns|OneRun)\(', (source / "cli.py").read_text()), (path, verb)
             assert (source / "configs" / f"{config}.yaml").is_file(), (path, config)

@@ -20,19 +20,9 @@ FOLDERS = sorted(
         *ROOT.glob("packages/*/pyproject.toml"),
     ]
 )
-PROJECTS = {
-    folder.name: tomllib.loads((folder / "pyproject.toml").read_text())["project"]
-    for folder in FOLDERS
-}
-SOURCES = {
-    folder.name: next((folder / "src").glob("*/__init__.py")).parent
-    for folder in FOLDERS
-}
-COMMANDS = [
-    (folder, command)
-    for folder, project in PROJECTS.items()
-    for command in project["scripts"]
-]
+PROJECTS = {folder.name: tomllib.loads((folder / "pyproject.toml").read_text())["project"] for folder in FOLDERS}
+SOURCES = {folder.name: next((folder / "src").glob("*/__init__.py")).parent for folder in FOLDERS}
+COMMANDS = [(folder, command) for folder, project in PROJECTS.items() for command in project["scripts"]]
 each_package = pytest.mark.parametrize("folder", list(PROJECTS))
 
 
@@ -52,11 +42,7 @@ class Installed:
         self.run(*pip, "check")
 
     def run(self, *command: str | Path) -> str:
-        environment = {
-            k: v
-            for k, v in os.environ.items()
-            if not k.startswith("PYTHON") and k != "VIRTUAL_ENV"
-        }
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON") and k != "VIRTUAL_ENV"}
         done = subprocess.run(
             list(map(str, command)),
             cwd=self.outside,
@@ -64,9 +50,7 @@ class Installed:
             capture_output=True,
             text=True,
         )
-        assert done.returncode == 0, (
-            f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}"
-        )
+        assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}"
         return done.stdout
 
     def python(self, code: str, *arguments: str) -> str:
@@ -114,9 +98,7 @@ def test_every_module_imports(installed, folder):
 @pytest.mark.parametrize(("folder", "command"), COMMANDS)
 def test_console_script(installed, folder, command):
     assert command in installed.run(installed.bin / command, "--help")
-    assert PROJECTS[folder]["version"] in installed.run(
-        installed.bin / command, "--version"
-    )
+    assert PROJECTS[folder]["version"] in installed.run(installed.bin / command, "--version")
 
 
 @each_package
@@ -124,16 +106,9 @@ def test_package_data_is_there(installed, folder):
     """Everything beside the modules: configurations, the report's templates."""
     source = SOURCES[folder]
     data = [
-        path.relative_to(source)
-        for path in source.rglob("*")
-        if path.is_file() and path.suffix not in (".py", ".pyc")
+        path.relative_to(source) for path in source.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")
     ]
-    assert any(
-        path.match(
-            "configs/*.yaml" if folder != "shared" else "templates/report.html.*"
-        )
-        for path in data
-    )
+    assert any(path.match("configs/*.yaml" if folder != "shared" else "templates/report.html.*") for path in data)
     package = installed.python(
         "import importlib, sys; print(importlib.import_module(sys.argv[1]).__path__[0])",
         source.name,
@@ -142,9 +117,4 @@ def test_package_data_is_there(installed, folder):
 
 
 def test_no_module_is_named_shared(installed):
-    assert (
-        installed.python(
-            "import importlib.util; print(importlib.util.find_spec('shared'))"
-        )
-        == "None"
-    )
+    assert installed.python("import importlib.util; print(importlib.util.find_spec('shared'))") == "None"

@@ -170,6 +170,7 @@ def test_what_is_not_run_carries_the_command_that_would_run_it():
     [
         ("sweep --config quick", {}, "", "toy sweep --config full"), ("sweep --config quick", {}, None, ""),
         ("sweep --config quick", {}, "sweep --config long", "toy sweep --config long"),
+        ("train --config a --seeds 3", {}, "train --config a --seeds 3", ""),
         ("sweep --config=full.yaml --output-dir x", {}, "", ""), ("train", {}, "", "toy sweep --config full"),
         ("sweep --config full --steps 3", {}, "", "toy sweep --config full"), ("sweep", {"a": "failed"}, "", "toy resume here"),
     ],

@@ -132,14 +132,17 @@ CHANGES_NOTHING = {"--config", "--output-dir", "--resume", "--processes", "--thr
 def judged(study: Study, record: Record) -> list[dict[str, Any]]:
     """The verdicts on a record's claims, and the command that would run what is not run."""
     argv = record.manifest["argv"]
-    changed = {item.partition("=")[0] for item in argv if item.startswith("--")} - CHANGES_NOTHING
+
+    def flags(items: Sequence[str]) -> set[str]:
+        return {item.partition("=")[0] for item in items if item.startswith("--")}
 
     def command(claim: Claim) -> str:
         if record.missing:
             return f"{study.name} resume {record.folder}"
         decided_by = study.decided_by if claim.decided_by == "" else claim.decided_by or ""
         verb, *rest = decided_by.split() or [""]
-        is_this_run = verb == record.verb and configuration_name(rest) == configuration_name(argv) and not changed
+        is_this_run = [verb] == argv[1:2] and configuration_name(rest) == configuration_name(argv)
+        is_this_run = is_this_run and not flags(argv) - flags(rest) - CHANGES_NOTHING
         return "" if not decided_by or is_this_run else f"{study.name} {decided_by}"
 
     return judge_all(load(study.claims)(record.verb, record.config), record.table, record.registered, command)

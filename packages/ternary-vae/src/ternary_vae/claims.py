@@ -263,7 +263,7 @@ def _target(name: str, statement: str, predicted: str) -> Claim:
     )
     return Claim(
         name, f"From scratch, in every seed: {statement}", OWN, predicted, "share of seeds", every_run(passes), above=LEAST_SHARE,
-        when=condition, of_every_unit=True, decided_by="sweep --config generalise" if unseen else "",
+        when=condition, of_every_unit=True, decided_by="train --config generalise --seeds 10" if unseen else "",
     )  # fmt: skip
 
 
