@@ -7,7 +7,20 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from studycore.claims import Claim, Condition, Measure, NotRun, as_stored, judge, judge_all
+from studycore.claims import (
+    Claim,
+    Condition,
+    Measure,
+    NotRun,
+    Wording,
+    as_stored,
+    judge,
+    judge_all,
+    said,
+    said_of,
+    sentences,
+)
+from studycore.fabricated import every_verdict, verdict as a_verdict
 from studycore.statistics import Interval, mean_interval
 
 
@@ -149,3 +162,18 @@ def test_planted_truths_are_found_and_noise_is_not(mean, verdict, least, most):
     random = np.random.default_rng(0)
     found = [judge(ABOVE, mean_interval(random.normal(mean, 1.0, 8)), "")["verdict"] for _ in range(600)]
     assert least <= found.count(verdict) / 600 <= most
+
+
+def test_an_answer_says_a_claim_by_its_verdict_and_nothing_of_what_is_not_asked():
+    wording = Wording("it helps {at}{x:.1f} times", "it harms", "it stays open", "it was not run")
+    assert [said(claims, "a", wording) for claims in every_verdict("a")] == [
+        "it helps 2.5 times", "it harms", "it stays open", "it was not run",
+    ]  # fmt: skip
+    assert said([a_verdict("a", "supported", bound="at least")], "a", wording) == "it helps at least 2.5 times"
+    assert said([a_verdict("b", "supported")], "a", wording) == ""
+    assert sentences(["", "one thing", "another"], [""], ["a third"]) == "One thing; another. A third."
+    several = [a_verdict("a", "supported"), a_verdict("b", "refuted"), a_verdict("c", "supported")]
+    wording = Wording("{which} hold", "{which} fail", "{which} are open", "{which} are not run")
+    assert said_of(several, {"a": "add", "b": "divide", "c": "subtract", "d": "none"}, wording) == [
+        "add and subtract hold", "divide fail",
+    ]  # fmt: skip

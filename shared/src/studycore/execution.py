@@ -6,7 +6,7 @@ import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -112,7 +112,7 @@ def report_on(study: Study, folder: Path) -> Record:
         first = next((f"; first {name}: {why}" for name, why in record.missing.items()), "")
         raise UserError(f"{folder}: none of its runs is done{first}; `{study.name} resume {folder}` tries them")
     claims = judge_all(load(study.claims)(record.verb, record.config), record.table, record.registered)
-    report = load(study.report)(record)
+    report = load(study.report)(replace(record, claims=claims))
     write_results(folder, study.name, record.verb, record.metrics | report.metrics, claims)
     write_report(folder, report)
     return record
