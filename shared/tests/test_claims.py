@@ -20,7 +20,7 @@ from studycore.claims import (
     said_of,
     sentences,
 )
-from studycore.fabricated import every_verdict, verdict as a_verdict
+from studycore.fabricated import every_verdict, judged_as
 from studycore.statistics import Interval, mean_interval
 
 
@@ -169,10 +169,10 @@ def test_an_answer_says_a_claim_by_its_verdict_and_nothing_of_what_is_not_asked(
     assert [said(claims, "a", wording) for claims in every_verdict("a")] == [
         "it helps 2.5 times", "it harms", "it stays open", "it was not run",
     ]  # fmt: skip
-    assert said([a_verdict("a", "supported", bound="at least")], "a", wording) == "it helps at least 2.5 times"
-    assert said([a_verdict("b", "supported")], "a", wording) == ""
+    assert said([judged_as("a", "supported", bound="at least")], "a", wording) == "it helps at least 2.5 times"
+    assert said([judged_as("b", "supported")], "a", wording) == ""
     assert sentences(["", "one thing", "another"], [""], ["a third"]) == "One thing; another. A third."
-    several = [a_verdict("a", "supported"), a_verdict("b", "refuted"), a_verdict("c", "supported")]
+    several = [judged_as("a", "supported"), judged_as("b", "refuted"), judged_as("c", "supported")]
     wording = Wording("{which} hold", "{which} fail", "{which} are open", "{which} are not run")
     assert said_of(several, {"a": "add", "b": "divide", "c": "subtract", "d": "none"}, wording) == [
         "add and subtract hold", "divide fail",

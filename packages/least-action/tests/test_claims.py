@@ -13,7 +13,7 @@ from least_action.config import SweepConfig, TrainerConfig
 from least_action.plan import sweep_of_seeds
 from least_action.report import sweep_answer
 from studycore.configuration import check_types, read_yaml
-from studycore.fabricated import Outcome, every_verdict, fabricate, verdict
+from studycore.fabricated import Outcome, every_verdict, fabricate, judged_as
 from studycore.files import read_text
 from studycore.report import claims_text
 from studycore.study import load
@@ -257,18 +257,18 @@ def test_the_answer_is_worded_by_its_verdicts():
         "Weight decay speeds this up 2.5 times (0 of 6 runs without it got there); routing slows it 2.5 times."
     )
     assert all(len(answer.split()) <= 45 and "None" not in answer for answer in answers)
-    refuted = sweep_answer([verdict(id_, "refuted") for id_ in ids], runs)
+    refuted = sweep_answer([judged_as(id_, "refuted") for id_ in ids], runs)
     assert refuted == (
         "Even with weight decay the network does not come to generalise in most runs. "
         "Weight decay does not speed this up; routing does not slow it."
     )
-    bound = [verdict("weight_decay", "supported", 2.53, "at least"), verdict("routing", "not run")]
+    bound = [judged_as("weight_decay", "supported", 2.53, "at least"), judged_as("routing", "not run")]
     assert "speeds this up at least 2.5 times" in sweep_answer(bound, runs)
     assert "whether routing slows it was not run" in sweep_answer(bound, runs)
     tasks = [
-        verdict("generalises_add", "supported"),
-        verdict("generalises_divide", "refuted"),
-        verdict("muon", "refuted"),
+        judged_as("generalises_add", "supported"),
+        judged_as("generalises_divide", "refuted"),
+        judged_as("muon", "refuted"),
     ]
     assert sweep_answer(tasks, runs) == (
         "It comes to generalise on addition; it does not on division. The optimizer Muon is not faster than AdamW."

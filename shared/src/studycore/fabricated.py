@@ -56,7 +56,7 @@ def judged(study: Study, record: Record) -> dict[str, dict[str, Any]]:
     return {claim["id"]: claim for claim in judge_all(claims, record.table, record.registered)}
 
 
-def verdict(id_: str, of: str, measured: float = 2.5, bound: str | None = None) -> dict[str, Any]:
+def judged_as(id_: str, of: str, measured: float = 2.5, bound: str | None = None) -> dict[str, Any]:
     """A judged claim as far as a report's answer reads it."""
     return {"id": id_, "verdict": of, "measured": None if of == "not run" else measured, "bound": bound, "n": 5}
 
@@ -64,7 +64,7 @@ def verdict(id_: str, of: str, measured: float = 2.5, bound: str | None = None) 
 def every_verdict(*ids: str) -> Iterator[list[dict[str, Any]]]:
     """The claims of these ids with every combination of verdicts."""
     for verdicts in itertools.product(get_args(Verdict), repeat=len(ids)):
-        yield [verdict(id_, of) for id_, of in zip(ids, verdicts, strict=True)]
+        yield [judged_as(id_, of) for id_, of in zip(ids, verdicts, strict=True)]
 
 
 def _create(study: Study, verb: str, config: Any, folder: Path) -> RunFolder:
