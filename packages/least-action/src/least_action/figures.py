@@ -108,9 +108,11 @@ def plot_curvature(history: MetricsHistory, path: Path, config: TrainerConfig) -
         ("restricted_loss", "restricted (all pairs)"),
         ("test_loss", "test"),
     ):
-        axes[2].plot(*history.series(name), label=label)
+        if any(history.series(name)):  # of S5 the last one alone
+            axes[2].plot(*history.series(name), label=label)
     axes[2].set_yscale("log")
-    for axis, title in zip(axes, ("loss curvature", "input sensitivity", "progress measures: loss"), strict=True):
+    progress = "held-out loss" if config.operation == "compose" else "progress measures: loss"
+    for axis, title in zip(axes, ("loss curvature", "input sensitivity", progress), strict=True):
         axis.set(xlabel="epoch", title=title)
         axis.legend(fontsize=7.5)
     return save_figure(figure, path)
@@ -139,7 +141,8 @@ def save_all_visualizations(
         made.append(
             (
                 plot_curvature(history, folder / "curvature.svg", config),
-                "Curvature of the training loss (bars: standard error over probes), input sensitivity, and Nanda et al.'s progress measures.",
+                "Curvature of the training loss (bars: standard error over probes), input sensitivity, and "
+                + ("the held-out loss." if config.operation == "compose" else "Nanda et al.'s progress measures."),
             )
         )
     if any(name.startswith("dominant_head_") for name in arrays):
