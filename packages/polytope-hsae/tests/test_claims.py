@@ -123,7 +123,7 @@ def test_the_answer_is_worded_by_its_verdicts():
         ]
     ) == (
         "Concepts form no hierarchy: a child's words do not point along its parent. An autoencoder that starts from it does "
-        "not keep it 10 points better than one from a random start; it explains 2.8% less of the activations."
+        "not keep it 10 points better than one from a random start; it explains 2.8% less of the activations' variance."
     )
     assert answer([judged_as("own_parent", "inconclusive"), judged_as("purity", "not run")]) == (
         "Whether concepts form a hierarchy stays open. Whether an autoencoder keeps it better was not run."

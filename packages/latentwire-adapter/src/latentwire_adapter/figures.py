@@ -59,7 +59,7 @@ def plot_training(rows: Rows, linear: Mapping[str, float], path: Path) -> Path:
         if f"linear_{key}" in linear:
             axes.axhline(linear[f"linear_{key}"], color=COLOURS[i], linestyle=":", label=f"linear inverse, {name}")
     axes.set(xlabel="updates", ylabel="unexplained variance", ylim=(0, None))
-    axes.legend(fontsize=7)
+    figure.legend(fontsize=7, loc="outside right upper")
     return save_figure(figure, path)
 
 
@@ -79,7 +79,7 @@ def plot_questions(arms: Mapping[str, Rows], path: Path) -> Path:
                 color=COLOURS[i % len(COLOURS)],
             )
     axes.set(xlabel="squared error of the paragraph's rows over their squared norm", ylabel="F1", ylim=(-3, 103))
-    axes.legend(fontsize=7)
+    figure.legend(fontsize=7, loc="outside right upper")
     return save_figure(figure, path)
 
 

@@ -44,7 +44,7 @@ def plot_training_curves(history: MetricsHistory, path: Path, config: TrainerCon
                 xytext=(3, 0),
                 textcoords="offset points",
             )
-    axes[0].legend()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return save_figure(figure, path)
 
 

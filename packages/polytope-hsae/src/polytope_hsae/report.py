@@ -67,7 +67,7 @@ PURER = Wording(
 )
 PRICE = Wording(
     "it explains the activations as well",
-    "it explains {size:.1%} less of the activations",
+    "it explains {size:.1%} less of the activations' variance",
     "whether it explains the activations as well stays open",
     "",
 )

@@ -408,7 +408,7 @@ def comparison_answer(claims: Sequence[Mapping[str, Any]]) -> str:
     on the Gram penalty and on the geometry that was run."""
     verdicts = {claim["id"]: claim["verdict"] for claim in claims}
     if "gram_kappa" not in verdicts:
-        return sentences(said_of(claims, PENALTIES, HELPS))
+        return sentences(said_of(claims, PENALTIES, HELPS)) or "No claim is asked of these runs."
     which = next((id_ for id_ in GEOMETRIES if verdicts.get(id_) != "not run"), "geometry_vs_standard")
     wording = Wording(*(text.format(arm=GEOMETRIES[which]) for text in astuple(GEOMETRY)))
     return sentences(
