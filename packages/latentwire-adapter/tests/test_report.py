@@ -99,7 +99,7 @@ def test_the_answer_is_worded_by_its_verdicts():
     mixed += [judged_as("retention_4x", "not run"), judged_as("retention_8x", "refuted")]
     assert answer_of(mixed, [4.0, 8.0]) == (
         "Compressed 4 times, at least 95 % survives if each vector is replaced by the nearest of the model's own, with nothing "
-        "trained; compressed 8 times, less than 95 % survives where the nearest of the model's own vectors is taken. The "
+        "trained; compressed 8 times, the nearest vector loses more than 5 %. The "
         "trained adapter keeps less than 70 % at 8 times; the trained adapter was not run at 4 times."
     )
     assert "stays open" in answer_of([judged_as("retention_4x", "inconclusive")], [4.0])

@@ -166,6 +166,7 @@ def test_the_atlas_tells_regions_and_smallest_fractions(tmp_path):
         "The smallest share of all pairs from which every seed comes to generalise: addition 0.4 (mod 59, 500 epochs); "
         "composition in S5 none (40 epochs)."
     )
+    assert "composition in S5 none so far (40 epochs). Not run: division." in atlas_answer(both, {"divide", "compose"})
     assert "S5, 120 elements: 4 points, 40 epochs at most" in tasks_of(both)
     drawn = atlas_pictures(both, tmp_path)[0].path.read_text()
     assert "composition in S5, 120 elements" in drawn and "addition mod 59" in drawn and "compose" not in drawn

@@ -45,7 +45,8 @@ def plot_curve(curves: Mapping[str, Mapping[float, Interval]], levels: Mapping[s
     axes.set_xticks(range(len(ratios)), [f"{ratio:g} times smaller" for ratio in ratios])
     axes.grid(False, axis="x")
     axes.set(xlabel="code of a token's embedding", ylabel="F1 of the answers", ylim=(-3, 103))
-    figure.legend(fontsize=7.5, loc="outside right upper")
+    if curves or levels:
+        figure.legend(fontsize=7.5, loc="outside right upper")
     return save_figure(figure, path)
 
 

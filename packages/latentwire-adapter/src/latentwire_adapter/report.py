@@ -313,7 +313,7 @@ def explanations(record: Record) -> list[str]:
 
 NEAREST = Wording(
     "compressed {which} times, at least 95 % survives if each vector is replaced by the nearest of the model's own, with nothing trained",
-    "compressed {which} times, less than 95 % survives where the nearest of the model's own vectors is taken",
+    "compressed {which} times, the nearest vector loses more than 5 %",
     "what survives {which} times with the nearest of the model's own vectors stays open",
     "the nearest of the model's own vectors was not run at {which} times",
 )

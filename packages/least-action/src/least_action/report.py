@@ -1,6 +1,6 @@
 """The reports of a run and of a sweep, from what their folders hold."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,8 +8,9 @@ from least_action.claims import LEAST_EVALUATIONS, STABLE
 from least_action.config import OPERATIONS, QUESTION, SPECTRA_LEFT_OUT, TrainerConfig
 from least_action.events import PLATEAU, find_events
 from least_action.figures import plot_arm_curves, plot_atlas, plot_survival, save_all_visualizations, title_of
+from least_action.plan import plan
 from least_action.survival import Survival, kaplan_meier
-from studycore.claims import Wording, said, said_of, sentences
+from studycore.claims import Wording, listed, said, said_of, sentences
 from studycore.errors import UserError
 from studycore.metrics_log import read_rows
 from studycore.record import Record
@@ -152,7 +153,8 @@ def report_sweep(record: Record) -> Report:
     tables = [*smallest_fractions(table), *tables]
     shared = notes(record.first_config)[1:5]
     counts = {"runs": len(table), "failed": len(record.missing), "arms": metrics}
-    found = atlas_answer(table) if is_atlas(table) else sweep_answer(record.claims, table)
+    missing = {job.config.operation for job in plan(record.config) if job.name in record.missing}
+    found = atlas_answer(table, missing) if is_atlas(table) else sweep_answer(record.claims, table)
     said_more = [counts_of(table), *([SPECTRA_LEFT_OUT] if "compose" in set(table["operation"]) else [])]
     return Report("least-action sweep", QUESTION, found, tables, pictures, [*said_more, *shared], counts)
 
@@ -309,16 +311,20 @@ def epochs_of(runs: "pd.DataFrame") -> int:
     return int(runs["epochs"].max())
 
 
-def atlas_answer(table: "pd.DataFrame") -> str:
-    """The smallest fraction at which every seed generalises, by operation and what it was given."""
+def atlas_answer(table: "pd.DataFrame", missing: Collection[str] = ()) -> str:
+    """The smallest fraction at which every seed generalises, by operation and what it was given.
+
+    `missing`: operations of which runs are missing, so that "none" may not be the last word.
+    """
     budgets: dict[tuple[str, int], list[str]] = {}
     for operation, runs in table.groupby("operation", sort=False):
         group = "" if operation == "compose" else f"mod {runs['p'].iloc[0]}, "
-        budgets.setdefault((group, epochs_of(runs)), []).append(
-            f"{OPERATIONS[str(operation)]} {smallest_fraction(runs)}"
-        )
+        least = smallest_fraction(runs) + (" so far" if operation in missing else "")
+        budgets.setdefault((group, epochs_of(runs)), []).append(f"{OPERATIONS[str(operation)]} {least}")
     given = [f"{', '.join(found)} ({group}{epochs:,} epochs)" for (group, epochs), found in budgets.items()]
-    return f"The smallest share of all pairs from which every seed comes to generalise: {'; '.join(given)}."
+    not_run = [noun for name, noun in OPERATIONS.items() if name in missing and name not in set(table["operation"])]
+    left_out = f" Not run: {listed(not_run)}." if not_run else ""
+    return f"The smallest share of all pairs from which every seed comes to generalise: {'; '.join(given)}.{left_out}"
 
 
 def smallest_fraction(runs: "pd.DataFrame") -> str:
