@@ -494,7 +494,7 @@ def test_a_runs_columns_hold_its_windows_and_its_start_is_shared(small, tmp_path
 
 
 def test_the_answer_of_a_comparison_is_worded_by_its_verdicts():
-    ids = ("gram_kappa", "gram_vs_standard", "geometry_vs_standard", "geometry_ffn_vs_standard")
+    ids = ("gram_kappa", "gram_vs_standard", "geometry_vs_standard", "geometry_ffn_vs_standard", "geometry_ffn_ff_gram")
     texts = [comparison_answer(claims) for claims in every_verdict(*ids)]
     assert all(len(text.split()) <= 45 and "None" not in text and "{" not in text for text in texts)
     assert texts[0] == (
@@ -514,6 +514,8 @@ def test_the_answer_of_a_comparison_is_worded_by_its_verdicts():
         judged_as("geometry_ffn_vs_standard", "refuted"),
     ]
     assert "Geometry without embeddings and down projections does harm" in comparison_answer(short)
+    better = [*short, judged_as("geometry_ffn_ff_gram", "supported")]
+    assert comparison_answer(better).endswith("; activations are better conditioned with it.")
     fronts = [judged_as("gram_front", "supported"), judged_as("gram_scale_free_front", "refuted")]
     assert comparison_answer(fronts) == (
         "The Gram penalty helps: the weights' condition number falls by a tenth at no cost in perplexity; the scale-free "

@@ -390,6 +390,9 @@ GEOMETRY = Wording(
     "Whether {arm} helps perplexity stays open",
     "Whether {arm} helps perplexity was not run",
 )
+CONDITIONED = Wording(
+    "activations are better conditioned with it", "activations are not better conditioned with it", "", "",
+)  # fmt: skip
 GEOMETRIES = {
     "geometry_vs_standard": "full geometry", "geometry_ffn_vs_standard": "geometry without embeddings and down projections",
 }  # fmt: skip
@@ -413,7 +416,7 @@ def comparison_answer(claims: Sequence[Mapping[str, Any]]) -> str:
     wording = Wording(*(text.format(arm=GEOMETRIES[which]) for text in astuple(GEOMETRY)))
     return sentences(
         [said(claims, "gram_kappa", PENALTY), said(claims, "gram_vs_standard", PENALTY_COST)],
-        [said(claims, which, wording)],
+        [said(claims, which, wording), said(claims, which.replace("_vs_standard", "_ff_gram"), CONDITIONED)],
     )
 
 
