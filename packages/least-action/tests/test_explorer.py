@@ -12,9 +12,10 @@ from in_browser import LACKS, browser, explorer, lines, titles, wait_for_figure
 from test_analysis import fabricated, rows_of
 
 from least_action.analysis import ExperimentLoader, ExperimentStore
-from least_action.cli import main
+from least_action.cli import STUDY, main
 from least_action.config import SPECTRA_LEFT_OUT
 from least_action.visualizer.view import ALL, BAND, EACH, SECTIONS, View, view_of
+from studycore.execution import report_on
 
 in_a_browser = pytest.mark.skipif(bool(LACKS), reason=f"the explorer is not looked at in a browser: {LACKS}")
 
@@ -180,31 +181,18 @@ def test_the_atlas_is_drawn_by_fraction_and_decay_one_operation_at_a_time(tmp_pa
     assert figure.layout.yaxis.title.text == "operation" and table["n"].tolist() == [2] * 4
 
 
-def test_a_checkpoint_of_s5_is_shown_without_spectra_and_says_why(tmp_path, monkeypatch):
+def test_a_checkpoint_of_s5_is_shown_without_spectra_and_says_why(tmp_path, small, train):
     from least_action.visualizer.app import draw
 
-    small = [
-        "--operation",
-        "compose",
-        "--p",
-        "120",
-        "--train-frac",
-        "0.05",
-        "--epochs",
-        "4",
-        "--hidden-dim",
-        "8",
-        "--n-heads",
-        "2",
-    ]
-    small += ["--model-type", "transformer", "--metric-samples", "4", "--curvature-probes", "1", "--eval-every", "2"]
-    assert main(["train", *small, "--out", str(tmp_path / "s5"), "--device", "cpu", "--threads", "1"]) == 0
+    train(small(operation="compose", p=120, train_frac=0.02, epochs=10), tmp_path / "s5")
     figure, note, data = draw(ExperimentStore(tmp_path), View(section="Checkpoints", runs=("s5",)))
     assert SPECTRA_LEFT_OUT in note and "more than one dimension" in note
     assert [a.text for a in figure.layout.annotations] == ["norms of layers"]
     assert len(figure.data) == 1 and set(data()) == {"layer", "norm"}
+    report_on(STUDY, tmp_path / "s5")
     report = (tmp_path / "s5" / "report.html").read_text()
     assert "irreducible representations have more than one dimension" in report
+    assert "Curvature of the training loss" in report and "Nanda" not in report
 
 
 def test_empty_and_odd_selections_are_sentences(made, tmp_path):
