@@ -289,7 +289,7 @@ def heat_map(experiments: Sequence[ExperimentData], view: View) -> tuple[go.Figu
         len(tables), 1, subplot_titles=titles if any(titles) else None, row_heights=heights,
         vertical_spacing=0.06 if len(tables) > 1 else 0,
     )  # fmt: skip
-    colours = [None] * len(figure.layout.annotations)
+    colours: list[str | None] = [None] * len(figure.layout.annotations)
     for number, table in enumerate(tables.values(), start=1):
         colours += _cells(figure, table, rows, columns, ends, view, number)
     per_row = 90 if len(tables) == 1 else 62
