@@ -8,9 +8,22 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from studycore.claims import Claim, Condition, Measure, NotRun, as_stored, judge, judge_all
+from studycore.claims import (
+    Claim,
+    Condition,
+    Measure,
+    NotRun,
+    Wording,
+    as_stored,
+    judge,
+    judge_all,
+    said,
+    said_of,
+    sentences,
+)
 from studycore.execution import judged
 from studycore.statistics import Interval, mean_interval
+from studycore.testing.fabricated import every_verdict, judged_as
 
 
 def x_of(table):
@@ -187,3 +200,18 @@ def test_the_command_is_the_studys_or_the_claims_and_never_the_runs_own(
         table=pd.DataFrame({"y": [1.0]}), registered=[as_stored(claim)],
     )  # fmt: skip
     assert judged(study, record)[0].get("command", "") == command
+
+
+def test_an_answer_says_a_claim_by_its_verdict_and_nothing_of_what_is_not_asked():
+    wording = Wording("it helps {at}{x:.1f} times", "it harms", "it stays open", "it was not run")
+    assert [said(claims, "a", wording) for claims in every_verdict("a")] == [
+        "it helps 2.5 times", "it harms", "it stays open", "it was not run",
+    ]  # fmt: skip
+    assert said([judged_as("a", "supported", bound="at least")], "a", wording) == "it helps at least 2.5 times"
+    assert said([judged_as("b", "supported")], "a", wording) == ""
+    assert sentences(["", "one thing", "another"], [""], ["a third"]) == "One thing; another. A third."
+    several = [judged_as("a", "supported"), judged_as("b", "refuted"), judged_as("c", "supported")]
+    wording = Wording("{which} hold", "{which} fail", "{which} are open", "{which} are not run")
+    assert said_of(several, {"a": "add", "b": "divide", "c": "subtract", "d": "none"}, wording) == [
+        "add and subtract hold", "divide fail",
+    ]  # fmt: skip

@@ -10,7 +10,8 @@ import pytest
 import latentwire_adapter.figures as figures
 import latentwire_adapter.report as reports
 from latentwire_adapter.config import EvaluateConfig, FitConfig, SuiteConfig
-from latentwire_adapter.report import band, report
+from latentwire_adapter.report import answer_of, band, report
+from studycore.testing.fabricated import every_verdict, judged_as
 from studycore.record import Record
 from studycore.statistics import Interval
 
@@ -73,16 +74,38 @@ def test_every_cell_of_the_main_jobs_tables(tmp_path):
     assert other.rows == [
         ("the token's number", 16.0), ("its information under the unigram model", 9.5), ("its text in UTF-8", 30.0),
     ]  # fmt: skip
-    assert "Uncompressed F1 100.0; 4x: adapter 75.0 (validated), linear inverse 45.0." in found.answer
-    assert "beats the linear inverse at equal bytes: 4x (0.500 against 0.600 unexplained)" in found.answer
-    assert "does not beat" not in found.answer
+    assert found.notes[0] == "Uncompressed F1 100.0; 4x: adapter 75.0 (validated), linear inverse 45.0."
+    assert "beats the linear inverse at equal bytes: 4x (0.500 against 0.600 unexplained)" in found.notes[1]
+    assert "does not beat" not in " ".join(found.notes)
     assert found.metrics["arms"]["adapter_4x"] == {
         "f1": 75.0, "em": 50.0, "bits_per_token": 128.0, "retention": pytest.approx(0.6875),
     }  # fmt: skip
     worse = suite_table().assign(held_out_nmse=0.7)
     assert "does not beat the linear inverse at equal bytes: 4x (0.700 against" in report(
         record_of(tmp_path, worse)
-    ).answer  # fmt: skip
+    ).notes[1]  # fmt: skip
+
+
+def test_the_answer_is_worded_by_its_verdicts():
+    ids = ("nearest_4x", "nearest_8x", "retention_4x", "retention_8x")
+    for claims in every_verdict(*ids):
+        four, eight, kept_four, kept_eight = (claim["verdict"] for claim in claims)
+        text = answer_of(claims, [4.0, 8.0])
+        assert len(text.split()) <= (45 if (four, kept_four) == (eight, kept_eight) else 60), text
+        assert "{" not in text
+    assert answer_of([judged_as(id_, "supported") for id_ in ids], [4.0, 8.0]) == (
+        "Compressed 4 and 8 times, at least 95 % survives if each vector is replaced by the nearest of the model's own, with "
+        "nothing trained. The trained adapter keeps 70 % or more at 4 and 8 times."
+    )
+    mixed = [judged_as("nearest_4x", "supported"), judged_as("nearest_8x", "refuted")]
+    mixed += [judged_as("retention_4x", "not run"), judged_as("retention_8x", "refuted")]
+    assert answer_of(mixed, [4.0, 8.0]) == (
+        "Compressed 4 times, at least 95 % survives if each vector is replaced by the nearest of the model's own, with nothing "
+        "trained; compressed 8 times, the nearest vector loses more than 5 %. The "
+        "trained adapter keeps less than 70 % at 8 times; the trained adapter was not run at 4 times."
+    )
+    assert "stays open" in answer_of([judged_as("retention_4x", "inconclusive")], [4.0])
+    assert answer_of([], [4.0]) == "No arm has been judged yet."
 
 
 def test_a_report_of_one_arm_counts_and_lists_its_questions(tmp_path, monkeypatch):
@@ -117,8 +140,18 @@ def test_the_curve_has_each_arms_interval_and_the_levels(axes, tmp_path):
     line, _, (bars,) = axes[-1].containers[0]
     assert list(line.get_ydata()) == [80, 60]
     assert [[y for _, y in segment] for segment in bars.get_segments()] == [[72, 84], [50, 65]]
-    levels = {line.get_linestyle(): line.get_ydata()[0] for line in axes[-1].lines if len(set(line.get_ydata())) == 1}
-    assert (levels["--"], levels[":"]) == (90, 3)
+    levels = {line.get_label(): line.get_ydata()[0] for line in axes[-1].lines if line.get_linestyle() != "None"}
+    assert (levels["uncompressed prompt"], levels["another paragraph"]) == (90, 3)
+
+
+def test_arms_at_the_same_place_of_the_curve_do_not_cover_each_other(axes, tmp_path):
+    nothing = {4.0: Interval(0, 0, 0, 9), 8.0: Interval(0, 0, 0, 9)}
+    figures.plot_curve(dict.fromkeys(("nearest", "linear", "fewer"), nothing), {"raw": 90.0}, tmp_path / "x")
+    places = sorted(x for container in axes[-1].containers for x in container[0].get_xdata())
+    assert len(places) == 6 and min(np.diff(places)) > 0.2
+    (legend,) = axes[-1].figure.legends
+    assert axes[-1].get_legend() is None
+    assert len(legend.get_texts()) == 4
 
 
 def test_training_and_questions_are_drawn_from_their_columns(axes, tmp_path):
@@ -139,5 +172,6 @@ def test_training_and_questions_are_drawn_from_their_columns(axes, tmp_path):
 def test_a_table_without_ratios_still_says_that_nothing_is_scored(tmp_path):
     nothing = replace(record_of(tmp_path, suite_table()[:1]), missing={"raw": "failed"})
     found = report(nothing)
-    assert found.answer == "The uncompressed prompt has not been scored yet."
+    assert found.answer == "No arm has been judged yet."
+    assert found.notes[0] == "The uncompressed prompt has not been scored yet."
     assert found.tables[-1].rows == [("raw", "failed")]

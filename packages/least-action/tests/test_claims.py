@@ -1,18 +1,22 @@
 """Claims: every one of every shipped configuration can be supported and refuted, noise decides none, and what is missing or
 whose precondition does not hold is not run. The runs are fabricated, within the budgets and seeds that the files give."""
 
+from dataclasses import replace
+
 import numpy as np
+import pandas as pd
 import pytest
 
 from least_action.claims import CLAIMS, claims
 from least_action.cli import STUDY
 from least_action.config import SweepConfig, TrainerConfig
 from least_action.plan import sweep_of_seeds
+from least_action.report import sweep_answer
 from studycore.configuration import check_types, read_yaml
 from studycore.files import read_text
 from studycore.report import claims_text
 from studycore.study import load
-from studycore.testing.fabricated import Outcome, fabricate
+from studycore.testing.fabricated import Outcome, every_verdict, fabricate, judged_as
 
 SWEEPS = ("quick", "full", "operations", "routing", "recipes", "atlas")
 EXPLORE = ("routing", "atlas")
@@ -232,11 +236,41 @@ def test_the_report_of_a_fabricated_sweep_says_what_its_claims_say(tmp_path):
 
     folder = tmp_path / "run"
     judged = judge(folder, shipped("quick"), arms_of_quick(routed=None))
-    record = read_record(STUDY, folder)
+    record = replace(read_record(STUDY, folder), claims=list(judged.values()))
     made = load(STUDY.report)(record)
     assert made.question == STUDY.question
-    assert made.answer.startswith("12 of 18 runs reached 0.99 test accuracy: 12 after a plateau")
+    assert made.answer.startswith("With weight decay the network comes to generalise")
+    assert made.notes[0].startswith("12 of 18 runs reached 0.99 test accuracy: 12 after a plateau")
     write_results(folder, STUDY.name, "sweep", made.metrics, list(judged.values()))
     write_report(folder, made)
     text = read_text(folder / "report.md")
     assert "not reached]" in text and "gate entropy over log heads" in text
+
+
+def test_the_answer_is_worded_by_its_verdicts():
+    decay = ["runs without weight decay"] * 6 + ["runs with it"] * 6
+    runs = pd.DataFrame({"decay": decay, "grokked": [False] * 6 + [True] * 6})
+    ids = ("generalises", "plateau", "weight_decay", "routing")
+    answers = [sweep_answer(claims, runs) for claims in every_verdict(*ids)]
+    assert answers[0] == (
+        "With weight decay the network comes to generalise (250% of runs), and only after it has memorised. "
+        "Weight decay speeds this up 2.5 times (0 of 6 runs without it got there); routing slows it 2.5 times."
+    )
+    assert all(len(answer.split()) <= 45 and "None" not in answer for answer in answers)
+    refuted = sweep_answer([judged_as(id_, "refuted") for id_ in ids], runs)
+    assert refuted == (
+        "Even with weight decay the network does not come to generalise in most runs. "
+        "Weight decay does not speed this up; routing does not slow it."
+    )
+    bound = [judged_as("weight_decay", "supported", 2.53, "at least"), judged_as("routing", "not run")]
+    assert "speeds this up at least 2.5 times" in sweep_answer(bound, runs)
+    assert "whether routing slows it was not run" in sweep_answer(bound, runs)
+    tasks = [
+        judged_as("generalises_add", "supported"),
+        judged_as("generalises_divide", "refuted"),
+        judged_as("muon", "refuted"),
+    ]
+    assert sweep_answer(tasks, runs) == (
+        "It comes to generalise on addition; it does not on division. The optimizer Muon is not faster than AdamW."
+    )
+    assert sweep_answer([], runs) == "6 of 12 runs came to generalise."

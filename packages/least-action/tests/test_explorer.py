@@ -12,8 +12,10 @@ from in_browser import LACKS, browser, explorer, lines, titles, wait_for_figure
 from test_analysis import fabricated, rows_of
 
 from least_action.analysis import ExperimentLoader, ExperimentStore
-from least_action.cli import main
+from least_action.cli import STUDY, main
+from least_action.config import SPECTRA_LEFT_OUT
 from least_action.visualizer.view import ALL, BAND, EACH, SECTIONS, View, view_of
+from studycore.execution import report_on
 
 in_a_browser = pytest.mark.skipif(bool(LACKS), reason=f"the explorer is not looked at in a browser: {LACKS}")
 
@@ -156,6 +158,41 @@ def test_the_heat_map_tells_never_from_not_memorised(tmp_path):
     assert any("<b>10</b><br>1 of 1 grokked" in text for text in texts)
     assert any("> 20</b><br>memorised" in text for text in texts)
     assert any("> 20</b><br>did not memorise" in text for text in texts)
+
+
+def test_the_atlas_is_drawn_by_fraction_and_decay_one_operation_at_a_time(tmp_path):
+    from least_action.visualizer.plots import heat_map
+
+    for operation, p, late in (("add", 5, 1), ("compose", 120, 2)):
+        for fraction in (0.2, 0.4):
+            for decay in (0.0, 1.0):
+                rows = rows_of([0.1] * late + [1, 1, 1])
+                name = f"{operation}{fraction}{decay}"
+                fabricated(
+                    tmp_path, name, rows, operation=operation, p=p, epochs=99, train_frac=fraction, weight_decay=decay
+                )
+    figure, table = heat_map(list(ExperimentStore(tmp_path).experiments.values()), View())
+    assert (figure.layout.xaxis.title.text, figure.layout.yaxis.title.text) == ("train_frac", "weight_decay")
+    assert table.groupby("operation")["n"].agg(list).to_dict() == {"add": [1] * 4, "compose": [1] * 4}
+    assert set(table[table["operation"] == "add"]["median"]) != set(table[table["operation"] == "compose"]["median"])
+    titles = [a.text for a in figure.layout.annotations if "grokked" not in a.text]
+    assert [title.partition(",")[0] for title in titles] == ["addition mod 5", "composition in S5"]
+    figure, table = heat_map(list(ExperimentStore(tmp_path).experiments.values()), View(rows="operation"))
+    assert figure.layout.yaxis.title.text == "operation" and table["n"].tolist() == [2] * 4
+
+
+def test_a_checkpoint_of_s5_is_shown_without_spectra_and_says_why(tmp_path, small, train):
+    from least_action.visualizer.app import draw
+
+    train(small(operation="compose", p=120, train_frac=0.02, epochs=10), tmp_path / "s5")
+    figure, note, data = draw(ExperimentStore(tmp_path), View(section="Checkpoints", runs=("s5",)))
+    assert SPECTRA_LEFT_OUT in note and "more than one dimension" in note
+    assert [a.text for a in figure.layout.annotations] == ["norms of layers"]
+    assert len(figure.data) == 1 and set(data()) == {"layer", "norm"}
+    report_on(STUDY, tmp_path / "s5")
+    report = (tmp_path / "s5" / "report.html").read_text()
+    assert "irreducible representations have more than one dimension" in report
+    assert "Curvature of the training loss" in report and "Nanda" not in report
 
 
 def test_empty_and_odd_selections_are_sentences(made, tmp_path):

@@ -17,7 +17,7 @@ from least_action.cli import main
 from least_action.config import SweepConfig
 from least_action.figures import cell_of
 from least_action.plan import plan
-from least_action.report import atlas_pictures, smallest_fractions
+from least_action.report import atlas_answer, atlas_pictures, smallest_fraction, smallest_fractions, tasks_of
 from studycore.configuration import check_types, read_yaml
 from studycore.metrics_log import read_rows
 
@@ -144,7 +144,7 @@ def test_the_atlas_tells_regions_and_smallest_fractions(tmp_path):
     }  # fmt: skip
     runs = pd.DataFrame(
         {
-            "operation": "add", "train_frac": fraction, "weight_decay": decay, "time": time or 500, "last_epoch": 500,
+            "operation": "add", "p": 59, "epochs": 500, "train_frac": fraction, "weight_decay": decay, "time": time or 500, "last_epoch": 500,
             "grokked": time is not None, "has_memorised": memorised,
         }
         for (fraction, decay), (times, memorised) in cells.items()
@@ -156,7 +156,20 @@ def test_the_atlas_tells_regions_and_smallest_fractions(tmp_path):
         (0.4, 0.0): ("memorised only", "-"), (0.4, 1.0): ("generalises", "100"),
     }  # fmt: skip
     (table,) = smallest_fractions(runs)
-    assert table.rows[0][:4] == ("add", "0.4", "0.2 to 0.4", 500)
+    assert table.rows[0][:4] == ("addition mod 59", "none", "0.2 to 0.4", 500)  # one seed of three is not there
+    every = runs.assign(grokked=runs["grokked"] | (runs["train_frac"] == 0.4) & (runs["weight_decay"] == 1.0))
+    assert smallest_fractions(every)[0].rows[0][1] == "0.4"
+    few = every.assign(operation="compose", p=120, epochs=40)[lambda t: (t["train_frac"] != 0.4) | (t["time"] != 100)]
+    assert smallest_fraction(few) == "none"  # two of a cell's three seeds are there
+    both = pd.concat([every, few])
+    assert atlas_answer(both) == (
+        "The smallest share of all pairs from which every seed comes to generalise: addition 0.4 (mod 59, 500 epochs); "
+        "composition in S5 none (40 epochs)."
+    )
+    assert "composition in S5 none so far (40 epochs). Not run: division." in atlas_answer(both, {"divide", "compose"})
+    assert "S5, 120 elements: 4 points, 40 epochs at most" in tasks_of(both)
+    drawn = atlas_pictures(both, tmp_path)[0].path.read_text()
+    assert "composition in S5, 120 elements" in drawn and "addition mod 59" in drawn and "compose" not in drawn
     (picture,) = atlas_pictures(runs, tmp_path)
     assert "weight decay" in picture.path.read_text()
     assert atlas_pictures(runs[runs["weight_decay"] == 1.0], tmp_path) == []

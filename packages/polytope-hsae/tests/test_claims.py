@@ -5,7 +5,9 @@ import pytest
 
 from polytope_hsae.claims import CROSS_ENTROPY, STEERED, TRAINED, claims, of_the_geometry
 from polytope_hsae.config import StudyConfig
+from polytope_hsae.report import answer
 from studycore.claims import as_stored, judge_all
+from studycore.testing.fabricated import every_verdict, judged_as
 
 # Claim -> (column, arm beside the teacher, what the teacher's value must do for the claim to hold).
 BESIDE = {
@@ -103,3 +105,27 @@ def test_a_phase_is_judged_by_what_it_has_reached():
     assert counts[2] < counts[3] == counts[4]
     planted = claims("all", StudyConfig(model={"name": "synthetic-tree"}))
     assert {c.id for c in claims("all", StudyConfig())} - {c.id for c in planted} == {"ce_parity"}
+
+
+def test_the_answer_is_worded_by_its_verdicts():
+    ids = ("own_parent", "purity", "reconstruction_parity")
+    answers = [answer(claims) for claims in every_verdict(*ids)]
+    assert all(len(text.split()) <= 45 and "None" not in text for text in answers)
+    assert answers[0] == (
+        "Concepts do form a hierarchy: a child's words, unseen before, point along its parent too. An autoencoder that starts "
+        "from it keeps it better, by 10 points of purity or more; it explains the activations as well."
+    )
+    assert answer(
+        [
+            judged_as("own_parent", "refuted"),
+            judged_as("purity", "refuted"),
+            judged_as("reconstruction_parity", "refuted", -0.028),
+        ]
+    ) == (
+        "Concepts form no hierarchy: a child's words do not point along its parent. An autoencoder that starts from it does "
+        "not keep it 10 points better than one from a random start; it explains 2.8% less of the activations' variance."
+    )
+    assert answer([judged_as("own_parent", "inconclusive"), judged_as("purity", "not run")]) == (
+        "Whether concepts form a hierarchy stays open. Whether an autoencoder keeps it better was not run."
+    )
+    assert answer([]) == "No phase has been judged yet."

@@ -44,13 +44,14 @@ from retrofit.metrics.windows import (
 )
 from retrofit.model import load_model
 from retrofit.plan import plan
-from retrofit.report import ablation_table, front_answer, gradient_table
+from retrofit.report import PENALTIES, ablation_table, comparison_answer, front_answer, gradient_table
 from retrofit.train import clip_gradients
 from retrofit.transports import glt_matrix
 from studycore import execution
 from studycore.claims import as_stored, judge_all
 from studycore.configuration import to_dict, to_yaml
 from studycore.errors import UserError
+from studycore.testing.fabricated import every_verdict, judged_as
 from studycore.language.pretrained import load_tokenizer
 from studycore.metrics_log import read_rows
 
@@ -490,3 +491,34 @@ def test_a_runs_columns_hold_its_windows_and_its_start_is_shared(small, tmp_path
     last = read_rows(tmp_path / "run" / "metrics.jsonl")[-1]
     assert math.exp(log_ff_gram(found["windows"])[0]) == pytest.approx(last["ff_gram"])
     assert columns(tmp_path / "run", small(num_steps=2, validate_on="tuning"))["arm"] == "tuning"
+
+
+def test_the_answer_of_a_comparison_is_worded_by_its_verdicts():
+    ids = ("gram_kappa", "gram_vs_standard", "geometry_vs_standard", "geometry_ffn_vs_standard", "geometry_ffn_ff_gram")
+    texts = [comparison_answer(claims) for claims in every_verdict(*ids)]
+    assert all(len(text.split()) <= 45 and "None" not in text and "{" not in text for text in texts)
+    assert texts[0] == (
+        "The Gram penalty improves conditioning: the weights' condition number ends 2.5 % lower; it lowers perplexity too. "
+        "Full geometry helps: perplexity ends 2.5 % below continued training's."
+    )
+    harm = [
+        judged_as("gram_kappa", "refuted"), judged_as("gram_vs_standard", "refuted"), judged_as("geometry_vs_standard", "refuted", 9719.0),
+    ]  # fmt: skip
+    assert comparison_answer(harm) == (
+        "The Gram penalty does not improve conditioning: the weights' condition number ends no lower; perplexity ends 2.5 % "
+        "higher. Full geometry does harm: perplexity ends 9,719 % above continued training's."
+    )
+    short = [
+        judged_as("gram_kappa", "not run"),
+        judged_as("geometry_vs_standard", "not run"),
+        judged_as("geometry_ffn_vs_standard", "refuted"),
+    ]
+    assert "Geometry without embeddings and down projections does harm" in comparison_answer(short)
+    better = [*short, judged_as("geometry_ffn_ff_gram", "supported")]
+    assert comparison_answer(better).endswith("; activations are better conditioned with it.")
+    fronts = [judged_as("gram_front", "supported"), judged_as("gram_scale_free_front", "refuted")]
+    assert comparison_answer(fronts) == (
+        "The Gram penalty helps: the weights' condition number falls by a tenth at no cost in perplexity; the scale-free "
+        "penalty does not help: at no weight the condition number falls by a tenth without a cost in perplexity."
+    )
+    assert all(len(comparison_answer(claims).split()) <= 45 for claims in every_verdict(*PENALTIES))

@@ -41,8 +41,8 @@ from retrofit.plan import comparison_of_seeds, plan
 from retrofit.report import (
     ablation_table,
     arm_metrics,
-    comparison_answer,
     comparison_tables,
+    figures_in_words,
     layer_table,
     report_run,
     transport_table,
@@ -662,13 +662,13 @@ def test_every_column_of_the_arms_table_is_its_own():
     for i, key in enumerate(KEYS):
         assert arms["geometry"][f"final_{key}_median"] == 1008 + 100 * (i + 1)
         assert arms["geometry"][f"initial_{key}_geometric_mean"] == 100.5 + 100 * i
-    answer = comparison_answer(merged, {})
+    answer = figures_in_words(merged, {})
     assert "perplexity changes by: standard +80.0 %, geometry +10,080.0 %." in answer
     assert "ff_gram by: standard +25.0 %, geometry +2,525.0 %." in answer
     assert answer.endswith("The original study's scenarios are of 1,000 updates.")
     for rows in merged.values():
         rows[-1]["step"] = 1000
-    assert "geometry does harm" in comparison_answer(merged, {})
+    assert "geometry does harm" in figures_in_words(merged, {})
 
 
 def test_a_layers_table_says_what_is_infinite_and_what_was_not_measured():

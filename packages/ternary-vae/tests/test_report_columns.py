@@ -9,6 +9,7 @@ from fabricated import CEILING, peak, row, run, scratch, table, whole
 
 import studycore.figures
 from studycore.statistics import Interval
+from studycore.testing.fabricated import every_verdict, judged_as
 from ternary_vae import figures, report
 from ternary_vae.comparisons import ArmStatistics, InertFactor, arm_statistics
 from ternary_vae.config import TrainConfig
@@ -224,14 +225,40 @@ def test_the_answer_of_a_run_says_its_own_numbers():
     assert "has not ended; at its last evaluation its coverage was 0.250000" in report.answer({"coverage": 0.25}, True)
 
 
-def test_the_answer_of_a_sweep_names_the_arm_that_ends_best():
+def test_the_notes_of_a_sweep_name_the_arm_that_ends_best():
     peaks = dataclasses.replace(ARM, arm="peaks", best=-0.9, final=-0.5)
     runs = pd.DataFrame({"coverage": [1.0, 1.0, 0.99], "min_level_gap": [0.1, 0.0, 0.2]})
-    assert report.sweep_answer([ARM, peaks], runs) == (
+    assert report.figures_in_words([ARM, peaks], runs) == (
         "The hierarchy at the end is best in heavy (-0.6100, n = 3 seeds). "
         "From scratch, 2 of 3 runs cover all operations and 2 have all levels apart."
     )
-    assert report.sweep_answer([], runs.iloc[:0]) == "No run that orders radii has finished."
+    assert report.figures_in_words([], runs.iloc[:0]) == "No run that orders radii has finished."
+
+
+def test_the_answer_of_a_sweep_is_worded_by_its_verdicts():
+    ids = ("scratch_coverage", "scratch_hierarchy", "scratch_gaps", "rule_learnt")
+    texts = [report.sweep_answer(claims) for claims in every_verdict(*ids)]
+    assert max(len(text.split()) for text in texts) <= 45 and len(set(texts)) == len(texts)
+    assert texts[0] == (
+        "Yes: trained from scratch, every seed rebuilds all 19,683 operations; the radii follow the hierarchy as closely as "
+        "radii can; all levels lie apart. Where the valuations are shuffled they do not: a rule is learnt."
+    )
+    assert report.sweep_answer([judged_as("scratch_coverage", "refuted"), judged_as("scratch_gaps", "refuted")]) == (
+        "Not every seed rebuilds all 19,683 operations from scratch; but in some seeds neighbouring levels overlap."
+    )
+    unseen = [judged_as("unseen_coverage", "supported"), judged_as("unseen_hierarchy", "inconclusive")]
+    assert report.sweep_answer(unseen) == (
+        "Of the operations that training never saw, more than 95 % are rebuilt; whether their radii follow the hierarchy stays open."
+    )
+    findings = [
+        judged_as("decay_balanced", "refuted"),
+        judged_as("stability", "supported"),
+        judged_as("lr_1e3_peak", "not run"),
+    ]
+    assert report.sweep_answer(findings) == (
+        "Of 3 claims on what helps or harms the hierarchy, 1 hold and 1 do not; the others stay open."
+    )
+    assert report.sweep_answer([]) == "No claim is asked of these runs."
 
 
 # ------------------------------------------------------------------------------------------------------------- figures

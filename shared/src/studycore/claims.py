@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from studycore.statistics import Interval
 
@@ -57,6 +57,52 @@ class Claim:
 
     def __post_init__(self) -> None:
         assert (self.above is None) != (self.below is None), f"{self.id}: give above or below"
+
+
+@dataclass(frozen=True)
+class Wording:
+    """What a headline claim says in the answer of a report, by its verdict.
+
+    `{x}` stands for the measured figure, `{size}` for it without its sign, `{at}` for "at least " or "at most " where it is
+    only a bound, and `{which}` for the things that the claims of this verdict are about.
+    """
+
+    supported: str
+    refuted: str
+    inconclusive: str
+    not_run: str
+
+
+def said(claims: Sequence[Mapping[str, Any]], id_: str, wording: Wording) -> str:
+    """The words for the verdict on one of the judged claims; "" where the runs are not asked for it at all."""
+    claim = next((claim for claim in claims if claim["id"] == id_), None)
+    if claim is None:
+        return ""
+    bound = claim["bound"] if claim["bound"] in ("at least", "at most") else ""
+    text: str = getattr(wording, claim["verdict"].replace(" ", "_"))
+    measured = claim["measured"]
+    return text.format(x=measured, size=None if measured is None else abs(measured), at=f"{bound} " if bound else "")
+
+
+def said_of(claims: Sequence[Mapping[str, Any]], names: Mapping[str, str], wording: Wording) -> list[str]:
+    """One claim of several things, each a claim of its own (`names`: what each is about, by id): a clause a verdict."""
+    verdicts = {claim["id"]: claim["verdict"] for claim in claims}
+    clauses = []
+    for verdict in get_args(Verdict):
+        if which := [name for id_, name in names.items() if verdicts.get(id_) == verdict]:
+            clauses.append(getattr(wording, verdict.replace(" ", "_")).format(which=listed(which)))
+    return clauses
+
+
+def listed(names: Sequence[str]) -> str:
+    """a, b and c."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def sentences(*parts: Sequence[str]) -> str:
+    """Each part's clauses that are not empty as a sentence of their own, with semicolons between them."""
+    texts = ["; ".join(filter(None, clauses)) for clauses in parts]
+    return " ".join(f"{text[0].upper()}{text[1:]}." for text in texts if text)
 
 
 def as_stored(claim: Claim) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -119,7 +119,7 @@ def report_on(study: Study, folder: Path) -> Record:
         if not record.rows:
             raise UserError(f"{folder}/metrics.jsonl: holds no evaluation yet; {again}")
     claims = judged(study, record)
-    report = load(study.report)(record)
+    report = load(study.report)(replace(record, claims=claims))
     write_results(folder, study.name, record.verb, record.metrics | report.metrics, claims)
     write_report(folder, report, record.missing)
     return record

@@ -104,6 +104,6 @@ def plot_arms(
             axis.legend(fontsize=7, loc="lower center", bbox_to_anchor=(0.45, 1.0), ncols=4 if len(panels) == 1 else 2)
     axes[0, 0].set_yticks(range(len(lines)), [text for text, _ in lines], fontsize=7.5)
     axes[0, 0].set_ylim(len(lines) - 0.4, -0.6)
-    for text, (_, place) in zip(axes[0, 0].get_yticklabels(), lines, strict=True):
-        text.set_fontweight("bold" if place is None else "normal")
+    for text, (_, number) in zip(axes[0, 0].get_yticklabels(), lines, strict=True):
+        text.set_fontweight("bold" if number is None else "normal")
     return save_figure(figure, path)

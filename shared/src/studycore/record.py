@@ -1,7 +1,7 @@
 """What run folders say, for reports and claims: no training code is imported, and a folder from elsewhere reads the same."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -36,6 +36,8 @@ class Record:
     """claims.json: what the run is judged by."""
     first_config: Any = None
     """Of the table's first run."""
+    claims: Sequence[Mapping[str, Any]] = ()
+    """The verdicts, as studycore.claims.judge_all gives them; a report's answer is made from them."""
 
     @cached_property
     def rows(self) -> list[dict[str, Any]]:

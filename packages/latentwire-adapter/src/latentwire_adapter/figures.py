@@ -12,28 +12,41 @@ from studycore.statistics import Interval
 Rows = Sequence[Mapping[str, Any]]
 
 
+ARMS = {
+    "nearest": "nearest row of the model's own table", "linear": "linear inverse (PCA)", "adapter": "trained adapter",
+    "phase2": "adapter, also trained through the model", "fewer": "fewer tokens, uncompressed", "int8": "8-bit integers",
+    "int4": "4-bit integers",
+}  # fmt: skip
+LEVELS = {"raw": "uncompressed prompt", "question_only": "without the paragraph", "shuffled": "another paragraph"}
+LEVEL_LINES = {"raw": "--", "question_only": ":", "shuffled": "-."}
+
+
 def plot_curve(curves: Mapping[str, Mapping[float, Interval]], levels: Mapping[str, float], path: Path) -> Path:
-    """F1 of each arm over the ratio with its interval; `levels`: what needs no compressor, as horizontal lines."""
-    figure, axes = new_figure()
+    """F1 of each arm at each ratio with its interval, arms side by side; `levels`: what needs no compressor, as lines."""
+    figure, axes = new_figure(8.5, 3.8)
+    ratios = sorted({ratio for points in curves.values() for ratio in points})
     for i, (arm, points) in enumerate(curves.items()):
-        ratios = sorted(points)
-        intervals = [points[ratio] for ratio in ratios]
-        # Arms of one ratio stand side by side.
-        x = np.array(ratios) * (1 + 0.015 * (i - len(curves) / 2))
+        own = sorted(points)
+        intervals = [points[ratio] for ratio in own]
+        # A place of its own for each arm: many lie at 0, and would cover each other.
+        x = [ratios.index(ratio) + 0.8 * ((i + 0.5) / len(curves) - 0.5) for ratio in own]
         axes.errorbar(
             x, [p.estimate for p in intervals],
             yerr=[[p.estimate - p.low for p in intervals], [p.high - p.estimate for p in intervals]],
-            marker="o", markersize=4, capsize=2, label=arm, color=COLOURS[i % len(COLOURS)],
+            linestyle="", marker="osD^vPX"[i % 7], markersize=5, capsize=2, label=ARMS.get(arm, arm),
+            color=COLOURS[i % len(COLOURS)],
         )  # fmt: skip
     for name, value in levels.items():
-        axes.axhline(value, color="0.4", linestyle="--" if name == "raw" else ":", linewidth=1)
-        axes.annotate(name, (1.0, value), xycoords=("axes fraction", "data"), fontsize=7, va="bottom", ha="right")
-    ticks = sorted({ratio for points in curves.values() for ratio in points})
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(ticks, [f"{tick:g}x" for tick in ticks])
-    axes.set(xlabel="dimensions of an embedding over those of its code", ylabel="F1", ylim=(-3, 103))
-    if curves:
-        axes.legend(fontsize=7, ncols=2)
+        axes.axhline(
+            value, color="0.4", linestyle=LEVEL_LINES.get(name, ":"), linewidth=1, label=LEVELS.get(name, name)
+        )
+    for edge in range(len(ratios) - 1):
+        axes.axvline(edge + 0.5, color="0.85", linewidth=0.8)
+    axes.set_xticks(range(len(ratios)), [f"{ratio:g} times smaller" for ratio in ratios])
+    axes.grid(False, axis="x")
+    axes.set(xlabel="code of a token's embedding", ylabel="F1 of the answers", ylim=(-3, 103))
+    if curves or levels:
+        figure.legend(fontsize=7.5, loc="outside right upper")
     return save_figure(figure, path)
 
 
@@ -47,7 +60,7 @@ def plot_training(rows: Rows, linear: Mapping[str, float], path: Path) -> Path:
         if f"linear_{key}" in linear:
             axes.axhline(linear[f"linear_{key}"], color=COLOURS[i], linestyle=":", label=f"linear inverse, {name}")
     axes.set(xlabel="updates", ylabel="unexplained variance", ylim=(0, None))
-    axes.legend(fontsize=7)
+    figure.legend(fontsize=7, loc="outside right upper")
     return save_figure(figure, path)
 
 
@@ -67,7 +80,7 @@ def plot_questions(arms: Mapping[str, Rows], path: Path) -> Path:
                 color=COLOURS[i % len(COLOURS)],
             )
     axes.set(xlabel="squared error of the paragraph's rows over their squared norm", ylabel="F1", ylim=(-3, 103))
-    axes.legend(fontsize=7)
+    figure.legend(fontsize=7, loc="outside right upper")
     return save_figure(figure, path)
 
 

@@ -1,14 +1,15 @@
 """The reports of a run and of the main job, from what their folders hold."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple
 from typing import Any
 
-from latentwire_adapter.claims import questions
-from latentwire_adapter.config import GOOD, PARTIAL, QUESTION, UNCOMPRESSED, Reading
+from latentwire_adapter.claims import RETAINED, questions
+from latentwire_adapter.config import GOOD, PARTIAL, QUESTION, UNCOMPRESSED, Reading, size_name
 from latentwire_adapter.figures import plot_bars, plot_curve, plot_questions, plot_training
 from latentwire_adapter.metrics import retention as retained
 from latentwire_adapter.metrics.reconstruction import rows_of
-from studycore.claims import NotRun
+from studycore.claims import NotRun, Wording, said_of, sentences
 from studycore.figures import plot_arms
 from studycore.record import Record
 from studycore.report import NOT_APPLICABLE, Picture, Report, Table, figure_of
@@ -189,7 +190,7 @@ def report_suite(record: Record) -> Report:
     pictures = [
         Picture(
             plot_curve(curves, levels, record.folder / "figures" / "curve.svg"),
-            "F1 by ratio, with 95 % intervals over paragraphs.",
+            "How well questions are answered (F1, 100: every answer right) after each token's embedding was compressed, by how many times smaller its code is, with 95 % intervals over paragraphs. Dashed: the uncompressed prompt; dotted: without the paragraph, and with another one.",
         ),
         Picture(
             plot_arms(
@@ -215,12 +216,12 @@ def report_suite(record: Record) -> Report:
             )
         )
     tables = [reconstruction_table(record, ratios), ledger_table(record)]
-    text_notes = [*notes(first_reading(record)), *explanations()]
+    text_notes = [*figures_in_words(record, metrics, ratios), *notes(first_reading(record)), *explanations()]
     counted = {"runs": len(table), "failed": len(record.missing), "arms": metrics}
     return Report(
         "latentwire-adapter: what survives",
         QUESTION,
-        answer_of(record, metrics, ratios),
+        answer_of(record.claims, record.config.ratios),
         tables,
         pictures,
         text_notes,
@@ -318,17 +319,41 @@ def explanations() -> list[str]:
     ]
 
 
-def answer_of(record: Record, metrics: Mapping[str, Any], ratios: Sequence[str]) -> str:
-    """The original study's question, as far as these figures answer it."""
+NEAREST = Wording(
+    "compressed {which} times, at least 95 % survives if each vector is replaced by the nearest of the model's own, with nothing trained",
+    "compressed {which} times, the nearest vector loses more than 5 %",
+    "what survives {which} times with the nearest of the model's own vectors stays open",
+    "the nearest of the model's own vectors was not run at {which} times",
+)
+ADAPTER = Wording(
+    "the trained adapter keeps {bar} or more at {{which}} times",
+    "the trained adapter keeps less than {bar} at {{which}} times",
+    "whether the trained adapter keeps {bar} at {{which}} times stays open",
+    "the trained adapter was not run at {{which}} times",
+)
+
+
+def answer_of(claims: Sequence[Mapping[str, Any]], ratios: Sequence[float]) -> str:
+    """How much survives, by the verdicts on the nearest row and on the adapter at every ratio."""
+    adapter = Wording(*(text.format(bar=f"{100 * RETAINED:.0f} %") for text in astuple(ADAPTER)))
+    answer = sentences(
+        said_of(claims, {f"nearest_{size_name(ratio)}": f"{ratio:g}" for ratio in ratios}, NEAREST),
+        said_of(claims, {f"retention_{size_name(ratio)}": f"{ratio:g}" for ratio in ratios}, adapter),
+    )
+    return answer or "No arm has been judged yet."
+
+
+def figures_in_words(record: Record, metrics: Mapping[str, Any], ratios: Sequence[str]) -> list[str]:
+    """F1 of the adapter and of the linear inverse beside the uncompressed prompt's, and what carries over."""
     if "raw" not in metrics or not ratios:
-        return "The uncompressed prompt has not been scored yet."
+        return ["The uncompressed prompt has not been scored yet."]
     parts = [
         f"{r}: adapter {metrics[f'adapter_{r}']['f1']:.1f} ({band(metrics[f'adapter_{r}']['f1']).split(',')[0].split(':')[0]})"
         + (f", linear inverse {metrics[f'linear_{r}']['f1']:.1f}" if f"linear_{r}" in metrics else "")
         for r in ratios if f"adapter_{r}" in metrics
     ]  # fmt: skip
     text = f"Uncompressed F1 {metrics['raw']['f1']:.1f}; {'; '.join(parts)}."
-    return " ".join([text, *sentences_on_types(record, ratios)])
+    return [text, *sentences_on_types(record, ratios)]
 
 
 def sentences_on_types(record: Record, ratios: Sequence[str]) -> list[str]:

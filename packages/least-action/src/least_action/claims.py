@@ -230,6 +230,8 @@ def columns(folder: Path, config: TrainerConfig) -> dict[str, Any]:
         "published": ADAMW if _is_published(config) else None,
         "recipe": config.recipe,
         "operation": config.operation,
+        "p": config.p,
+        "epochs": config.epochs,
         "train_frac": config.train_frac,
         "weight_decay": config.weight_decay,
         "routing": "routed runs"

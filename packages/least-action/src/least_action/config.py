@@ -18,6 +18,11 @@ from studycore.bounds import (
 QUESTION = "When does a network that has memorised modular arithmetic come to generalise, and what speeds it up?"
 TRANSFORMERS = ("transformer", "routed_transformer")
 S5_ELEMENTS = 120
+OPERATIONS = {
+    "add": "addition", "subtract": "subtraction", "multiply": "multiplication", "divide": "division", "compose": "composition in S5",
+}  # fmt: skip
+"""In words."""
+SPECTRA_LEFT_OUT = "Spectra of S5 are left out: its group does not commute, so that its irreducible representations have more than one dimension, and a power by frequency is not defined."
 
 
 @dataclass(frozen=True)

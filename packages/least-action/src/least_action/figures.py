@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from least_action.config import TrainerConfig
+from least_action.config import OPERATIONS, S5_ELEMENTS, TrainerConfig
 from least_action.events import find_events
 from least_action.history import MetricsHistory
 from least_action.survival import Survival
@@ -44,7 +44,7 @@ def plot_training_curves(history: MetricsHistory, path: Path, config: TrainerCon
                 xytext=(3, 0),
                 textcoords="offset points",
             )
-    axes[0].legend()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return save_figure(figure, path)
 
 
@@ -108,9 +108,11 @@ def plot_curvature(history: MetricsHistory, path: Path, config: TrainerConfig) -
         ("restricted_loss", "restricted (all pairs)"),
         ("test_loss", "test"),
     ):
-        axes[2].plot(*history.series(name), label=label)
+        if any(history.series(name)):  # of S5 the last one alone
+            axes[2].plot(*history.series(name), label=label)
     axes[2].set_yscale("log")
-    for axis, title in zip(axes, ("loss curvature", "input sensitivity", "progress measures: loss"), strict=True):
+    progress = "held-out loss" if config.operation == "compose" else "progress measures: loss"
+    for axis, title in zip(axes, ("loss curvature", "input sensitivity", progress), strict=True):
         axis.set(xlabel="epoch", title=title)
         axis.legend(fontsize=7.5)
     return save_figure(figure, path)
@@ -139,7 +141,8 @@ def save_all_visualizations(
         made.append(
             (
                 plot_curvature(history, folder / "curvature.svg", config),
-                "Curvature of the training loss (bars: standard error over probes), input sensitivity, and Nanda et al.'s progress measures.",
+                "Curvature of the training loss (bars: standard error over probes), input sensitivity, and "
+                + ("the held-out loss." if config.operation == "compose" else "Nanda et al.'s progress measures."),
             )
         )
     if any(name.startswith("dominant_head_") for name in arrays):
@@ -173,7 +176,7 @@ def plot_survival(
             )
         axis.plot(censored[name], [_height(curve, t) for t in censored[name]], "|", color=colour, markersize=9)
     axis.set(xlabel="epoch", ylabel="share below 0.99 test accuracy", ylim=(-0.03, 1.05), xlim=(0, None))
-    axis.legend(fontsize=7.5)
+    figure.legend(fontsize=7.5, loc="outside upper center", ncols=min(3, len(curves)))
     return save_figure(figure, path)
 
 
@@ -199,7 +202,7 @@ def plot_arm_curves(arms: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], p
         axis.set_title(name, fontsize=8.5)
     axes[0, 0].plot([], [], color=COLOURS[0], label="training pairs")
     axes[0, 0].plot([], [], color=COLOURS[1], label="held-out pairs")
-    axes[0, 0].legend(fontsize=7)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=7.5, loc="outside upper center", ncols=2)
     figure.supxlabel("epoch", fontsize=9)
     figure.supylabel("accuracy", fontsize=9)
     return save_figure(figure, path)
@@ -230,9 +233,8 @@ def plot_atlas(table: "pd.DataFrame", path: Path) -> Path:
             dark = region not in REGIONS and scale(float(text)) > 0.5
             axis.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=colour, edgecolor="white"))
             axis.annotate(text, (x, y), ha="center", va="center", fontsize=6.5, color="white" if dark else "black")
-        axis.set(
-            xlim=(-0.5, len(across) - 0.5), ylim=(-0.5, len(up) - 0.5), title=operation, xlabel="fraction for training"
-        )
+        axis.set(xlim=(-0.5, len(across) - 0.5), ylim=(-0.5, len(up) - 0.5), xlabel="fraction for training")
+        axis.set_title(f"{title_of(operation, runs)},\n{int(runs['epochs'].max()):,} epochs at most", fontsize=8)
         axis.set_xticks(range(len(across)), [f"{f:g}" for f in across])
         axis.set_yticks(range(len(up)), [f"{d:g}" for d in up])
         axis.grid(False)
@@ -242,6 +244,15 @@ def plot_atlas(table: "pd.DataFrame", path: Path) -> Path:
     image = matplotlib.cm.ScalarMappable(scale, colours)
     figure.colorbar(image, ax=axes[0].tolist(), label="median epochs to 0.99", shrink=0.8)
     return save_figure(figure, path)
+
+
+def title_of(operation: Any, runs: "pd.DataFrame") -> str:
+    """The operation and its group, in words."""
+    return (
+        f"{OPERATIONS[operation]}, {S5_ELEMENTS} elements"
+        if operation == "compose"
+        else f"{OPERATIONS[operation]} mod {runs['p'].iloc[0]}"
+    )
 
 
 def cell_of(runs: "pd.DataFrame") -> tuple[str, str]:

@@ -1,14 +1,16 @@
 """The reports of a run and of a sweep, from what their folders hold."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from least_action.claims import LEAST_EVALUATIONS, STABLE
-from least_action.config import QUESTION, TrainerConfig
+from least_action.config import OPERATIONS, QUESTION, SPECTRA_LEFT_OUT, TrainerConfig
 from least_action.events import PLATEAU, find_events
-from least_action.figures import plot_arm_curves, plot_atlas, plot_survival, save_all_visualizations
+from least_action.figures import plot_arm_curves, plot_atlas, plot_survival, save_all_visualizations, title_of
+from least_action.plan import plan
 from least_action.survival import Survival, kaplan_meier
+from studycore.claims import Wording, listed, said, said_of, sentences
 from studycore.metrics_log import read_rows
 from studycore.record import Record
 from studycore.report import NOT_APPLICABLE, Picture, Report, Table
@@ -90,6 +92,7 @@ def notes(config: TrainerConfig) -> list[str]:
         "Curvature and progress measures are also measured at the evaluations at which the run memorises and reaches 0.99; claims read them there.",
         f"Input sensitivity on {config.metric_samples} held-out pairs, Fisher trace on {config.metric_samples} training pairs, all else on all pairs.",
         f"Acceleration recipe: {config.recipe}; loss in {config.loss_dtype}, weights in {config.dtype}.",
+        *([SPECTRA_LEFT_OUT] if config.operation == "compose" else []),
     ]
 
 
@@ -145,7 +148,10 @@ def report_sweep(record: Record) -> Report:
     tables = [*smallest_fractions(table), *tables]
     shared = notes(record.first_config)[1:5]
     counts = {"runs": len(table), "failed": len(record.missing), "arms": metrics}
-    return Report("least-action sweep", QUESTION, sweep_answer(table), tables, pictures, shared, counts)
+    missing = {job.config.operation for job in plan(record.config) if job.name in record.missing}
+    found = atlas_answer(table, missing) if is_atlas(table) else sweep_answer(record.claims, table)
+    said_more = [counts_of(table), *([SPECTRA_LEFT_OUT] if "compose" in set(table["operation"]) else [])]
+    return Report("least-action sweep", QUESTION, found, tables, pictures, [*said_more, *shared], counts)
 
 
 def arm_pictures(record: Record, arms: Mapping[str, "pd.DataFrame"], curves: Mapping[str, Survival]) -> list[Picture]:
@@ -199,7 +205,63 @@ def _mean_text(runs: "pd.DataFrame", column: str) -> str:
     return f"{sum(known) / len(known):.2f}" if known else NOT_APPLICABLE
 
 
-def sweep_answer(table: "pd.DataFrame") -> str:
+WITH_DECAY = Wording(
+    "With weight decay the network comes to generalise ({x:.0%} of runs)",
+    "Even with weight decay the network does not come to generalise in most runs",
+    "With weight decay some runs come to generalise ({x:.0%})",
+    "Whether it generalises was not run",
+)
+AFTER = Wording(
+    ", and only after it has memorised",
+    ", and already while it memorises",
+    "; whether it memorises long before stays open",
+    "",
+)
+BY_DECAY = Wording(
+    "Weight decay speeds this up {at}{x:.1f} times",
+    "Weight decay does not speed this up",
+    "Whether weight decay speeds it up stays open",
+    "Whether weight decay speeds it up was not run",
+)
+BY_ROUTING = Wording(
+    "routing slows it {at}{x:.1f} times",
+    "routing does not slow it",
+    "whether routing slows it stays open",
+    "whether routing slows it was not run",
+)
+BY_MUON = Wording(
+    "The optimizer Muon is faster than AdamW ({at}{x:.2f} times the epochs)",
+    "The optimizer Muon is not faster than AdamW",
+    "Whether the optimizer Muon is faster than AdamW stays open",
+    "Whether the optimizer Muon is faster than AdamW was not run",
+)
+ON_OPERATIONS = Wording(
+    "It comes to generalise on {which}", "it does not on {which}", "whether it does on {which} stays open", "{which} was not run",
+)  # fmt: skip
+
+
+def sweep_answer(claims: Sequence[Mapping[str, Any]], table: "pd.DataFrame") -> str:
+    """When networks generalise and what speeds it up, by the verdicts; where no claim asks it, how many runs did."""
+    operations = {f"generalises_{name}": noun for name, noun in OPERATIONS.items()}
+    generalises = said(claims, "generalises", WITH_DECAY)
+    reached = next((claim["verdict"] for claim in claims if claim["id"] == "generalises"), "") in (
+        "supported", "inconclusive",
+    )  # fmt: skip
+    after = said(claims, "plateau", AFTER) if reached else ""
+    without = table[table["decay"] == "runs without weight decay"] if "decay" in table else table[:0]
+    decay = said(claims, "weight_decay", BY_DECAY)
+    if decay and len(without) and decay.startswith("Weight decay speeds"):
+        decay += f" ({int(without['grokked'].sum())} of {len(without)} runs without it got there)"
+    answer = sentences(
+        [f"{generalises}{after}"] if generalises else [],
+        said_of(claims, operations, ON_OPERATIONS),
+        [decay, said(claims, "routing", BY_ROUTING)],
+        [said(claims, "muon", BY_MUON)],
+    )
+    return answer or f"{int(table['grokked'].sum())} of {len(table)} runs came to generalise."
+
+
+def counts_of(table: "pd.DataFrame") -> str:
     """How many runs generalised, in what way, and whether it lasted."""
     reached = [run for run in table.to_dict("records") if run["grokked"]]
     if not reached:
@@ -214,27 +276,68 @@ def sweep_answer(table: "pd.DataFrame") -> str:
 
 
 # ------------------------------------------------------------------------------------------------------------- atlas
+def is_atlas(table: "pd.DataFrame") -> bool:
+    """Whether the sweep is over fractions and weight decay."""
+    return table["train_frac"].nunique() > 1 and table["weight_decay"].nunique() > 1
+
+
 def atlas_pictures(table: "pd.DataFrame", folder: Path) -> list[Picture]:
     """The phase diagram of a sweep over fractions and weight decay; none for other sweeps."""
-    if table["train_frac"].nunique() < 2 or table["weight_decay"].nunique() < 2:
+    if not is_atlas(table):
         return []
     caption = (
         "What becomes of a run: number and colour give the median epochs to 0.99 test accuracy where half of the seeds or more get there; "
-        "else it is said how far they get."
+        f"else it is said how far they get. {tasks_of(table)}"
     )
     return [Picture(plot_atlas(table, folder / "atlas.svg"), caption)]
 
 
+def tasks_of(table: "pd.DataFrame") -> str:
+    """What each operation's runs were given: group, longest run, points of the grid."""
+    parts = []
+    for operation, runs in table.groupby("operation", sort=False):
+        points = runs.groupby(["train_frac", "weight_decay"]).ngroups
+        parts.append(f"{title_of(operation, runs)}: {points} points, {epochs_of(runs):,} epochs at most")
+    return f"{'; '.join(parts)}."
+
+
+def epochs_of(runs: "pd.DataFrame") -> int:
+    """What the longest of the runs was given; runs that generalise end earlier."""
+    return int(runs["epochs"].max())
+
+
+def atlas_answer(table: "pd.DataFrame", missing: Collection[str] = ()) -> str:
+    """The smallest fraction at which every seed generalises, by operation and what it was given.
+
+    `missing`: operations of which runs are missing, so that "none" may not be the last word.
+    """
+    budgets: dict[tuple[str, int], list[str]] = {}
+    for operation, runs in table.groupby("operation", sort=False):
+        group = "" if operation == "compose" else f"mod {runs['p'].iloc[0]}, "
+        least = smallest_fraction(runs) + (" so far" if operation in missing else "")
+        budgets.setdefault((group, epochs_of(runs)), []).append(f"{OPERATIONS[str(operation)]} {least}")
+    given = [f"{', '.join(found)} ({group}{epochs:,} epochs)" for (group, epochs), found in budgets.items()]
+    not_run = [noun for name, noun in OPERATIONS.items() if name in missing and name not in set(table["operation"])]
+    left_out = f" Not run: {listed(not_run)}." if not_run else ""
+    return f"The smallest share of all pairs from which every seed comes to generalise: {'; '.join(given)}.{left_out}"
+
+
+def smallest_fraction(runs: "pd.DataFrame") -> str:
+    """At which all seeds of an operation reach 0.99 under one of the weight decays; "none" of those tried."""
+    cells = runs.groupby(["train_frac", "weight_decay"])["grokked"]
+    whole = cells.size().max()  # a cell of which runs are missing shows nothing of all seeds
+    reached = [fraction for (fraction, _), seen in cells if len(seen) == whole and seen.all()]
+    return f"{min(reached):g}" if reached else "none"
+
+
 def smallest_fractions(table: "pd.DataFrame") -> list[Table]:
-    """The smallest fraction of the pairs at which most seeds reach 0.99, by operation; for sweeps over fractions."""
+    """The smallest fraction of the pairs at which every seed reaches 0.99, by operation; for sweeps over fractions."""
     if table["train_frac"].nunique() < 2:
         return []
     rows = []
     for operation, runs in table.groupby("operation", sort=False):
-        shares = runs.groupby(["train_frac", "weight_decay"])["grokked"].mean()
-        reached = sorted({fraction for (fraction, _), share in shares.items() if share > 0.5})
         fractions = sorted(runs["train_frac"].unique())
-        rows.append((operation, f"{reached[0]:g}" if reached else f"> {fractions[-1]:g}", f"{fractions[0]:g} to {fractions[-1]:g}", int(runs["last_epoch"].max()), len(runs)))  # fmt: skip
+        rows.append((title_of(operation, runs), smallest_fraction(runs), f"{fractions[0]:g} to {fractions[-1]:g}", epochs_of(runs), len(runs)))  # fmt: skip
     columns = ("operation", "smallest fraction", "fractions tried", "epochs at most", "runs")
-    note = "At which more than half of the seeds reach 0.99 test accuracy under one of the weight decays."
+    note = "At which every seed reaches 0.99 test accuracy under one of the weight decays; none: at no fraction tried, in these epochs."
     return [Table("How little of the table is enough", columns, rows, note)]

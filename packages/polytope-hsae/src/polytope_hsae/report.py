@@ -1,9 +1,11 @@
 """The report of a phase, or of a single job, from what its folder holds."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from polytope_hsae.config import QUESTION
 from polytope_hsae.figures import pictures_of
+from studycore.claims import Wording, said, sentences
 from studycore.record import Record
 from studycore.report import Report, Table, figure_of, number
 
@@ -46,16 +48,45 @@ def report(record: Record) -> Report:
             )
         )
     metrics = {arm: _means(record, arm) for arm in arms}
-    return Report("polytope-hsae", QUESTION, answer(record), tables, pictures_of(record), notes(), {"arms": metrics, "jobs": len(table)})  # fmt: skip
+    return Report("polytope-hsae", QUESTION, answer(record.claims), tables, pictures_of(record), [*figures_in_words(record), *notes()], {"arms": metrics, "jobs": len(table)})  # fmt: skip
 
 
-def answer(record: Record) -> str:
-    """Two sentences: what the geometry shows beside its null, and what the teacher did."""
+HIERARCHY = Wording(
+    "Concepts do form a hierarchy: a child's words, unseen before, point along its parent too",
+    "Concepts form no hierarchy: a child's words do not point along its parent",
+    "Whether concepts form a hierarchy stays open",
+    "Whether concepts form a hierarchy was not run",
+)
+PURER = Wording(
+    "An autoencoder that starts from it keeps it better, by 10 points of purity or more",
+    "An autoencoder that starts from it does not keep it 10 points better than one from a random start",
+    "Whether an autoencoder that starts from it keeps it 10 points better stays open",
+    "Whether an autoencoder keeps it better was not run",
+)
+PRICE = Wording(
+    "it explains the activations as well",
+    "it explains {size:.1%} less of the activations' variance",
+    "whether it explains the activations as well stays open",
+    "",
+)
+
+
+def answer(claims: Sequence[Mapping[str, Any]]) -> str:
+    """Whether there is a hierarchy, and whether starting from it helps, by the verdicts."""
+    hierarchy, purer, price = (
+        said(claims, id_, wording)
+        for id_, wording in (("own_parent", HIERARCHY), ("purity", PURER), ("reconstruction_parity", PRICE))
+    )
+    return sentences([hierarchy], [purer, price]) or "No phase has been judged yet."
+
+
+def figures_in_words(record: Record) -> list[str]:
+    """What the geometry shows beside its null, and what the teacher did, in figures."""
     row = record.table[record.table["arm"] == "geometry"]
     if row.empty or "held_out_projection_median" not in row:
-        return "Phase 1 is not done."
+        return []
     g = row.iloc[0]
-    said = (
+    words = (
         f"Held-out words project on their concept's vector at {g['held_out_projection_median']:.2f} (shuffled "
         f"{g['held_out_projection_shuffled_median']:.2f}); child minus parent stands at {g['disjoint_angle_median']:.1f} degrees "
         f"from disjoint words (shuffled {g['disjoint_angle_shuffled_median']:.1f}, random parts of the parent's words "
@@ -64,12 +95,12 @@ def answer(record: Record) -> str:
     )
     teacher, random = _means(record, "teacher"), _means(record, "random")
     if "purity" in teacher and "purity" in random:
-        said += (
+        words += (
             f" Starting from these vectors, the autoencoder has purity {teacher['purity']:.2f} and leakage {teacher['leakage']:.2f}, from "
             f"a random start {random['purity']:.2f} and {random['leakage']:.2f}, at explained variance "
             f"{teacher['explained_variance']:.3f} and {random['explained_variance']:.3f}."
         )
-    return said
+    return [words]
 
 
 def _means(record: Record, arm: str) -> dict[str, float]:

@@ -25,10 +25,11 @@ def layer_ticks(layers: int) -> list[int]:
 
 
 CONDITIONING = {
-    "ff_gram_original": "Conditioning of FFN activations",
-    "act_kappa_centred_median": "Conditioning of FFN activations",
-    "up_kappa_median": "Conditioning of the up projections",
+    "ff_gram_original": ("Conditioning of the FFN's activations", "condition number, the original study's"),
+    "act_kappa_centred_median": ("Conditioning of the FFN's activations", "condition number, median over layers"),
+    "up_kappa_median": ("Conditioning of the up projections", "condition number, median over layers"),
 }
+"""The panel's title and the words of its axis."""
 
 
 def plot_trajectories(rows_of: Mapping[str, Sequence[Rows]], path: Path) -> Path:
@@ -51,8 +52,9 @@ def plot_trajectories(rows_of: Mapping[str, Sequence[Rows]], path: Path) -> Path
                     *zip(*points, strict=True), color=colour, linewidth=1.6, linestyle=style, label=name,
                     marker=marker if len(points) < 12 else "", markersize=max(8 - i, 3),
                 )  # fmt: skip
-    left.set(xlabel="step", ylabel=conditioning, title=CONDITIONING[conditioning])
-    right.set(xlabel="step", ylabel="perplexity", title="Validation perplexity")
+    title, words = CONDITIONING[conditioning]
+    left.set(xlabel="updates", ylabel=words, title=title)
+    right.set(xlabel="updates", ylabel="perplexity", title="Validation perplexity")
     for axis, key, wide in ((left, conditioning, 10), (right, "trajectory_ppl", 1.5)):
         values = [row[key] for row in every_row if key in row]
         if values and max(values) > wide * min(values) > 0:
@@ -72,7 +74,9 @@ def plot_layers(merged: Mapping[str, Rows], path: Path) -> Path:
         colour, _, marker = curve_style(i)
         places = [layer + 0.6 * ((i + 0.5) / len(merged) - 0.5) for layer in range(len(values))]
         axis.plot(places, values, marker=marker, markersize=4, color=colour, label=name, linestyle="")
-    axis.set(xlabel="layer", ylabel="kappa(W) of the up projection", yscale="log", xticks=layer_ticks(len(start)))
+    axis.set(
+        xlabel="layer", ylabel="condition number of the up projection", yscale="log", xticks=layer_ticks(len(start))
+    )
     figure.legend(fontsize=7, loc="outside right upper")
     return save_figure(figure, path)
 
@@ -97,7 +101,9 @@ def plot_front(fronts: Mapping[str, Sequence[Any]], bounds: tuple[float, float],
             )
     left, bottom = axis.get_xlim()[0], axis.get_ylim()[0]
     axis.fill_between([min(left, 1.2 * bounds[0]), bounds[0]], bottom, bounds[1], color="grey", alpha=0.15, linewidth=0)
-    axis.set(xlabel="kappa of the up projections, % beside continued training", ylabel="perplexity, %")
+    axis.set(
+        xlabel="condition number of the up projections, % beside continued training", ylabel="perplexity, % beside it"
+    )
     figure.legend(fontsize=7, loc="outside right upper")
     return save_figure(figure, path)
 

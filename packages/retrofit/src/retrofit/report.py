@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple
 from functools import partial
 from pathlib import Path
 from statistics import geometric_mean, median
@@ -34,7 +35,7 @@ from retrofit.metrics.matrix_rows import (
 from retrofit.metrics.summaries import few_tokens, mean_rows, percent_change, transport_move, update_means
 from retrofit.plan import variants
 from retrofit.tables import shown, tables
-from studycore.claims import Measure, NotRun
+from studycore.claims import Measure, NotRun, Wording, said, said_of, sentences
 from studycore.configuration import from_dict, read_yaml
 from studycore.errors import UserError
 from studycore.figures import plot_arms
@@ -311,8 +312,8 @@ def report_comparison(record: Record) -> Report:
         "arms": arms,
     }
     return Report(
-        "retrofit: arms compared", QUESTION, comparison_answer(merged, fronts), parts, pictures,
-        [*notes(of_run, about, bool(compare.weights)), shared], results,
+        "retrofit: arms compared", QUESTION, comparison_answer(record.claims), parts, pictures,
+        [figures_in_words(merged, fronts), *notes(of_run, about, bool(compare.weights)), shared], results,
     )  # fmt: skip
 
 
@@ -397,7 +398,52 @@ def comparison_tables(
     return [Table("Arms", columns, judged, note), Table("Arms: the rest", further, rest, more, folded=True)]
 
 
-def comparison_answer(merged: Mapping[str, Rows], fronts: Mapping[str, Sequence[FrontPoint]]) -> str:
+PENALTY = Wording(
+    "The Gram penalty improves conditioning: the weights' condition number ends {size:.2g} % lower",
+    "The Gram penalty does not improve conditioning: the weights' condition number ends no lower",
+    "Whether the Gram penalty improves conditioning stays open",
+    "Whether the Gram penalty improves conditioning was not run",
+)
+PENALTY_COST = Wording(
+    "it lowers perplexity too", "perplexity ends {size:.2g} % higher", "what it does to perplexity stays open", "",
+)  # fmt: skip
+GEOMETRY = Wording(
+    "{arm} helps: perplexity ends {{size:.2g}} % below continued training's",
+    "{arm} does harm: perplexity ends {{size:,.0f}} % above continued training's",
+    "Whether {arm} helps perplexity stays open",
+    "Whether {arm} helps perplexity was not run",
+)
+CONDITIONED = Wording(
+    "activations are better conditioned with it", "activations are not better conditioned with it", "", "",
+)  # fmt: skip
+GEOMETRIES = {
+    "geometry_vs_standard": "full geometry", "geometry_ffn_vs_standard": "geometry without embeddings and down projections",
+}  # fmt: skip
+"""The claim on the original study's method, and that on the milder one, which is asked of short runs too."""
+HELPS = Wording(
+    "{which} helps: the weights' condition number falls by a tenth at no cost in perplexity",
+    "{which} does not help: at no weight the condition number falls by a tenth without a cost in perplexity",
+    "whether {which} helps without a cost in perplexity stays open",
+    "whether {which} helps was not run long enough to say",
+)
+PENALTIES = {"gram_front": "the Gram penalty", "gram_scale_free_front": "the scale-free penalty"}
+
+
+def comparison_answer(claims: Sequence[Mapping[str, Any]]) -> str:
+    """Whether the methods improve conditioning and perplexity, by the verdicts: of a sweep of weights on the fronts, else
+    on the Gram penalty and on the geometry that was run."""
+    verdicts = {claim["id"]: claim["verdict"] for claim in claims}
+    if "gram_kappa" not in verdicts:
+        return sentences(said_of(claims, PENALTIES, HELPS)) or "No claim is asked of these runs."
+    which = next((id_ for id_ in GEOMETRIES if verdicts.get(id_) != "not run"), "geometry_vs_standard")
+    wording = Wording(*(text.format(arm=GEOMETRIES[which]) for text in astuple(GEOMETRY)))
+    return sentences(
+        [said(claims, "gram_kappa", PENALTY), said(claims, "gram_vs_standard", PENALTY_COST)],
+        [said(claims, which, wording), said(claims, which.replace("_vs_standard", "_ff_gram"), CONDITIONED)],
+    )
+
+
+def figures_in_words(merged: Mapping[str, Rows], fronts: Mapping[str, Sequence[FrontPoint]]) -> str:
     """What a front has to give; without one what each arm did, and which of the original study's scenarios this is."""
     updates = int(next(iter(merged.values()))[-1]["step"])
     if fronts:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from studycore.claims import Wording, said, sentences
 from studycore.files import write_atomic, write_json
 from studycore.record import Record, read_arrays
 from studycore.report import Picture, Report, Table, figure_of, number
@@ -175,7 +176,8 @@ def report_sweep(record: Record) -> Report:
     }  # fmt: skip
     title = f"ternary-vae sweep: {len(table)} runs"
     notes = [ENUMERATION, CEILING, INCOMPARABLE, *inverted_starts(phases), *lacking]
-    return Report(title, QUESTION, sweep_answer(statistics, ordered), tables, pictures, notes, metrics)
+    notes = [figures_in_words(statistics, ordered), *notes]
+    return Report(title, QUESTION, sweep_answer(record.claims), tables, pictures, notes, metrics)
 
 
 def inverted_starts(runs: "DataFrame") -> list[str]:
@@ -192,8 +194,64 @@ def inverted_starts(runs: "DataFrame") -> list[str]:
     ]
 
 
-def sweep_answer(statistics: Sequence[ArmStatistics], ordered: "DataFrame") -> str:
-    """One or two sentences on a sweep."""
+COVERS = Wording(
+    "Yes: trained from scratch, every seed rebuilds all 19,683 operations",
+    "Not every seed rebuilds all 19,683 operations from scratch",
+    "Whether every seed rebuilds all operations stays open",
+    "Whether training from scratch covers all operations was not run",
+)
+FOLLOWS = Wording(
+    "the radii follow the hierarchy as closely as radii can",
+    "the radii do not follow the hierarchy as closely as they can in every seed",
+    "whether the radii follow the hierarchy in every seed stays open",
+    "whether the radii follow the hierarchy was not run",
+)
+APART = Wording(
+    "all levels lie apart", "but in some seeds neighbouring levels overlap", "whether all levels lie apart stays open", "",
+)  # fmt: skip
+LEARNT = Wording(
+    "Where the valuations are shuffled they do not: a rule is learnt",
+    "Shuffled valuations are followed too, so that no rule is learnt",
+    "Whether shuffled valuations would be followed too stays open",
+    "",
+)
+COVERS_UNSEEN = Wording(
+    "Of the operations that training never saw, more than 95 % are rebuilt",
+    "Of the operations that training never saw, 95 % or fewer are rebuilt in some seeds",
+    "How many of the operations that training never saw are rebuilt stays open",
+    "Whether operations that training never saw are rebuilt was not run",
+)
+FOLLOWS_UNSEEN = Wording(
+    "their radii follow the hierarchy",
+    "their radii do not follow the hierarchy in every seed",
+    "whether their radii follow the hierarchy stays open",
+    "",
+)
+
+
+def sweep_answer(claims: Sequence[Mapping[str, Any]]) -> str:
+    """Whether the operations are covered and ordered, by the verdicts; without such runs, how the original study's
+    findings fare."""
+
+    def of(**wordings: Wording) -> list[str]:
+        return [said(claims, id_, wording) for id_, wording in wordings.items()]
+
+    answer = sentences(
+        of(scratch_coverage=COVERS, scratch_hierarchy=FOLLOWS, scratch_gaps=APART),
+        of(rule_learnt=LEARNT),
+        of(unseen_coverage=COVERS_UNSEEN, unseen_hierarchy=FOLLOWS_UNSEEN),
+    )
+    if answer:
+        return answer
+    asked = [claim["verdict"] for claim in claims]
+    if not asked:
+        return "No claim is asked of these runs."
+    held, failed = asked.count("supported"), asked.count("refuted")
+    return f"Of {len(asked)} claims on what helps or harms the hierarchy, {held} hold and {failed} do not; the others stay open."
+
+
+def figures_in_words(statistics: Sequence[ArmStatistics], ordered: "DataFrame") -> str:
+    """Which arm ends best, and how many runs from scratch reach the aim."""
     parts = []
     if statistics:
         best = min(statistics, key=lambda arm: arm.final)

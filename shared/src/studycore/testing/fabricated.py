@@ -4,12 +4,13 @@ The folders are those that real runs would leave: same plan, same configurations
 measured is invented, so that a claim which no outcome can support, or none refute, is found before anything is run.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from studycore.claims import as_stored, judge_all
+from studycore.claims import Verdict, as_stored, judge_all
 from studycore.configuration import to_dict
 from studycore.jobs import Job
 from studycore.record import Record, job_entries, read_record
@@ -53,6 +54,17 @@ def judged(study: Study, record: Record) -> dict[str, dict[str, Any]]:
     """The verdict on every claim of a run folder, by its id, as reports have it."""
     claims = load(study.claims)(record.verb, record.config)
     return {claim["id"]: claim for claim in judge_all(claims, record.table, record.registered)}
+
+
+def judged_as(id_: str, of: str, measured: float = 2.5, bound: str | None = None) -> dict[str, Any]:
+    """A judged claim as far as a report's answer reads it."""
+    return {"id": id_, "verdict": of, "measured": None if of == "not run" else measured, "bound": bound, "n": 5}
+
+
+def every_verdict(*ids: str) -> Iterator[list[dict[str, Any]]]:
+    """The claims of these ids with every combination of verdicts."""
+    for verdicts in itertools.product(get_args(Verdict), repeat=len(ids)):
+        yield [judged_as(id_, of) for id_, of in zip(ids, verdicts, strict=True)]
 
 
 def _create(study: Study, verb: str, config: Any, folder: Path) -> RunFolder:

@@ -17,6 +17,7 @@ import least_action.visualizer.plots as plots
 from least_action.analysis import ExperimentData, ExperimentStore, get_experiment_group, nearest_checkpoint, snapshot
 from least_action.analysis.checkpoints import Snapshot, checkpoint_steps
 from least_action.analysis.loader import arm_of
+from least_action.config import SPECTRA_LEFT_OUT
 from least_action.visualizer.view import ALL, BAND, EACH, SECTIONS, SMOOTHEST, View, view_of
 from studycore.errors import UserError
 
@@ -198,6 +199,10 @@ def draw_checkpoint(run: ExperimentData, view: View) -> tuple[Any, str, Callable
     at_step = cached_snapshot(run, step)
     kept = ", ".join(map(str, checkpoint_steps(run)))
     note = f"{run.name} at epoch {at_step.epoch} (step {step}). It keeps the checkpoints of steps {kept}."
+    if run.config.get("operation") == "compose":
+        note += f" {SPECTRA_LEFT_OUT}"
+        norms = pd.DataFrame({"layer": list(at_step.layer_norms), "norm": list(at_step.layer_norms.values())})
+        return plots.checkpoint(at_step, run.config, view), note, lambda: norms
     spectra = {name: pd.Series(at_step.arrays[name]) for name in ("embedding_power_F", "logit_power_F")}
     return plots.checkpoint(at_step, run.config, view), note, lambda: pd.DataFrame(spectra)
 

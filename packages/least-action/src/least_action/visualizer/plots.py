@@ -19,6 +19,7 @@ from least_action.analysis import (
 from least_action.analysis.architecture import layer_group
 from least_action.analysis.checkpoints import Snapshot
 from least_action.analysis.loader import arm_of
+from least_action.config import OPERATIONS
 from least_action.visualizer.view import BAND, LOGARITHMIC, View
 from studycore import figures
 from studycore.errors import UserError
@@ -264,49 +265,97 @@ def shade(figure: go.Figure, experiment: ExperimentData, panels: int, view: View
 
 
 def heat_map(experiments: Sequence[ExperimentData], view: View) -> tuple[go.Figure, pd.DataFrame]:
-    """Median epochs to grok over two fields, and the table behind it. UserError when only one value differs nowhere."""
+    """Median epochs to grok over two fields, a panel an operation, and the table behind it.
+
+    Unless the view names them, the fields are weight decay and fraction where both differ. UserError when only one value
+    differs nowhere.
+    """
     differing = differing_fields(experiments)
-    rows = view.rows or next(iter(differing), "")
-    columns = view.columns or next((name for name in differing if name != rows), "")
+    rows, columns = heat_map_fields(differing, view)
     if not rows and not columns:
         raise UserError("The runs shown differ in no field but the seed; choose a sweep over one or two fields")
     by = [name for name in dict.fromkeys((rows, columns)) if name]
-    table = time_to_grok(experiments, by)
+    panels: dict[str, list[ExperimentData]] = {}
+    for experiment in experiments:  # medians never mix operations
+        parted = "operation" in differing and "operation" not in by
+        panels.setdefault(str(experiment.config.get("operation")) if parted else "", []).append(experiment)
+    tables = {operation: time_to_grok(runs, by) for operation, runs in panels.items()}
+    tables = {operation: table for operation, table in tables.items() if len(table)}
+    medians = pd.concat(list(tables.values()))["median"].dropna()
+    ends = (float(medians.min()), float(medians.max())) if len(medians) else (0.0, 1.0)
+    titles = [panel_title(panels[operation]) if operation else "" for operation in tables]
+    heights = [table[rows].nunique() if rows else 1 for table in tables.values()]
+    figure = make_subplots(
+        len(tables), 1, subplot_titles=titles if any(titles) else None, row_heights=heights,
+        vertical_spacing=0.06 if len(tables) > 1 else 0,
+    )  # fmt: skip
+    colours: list[str | None] = [None] * len(figure.layout.annotations)
+    for number, table in enumerate(tables.values(), start=1):
+        colours += _cells(figure, table, rows, columns, ends, view, number)
+    per_row = 90 if len(tables) == 1 else 62
+    styled(
+        figure,
+        view,
+        140 * (1 if len(tables) == 1 else 0) + per_row * sum(heights) + 90 * (len(tables) > 1) * len(tables),
+    )
+    for annotation, colour in zip(figure.layout.annotations, colours, strict=True):
+        if colour:
+            annotation.font.color = colour
+            annotation.font.size = 12 if len(tables) == 1 else 10
+    parted_tables = [table.assign(**({"operation": name} if name else {})) for name, table in tables.items()]
+    return figure, pd.concat(parted_tables, ignore_index=True)
+
+
+def heat_map_fields(differing: Sequence[str], view: View) -> tuple[str, str]:
+    """(rows, columns): what the view names, else weight decay by fraction, else the first two fields that differ."""
+    preferred = [name for name in ("weight_decay", "train_frac") if name in differing]
+    order = [*preferred, *differing] if len(preferred) == 2 else list(differing)
+    rows = view.rows or next((name for name in order if name != view.columns), "")
+    return rows, view.columns or next((name for name in order if name != rows), "")
+
+
+def panel_title(runs: Sequence[ExperimentData]) -> str:
+    """Of an operation: in words, with its group and the longest of its runs."""
+    config = runs[0].config
+    group = "" if config["operation"] == "compose" else f" mod {config['p']}"
+    epochs = max(int(run.config["epochs"]) for run in runs)
+    return f"{OPERATIONS[config['operation']]}{group}, {epochs:,} epochs at most"
+
+
+def _cells(
+    figure: go.Figure, table: pd.DataFrame, rows: str, columns: str, ends: tuple[float, float], view: View, number: int
+) -> list[str]:
+    """The cells of one panel with their text. Returns the texts' colours."""
     down = [str(v) for v in dict.fromkeys(table[rows])] if rows else [""]
     across = [str(v) for v in dict.fromkeys(table[columns])] if columns else [""]
     values = np.full((len(down), len(across)), np.nan)
     state = values.copy()
     texts = np.full(values.shape, "", dtype=object)
     for _, cell in table.iterrows():
-        subplot = (down.index(str(cell[rows])) if rows else 0, across.index(str(cell[columns])) if columns else 0)
+        position = (down.index(str(cell[rows])) if rows else 0, across.index(str(cell[columns])) if columns else 0)
         reached = not pd.isna(cell["median"])
-        values[subplot] = cell["median"] if reached else np.nan
-        state[subplot] = np.nan if reached else float(cell["memorised"] * 2 >= cell["n"])
+        values[position] = cell["median"] if reached else np.nan
+        state[position] = np.nan if reached else float(cell["memorised"] * 2 >= cell["n"])
         what = f"{cell['median']:.0f}" if reached else f"> {cell['last_epoch']:.0f}"
-        kind = "" if reached else "<br>memorised" if state[subplot] else "<br>did not memorise"
-        texts[subplot] = f"<b>{what}</b>{kind}<br>{cell['grokked']} of {cell['n']} grokked"
-    figure = go.Figure()
+        kind = "" if reached else "<br>memorised" if state[position] else "<br>did not memorise"
+        texts[position] = f"<b>{what}</b>{kind}<br>{cell['grokked']} of {cell['n']} grokked"
     axes = {"x": across, "y": down, "xgap": 3, "ygap": 3}
     grey = [[0, "rgba(128,128,128,0.55)"], [1, "rgba(128,128,128,0.22)"]]
-    figure.add_heatmap(z=state, **axes, colorscale=grey, zmin=0, zmax=1, showscale=False, hoverinfo="skip")
+    place = {"row": number, "col": 1}
+    figure.add_heatmap(z=state, **axes, colorscale=grey, zmin=0, zmax=1, showscale=False, hoverinfo="skip", **place)
     figure.add_heatmap(
-        z=values, **axes, colorscale="Viridis", reversescale=True, text=texts, hovertemplate="%{text}<extra></extra>",
-        colorbar={"title": {"text": "epochs"}},
+        z=values, **axes, colorscale="Viridis", reversescale=True, zmin=ends[0], zmax=ends[1], text=texts,
+        hovertemplate="%{text}<extra></extra>", showscale=number == 1, colorbar={"title": {"text": "epochs"}}, **place,
     )  # fmt: skip
     ink = "#e6e6e6" if view.dark else "#1f2430"
-    finite = values[np.isfinite(values)]
+    colours = []
     for (i, j), text in np.ndenumerate(texts):
-        middle = np.mean([finite.min(), finite.max()]) if len(finite) else 0
-        on = ink if np.isnan(values[i, j]) else "#ffffff" if values[i, j] > middle else "#1f2430"
         if text:
-            figure.add_annotation(x=j, y=i, text=text, showarrow=False, font={"color": on, "size": 12})
-    figure.update_xaxes(title_text=columns, type="category")
-    figure.update_yaxes(title_text=rows, type="category")
-    colours = [(a.x, a.y, a.font.color) for a in figure.layout.annotations]
-    styled(figure, view, 140 + 90 * len(down))
-    for annotation, (_, _, colour) in zip(figure.layout.annotations, colours, strict=True):
-        annotation.font.color = colour
-    return figure, table
+            colours.append(ink if np.isnan(values[i, j]) else "#ffffff" if values[i, j] > sum(ends) / 2 else "#1f2430")
+            figure.add_annotation(x=j, y=i, text=text, showarrow=False, **place)
+    figure.update_xaxes(title_text=columns, type="category", **place)
+    figure.update_yaxes(title_text=rows, type="category", **place)
+    return colours
 
 
 def differing_fields(experiments: Sequence[ExperimentData]) -> list[str]:
@@ -320,42 +369,61 @@ def differing_fields(experiments: Sequence[ExperimentData]) -> list[str]:
 
 
 def checkpoint(snapshot: Snapshot, config: Mapping[str, Any], view: View) -> go.Figure:
-    """Spectra, norms of layers and, for a routed model, the dominant head of every pair, at one checkpoint."""
+    """Spectra (none of S5), norms of layers and, for a routed model, the dominant head of every pair, at one checkpoint."""
     arrays = snapshot.arrays
-    heads = sorted(name for name in arrays if name.startswith("dominant_head_"))
-    titles = [
-        "embedding's power by frequency",
-        "logits' power by frequency",
-        "logit of one class, centred (blue: high)",
-        "norms of layers",
-    ]
-    titles += [f"dominant head, layer {int(name.split('_')[2]) + 1}" for name in heads]
-    rows = -(-len(titles) // 2)
-    figure = make_subplots(rows, 2, subplot_titles=titles, horizontal_spacing=0.2, vertical_spacing=0.4 / (rows + 1))
-    for number, (name, colour) in enumerate((("embedding_power_F", COLOURS[0]), ("logit_power_F", COLOURS[1]))):
-        power = arrays[name]
-        figure.add_bar(x=list(range(1, len(power) + 1)), y=power, marker_color=colour, row=1, col=number + 1)
-        figure.update_xaxes(title_text="frequency", row=1, col=number + 1)
-        figure.update_yaxes(title_text="share", rangemode="tozero", row=1, col=number + 1)
-    grid = arrays["class_logits_IJ"].T.round(3)
-    limit = float(abs(grid).max()) or 1.0
-    figure.add_heatmap(z=grid, zmin=-limit, zmax=limit, colorscale="RdBu", showscale=False, row=2, col=1)
-    figure.update_xaxes(title_text="a (group order)", row=2, col=1)
-    figure.update_yaxes(title_text="b (group order)", row=2, col=1)
-    names = list(snapshot.layer_norms)
-    groups = list(dict.fromkeys(map(layer_group, names)))
-    colours = [COLOURS[groups.index(layer_group(name)) % len(COLOURS)] for name in names]
-    figure.add_bar(
-        y=names[::-1], x=[snapshot.layer_norms[n] for n in names][::-1], orientation="h", marker_color=colours[::-1],
-        row=2, col=2,
+    figure: go.Figure
+    panels: list[tuple[str, Any]] = []  # title, what draws it at a place
+    if "embedding_power_F" in arrays:
+        panels = [
+            ("embedding's power by frequency", lambda at: _power(figure, arrays["embedding_power_F"], COLOURS[0], at)),
+            ("logits' power by frequency", lambda at: _power(figure, arrays["logit_power_F"], COLOURS[1], at)),
+            ("logit of one class, centred (blue: high)", lambda at: _logit(figure, arrays["class_logits_IJ"], at)),
+        ]
+    panels.append(("norms of layers", lambda at: _norms(figure, snapshot.layer_norms, at)))
+    for name in sorted(name for name in arrays if name.startswith("dominant_head_")):
+        layer = name.split("_")[2]
+        panels.append(
+            (
+                f"dominant head, layer {int(layer) + 1}",
+                lambda at, of=arrays[name], use=arrays[f"head_use_{layer}_R"]: _heads(figure, of, use, at),
+            )
+        )
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = make_subplots(
+        rows, columns, subplot_titles=[title for title, _ in panels], horizontal_spacing=0.2,
+        vertical_spacing=0.4 / (rows + 1),
     )  # fmt: skip
-    for number, name in enumerate(heads, start=4):
-        place = {"row": number // 2 + 1, "col": number % 2 + 1}
-        use = arrays[f"head_use_{name.split('_')[2]}_R"]
-        count = len(use)
-        steps = [[(i + side) / count, COLOURS[i % len(COLOURS)]] for i in range(count) for side in (0, 1)]
-        figure.add_heatmap(z=arrays[name].T, zmin=-0.5, zmax=count - 0.5, colorscale=steps, showscale=False, **place)
-        figure.update_xaxes(title_text=f"a; mean weights {', '.join(f'{x:.2f}' for x in use)}", **place)
-        figure.update_yaxes(title_text="b", **place)
+    for number, (_, drawn_at) in enumerate(panels):
+        drawn_at({"row": number // columns + 1, "col": number % columns + 1})
     figure.update_layout(showlegend=False)
     return styled(figure, view, 300 * rows)
+
+
+def _power(figure: go.Figure, power: Any, colour: str, at: dict[str, int]) -> None:
+    figure.add_bar(x=list(range(1, len(power) + 1)), y=power, marker_color=colour, **at)
+    figure.update_xaxes(title_text="frequency", **at)
+    figure.update_yaxes(title_text="share", rangemode="tozero", **at)
+
+
+def _logit(figure: go.Figure, logits_IJ: Any, at: dict[str, int]) -> None:
+    grid = logits_IJ.T.round(3)
+    limit = float(abs(grid).max()) or 1.0
+    figure.add_heatmap(z=grid, zmin=-limit, zmax=limit, colorscale="RdBu", showscale=False, **at)
+    figure.update_xaxes(title_text="a (group order)", **at)
+    figure.update_yaxes(title_text="b (group order)", **at)
+
+
+def _norms(figure: go.Figure, layer_norms: Mapping[str, float], at: dict[str, int]) -> None:
+    names = list(layer_norms)[::-1]
+    groups = list(dict.fromkeys(map(layer_group, layer_norms)))
+    colours = [COLOURS[groups.index(layer_group(name)) % len(COLOURS)] for name in names]
+    figure.add_bar(y=names, x=[layer_norms[n] for n in names], orientation="h", marker_color=colours, **at)
+
+
+def _heads(figure: go.Figure, dominant_PP: Any, use_R: Any, at: dict[str, int]) -> None:
+    count = len(use_R)
+    steps = [[(i + side) / count, COLOURS[i % len(COLOURS)]] for i in range(count) for side in (0, 1)]
+    figure.add_heatmap(z=dominant_PP.T, zmin=-0.5, zmax=count - 0.5, colorscale=steps, showscale=False, **at)
+    figure.update_xaxes(title_text=f"a; mean weights {', '.join(f'{x:.2f}' for x in use_R)}", **at)
+    figure.update_yaxes(title_text="b", **at)
