@@ -23,7 +23,7 @@ from least_action.config import TrainerConfig
 from least_action.data import batches, create_dataset
 from least_action.events import Events, find_events, may_begin
 from least_action.history import MetricsHistory
-from least_action.losses import data_loss
+from least_action.losses import LeastActionLoss, data_loss, jacobian_regularizer, spectral_smoothness_loss
 from least_action.metrics.curvature import (
     compute_fisher_trace,
     compute_gradient_norm,
@@ -289,6 +289,8 @@ def test_spectra_routing_and_progress_of_a_row(trained):
     row = measure(model, state, probe, config, 7, 70, last=True).row()
     with torch.no_grad():
         output = model.forward_pairs(probe.all.a_N, probe.all.b_N)
+        plain = model.run_from_embeddings(model.get_embeddings(model.plain_inputs(probe.all.a_N, probe.all.b_N)))
+    torch.testing.assert_close(plain.routing, output.routing, rtol=1e-4, atol=1e-5)  # of gates that are not uniform
     grid_IJK = grid_logits(output.logits_NP, probe.all, config.p, config.operation)
     ginis = weight_ginis(model, config.operation)
     first, second = (w.double() for w in output.routing)
@@ -303,9 +305,9 @@ def test_spectra_routing_and_progress_of_a_row(trained):
     }  # fmt: skip
     assert {name: row[name] for name in expected} == pytest.approx(expected, rel=1e-4)
     assert row["routing_paths"] == len(set(zip(first.argmax(1).tolist(), second.argmax(1).tolist(), strict=True)))
-    plain = measuring.measure_progress(model, output, probe, config)
+    progress = measuring.measure_progress(model, output, probe, config)
     for name in ("restricted_loss", "excluded_loss", "restricted_acc", "excluded_acc", "key_share"):
-        assert row[name] == pytest.approx(plain[name], rel=1e-4)
+        assert row[name] == pytest.approx(progress[name], rel=1e-4)
     layers = {name for name in row if name.startswith("layer_weight_norm_")}
     assert {"layer_weight_norm_token", "layer_weight_norm_blocks_1_query"} <= layers
 
@@ -405,6 +407,25 @@ def test_processes_share_each_batch_without_a_pair_in_common(small):
         assert sorted(inputs(one) + inputs(two)) == sorted(inputs(whole))
         # The mean of the two processes' weighted means is the whole batch's mean.
         assert (share, share_one / 2, share_two / 2) == (1, len(one) / len(whole), len(two) / len(whole))
+
+
+def test_the_parts_of_the_loss_have_weights_and_steps_of_their_own(small):
+    config = small(lambda_spectral=2.0, spectral_interval=3, lambda_jacobian=0.1)
+    model, pairs = create_model(config), create_dataset(config).pairs
+    few, grid = pairs[torch.arange(5)], (pairs.a_N, pairs.b_N)
+    table_IJK = grid_logits(model.forward_pairs(*grid).logits_NP, pairs, config.p, config.operation)
+    smoothness = 2.0 * spectral_smoothness_loss(table_IJK)
+    for step, rank in ((3, 0), (3, 1), (4, 0)):
+        stream = generator(config.seed, "jacobian", step, rank)
+        jacobian = 0.1 * jacobian_regularizer(model, model.plain_inputs(few.a_N, few.b_N), stream)
+        found = LeastActionLoss(config).extra(model, few.a_N, few.b_N, grid, step, rank)
+        torch.testing.assert_close(found, jacobian + smoothness if step == 3 else jacobian)
+    logits, y_N = torch.tensor([[2.0, 0.0, -1.0]]), torch.tensor([1])
+    stable = data_loss(small(recipe="orthograd_stablemax"))(logits, y_N)
+    assert float(stable) == pytest.approx(math.log(3 + 1 + 0.5))  # s(x) is x + 1, and 1 / (1 - x) below 0
+    for recipe in ("none", "orthograd"):
+        found = data_loss(small(recipe=recipe))(logits, y_N)
+        assert float(found) == pytest.approx(math.log(math.exp(2) + 1 + math.exp(-1)))
 
 
 def test_a_split_is_of_its_task_and_gates_decay_under_one_rule(small, trained):
