@@ -12,6 +12,7 @@ from conftest import job
 from test_metrics import labels_and_codes
 from test_steering import HEAD, HIERARCHY, model_of
 
+import polytope_hsae.figures as figures
 import polytope_hsae.metrics as metrics
 import polytope_hsae.train as loop
 import polytope_hsae.training as module
@@ -586,3 +587,103 @@ def test_arms_are_means_over_their_own_seeds():
     assert [row[2] for row in found.rows] == pytest.approx([0.6, 0.2])
     bracketed = arm_table(record, ["random"], "Arms", ("purity",), "", null=True)
     assert bracketed.rows == [("random", 1, "0.2 (0.02)")]
+
+
+# ---------------------------------------------------------------------------------------------------------- the figures
+@pytest.fixture
+def axes(monkeypatch):
+    """The axes of every figure, in order."""
+    from matplotlib import pyplot
+
+    found = []
+    monkeypatch.setattr(figures, "save_figure", lambda figure, path: found.append(figure.axes) or path)
+    yield found
+    pyplot.close("all")
+
+
+def test_purity_stands_over_leakage_by_arm(axes, tmp_path):
+    of = [("a", 0.1, 0.7), ("a", 0.3, 0.9), ("b", 0.2, 0.4)]
+    figures.plot_purity_leakage(pd.DataFrame(of, columns=["arm", "leakage", "purity"]), tmp_path / "x")
+    (axis,) = axes[-1]
+    assert (axis.get_xlabel(), axis.get_ylabel()) == ("leakage", "purity")
+    seeds, means, other, _ = (dots.get_offsets().data.tolist() for dots in axis.collections)
+    assert (seeds, other) == ([[0.1, 0.7], [0.3, 0.9]], [[0.2, 0.4]])
+    assert means[0] == pytest.approx([0.2, 0.8])
+    assert [dots.get_label() for dots in axis.collections[::2]] == ["a", "b"]
+
+
+def test_steering_is_drawn_by_strength_from_its_arrays(axes, tmp_path):
+    def curves(k):
+        return {
+            "strengths": np.array([0.0, 2.0]), "target": k * np.array([[1.0, 3.0], [5.0, 7.0]]),
+            "off_target": k * np.array([[0.1, 0.3], [0.5, 0.7]]), "log_probability": k * np.array([-1.0, -4.0]),
+        }  # fmt: skip
+
+    runs = {"evaluate_a_s1": curves(1), "evaluate_a_s2": curves(3), "evaluate_b_s1": curves(10)}
+    figures.plot_steering(runs, {"evaluate_a_s1": "a", "evaluate_a_s2": "a", "evaluate_b_s1": "b"}, tmp_path / "x")
+    logits, change = axes[-1]
+    found = [(line.get_linestyle(), line.get_color(), *line.get_ydata()) for line in logits.lines]
+    first, second = figures.COLOURS[:2]
+    assert found == [
+        ("-", first, 4, 12), (":", first, pytest.approx(0.4), pytest.approx(1.2)),
+        ("-", second, 20, 60), (":", second, pytest.approx(2), pytest.approx(6)),
+    ]  # fmt: skip
+    assert [(line.get_color(), *line.get_ydata()) for line in change.lines] == [(first, -2, -8), (second, -10, -40)]
+    assert all(list(line.get_xdata()) == [0, 2] for line in [*logits.lines, *change.lines])
+
+
+def test_angles_and_projections_are_drawn_from_their_arrays(axes, tmp_path):
+    """Every statistic is one value of its own, so that its histogram has one bar, over that value."""
+    kinds = ("", "_shuffled", "_random_parent", "_label_permutation", "_euclidean")
+    at = {f"{name}{kind}": 61.0 + 2 * i + 20 * j for j, name in enumerate(("nested", "disjoint")) for i, kind in enumerate(kinds)}  # fmt: skip
+    at |= {"child_projection": 0.1, "child_projection_shuffled": 0.2, "child_projection_sibling_swap": 0.3}
+    figures.plot_angles({f"null:{name}": np.full(5, value) for name, value in at.items()}, tmp_path / "x")
+
+    def highest(axis):
+        bars = {patch.get_label(): patch.get_xy() for patch in axis.patches}
+        return {label: float(xy[xy[:, 1] == xy[:, 1].max(), 0].mean()) for label, xy in bars.items()}
+
+    labels = ("measured", "shuffled rows", "random parent", "random part of the parent", "Euclidean")
+    for axis, start in zip(axes[-1][:2], (61, 81), strict=True):
+        assert highest(axis) == pytest.approx({label: start + 2 * i for i, label in enumerate(labels)}, abs=1.01)
+    assert highest(axes[-1][2]) == pytest.approx(
+        {"measured": 0.1, "shuffled rows": 0.2, "a sibling's words": 0.3}, abs=0.03
+    )
+
+
+def test_the_heat_map_is_of_cosines_with_lines_between_parents(axes, tmp_path):
+    draw = np.random.default_rng(0)
+    children, shuffled = draw.normal(size=(5, 3)), draw.normal(size=(5, 3))
+    arrays = {
+        "unified_children": children,
+        "null:unified_children_shuffled": shuffled,
+        "own_parent": np.array([0, 0, 1, 1, 1]),
+    }
+    figures.plot_tree_heatmap(arrays, tmp_path / "x")
+    for axis, vectors, title in zip(axes[-1], (children, shuffled), ("measured", "shuffled rows"), strict=False):
+        expected = cosine(torch.tensor(vectors)[:, None], torch.tensor(vectors)).numpy()
+        np.testing.assert_allclose(axis.images[0].get_array(), expected, atol=1e-9)
+        assert axis.get_title() == title
+        assert [line.get_xdata()[0] for line in axis.lines if line.get_xdata()[0] not in (0, 1)] == [1.5]
+
+
+def test_the_polytope_is_of_the_parent_with_most_children(axes, tmp_path):
+    none = ((), (), ())
+    few, many = (
+        Parent(f"{name}.n.01", "", none, tuple(Child(f"{c}.n.01", "", none) for c in children), ())
+        for name, children in (("few", "x"), ("many", "abc"))
+    )
+    children = np.array([[9.0, 9, 9], [1.0, 0, 2], [0.0, 1, 3], [-1.0, -1, 4]])
+    arrays = {
+        "own_parent": np.array([0, 1, 1, 1]), "unified_children": children,
+        "unified_parents": np.array([[1.0, 0, 0], [0.0, 0, 5]]),
+    }  # fmt: skip
+    figures.plot_polytope(arrays, Hierarchy((few, many), {}), tmp_path / "x")
+    left, right = axes[-1]
+    assert left.get_title() == "many.n.01"
+    assert [text.get_text() for text in left.texts] == ["a", "b", "c"]
+    plane = left.collections[0].get_offsets().data
+    apart = np.linalg.norm(plane[:, None] - plane[None], axis=-1)
+    flat = children[1:, :2]
+    np.testing.assert_allclose(apart, np.linalg.norm(flat[:, None] - flat[None], axis=-1), atol=1e-9)
+    assert list(right.collections[0]._offsets3d[2]) == pytest.approx([2, 3, 4])
