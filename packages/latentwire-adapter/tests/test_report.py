@@ -11,9 +11,9 @@ import latentwire_adapter.figures as figures
 import latentwire_adapter.report as reports
 from latentwire_adapter.config import EvaluateConfig, FitConfig, SuiteConfig
 from latentwire_adapter.report import answer_of, band, report
-from studycore.testing.fabricated import every_verdict, judged_as
 from studycore.record import Record
 from studycore.statistics import Interval
+from studycore.testing.fabricated import every_verdict, judged_as
 
 
 def asked(scores, exact, seen=None):

@@ -51,9 +51,9 @@ from studycore import execution
 from studycore.claims import as_stored, judge_all
 from studycore.configuration import to_dict, to_yaml
 from studycore.errors import UserError
-from studycore.testing.fabricated import every_verdict, judged_as
 from studycore.language.pretrained import load_tokenizer
 from studycore.metrics_log import read_rows
+from studycore.testing.fabricated import every_verdict, judged_as
 
 
 # ------------------------------------------------------------------------------------------------- roles of matrices
