@@ -566,9 +566,10 @@ def test_each_statistic_stands_beside_its_own_nulls():
     record = SimpleNamespace(table=pd.DataFrame([row]))
     found = geometry_table(record)
     assert found.rows[0] == (
-        "held-out projection on the own concept", 0.1, "[0.05, 0.2]", "shuffled 1.1 [1.05, 1.2]; sibling swap 2.1 [2.05, 2.2]",
+        "held-out projection on the own concept", "0.100 [0.050, 0.200]",
+        "shuffled 1.100 [1.050, 1.200]; sibling swap 2.100 [2.050, 2.200]",
     )  # fmt: skip
-    assert found.rows[1][1:] == (3.1, "[3.05, 3.2]", "")
+    assert found.rows[1][1:] == ("3.100 [3.050, 3.200]", "")
     assert "held_out_projection passes (p = 0.05)" in found.note
 
 

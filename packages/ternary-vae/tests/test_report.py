@@ -16,6 +16,8 @@ from studycore.cli import report_verb
 from studycore.errors import UserError
 from studycore.execution import make_run, report_on
 from studycore.options import TrainOptions
+from studycore.report import figure_of
+from studycore.statistics import Interval
 from ternary_vae import figures, report
 from ternary_vae.cli import STUDY
 from ternary_vae.config import TrainConfig
@@ -222,7 +224,8 @@ def test_a_sweep_is_reported_whole(planted):
     assert [row["arm"] for row in rows] == [row["arm"] for row in arms]
     assert float(rows[1]["best"]) == arms[1]["best"] == pytest.approx(np.mean(own))
     markdown = (folder / "table.md").read_text()
-    assert f"| {np.mean(own):.4f} |" in markdown and "is the best" in markdown
+    shown = Interval(*(arms[1][name] for name in ("best", "best_interval_low", "best_interval_high")), n=5)
+    assert f"| {figure_of(shown)} |" in markdown and "is the best" in markdown
 
 
 def test_inert_factors_and_inverted_starts_stand_in_the_report(tmp_path):
@@ -323,4 +326,4 @@ def test_tied_arms_of_a_phase_are_marked(tmp_path):
     runs += [run("far", s, [0, -0.5 + noise[s]]) for s in range(5)]
     folder = reported(tmp_path, [dataclasses.replace(one, phase="p") for one in runs])
     lines = {x.split(" | ")[1]: x for x in (folder / "table.md").read_text().splitlines() if x.startswith("| p |")}
-    assert "is the best" in lines["one"] and "| yes: +0.0005" in lines["two"] and "| no: +0.2000" in lines["far"]
+    assert "is the best" in lines["one"] and "| yes: 0.00" in lines["two"] and "| no: 0.20" in lines["far"]

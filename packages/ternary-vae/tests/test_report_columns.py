@@ -32,7 +32,7 @@ def test_the_table_of_arms_has_each_statistic_under_its_head():
         "phase": "2_weights", "arm": "heavy", "n": 3, "best hierarchy [95 %]": "-0.710 [-0.720, -0.700]",
         "at the end [95 %]": "-0.610 [-0.630, -0.590]",
         "Somers' D": "-0.8100", "richness": "0.00410", "coverage": "0.97000", "min gap": "-0.0550",
-        "apart from the phase's best [95 %]": "0.040 [0.010, 0.070]",
+        "cannot be told from the phase's best": "no: 0.040 [0.010, 0.070]",
     }  # fmt: skip
     alone = report.arm_table([dataclasses.replace(ARM, best_interval=None)], {}, {})
     assert alone.rows[0][3] == "-0.7100 (n = 1)"
@@ -49,6 +49,9 @@ def test_the_table_of_arms_has_each_statistic_under_its_head():
 def test_what_is_said_of_an_arm_beside_its_phases_best():
     best, alone = (dataclasses.replace(ARM, against_best=None, is_best=best) for best in (True, False))
     assert (report.against_text(best), report.against_text(alone)) == ("is the best", "too few seeds")
+    for low, high, mark in ((-0.01, 0.02, "yes"), (0.0, 0.02, "yes"), (-0.02, 0.0, "yes"), (0.001, 0.02, "no"), (-0.02, -0.001, "no")):  # fmt: skip
+        arm = dataclasses.replace(ARM, against_best=Interval(0.0, low, high, 3))
+        assert report.against_text(arm).startswith(f"{mark}: ")
     flat = report.flat_statistics(best)
     assert "against_best_low" not in flat and "indistinguishable" not in flat
     assert report.flat_statistics(ARM) == {

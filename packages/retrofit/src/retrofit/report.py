@@ -321,7 +321,9 @@ def arms_picture(runs: Any, shown: Mapping[str, str], names: Sequence[str], numb
     """Perplexity and conditioning of every variant over the start's, over its numbers; one seed has no interval."""
 
     def over_start(measure: Callable[[str], Measure], variant: str, column: str) -> Interval | float | None:
-        own = runs[runs["variant"] == variant]
+        own, ends = runs[runs["variant"] == variant], [column, f"initial_{column}"]
+        if not set(ends) <= set(own) or not all(math.isfinite(x) for name in ends for x in own[name]):
+            return None
         if len(own) > 1:
             try:
                 percent, _ = measure(shown[variant]).compute(own)
@@ -329,8 +331,7 @@ def arms_picture(runs: Any, shown: Mapping[str, str], names: Sequence[str], numb
                 return None
             estimate, low, high = (1 + x / 100 for x in (percent.estimate, percent.low, percent.high))
             return Interval(estimate, low, high, percent.n)
-        there = {column, f"initial_{column}"} <= set(own) and len(own) == 1
-        return float((own[column] / own[f"initial_{column}"]).iloc[0]) if there else None
+        return float((own[column] / own[f"initial_{column}"]).iloc[0])
 
     measures: dict[str, tuple[Callable[[str], Measure], str]] = {"perplexity": (perplexity_from_start, "val_ppl")}
     for column, label in (("up_kappa_median", "kappa of the up projections"), ("ff_gram", "ff_gram")):

@@ -128,14 +128,14 @@ def radius_pictures(
 # ------------------------------------------------------------------------------------------------------------- sweep
 ARM_COLUMNS = (
     "phase", "arm", "n", "best hierarchy [95 %]", "at the end [95 %]", "Somers' D", "richness", "coverage", "min gap",
-    "apart from the phase's best [95 %]",
+    "cannot be told from the phase's best",
 )  # fmt: skip
 ARM_NOTE = (
     "n: seeds; draws of the projections are averaged within a seed first. Intervals: Student's t over seeds. Best: the most "
     "negative hierarchy of a run's evaluations, picked after the fact; Somers' D, richness, coverage and the smallest gap are "
     "of the end. Last column: the difference of the best hierarchy from that of the phase's best arm, paired over seeds, with "
-    "Bonferroni's correction over the phase's other arms; an interval that holds 0 cannot be told apart. Standard deviations "
-    "and epochs: table.csv."
+    "Bonferroni's correction over the phase's other arms; yes: its interval holds 0. Standard deviations and epochs: "
+    "table.csv."
 )
 SEED_METRICS = {
     "coverage": "coverage", "covered": "covered", "coverage_sampled": "of samples", "kl": "KL, nats",
@@ -306,7 +306,7 @@ def against_text(arm: ArmStatistics) -> str:
     """The last column of the table of arms."""
     if arm.against_best is None:
         return "is the best" if arm.is_best else "too few seeds"
-    return figure_of(arm.against_best)
+    return f"{'yes' if arm.indistinguishable else 'no'}: {figure_of(arm.against_best)}"
 
 
 def with_interval(value: float, around: Interval | None) -> str:
