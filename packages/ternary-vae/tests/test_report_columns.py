@@ -243,8 +243,8 @@ def test_the_answer_of_a_sweep_is_worded_by_its_verdicts():
     texts = [report.sweep_answer(claims) for claims in every_verdict(*ids)]
     assert max(len(text.split()) for text in texts) <= 45 and len(set(texts)) == len(texts)
     assert texts[0] == (
-        "Yes: trained from scratch, every seed rebuilds all 19,683 operations; the radii follow the hierarchy as closely as "
-        "radii can; all levels lie apart. Where the valuations are shuffled they do not: a rule is learnt."
+        "Yes: trained from scratch, every seed rebuilds all 19,683 operations; the radii follow the hierarchy to 99.99 % of "
+        "what radii can; all levels lie apart. Where the valuations are shuffled they do not: a rule is learnt."
     )
     assert report.sweep_answer([judged_as("scratch_coverage", "refuted"), judged_as("scratch_gaps", "refuted")]) == (
         "Not every seed rebuilds all 19,683 operations from scratch; but in some seeds neighbouring levels overlap."

@@ -201,8 +201,8 @@ COVERS = Wording(
     "Whether training from scratch covers all operations was not run",
 )
 FOLLOWS = Wording(
-    "the radii follow the hierarchy as closely as radii can",
-    "the radii do not follow the hierarchy as closely as they can in every seed",
+    "the radii follow the hierarchy to 99.99 % of what radii can",
+    "not every seed's radii follow the hierarchy to 99.99 %",
     "whether the radii follow the hierarchy in every seed stays open",
     "whether the radii follow the hierarchy was not run",
 )
