@@ -19,7 +19,7 @@ import least_action.metrics.training as measuring
 import least_action.report as reporting
 import least_action.train as loop
 from least_action.claims import ADAMW, CLAIMS, DENSE, SELECTIVE, columns
-from least_action.config import TrainerConfig
+from least_action.config import SweepConfig, TrainerConfig
 from least_action.data import batches, create_dataset
 from least_action.events import Events, find_events, may_begin
 from least_action.history import MetricsHistory
@@ -40,6 +40,7 @@ from least_action.model.parameter_roles import decayed_parameters
 from least_action.survival import Survival, kaplan_meier
 from studycore.checkpoints import optimizer_tensors
 from studycore.metrics_log import read_rows
+from studycore.report import NOT_APPLICABLE
 from studycore.streams import generator
 
 TRANSFORMER = TrainerConfig(p=7, model_type="transformer", weight_decay=1.0, event_window=2)
@@ -504,7 +505,13 @@ def sweep_table(folder):
 
 def sweep_record(folder):
     return SimpleNamespace(
-        folder=folder, table=sweep_table(folder), missing={"z": "not begun"}, first_config=TRANSFORMER, verb="sweep"
+        folder=folder,
+        table=sweep_table(folder),
+        missing={"z": "not begun"},
+        first_config=TRANSFORMER,
+        verb="sweep",
+        config=SweepConfig(base={"p": 7, "model_type": "transformer"}),
+        claims=[],
     )
 
 
@@ -513,7 +520,7 @@ def test_every_cell_of_the_table_of_arms(tmp_path, monkeypatch):
     monkeypatch.setattr(reporting, "plot_survival", lambda *given: drawn.update(survival=given[:3]) or given[-1])
     monkeypatch.setattr(reporting, "plot_arm_curves", lambda *given: drawn.update(curves=given[0]) or given[-1])
     made = reporting.report(sweep_record(tmp_path))
-    table, events, missing = made.tables
+    table, events = made.tables
     x, y = (dict(zip(table.columns, row, strict=True)) for row in table.rows)
     assert x == {
         "arm": "x", "runs": 3, "reached it": 2, "censored": 1,
@@ -524,16 +531,16 @@ def test_every_cell_of_the_table_of_arms(tmp_path, monkeypatch):
     assert x["held: median [95 % interval]"].startswith("200 [")
     assert y == {
         "arm": "y", "runs": 2, "reached it": 0, "censored": 2, "held: median [95 % interval]": "not reached",
-        "first touch: median": "450", "test accuracy at memorisation": "not run", "on new pairs": "not run",
-        "stable": "not run", "gate entropy over log heads": "0.85", "largest use of a head": "0.25",
+        "first touch: median": "450", "test accuracy at memorisation": NOT_APPLICABLE, "on new pairs": NOT_APPLICABLE,
+        "stable": NOT_APPLICABLE, "gate entropy over log heads": "0.85", "largest use of a head": "0.25",
     }  # fmt: skip
     assert len(events.rows) == 5 and not events.folded
-    assert missing.rows == [("z", "not begun")]
     assert made.metrics == {
         "runs": 5, "failed": 1,
         "arms": {"x": {"n": 3, "grokked": 2, "censored": 1, "median_epochs_to_grok": 200.0}, "y": {"n": 2, "grokked": 0, "censored": 2}},
     }  # fmt: skip
-    assert made.answer == (
+    assert made.answer == "2 of 5 runs came to generalise."
+    assert made.notes[0] == (
         "2 of 5 runs reached 0.99 test accuracy: 2 after a plateau (they grokked), 0 without one (they generalised fast). "
         "Of the 2 that went on long enough to tell, 1 stayed there."
     )
@@ -548,10 +555,10 @@ def test_a_sweep_says_who_had_a_plateau_and_who_stayed(tmp_path):
     table.loc[1, "new_at_memorised"] = 0.5
     table.loc[1, "stable"] = True
     table.loc[0, "stable"] = None
-    said = reporting.sweep_answer(table)
+    said = reporting.counts_of(table)
     assert "1 after a plateau (they grokked), 1 without one" in said
     assert "Of the 1 that went on long enough to tell, 1 stayed there." in said
-    assert reporting.sweep_answer(table[~table["grokked"]]) == "None of 3 runs reached 0.99 test accuracy."
+    assert reporting.counts_of(table[~table["grokked"]]) == "None of 3 runs reached 0.99 test accuracy."
 
 
 def test_a_median_stands_before_its_lower_and_its_upper_end():
@@ -696,7 +703,7 @@ def test_spectra_and_heads_are_drawn_from_their_arrays(axes, tmp_path):
 def test_the_atlas_has_fractions_across_and_decay_up(axes, tmp_path):
     cells = {(0.2, 0.0): (None, False), (0.2, 1.0): (None, True), (0.4, 0.0): (300, True), (0.4, 1.0): (100, True), (0.6, 1.0): (50, True)}  # fmt: skip
     table = pd.DataFrame(
-        {"operation": "add", "train_frac": f, "weight_decay": d, "time": t or 500, "grokked": t is not None, "has_memorised": m}
+        {"operation": "add", "p": 7, "epochs": 500, "train_frac": f, "weight_decay": d, "time": t or 500, "grokked": t is not None, "has_memorised": m}
         for (f, d), (t, m) in cells.items()
     )  # fmt: skip
     figures.plot_atlas(table, tmp_path / "x")
