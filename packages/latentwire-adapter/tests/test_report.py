@@ -174,4 +174,4 @@ def test_a_table_without_ratios_still_says_that_nothing_is_scored(tmp_path):
     found = report(nothing)
     assert found.answer == "No arm has been judged yet."
     assert found.notes[0] == "The uncompressed prompt has not been scored yet."
-    assert found.tables[-1].rows == [("raw", "failed")]
+    assert found.metrics["failed"] == 1
