@@ -132,18 +132,15 @@ def test_runs_from_scratch_are_summed_up_over_seeds():
         None,
     )
     lines = report.scratch_table(found).rows
-    low, high = mended["coverage_low"], mended["coverage_high"]
     assert lines[0] == (
         "mended",
         3,
-        "0.95000",
-        "0.05000",
-        f"[{low:.5f}, {high:.5f}]",
+        "0.95 [0.83, 1.07]",
         "0.90000 to 1.00000",
         "3 of 3",
         "1.0",
     )
-    assert lines[1] == ("frozen", 1, "0.20000", "none", "n = 1", "0.20000 to 0.20000", "0 of 1", "never")
+    assert lines[1] == ("frozen", 1, "0.20000 (n = 1)", "0.20000 to 0.20000", "0 of 1", "never")
     own = table(runs).assign(coverage_unseen=[0.5, 0.7, 0.9, np.nan])
     partly = report.scratch_statistics(own)
     assert (partly["mended"]["coverage_unseen"], partly["mended"]["smallest_unseen"]) == pytest.approx((0.7, 0.5))
@@ -175,7 +172,7 @@ def test_the_table_of_seeds_has_every_metric_in_its_column():
     }  # fmt: skip
     assert (found.rows[1][1], found.rows[1][3], found.rows[1][-1]) == (1, 25, "61")
     assert [line[:2] for line in found.rows[2:]] == [("closed form", "")], "stages measure no untrained model"
-    assert (found.rows[2][9], found.rows[2][2], found.rows[2][-1]) == ("-1.000000", None, "")
+    assert (found.rows[2][9], found.rows[2][2], found.rows[2][-1]) == ("-1.000000", report.NOT_APPLICABLE, "")
     joint = report.seed_table(table([whole(0, changed(0), stages="joint", **TINY)]))
     assert [line[0] for line in joint.rows[1:]] == ["closed form", "train, untrained"]
     assert joint.rows[2][7] == "0.200000", "the first evaluation of its history"

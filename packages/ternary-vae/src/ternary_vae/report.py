@@ -9,7 +9,7 @@ import numpy as np
 from studycore.claims import Wording, said, sentences
 from studycore.files import write_atomic, write_json
 from studycore.record import Record, read_arrays
-from studycore.report import Picture, Report, Table, figure_of, number
+from studycore.report import NOT_APPLICABLE, Picture, Report, Table, figure_of, number
 from studycore.statistics import Interval
 from ternary_vae.comparisons import (
     ArmStatistics,
@@ -371,8 +371,9 @@ def scratch_table(by_arm: Mapping[str, Metrics]) -> Table:
     partly = any("coverage_unseen" in s for s in by_arm.values())
     rows = [
         (
-            arm, s["n"], fixed(s["coverage"], 5), fixed(s["coverage_std"], 5),
-            "n = 1" if s["coverage_low"] is None else f"[{s['coverage_low']:.5f}, {s['coverage_high']:.5f}]",
+            arm, s["n"],
+            f"{fixed(s['coverage'], 5)} (n = 1)" if s["coverage_low"] is None
+            else figure_of({"measured": s["coverage"], "interval95": [s["coverage_low"], s["coverage_high"]]}),
             f"{s['smallest']:.5f} to {s['largest']:.5f}", f"{s['full']} of {s['runs']}",
             "never" if s["full_coverage_epoch"] is None else f"{s['full_coverage_epoch']:.1f}",
             *([f"{s['coverage_unseen']:.5f} ({s['smallest_unseen']:.5f})" if "coverage_unseen" in s else "all seen"] if partly else []),
@@ -380,7 +381,7 @@ def scratch_table(by_arm: Mapping[str, Metrics]) -> Table:
         for arm, s in by_arm.items()
     ]  # fmt: skip
     columns = (
-        "arm", "n", "coverage", "std", "95 % interval", "range", "runs that reached 100 %", "at epoch (mean of these)",
+        "arm", "n", "coverage [95 %]", "range", "runs that reached 100 %", "at epoch (mean of these)",
     )  # fmt: skip
     note = "Coverage at the end of runs that start without a checkpoint; n: seeds, interval: Student's t over them."
     return Table("From scratch", [*columns, *(["of the unseen (worst)"] if partly else [])], rows, note)
@@ -411,7 +412,9 @@ def seed_table(runs: "DataFrame") -> Table:
     for config in {
         (c.curvature, c.max_radius, c.radius, c.geometry, c.bands, c.trits): c for c in reversed(configs)
     }.values():
-        rows.append(("closed form", "", *(shown(name, closed_form(config).get(name)) for name in heads), ""))
+        rows.append(
+            ("closed form", "", *(shown(name, closed_form(config).get(name, NOT_APPLICABLE)) for name in heads), "")
+        )
     # Joint training measures the model before its first update; stages do so only after coverage.
     drawn = runs[runs["stages"] == "joint"].sort_values(["arm", "seed"]).drop_duplicates("arm")
     for arm, first in zip(drawn["arm"], drawn["ordering_rows"].map(lambda of_run: of_run[0]), strict=True):
