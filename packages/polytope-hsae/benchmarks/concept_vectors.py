@@ -1,9 +1,10 @@
 """Concept vectors in the dual against the dense pseudo-inverse, at D = 2,048: seconds a concept, their ratio, agreement.
 
-    python packages/polytope-hsae/benchmarks/concept_vectors.py [--width 2048] [--concepts 586] [--shuffles 100] [--dense 1]
+    python packages/polytope-hsae/benchmarks/concept_vectors.py [--width 2048] [--least 50] [--shuffles 100] [--turns 3]
 
-The dual runs over all concepts (sizes as in WordNet: log-uniform from 50 to 3,800 words, median about 100) once and over a
-few of the shuffles; the pseudo-inverse over `dense` concepts, both scaled to the whole.
+Concepts are as large as in WordNet: as many words as each noun synset has single tokens of SmolLM2's vocabulary (all senses,
+`least` or more), over random rows. In each turn the dual runs over its share of all concepts and the pseudo-inverse, which barely
+depends on the size, over one: concepts at even steps from the smallest to the largest. Both are scaled to the whole.
 """
 
 import argparse
@@ -11,46 +12,43 @@ import time
 
 import torch
 
+from polytope_hsae.concepts import tokens_of_synsets
 from polytope_hsae.estimators import concept_vector, concept_vector_pinv
+from polytope_hsae.language import load_tokenizer
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--width", type=int, default=2048)
-    parser.add_argument("--concepts", type=int, default=586)
+    parser.add_argument("--least", type=int, default=50)
     parser.add_argument("--shuffles", type=int, default=100)
-    parser.add_argument("--dense", type=int, default=1)
+    parser.add_argument("--turns", type=int, default=3)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    every = [len(t) for t in tokens_of_synsets(load_tokenizer("studycore/smollm2-135m-instruct"), "all").values()]
+    sizes = sorted(size for size in every if size >= options.least)
     draw = torch.Generator().manual_seed(0)
-    g_VD = torch.randn(16_000, options.width, generator=draw, dtype=torch.float64)
-    sizes = (50 * torch.exp(-torch.rand(options.concepts, generator=draw).log() * 1.0)).clamp(max=3800).long()
+    g_VD = torch.randn(max(sizes), options.width, generator=draw, dtype=torch.float64)
     words = [torch.randperm(len(g_VD), generator=draw)[:n] for n in sizes]
-
-    def dual() -> float:
-        start = time.perf_counter()
-        for chosen in words:
-            concept_vector(g_VD[chosen])
-        return time.perf_counter() - start
-
     concept_vector(g_VD[words[0]])
-    once = dual()
-    start = time.perf_counter()
-    apart = 0.0
-    for chosen in words[: options.dense]:
-        dense = concept_vector_pinv(g_VD[chosen])
-        apart = max(apart, float((concept_vector(g_VD[chosen]) - dense).norm() / dense.norm()))
-    each = (time.perf_counter() - start) / options.dense
+    dual = dense = apart = 0.0
+    for turn in range(options.turns):
+        start = time.perf_counter()
+        for chosen in words[turn :: options.turns]:
+            concept_vector(g_VD[chosen])
+        dual += time.perf_counter() - start
+        chosen = words[(2 * turn + 1) * len(words) // (2 * options.turns)]
+        start = time.perf_counter()
+        slow = concept_vector_pinv(g_VD[chosen])
+        dense += time.perf_counter() - start
+        apart = max(apart, float((concept_vector(g_VD[chosen]) - slow).norm() / slow.norm()))
+    count, runs, each = len(words), 1 + options.shuffles, dense / options.turns
     print(
-        f"{options.concepts} concepts of {int(sizes.min())} to {int(sizes.max())} words (median {int(sizes.median())}), D = {options.width}, one thread"
+        f"{count} concepts of {sizes[0]} to {sizes[-1]} words (median {sizes[count // 2]}), D = {options.width}, one thread"
     )
-    print(
-        f"dual: {once / options.concepts * 1e3:.1f} ms a concept, {once:.1f} s for all, {once * (1 + options.shuffles) / 60:.1f} minutes with {options.shuffles} shuffles"
-    )
-    print(
-        f"pseudo-inverse: {each:.1f} s a concept, {each * options.concepts * (1 + options.shuffles) / 3600:.0f} hours for the same"
-    )
-    print(f"ratio {each / (once / options.concepts):.0f}, relative difference {apart:.1e}")
+    print(f"dual: {dual / count * 1e3:.1f} ms a concept, {dual:.1f} s for all, {dual * runs / 60:.1f} minutes with {options.shuffles} shuffles")  # fmt: skip
+    print(f"pseudo-inverse: {each:.1f} s a concept, {each * count * runs / 3600:.0f} hours for the same")
+    print(f"ratio {each * count / dual:.0f}, relative difference {apart:.1e}")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import torch
 from conftest import job
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from polytope_hsae.activations import CACHE, gather
+from polytope_hsae.activations import CACHE, Sequences, gather
 from polytope_hsae.concepts import Child, Hierarchy, Parent
 from polytope_hsae.config import ActivationConfig, GeometryConfig
 from polytope_hsae.data import CHOOSE, TEST, TRAIN, open_store
@@ -114,21 +114,67 @@ def test_capture_writes_each_shard_once_and_labels_by_the_next_token(
     x_ND = store.rows(np.array([index]))
     assert x_ND.shape == (1, 16)
     tokens, following = store.arrays["token"], store.arrays["next"]
-    assert (following[:-1][document[:-1] == document[1:]] == tokens[1:][document[:-1] == document[1:]]).mean() > 0.9
+    within = (document[:-1] == document[1:]) & (document[:-1] >= 0)
+    assert (following[:-1][within] == tokens[1:][within]).mean() > 0.9
     labels = store.hierarchy.labels()
     found = store.labels(np.arange(len(store)))
+    words = np.where(document < 0, tokens, following)
     for i in range(len(store)):
-        expected = labels.get(int(following[i]))
+        expected = labels.get(int(words[i]))
         assert [p for p in range(2) if found[i, p] >= 0] == ([] if expected is None else [expected[0]])
-    # A prompt's rows are those of the model on the prompt alone.
+    # The last activation of a row is that of the model on the row alone.
     model = load_model(str(folder))
-    row = gather(config, store.hierarchy, tokenizer).rows[0]
-    alone = final_activations(model, torch.tensor(row)[None])[0]
-    torch.testing.assert_close(store.rows(np.arange(len(row))), alone, rtol=1e-4, atol=1e-4)
+    sequences = gather(config, store.hierarchy, tokenizer)
+    for i in (0, len(sequences.rows) - 1):
+        place = sum(len(row) - first for row, first in zip(sequences.rows[: i + 1], sequences.first, strict=False)) - 1
+        alone = final_activations(model, torch.tensor(sequences.rows[i])[None])[0, -1]
+        torch.testing.assert_close(store.rows(np.array([place]))[0], alone, rtol=1e-4, atol=1e-4)
     written = {path: path.stat().st_mtime_ns for path in CACHE.glob("*.f32")}
     job("activations", config_of(folder, tmp_path, batch_size=4), tmp_path / "two", {"geometry": geometry})
     assert {path: path.stat().st_mtime_ns for path in CACHE.glob("*.f32")} == written
     assert "[" in store.context(int(index))
+
+
+@pytest.mark.parametrize("folder", ["llama"], indirect=True)
+def test_no_activation_is_there_twice_and_a_prompts_is_that_of_its_word(
+    folder, tmp_path, geometry, monkeypatch, tokenizer
+):
+    """So none has two labels, and none stands in two splits; texts begin alike, and prompts share their templates."""
+    monkeypatch.chdir(tmp_path)
+    config = config_of(folder, tmp_path, prompts_per_concept=40, token_budget=700)
+    store = open_store(geometry, job("activations", config, tmp_path / "one", {"geometry": geometry}))
+    x_ND = store.rows(np.arange(len(store)))
+    near = torch.cdist(x_ND, x_ND) + 9 * torch.eye(len(x_ND))
+    assert float(near.min()) > 1e-4
+    assert len(gather(config, store.hierarchy, tokenizer).rows) > 40
+    known = store.hierarchy.labels()
+    for which, part in ((TRAIN, 0), (CHOOSE, 1), (TEST, 2)):
+        own = store.prompts(which)
+        words = store.arrays["token"][own].tolist()
+        if part != 1:
+            assert words, "the fixture's concepts have words for estimating and for testing"
+        assert set(words) <= set(store.hierarchy.labels(part))
+        assert not set(own) & set(store.sample(which, 10_000))
+        for i, word in zip(own, words, strict=True):
+            parent = store.labels(np.array([i]))[0].argmax()
+            assert int(parent) == known[word][0]
+            assert store.context(int(i)).endswith(store.hierarchy.text[word])
+    assert bool((store.arrays["next"][store.arrays["document"] < 0] == -1).all())
+
+
+def test_what_rows_share_is_kept_once():
+    rows = [[1, 2, 3], [1, 2, 4, 5], [9], [1, 2], [1, 2, 4, 5]]
+    found = Sequences(
+        rows, [0, 0, 0, 1, 0], [7] * 5, [TRAIN, TEST, TRAIN, CHOOSE, TRAIN], [[i] * len(r) for i, r in enumerate(rows)]
+    ).distinct()
+    kept = [
+        (tuple(row[: t + 1]), i)
+        for row, first, (i, *_) in zip(found.rows, found.first, found.documents, strict=True)
+        for t in range(first, len(row))
+    ]
+    assert len({prefix for prefix, _ in kept}) == len(kept)
+    assert {prefix for prefix, _ in kept} == {(1, 2), (1, 2, 3), (1, 2, 4), (1, 2, 4, 5), (9,)}
+    assert ((1, 2), 3) in kept, "what is kept of a prompt stays, and leaves out what begins like it"
 
 
 def test_a_text_that_is_too_short_is_a_sentence(tmp_path, geometry, tokenizer):

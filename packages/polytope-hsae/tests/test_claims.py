@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from polytope_hsae.claims import CROSS_ENTROPY, STEERED, TRAINED, claims, of_the_geometry
+from polytope_hsae.claims import CROSS_ENTROPY, IN_PROMPTS, STEERED, TRAINED, claims, of_the_geometry
 from polytope_hsae.config import StudyConfig
 from polytope_hsae.report import answer
 from studycore.claims import as_stored, judge_all
@@ -19,8 +19,16 @@ BESIDE = {
     "purity_beside_frozen_random": ("purity", "frozen_random", "rise"),
     "purity_beside_euclidean": ("purity", "euclidean", "rise"),
     "absorption": ("absorption", "random", "fall"),
-    "soft_absorption": ("soft_absorption", "random", "fall"),
+    "soft_absorption_beside_random_staged": ("soft_absorption", "random_staged", "fall"),
+    "soft_absorption_beside_random_teacher": ("soft_absorption", "random_teacher", "fall"),
+    "explained_variance_beside_random_staged": ("explained_variance", "random_staged", "rise"),
+    "explained_variance_beside_random_teacher": ("explained_variance", "random_teacher", "rise"),
+    "purity_prompts": ("purity_prompts", "random", "rise"),
+    "leakage_prompts": ("leakage_prompts", "random", "fall"),
+    "purity_prompts_beside_random_teacher": ("purity_prompts", "random_teacher", "rise"),
     "steering_leakage": ("steering_leakage", "random", "fall"),
+    "steering_leakage_beside_random_staged": ("steering_leakage", "random_staged", "fall"),
+    "steering_leakage_beside_random_teacher": ("steering_leakage", "random_teacher", "fall"),
     "ce_parity": ("ce_recovered", "random", "rise"),
 }
 # Claim -> (column, a median that supports it, one that refutes it), at 80 degrees and 0.1 nats.
@@ -30,9 +38,10 @@ OF_GEOMETRY = {
     "median_angle": ("nested_angle", 91.0, 60.0),
     "own_parent": ("projection_on_own_parent", 0.6, 0.0),
     "ratio_invariance": ("ratio_invariance_kl", 0.01, 0.5),
+    "ratio_invariance_null": ("ratio_invariance_kl_minus_random", -0.01, 0.01),
 }
-ARMS = ("teacher", "random", "random_teacher", "frozen_random", "euclidean")
-COMPARED = [*(claim for _, claim in TRAINED), *STEERED, CROSS_ENTROPY]
+ARMS = ("teacher", "random", "random_staged", "random_teacher", "frozen_random", "euclidean")
+COMPARED = [claim for _, claim in (*TRAINED, *IN_PROMPTS, *STEERED)] + [CROSS_ENTROPY]
 
 
 def trained(column, other, factor, seeds=5):
@@ -42,6 +51,7 @@ def trained(column, other, factor, seeds=5):
         for seed in range(seeds):
             row = {name: 0.4 + 0.001 * seed for name, *_ in BESIDE.values()}
             row[column] = (0.4 + 0.001 * seed) * (factor if arm == "teacher" else 1.0 if arm == other else 7.0)
+            row |= {"purity_reference": 0.9, "purity_prompts_reference": 0.9}
             rows.append({"run": f"{arm}_s{seed}", "arm": arm, "seed": seed, **row})
     return pd.DataFrame(rows)
 
@@ -80,6 +90,7 @@ def test_a_claim_on_the_geometry_is_supported_refuted_open_and_not_run(claim):
                     f"{column}_low": middle - wide,
                     f"{column}_high": middle + wide,
                     f"{column}_n": 9,
+                    "p_ratio_invariance": 0.05,
                 }
             ]
         )
@@ -88,6 +99,37 @@ def test_a_claim_on_the_geometry_is_supported_refuted_open_and_not_run(claim):
     assert verdict(claim, table(bad)) == "refuted"
     assert verdict(claim, table(good, wide=1000.0)) == "inconclusive"
     assert verdict(claim, table(good).drop(columns=f"{column}_n")) == "not run"
+
+
+@pytest.mark.parametrize("name", ["purity", "purity_prompts"])
+def test_a_target_out_of_reach_is_not_run(name):
+    """Ten points above 0.4 cannot be refuted where the directions of phase 1 reach 0.45 themselves; but the teacher may show otherwise."""
+    claim = next(c for c in COMPARED if c.id == name)
+    poor = {f"{name}_reference": 0.45}
+    assert verdict(claim, trained(name, "random", 1.0).assign(**poor)) == "not run"
+    assert verdict(claim, trained(name, "random", 1.0)) == "refuted"
+    assert verdict(claim, trained(name, "random", 2.0).assign(**poor)) == "supported"
+    found = judge_all([claim], trained(name, "random", 1.0).assign(**poor), [as_stored(claim)])[0]["why"]
+    assert "above what phase 1's own directions reach untrained, 0.45" in found
+    assert verdict(claim, trained(name, "random", 1.0).drop(columns=f"{name}_reference")) == "not run"
+
+
+@pytest.mark.parametrize("arm", ["random_staged", "random_teacher"])
+def test_soft_absorption_is_judged_where_there_is_some(arm):
+    claim = next(c for c in COMPARED if c.id == f"soft_absorption_beside_{arm}")
+    table = trained("soft_absorption", arm, 0.3)
+    assert verdict(claim, table) == "supported"
+    table.loc[table["arm"] == arm, "soft_absorption"] -= 0.5
+    assert verdict(claim, table) == "not run"
+
+
+@pytest.mark.parametrize("claim", of_the_geometry(80, 0.1)[-2:], ids=lambda claim: claim.id)
+def test_odds_that_stay_count_only_with_a_shift(claim):
+    column, good, _ = OF_GEOMETRY[claim.id]
+    row = {f"{column}_median": good, f"{column}_low": good, f"{column}_high": good, f"{column}_n": 9}
+    assert verdict(claim, pd.DataFrame([row | {"p_ratio_invariance": 0.05}])) == "supported"
+    assert verdict(claim, pd.DataFrame([row | {"p_ratio_invariance": 0.06}])) == "not run"
+    assert verdict(claim, pd.DataFrame([row])) == "not run"
 
 
 def test_thresholds_are_those_of_the_configuration():
@@ -104,7 +146,11 @@ def test_a_phase_is_judged_by_what_it_has_reached():
     assert counts[0] == counts[1] == len(OF_GEOMETRY)
     assert counts[2] < counts[3] == counts[4]
     planted = claims("all", StudyConfig(model={"name": "synthetic-tree"}))
-    assert {c.id for c in claims("all", StudyConfig())} - {c.id for c in planted} == {"ce_parity"}
+    assert {c.id for c in claims("all", StudyConfig())} - {c.id for c in planted} == {
+        "ce_parity",
+        "purity_prompts",
+        "leakage_prompts",
+    }
 
 
 def test_the_answer_is_worded_by_its_verdicts():

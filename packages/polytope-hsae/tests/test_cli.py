@@ -38,7 +38,10 @@ def test_all_phases_then_one_that_finds_them_done(place, capsys):
     assert "Held-out words project on their concept's vector at" in said
     results = read_json(place / "whole" / "results.json")
     verdicts = {claim["id"]: claim["verdict"] for claim in results["claims"]}
-    assert "not run" not in verdicts.values()
+    # Claims whose precondition does not hold: so short a training leaves no soft absorption, or no room for a target.
+    conditional = {claim.id for claim in claims("all", StudyConfig(**MINI)) if claim.when}
+    assert {claim for claim, verdict in verdicts.items() if verdict == "not run"} <= conditional
+    assert verdicts["ratio_invariance"] == "supported"
     assert verdicts["held_out_projection"] == "supported"
     assert verdicts["median_angle"] == "supported"
     assert all(claim["registered"] for claim in results["claims"])
@@ -90,9 +93,10 @@ def test_a_dry_run_says_what_would_run(place, capsys):
 def test_claims_can_be_supported_refuted_and_not_run():
     import pandas as pd
 
-    whole = claims("all", StudyConfig(training={"arms": ["random_teacher", "frozen_random", "euclidean"]}))
-    assert len({claim.id for claim in whole}) == len(whole) == 16
-    rows = [{"run": f"{arm}{seed}", "arm": arm, "seed": seed, "purity": base + seed / 1000, "leakage": 0.2 if arm == "teacher" else 0.4}
+    arms = ["random_staged", "random_teacher", "frozen_random", "euclidean"]
+    whole = claims("all", StudyConfig(training={"arms": arms}))
+    assert len({claim.id for claim in whole}) == len(whole) == 25
+    rows = [{"run": f"{arm}{seed}", "arm": arm, "seed": seed, "purity": base + seed / 1000, "purity_reference": 0.9, "leakage": 0.2 if arm == "teacher" else 0.4}
             for arm, base in (("teacher", 0.9), ("random", 0.5), ("random_teacher", 0.95)) for seed in range(3)]  # fmt: skip
     found = {claim["id"]: claim["verdict"] for claim in judge_all(whole, pd.DataFrame(rows), [])}
     assert found["purity"] == "supported"

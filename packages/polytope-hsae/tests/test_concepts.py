@@ -6,7 +6,18 @@ from types import SimpleNamespace
 import pytest
 
 from polytope_hsae import concepts
-from polytope_hsae.concepts import choose_hierarchy, load_hierarchy, plural, prompts, split_words, surface_forms
+from polytope_hsae.concepts import (
+    CHOOSE,
+    ESTIMATE,
+    TEMPLATES,
+    TEST,
+    choose_hierarchy,
+    load_hierarchy,
+    plural,
+    prompts,
+    split_words,
+    surface_forms,
+)
 from polytope_hsae.config import GeometryConfig
 from studycore.errors import UserError
 from studycore.language import noun_hierarchy as nouns_module, wordnet
@@ -162,14 +173,33 @@ def test_a_hierarchy_comes_back_from_its_file(small_wordnet, tmp_path):
     assert load_hierarchy(tmp_path / "concepts.json") == hierarchy
 
 
-def test_prompts_end_in_a_word_of_their_child(small_wordnet):
+def test_prompts_end_in_a_word_of_their_child_and_are_parted_by_it(small_wordnet):
     hierarchy, _ = choose()
-    found = prompts(hierarchy, 3, 0)
+    found = prompts(hierarchy, 8, 0)
     children = [child for parent in hierarchy.parents for child in parent.children]
-    assert len(found) == 3 * len(children)
+    assert len(found) == 8 * len(children)
     for i, child in enumerate(children):
-        assert {text.split()[-1] for text in found[3 * i : 3 * i + 3]} <= text_of(hierarchy, child)
-    assert found == prompts(hierarchy, 3, 0) != prompts(hierarchy, 3, 1)
+        own = found[8 * i : 8 * i + 8]
+        assert all(prompt.word in child.words[prompt.part] for prompt in own)
+        assert {prompt.part for prompt in own} == {ESTIMATE, CHOOSE, TEST}
+    assert len({(prompt.before, prompt.word) for prompt in found}) == len(found)
+    assert found == prompts(hierarchy, 8, 0) != prompts(hierarchy, 8, 1)
+    # With more than there are of words and templates, each stands once.
+    every = prompts(hierarchy, 10_000, 0)
+    assert (
+        len({(prompt.before, prompt.word) for prompt in every})
+        == len(every)
+        == len(TEMPLATES) * sum(len(part) for child in children for part in child.words)
+    )
+
+
+def test_no_template_has_a_word_of_a_concept(small_wordnet, monkeypatch):
+    monkeypatch.setattr(concepts, "TEMPLATES", ("The Cow saw the", "Nobody saw the"))
+    hierarchy, _ = choose()
+    assert {prompt.before for prompt in prompts(hierarchy, 4, 0)} == {"Nobody saw the"}
+    monkeypatch.setattr(concepts, "TEMPLATES", ("The cow saw the",))
+    with pytest.raises(UserError, match=r"concepts.prompts_per_concept: every template"):
+        prompts(hierarchy, 4, 0)
 
 
 def test_forms_of_a_word(monkeypatch):

@@ -67,7 +67,8 @@ def test_ablations_are_arms():
 @pytest.mark.parametrize(
     ("sections", "sentence"),
     [
-        ({"hsae": {"m_tpo": 3}}, "hsae.m_tpo: is no key here; the README lists those there are"),
+        ({"hsae": {"m_tpo": 3}}, r"hsae.m_tpo: is no key here; did you mean 'hsae.m_top'\?"),
+        ({"data": {"qqqqqqqqqqqqqqqqqqqqq": 3}}, "data.q+: is no key here; the README's table lists those there are"),
         ({"run": {"budget_hours": 30}}, "run.budget_hours: is no key here: --dry-run tells the time"),
         ({"hsae": {"router_temp": {"start": 1.5}}}, "hsae.router_temp: is no key here: codes keep their magnitude"),
         (
@@ -89,11 +90,21 @@ def test_keys_that_do_not_fit(sections, sentence):
         ({"hsae": {"m_top": "many"}}, "hsae: m_top: many does not fit"),
         ({"hsae": {"m_top": 4, "topk_parent": 5}}, "topk_parent: 5 is more than the 4 parents"),
         ({"concepts": {"split": [0.5, 0.5]}}, "split: .* does not fit; give three shares"),
+        ({"hsae": {"biorth_sample": 1}}, "biorth_sample: 1 does not fit"),
+        (
+            {"hsae": {"causal_ortho_lambda": 0}, "ablate": ["drop_causal_ortho"]},
+            "causal_ortho_lambda: 0 makes the arm no_causal_ortho the teacher itself",
+        ),
+        ({"hsae": {"topk_child": 2}, "ablate": ["topk_1_vs_2"]}, "topk_child: 2 makes the arm top2 the teacher itself"),
+        (
+            {"hsae": {"projectors_init": "random"}, "ablate": ["randomize_projectors"]},
+            "projectors_init: random makes the arm random_projectors the teacher itself",
+        ),
     ],
 )
 def test_values_that_do_not_fit(sections, sentence):
     with pytest.raises(UserError, match=sentence):
-        phase2(study(**sections))
+        phase3(study(**sections))
 
 
 def test_flags_of_a_training_go_where_the_file_has_them():

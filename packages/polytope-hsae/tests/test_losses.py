@@ -32,6 +32,7 @@ def test_causal_orthogonality_is_that_of_what_a_child_adds():
     across, along = torch.tensor([[[0.0, 3.0]]]), torch.tensor([[[2.0, 0.0]]])
     assert float(causal_orthogonality(parents, across, torch.eye(2))) == 0
     assert float(causal_orthogonality(parents, along, torch.eye(2))) == 1
+    assert float(causal_orthogonality(parents, along.expand(1, 3, 2), torch.eye(2))) == 3
     # The original study takes the difference for the child itself, so that a perfect one is punished.
     assert float(causal_orthogonality_original(parents, across, torch.eye(2))) == 1
 

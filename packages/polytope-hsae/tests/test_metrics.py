@@ -6,12 +6,19 @@ import torch
 from polytope_hsae.head import Head
 from polytope_hsae.metrics import (
     ExplainedVariance,
+    Labelled,
     ce_recovered,
     concept_metrics,
+    correlations,
+    direction_reading,
     hierarchy_metrics,
     learned_pairs,
     match,
     matched_pairs,
+    mean_reading,
+    one_to_one,
+    reading,
+    shuffled_reading,
     stability,
     steps_to_convergence,
 )
@@ -64,6 +71,57 @@ def test_perfect_latents_are_pure_and_leak_nothing():
     assert matching.child_PC.tolist() == [[2, 3], [4, 5]]
     found = concept_metrics(codes, labels, matching)
     assert (found["purity"], found["leakage"], found["split"], found["absorption"], found["recall"]) == (1, 0, 0, 0, 1)
+
+
+def test_no_latent_stands_for_two_concepts():
+    """Latent 0 is the best of both concepts; together they are best served by 1 and 0."""
+    assert one_to_one(torch.tensor([[0.9, 0.8], [0.7, 0.1], [0.0, 0.0]])).tolist() == [1, 0]
+    labels, codes = labels_and_codes()
+    codes[:, 0] = codes[:, 0] + 2 * codes[:, 1]
+    assert sorted(match(codes, labels, 2, 2).parent_P.tolist()) == [0, 1]
+    with pytest.raises(ValueError, match=r"hsae.m_top: 1 latents cannot stand for 2 concepts"):
+        match(codes, labels, 1, 2)
+
+
+def test_children_of_one_parent_have_latents_of_their_own():
+    labels, codes = labels_and_codes()
+    codes[:, 2] += codes[:, 3]  # what fires for both children of the first parent
+    codes[:, 3] = 0
+    found = match(codes, labels, 2, 2).child_PC
+    assert len(set(found[0].tolist())) == 2
+
+
+def test_a_latent_that_is_always_on_is_as_pure_as_its_label_is_frequent():
+    labels, _ = labels_and_codes()
+    labels[:15] = -1
+    found = mean_reading(reading(torch.ones(60, 2), labels >= 0))
+    assert found["purity"] == pytest.approx(found["base_rate"]) == pytest.approx(45 / 60 / 2)
+    assert (found["recall"], found["leakage"]) == (1, 1)
+    with pytest.raises(ValueError, match="purity: no concept has 5 test activations"):
+        mean_reading({})
+
+
+def test_shuffled_labels_leave_the_base_rate():
+    labels, codes = labels_and_codes(600)
+    on = labels >= 0
+    on[100:] = False
+    found = shuffled_reading((codes, on, codes, on), 0)
+    assert found["purity"] == pytest.approx(50 / 600, abs=0.03)
+    latent = one_to_one(correlations(codes[:100], on[:100]))
+    assert mean_reading(reading(codes[:100, latent], on[:100]))["purity"] == pytest.approx(1)
+
+
+def test_the_reference_is_a_direction_beyond_the_threshold_that_is_purest_for_choosing():
+    draw = torch.Generator().manual_seed(0)
+    on = torch.rand(4000, 2, generator=draw) < 0.05
+    x_ND = 3 * on.float() @ torch.eye(2, 6) + torch.randn(4000, 6, generator=draw) + 7
+    half = Labelled(x_ND[:2000], on[:2000], x_ND[2000:], on[2000:])
+    right, wrong = (direction_reading(half, 5 * torch.eye(2, 6).roll(turn, 1))["purity"] for turn in (0, 3))
+    assert right > 0.8
+    assert wrong < 0.15
+    # Labels of the test choose nothing: with those for choosing turned about, the threshold is another.
+    other = direction_reading(Labelled(x_ND[:2000], ~on[:2000], x_ND[2000:], on[2000:]), torch.eye(2, 6))
+    assert other["purity"] < right
 
 
 def test_a_latent_that_fires_for_both_parents_leaks():

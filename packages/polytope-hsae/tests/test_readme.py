@@ -1,13 +1,14 @@
 """What the README names exists: the table from the original study's names, commands, flags, arms, gates, metrics, files."""
 
 import re
+from dataclasses import MISSING, fields
 from importlib import import_module, resources
 from pathlib import Path
 
 import pytest
 
 from polytope_hsae.cli import STUDY
-from polytope_hsae.config import ARMS, JobOptions, StudyConfig, TrainConfig
+from polytope_hsae.config import ABLATIONS, ARMS, JOBS, OF_STUDY, PATHS as KEYS, JobOptions, StudyConfig, TrainConfig
 from polytope_hsae.validation import GATES
 from studycore.options import SweepOptions
 
@@ -61,6 +62,27 @@ def test_arms_and_gates_are_all_told():
     assert set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (.+?) \|", part, re.M)))) == set(ARMS)
     part = README.split("## Geometry and its gates")[1].split("\n## ")[0]
     assert set(re.findall(r"^\| `(\w+)` \|", part, re.M)) == set(GATES)
+
+
+def test_every_key_is_in_the_table_with_its_default():
+    part = README.split("## Configuration")[1].split("\n## ")[0]
+    told = dict(re.findall(r"^\| `([\w.]+)` \| (.+?) \| .+ \|$", part, re.M))
+    assert set(told) == {*KEYS, *OF_STUDY, "seeds"}
+    defaults = {
+        f.name: f.default if f.default is not MISSING else f.default_factory()
+        for cls in JOBS.values()
+        for f in fields(cls)
+    }
+    for path, name in KEYS.items():
+        value = defaults[name]
+        assert told[path] == (
+            "null"
+            if value is None
+            else f"{value:g}"
+            if isinstance(value, float)
+            else str(value).replace("True", "true")
+        ), path
+    assert all(f"`{name}`" in part for name in ABLATIONS)
 
 
 def test_the_files_that_the_readme_reads_in_order_exist():

@@ -1,5 +1,6 @@
 """Stages, exact resuming, the teacher's start, and a series of losses that a change must not move unnoticed."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from conftest import SMALL, job
 
 import polytope_hsae.train as loop
 import polytope_hsae.training as module
+from polytope_hsae.data import open_store
 from polytope_hsae.model import SparseAutoencoder
 from polytope_hsae.teacher import initialise, load_teacher
 from polytope_hsae.training import check_room
@@ -21,7 +23,7 @@ from studycore.metrics_log import read_rows
 from studycore.stopping import stop_on_signals
 from studycore.testing.interrupted import killed_at
 
-SERIES = [0.6376, 0.6061, 0.5540, 0.4984, 0.4411]
+SERIES = [0.6376, 0.5604, 0.5210, 0.4778, 0.4238]
 
 
 def train(config, folder, planted, resume=False):
@@ -52,22 +54,56 @@ def test_a_stopped_and_resumed_run_is_bitwise_the_same(tmp_path, planted, small,
     assert read_rows(whole / "metrics.jsonl") == read_rows(tmp_path / "cut" / "metrics.jsonl")
 
 
-def test_stage_a_leaves_the_teachers_decoder_and_stage_b_moves_it(tmp_path, planted, small):
+def test_stage_a_leaves_the_teachers_parents_and_stage_b_moves_them(tmp_path, planted, small, monkeypatch):
+    """Children learn in both."""
     config = small(arm="teacher", stage_a_steps=4, stage_b_steps=1)
-    kept = []
+    parents, children = [], []
     real = loop.count_firing
 
     def watch(model, *args):
-        kept.append(model.decoder.detach().clone())
+        parents.append(model.decoder.detach().clone())
+        children.append(model.child_atoms().detach().clone())
         real(model, *args)
 
-    loop.count_firing = watch
-    try:
-        train(config, tmp_path / "run", planted)
-    finally:
-        loop.count_firing = real
-    assert all(torch.equal(kept[0], other) for other in kept[:4])
-    assert not torch.equal(kept[3], kept[4])
+    monkeypatch.setattr(loop, "count_firing", watch)
+    train(config, tmp_path / "run", planted)
+    assert all(torch.equal(parents[0], other) for other in parents[:4])
+    assert not torch.equal(parents[3], parents[4])
+    assert all(not torch.equal(one, other) for one, other in itertools.pairwise(children))
+
+
+def test_causal_orthogonality_turns_children_from_their_parents(tmp_path, planted, small):
+    """The control without it ends elsewhere, and nearer to its parents; a weight of none is that control."""
+    found = {}
+    for name, changes in (
+        ("teacher", {}),
+        ("no_causal_ortho", {}),
+        ("none", {"arm": "teacher", "causal_ortho_lambda": 0.0}),
+    ):
+        values = {"arm": name, "causal_ortho_lambda": 1.0, "stage_a_steps": 12} | changes
+        folder = train(small(**values), tmp_path / name, planted)
+        weights = SparseAutoencoder.from_pretrained(folder / "sae").state_dict()
+        found[name] = weights, read_json(folder / "results.json")["metrics"]["causal_cosine_squared"]
+    for name in ("up", "low_decoder", "decoder"):
+        assert not torch.equal(found["teacher"][0][name], found["no_causal_ortho"][0][name]), name
+        assert torch.equal(found["none"][0][name], found["no_causal_ortho"][0][name]), name
+    assert found["teacher"][1] < 0.8 * found["no_causal_ortho"][1]
+
+
+def test_a_random_start_under_the_teachers_schedule(tmp_path, planted, small, monkeypatch):
+    """Its stages and its losses are the teacher's, its vectors are those of the random arm."""
+    config = small(arm="random_staged")
+    store = open_store(planted["geometry"], planted["activations"])
+    indices = store.split(0)
+    values = module.start_values(config, store, indices)
+    teacher = load_teacher(planted["geometry"], config)
+    started = module.start_model(config, values, store, indices, teacher).state_dict()
+    plain = module.start_model(small(arm="random"), values, store, indices, None).state_dict()
+    assert all(torch.equal(started[name], plain[name]) for name in plain)
+    folder = train(config, tmp_path / "run", planted)
+    rows = read_rows(folder / "metrics.jsonl")
+    assert {row["stage"] for row in rows if "loss_causal_orthogonality" in row} == {"A"}
+    assert "teacher_energy_kept" not in read_json(folder / "results.json")["metrics"]
 
 
 def test_a_frozen_decoder_is_frozen_to_the_end(tmp_path, planted, small):
@@ -121,7 +157,7 @@ def test_flat_arms_have_as_many_latents_and_as_many_active(small):
 
 
 def test_arms_train_equally_long(small):
-    for arm in ("random", "teacher", "topk", "frozen_random"):
+    for arm in ("random", "teacher", "topk", "random_staged", "frozen_random"):
         assert sum(stage.steps for stage in module.stages(small(arm=arm))) == 20
 
 

@@ -16,6 +16,7 @@ import polytope_hsae.figures as figures
 import polytope_hsae.metrics as metrics
 import polytope_hsae.train as loop
 import polytope_hsae.training as module
+import polytope_hsae.validation as validation
 from polytope_hsae.concepts import Child, Hierarchy, Parent
 from polytope_hsae.config import StudyConfig
 from polytope_hsae.data import CHOOSE, TEST, Store, open_store
@@ -24,7 +25,7 @@ from polytope_hsae.head import Head
 from polytope_hsae.losses import Weights, causal_orthogonality, off_diagonal_biorthogonality, total_loss
 from polytope_hsae.model import Codes, Output, SAEConfig, SparseAutoencoder, build_sae, dense_codes
 from polytope_hsae.plan import phase4
-from polytope_hsae.report import arm_table, geometry_table
+from polytope_hsae.report import arm_table, geometry_table, notes, of_prompts
 from polytope_hsae.steering import steering_effects, steering_metrics, target_probability, tree
 from polytope_hsae.teacher import initialise, load_teacher
 from polytope_hsae.validation import (
@@ -34,6 +35,7 @@ from polytope_hsae.validation import (
     _compare,
     _pairing,
     _ratio_invariance,
+    clustered_interval,
     median_interval,
     p_value,
     statistics,
@@ -72,7 +74,7 @@ def test_the_parts_of_the_loss_by_hand(small):
 def test_children_of_unlike_lengths_count_alike():
     """Cosines 3/5 and 1 of two children, one five times as long as the other."""
     found = causal_orthogonality(torch.tensor([[1.0, 0.0]]), torch.tensor([[[3.0, 4.0], [1.0, 0.0]]]), torch.eye(2))
-    assert float(found) == pytest.approx((9 / 25 + 1) / 2)
+    assert float(found) == pytest.approx(9 / 25 + 1)
 
 
 def test_matryoshka_is_the_mean_over_all_dictionaries(small):
@@ -151,11 +153,16 @@ def test_stages_and_shapes_of_the_arms(small):
     given = {"stage_a_lr_mult": 0.3, "stage_b_lr_mult": 0.7, "stage_b_decoder_lr_mult": 0.2, "causal_ortho_lambda": 0.4,
              "stage_a_beta": 0.05, "stage_b_beta": 0.06}  # fmt: skip
     first, second = module.stages(small(arm="teacher", **given))
-    assert first == module.Stage("A", 6, 0.3, 1.0, 0.05, True, 0.4, 0)
-    assert second == module.Stage("B", 14, 0.7, 0.2, 0.06, False, 0.0, 6)
+    assert first == module.Stage("A", 6, 0.3, 1.0, 0.05, "parents", 0.4, 0)
+    assert second == module.Stage("B", 14, 0.7, 0.2, 0.06, "nothing", 0.0, 6)
     assert [stage.causal_ortho for stage in module.stages(small(arm="no_causal_ortho", **given))] == [0, 0]
-    assert [stage.frozen for stage in module.stages(small(arm="frozen_random"))] == [True, True]
-    assert module.stages(small(arm="random", **given)) == (module.Stage("B", 20, 0.7, 1.0, 0.06, False, 0.0, 0),)
+    frozen = module.stages(small(arm="frozen_random"))
+    assert [(stage.frozen, stage.causal_ortho) for stage in frozen] == [("all", 0), ("all", 0)]
+    assert [stage.frozen for stage in module.stages(small(arm="teacher", stage_a_freeze_decoder=False))] == [
+        "nothing"
+    ] * 2
+    assert module.stages(small(arm="random_staged", **given)) == (first, second), "its schedule is the teacher's"
+    assert module.stages(small(arm="random", **given)) == (module.Stage("B", 20, 0.7, 1.0, 0.06, "nothing", 0.0, 0),)
     shapes = {arm: module.shape_of(small(arm=arm), 24, 0.5) for arm in ("top2", "matryoshka", "topk", "random")}
     assert (shapes["top2"].topk_child, shapes["random"].topk_child) == (2, 1)
     assert shapes["matryoshka"].inner_widths == (8, 24)
@@ -365,10 +372,11 @@ def test_what_metrics_are_measured_on(planted, monkeypatch):
     model = build_sae(SAEConfig("hierarchical", 24, 8, 2, 3, 4, 1, 0.5), torch.Generator().manual_seed(0)).eval()
     monkeypatch.setattr(store, "held_out", lambda indices: torch.arange(len(indices)) % 2 == 0, raising=False)
     seen = {}
-    for name in ("match", "concept_metrics", "hierarchy_metrics"):
+    for name in ("match", "concept_metrics", "hierarchy_metrics", "direction_reading", "shuffled_reading"):
         real = getattr(metrics, name)
         monkeypatch.setattr(metrics, name, lambda *a, real=real, name=name: seen.setdefault(name, a) and real(*a))
-    found, _ = metrics.sae_metrics(model, store, 450, 1)
+    directions = torch.randn(4, 24, generator=torch.Generator().manual_seed(1))
+    found, _ = metrics.sae_metrics(model, store, 450, 1, directions)
     choose, test = (store.sample(which, 450) for which in (CHOOSE, TEST))
     codes = dense_codes(model, store.rows(test))
     assert torch.equal(seen["match"][0], dense_codes(model, store.rows(choose)))
@@ -376,6 +384,13 @@ def test_what_metrics_are_measured_on(planted, monkeypatch):
     assert torch.equal(seen["concept_metrics"][0], codes[::2])
     assert torch.equal(seen["concept_metrics"][1], store.labels(test)[::2])
     assert torch.equal(seen["hierarchy_metrics"][0], store.rows(test) * 0.5)
+    data, given = seen["direction_reading"]
+    assert torch.equal(given, directions)
+    assert torch.equal(data.choose_ND, store.rows(choose))
+    assert torch.equal(data.test_ND, store.rows(test)[::2])
+    assert torch.equal(data.test_on_NP, store.labels(test)[::2] >= 0)
+    assert torch.equal(seen["shuffled_reading"][0][2], codes[::2, :8])
+    assert not [name for name in found if "prompts" in name], "a planted tree has none"
     parents, every = (codes[:, :8] > 0).sum(1).double().mean(), (codes > 0).sum(1).double().mean()
     assert (found["parents_active"], found["latents_active"]) == pytest.approx((float(parents), float(every)))
     assert found["parents_used"] == float((codes[:, :8] > 0).any(0).double().mean())
@@ -474,6 +489,34 @@ def test_statistics_are_of_their_own_vectors_and_words():
     torch.testing.assert_close(found.siblings, cosine(apart, v.parents_PD).abs())
 
 
+def test_intervals_draw_whole_parents():
+    """Two parents whose children are alike: a draw has the one, the other, or both."""
+    values, own = torch.tensor([1.0, 1.0, 1.0, 3.0, 3.0, 3.0]), torch.tensor([4, 4, 4, 7, 7, 7])
+    assert clustered_interval(values, own) == (2, 1, 3)
+    # Alone in its group, each value is drawn by itself.
+    found = clustered_interval(torch.arange(101.0), torch.arange(101))
+    assert found[0] == 50
+    assert median_interval(torch.arange(101))[1:] == pytest.approx(found[1:], abs=3)
+    # Groups of unlike size: the larger one is most of a draw that has both.
+    assert clustered_interval(torch.tensor([1.0, 1.0, 1.0, 3.0]), torch.tensor([0, 0, 0, 1])) == (1, 1, 3)
+
+
+def test_intervals_over_parents_hold_the_truth():
+    """Of 300 worlds with 12 parents of 8 children, whose parents vary more than their children."""
+    draw = torch.Generator().manual_seed(0)
+    own = torch.arange(12).repeat_interleave(8)
+    held = {"parents": 0, "children": 0}
+    for _ in range(300):
+        values = torch.randn(12, generator=draw)[own] + 0.3 * torch.randn(96, generator=draw)
+        for name, (_, low, high) in (
+            ("parents", clustered_interval(values, own)),
+            ("children", median_interval(values)),
+        ):
+            held[name] += low <= 0 <= high
+    assert held["parents"] >= 0.88 * 300
+    assert held["children"] < 0.8 * 300
+
+
 def test_real_rows_beside_shuffled_ones():
     """Every column from its own statistic; an angle below the null's is negative."""
 
@@ -483,7 +526,7 @@ def test_real_rows_beside_shuffled_ones():
     real = Statistics(of(0.1, (4,)), of(0.5, (4,)), of(0.9, (4,)), of(0.6, (2,)), of(0.3, (2,)))
     null = Statistics(of(0.0, (3, 4)), of(-0.2, (3, 4)), of(0.2, (3, 4)), of(0.15, (3, 2)), of(0.4, (3, 2)))
     result = Validation()
-    _compare(result, real, null)
+    _compare(result, TWO, real, null)
     median = {name: value["median"] for name, value in result.measured.items()}
     degrees = np.rad2deg(np.arccos(real.disjoint.numpy()))
     nulls = np.rad2deg(np.arccos(null.disjoint.numpy()))
@@ -511,7 +554,8 @@ def test_the_own_parent_of_the_pairing_is_without_the_child():
     assert result.measured["projection_on_other_parents"]["median"] == pytest.approx(float(np.median(on_other)))
 
 
-def test_the_divergence_is_from_before_the_step_of_strength_1():
+def test_the_divergence_is_from_before_the_step_of_strength_1(monkeypatch):
+    """Its null: the mean over steps of the same causal length in all directions."""
     gamma_VD, v = rows_and_vectors()
     gamma_VD = torch.cat(
         [gamma_VD, torch.randn(20, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)]
@@ -520,7 +564,9 @@ def test_the_divergence_is_from_before_the_step_of_strength_1():
     x_ND = torch.randn(3, 5, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     real = SimpleNamespace(parent_projection=torch.ones(2))
     result = Validation()
-    _ratio_invariance(result, head, geometry, TWO, v, x_ND, SimpleNamespace(parent_projection=torch.zeros(19, 2)), real)
+    monkeypatch.setattr(validation, "RANDOM_STEPS", 400)
+    null = SimpleNamespace(parent_projection=torch.zeros(19, 2))
+    _ratio_invariance(result, head, geometry, TWO, v, x_ND, 0, null, real)
     found, shift = [], []
     for p, words, all_words in ((0, [3, 5], [1, 3, 5]), (1, [9, 11], [7, 9, 11])):
         step = v.parents_PD[p] @ geometry.inv_sqrt_DD / v.parents_PD[p].square().sum()
@@ -531,6 +577,16 @@ def test_the_divergence_is_from_before_the_step_of_strength_1():
     assert result.measured["ratio_invariance_kl"]["median"] == pytest.approx(np.median(found))
     assert result.measured["target_shift"]["median"] == pytest.approx(np.median(shift))
     assert result.p_values["ratio_invariance"] == 0.05
+    by_chance = []
+    for p, words in ((0, [3, 5]), (1, [9, 11])):
+        turned = torch.randn(400, 5, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+        turned = turned / turned.norm(dim=1, keepdim=True) / v.parents_PD[p].norm() @ geometry.inv_sqrt_DD
+        before = torch.distributions.Categorical(logits=x_ND @ gamma_VD[words].T)
+        after = torch.distributions.Categorical(logits=(x_ND + turned[:, None]) @ gamma_VD[words].T)
+        by_chance.append(float(torch.distributions.kl_divergence(before, after).mean()))
+    assert result.arrays["kl_random_step"].tolist() == pytest.approx(by_chance, rel=0.3)
+    beyond = [one - other for one, other in zip(found, result.arrays["kl_random_step"].tolist(), strict=True)]
+    assert result.measured["ratio_invariance_kl_minus_random"]["median"] == pytest.approx(np.median(beyond))
 
 
 # --------------------------------------------------------------------------------------------- store, plan and report
@@ -542,7 +598,7 @@ def test_rows_across_shards_and_words_of_estimating(tmp_path):
         part.tofile(tmp_path / f"{key}.f32")
     write_json(tmp_path / "index.json", {"width": 2, "cache": str(tmp_path), "shards": [{"key": "one", "rows": 3}, {"key": "two", "rows": 4}]})  # fmt: skip
     following = np.array([0, 2, 3, 8, 9, -1, 1])
-    save_file({"next": following, "split": np.zeros(7, np.int64)}, tmp_path / "arrays.safetensors")
+    save_file({"word": following, "split": np.zeros(7, np.int64)}, tmp_path / "arrays.safetensors")
     store = Store(tmp_path, TWO)
     assert store.rows(np.array([6, 2, 3, 0])).tolist() == x_ND[[6, 2, 3, 0]].tolist()
     # 0, 2 and 8 are words that vectors were estimated from; 3, 9 and 1 are not, and -1 is no word.
@@ -688,3 +744,19 @@ def test_the_polytope_is_of_the_parent_with_most_children(axes, tmp_path):
     flat = children[1:, :2]
     np.testing.assert_allclose(apart, np.linalg.norm(flat[:, None] - flat[None], axis=-1), atol=1e-9)
     assert list(right.collections[0]._offsets3d[2]) == pytest.approx([2, 3, 4])
+
+
+def test_notes_are_on_the_arms_that_are_there():
+    def said(*arms):
+        return " ".join(notes(SimpleNamespace(table=pd.DataFrame({"arm": ["geometry", *arms]}))))
+
+    assert "frozen_random" in said("teacher", "random_teacher", "frozen_random")
+    assert "frozen_random" not in said("teacher", "random", "random_teacher")
+    assert "rotated at random" not in said("teacher", "random")
+    assert "random_staged" not in said("topk")
+
+
+def test_labelled_figures_stand_beside_their_references():
+    assert of_prompts("purity") == "purity_prompts"
+    assert of_prompts("base_rate") == "base_rate_prompts"
+    assert of_prompts("leakage_reference") == "leakage_prompts_reference"

@@ -1,14 +1,18 @@
 """Activations with their labels: captured from a language model into shards named by their content, or planted.
 
-A shard's name is the SHA-256 of the model's weights, its precision and the shard's tokens. Shards lie beside the runs, so
+A shard's name is the SHA-256 of the model's weights, its precision, the shard's tokens and which of them are kept. Shards lie beside the runs, so
 that no activation is computed twice, whatever else of the configuration changes, and a capture that was cut off goes on.
 They are written in the order of the text and read through memory maps in any order: training draws across documents.
 
-An activation predicts the next token; its label is the concept of that token. Shapes: N activations, D width, T tokens of
-a window.
+In a text an activation predicts the next token, and its label is the concept of that token. Of a prompt, whose last token is a
+concept's word, that token's activation is kept alone, and its label is its own concept. No activation is there twice: of
+what begins alike, one is kept, so that none has two labels or stands in two splits.
+
+Shapes: N activations, D width, T tokens of a window.
 """
 
 import hashlib
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -31,6 +35,8 @@ from studycore.run import Run
 from studycore.streams import generator
 
 CACHE = Path("runs") / "polytope-hsae" / "cache" / "shards"
+SPLIT_OF_PART = (TRAIN, CHOOSE, TEST)
+"""Of prompts whose word is for estimating, for choosing, for testing."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,8 @@ class Sequences:
 
     rows: list[list[int]]
     """Tokens."""
+    first: list[int]
+    """Of each row, the first position whose activation is kept; all after it are."""
     following: list[int]
     """The token after each row, -1 for none."""
     split: list[int]
@@ -49,16 +57,36 @@ class Sequences:
         part, size = [], 0
         for i, row in enumerate(self.rows):
             part.append(i)
-            size += len(row)
+            size += len(row) - self.first[i]
             if size >= tokens or i + 1 == len(self.rows):
                 yield self.take(part)
                 part, size = [], 0
 
     def take(self, part: Sequence[int]) -> "Sequences":
         return Sequences(
-            [self.rows[i] for i in part], [self.following[i] for i in part], [self.split[i] for i in part],
-            [self.documents[i] for i in part],
+            [self.rows[i] for i in part], [self.first[i] for i in part], [self.following[i] for i in part],
+            [self.split[i] for i in part], [self.documents[i] for i in part],
         )  # fmt: skip
+
+    def distinct(self) -> "Sequences":
+        """Without activations that another row has: what a model makes of a token depends on the row up to it alone.
+
+        In the order of their tokens, what a row shares with any row before it is what it shares with the last.
+        """
+        order = sorted(range(len(self.rows)), key=self.rows.__getitem__)
+        first = list(self.first)
+        for before, i in itertools.pairwise(order):
+            one, other = self.rows[before], self.rows[i]
+            alike = next(
+                (t for t, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
+            )
+            first[i] = max(first[i], alike)
+        found = Sequences(self.rows, first, self.following, self.split, self.documents)
+        return found.take([i for i, row in enumerate(self.rows) if first[i] < len(row)])
+
+    def kept(self, values: Sequence[Sequence[int]]) -> list[int]:
+        """Of values for each token of each row, those whose activation is kept, one after another."""
+        return [value for row, first in zip(values, self.first, strict=True) for value in row[first:]]
 
 
 def capture(config: ActivationConfig, run: Run) -> None:
@@ -89,29 +117,38 @@ def capture(config: ActivationConfig, run: Run) -> None:
     run.accelerator.wait_for_everyone()
     if run.is_main:
         tokenizer.save_pretrained(run.folder / "tokenizer")
-        index = [{"key": key, "rows": sum(map(len, shard.rows))} for key, shard in zip(keys, shards, strict=True)]
+        index = [{"key": key, "rows": len(shard.kept(shard.rows))} for key, shard in zip(keys, shards, strict=True)]
         width = int(model.get_output_embeddings().weight.shape[1])
-        write_json(run.folder / "index.json", {"width": width, "cache": str(CACHE.absolute()), "shards": index})
-    flat = [token for row in sequences.rows for token in row]
-    after = [t for row, last in zip(sequences.rows, sequences.following, strict=True) for t in [*row[1:], last]]
-    split = [s for row, s in zip(sequences.rows, sequences.split, strict=True) for _ in row]
-    document = [d for row in sequences.documents for d in row]
+        texts = {i: tokenizer.decode(row, skip_special_tokens=True) for row, (i, *_) in zip(sequences.rows, sequences.documents, strict=True) if i < 0}  # fmt: skip
+        write_json(run.folder / "index.json", {
+            "width": width, "cache": str(CACHE.absolute()), "shards": index, "prompts": [texts[-1 - i] for i in range(len(texts))],
+        })  # fmt: skip
+    flat = sequences.kept(sequences.rows)
+    after = sequences.kept([[*row[1:], last] for row, last in zip(sequences.rows, sequences.following, strict=True)])
+    split = sequences.kept([[s] * len(row) for row, s in zip(sequences.rows, sequences.split, strict=True)])
+    document = sequences.kept(sequences.documents)
+    word = [own if d < 0 else following for own, following, d in zip(flat, after, document, strict=True)]
     labels = hierarchy.labels()
+    numbers = {"token": flat, "next": after, "word": word, "document": document}
     run.results(
-        {"activations": len(flat), "shards": len(shards), "labelled": sum(t in labels for t in after)},
-        {"token": torch.tensor(flat, dtype=torch.int32), "next": torch.tensor(after, dtype=torch.int32),
-         "split": torch.tensor(split, dtype=torch.int8), "document": torch.tensor(document, dtype=torch.int32)},
+        {"activations": len(flat), "shards": len(shards), "labelled": sum(t in labels for t in word),
+         "prompts": sum(d < 0 for d in document)},
+        {name: torch.tensor(values, dtype=torch.int32) for name, values in numbers.items()}
+        | {"split": torch.tensor(split, dtype=torch.int8)},
     )  # fmt: skip
 
 
 def gather(config: ActivationConfig, hierarchy: Hierarchy, tokenizer: Any) -> Sequences:
     """Prompts, then windows of text, token_budget tokens in all. UserError when the text is too short."""
     end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
-    texts = prompts(hierarchy, config.prompts_per_concept, config.seed)
-    rows = [[*end, *ids] for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]] if texts else []
-    splits = [_split_of(text, config.data_split) for text in texts]
-    sequences = Sequences(rows, [-1] * len(rows), splits, [[-1 - i] * len(row) for i, row in enumerate(rows)])
-    left = config.token_budget - sum(map(len, rows))
+    made = prompts(hierarchy, config.prompts_per_concept, config.seed)
+    befores = {text: tokenizer(text, add_special_tokens=False)["input_ids"] for text in {p.before for p in made}}
+    rows = [[*end, *befores[p.before], p.word] for p in made]
+    sequences = Sequences(
+        rows, [len(row) - 1 for row in rows], [-1] * len(rows), [SPLIT_OF_PART[p.part] for p in made],
+        [[-1 - i] * len(row) for i, row in enumerate(rows)],
+    )  # fmt: skip
+    left = config.token_budget - len(rows)
     if left < config.window_length:
         raise UserError(f"data.token_budget: {config.token_budget} leaves {left} tokens beside the prompts; raise it")
     streams: dict[int, tuple[list[int], list[int]]] = {split: ([], []) for split in (TRAIN, CHOOSE, TEST)}
@@ -129,12 +166,13 @@ def gather(config: ActivationConfig, hierarchy: Hierarchy, tokenizer: Any) -> Se
                 break
             left -= size
             sequences.rows.append(tokens[start : start + size])
+            sequences.first.append(0)
             sequences.following.append(tokens[start + size])
             sequences.split.append(split)
             sequences.documents.append(owners[start : start + size])
     if left >= size:
         raise UserError(f"data.token_budget: the texts of {config.source} end {left} tokens before {config.token_budget}; lower it")  # fmt: skip
-    return sequences
+    return sequences.distinct()
 
 
 def documents(config: ActivationConfig) -> Iterator[str]:
@@ -166,7 +204,7 @@ def _split_of(text: str, shares: Sequence[float]) -> int:
 
 
 def _key(weights: str, dtype: str, shard: Sequences) -> str:
-    return hashlib.sha256(f"{weights} {dtype} {shard.rows}".encode()).hexdigest()
+    return hashlib.sha256(f"{weights} {dtype} {shard.rows} {shard.first}".encode()).hexdigest()
 
 
 def _write(path: Path, model: Any, shard: Sequences, batch: int, fill: int, device: str) -> None:
@@ -174,10 +212,11 @@ def _write(path: Path, model: Any, shard: Sequences, batch: int, fill: int, devi
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     with open(temporary, "wb") as file:
         for start in range(0, len(shard.rows), batch):
-            part = shard.rows[start : start + batch]
+            part, first = shard.rows[start : start + batch], shard.first[start : start + batch]
             ids_BT, mask_BT = pad(part, fill)
             x_BTD = final_activations(model, ids_BT.to(device), mask_BT.to(device)).cpu()
-            file.write(x_BTD[mask_BT.bool()].numpy().tobytes())
+            kept_BT = mask_BT.bool() & (torch.arange(ids_BT.shape[1]) >= torch.tensor(first)[:, None])
+            file.write(x_BTD[kept_BT].numpy().tobytes())
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)

@@ -1,17 +1,19 @@
 """The study's claims, as data, and what they read of a finished job.
 
-Of the geometry: medians over concepts, each with its exact binomial interval, since a model has one unembedding. Of
-autoencoders: paired differences over seeds.
+Of the geometry: medians over concepts, whose intervals draw whole parents with all their children, since a model has one
+unembedding. Of autoencoders: paired differences over seeds. `random` trains everything at full rate from the first step;
+`random_staged` and `random_teacher` have the teacher's schedule, so that what is beside them is the start alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polytope_hsae.config import SYNTHETIC, StudyConfig
-from studycore.claims import Claim, Measure, NotRun
+from studycore.claims import Claim, Condition, Measure, NotRun
 from studycore.files import read_json
-from studycore.measures import paired_difference, paired_ratio
+from studycore.measures import at_least, paired_difference, paired_ratio, rows
 from studycore.statistics import Interval
 
 if TYPE_CHECKING:
@@ -29,11 +31,44 @@ def of_geometry(name: str) -> Measure:
         if table.empty or not set(columns) <= set(table.columns) or table[columns].dropna().empty:
             raise NotRun("Phase 1 is not done.")
         middle, low, high, n = table[columns].dropna().iloc[0]
-        return Interval(
-            float(middle), float(low), float(high), int(n)
-        ), "Median over concepts, exact binomial interval."
+        interval = Interval(float(middle), float(low), float(high), int(n))
+        return interval, "Median over concepts; bootstrap over parents, each with all its children."
 
     return Measure(f"median({name}) over concepts", compute)
+
+
+def room(metric: str, gain: float, arm: str = "random") -> Condition:
+    """That the target, `gain` above an arm, can be reached: by the directions of phase 1 themselves, or as the teacher does.
+
+    Where neither reaches it, as where labels are rare, a teacher that misses it shows nothing.
+    """
+
+    def unmet(table: "DataFrame") -> str:
+        target = rows(table, metric, arm)[metric].mean() + gain
+        reference = float(rows(table, f"{metric}_reference", arm)[f"{metric}_reference"].mean())
+        highest = max(reference, float(rows(table, metric, "teacher")[metric].mean()))
+        if highest >= target:
+            return ""
+        return (
+            f"The target, {metric} {target:.3g}, is above what phase 1's own directions reach untrained, {reference:.3g}: "
+            "a teacher that misses it shows nothing."
+        )
+
+    return Condition(f"room({metric}, {gain:g} above {arm!r})", unmet)
+
+
+def shifted(gate: str) -> Condition:
+    """That a step moves its own words more than its null does: odds that stay say nothing where nothing is moved."""
+
+    def unmet(table: "DataFrame") -> str:
+        if f"p_{gate}" not in table or table[f"p_{gate}"].dropna().empty:
+            raise NotRun("Phase 1 is not done.")
+        p = float(table[f"p_{gate}"].dropna().iloc[0])
+        if p <= 0.05:
+            return ""
+        return f"The step moves its own words no more than vectors of shuffled rows do (p = {p:.2g}): odds that stay show nothing."
+
+    return Condition(f"shifted({gate})", unmet)
 
 
 def claims(verb: str, config: Any) -> Sequence[Claim]:
@@ -42,16 +77,17 @@ def claims(verb: str, config: Any) -> Sequence[Claim]:
         return ()
     order = ["phase1", "phase2", "phase3", "phase4"]
     reached = len(order) if verb == "all" else order.index(verb) + 1
-    arms = set(config.arms)
+    arms, planted = set(config.arms), config.model.get("name") == SYNTHETIC
     thresholds = config.eval.get("validation", {})
     angle, divergence = (
         float(thresholds.get(name, default)) for name, default in (("angle_threshold_deg", 80.0), ("kl_threshold", 0.1))
     )
     judged = [*of_the_geometry(angle, divergence)]
     if reached >= 3:
-        judged += [claim for needed, claim in TRAINED if needed <= arms]
+        judged += [claim for needed, claim in (*TRAINED, *([] if planted else IN_PROMPTS)) if needed <= arms]
     if reached >= 4:
-        judged += [*STEERED, *([] if config.model.get("name") == SYNTHETIC else [CROSS_ENTROPY])]
+        judged += [claim for needed, claim in STEERED if needed <= arms]
+        judged += [] if planted else [CROSS_ENTROPY]
     return judged
 
 
@@ -67,13 +103,36 @@ def of_the_geometry(angle: float, divergence: float) -> Sequence[Claim]:
         Claim("own_parent", "A child's held-out words project on its parent, estimated without them", OWN, "above 0.25",
               "of the parent's vector", of_geometry("projection_on_own_parent"), above=0.25),
         Claim("ratio_invariance", "Adding a parent leaves the odds among its children's words as they were (median divergence)", ORIGINAL,
-              f"< {divergence:g}", "nats", of_geometry("ratio_invariance_kl"), below=divergence),
+              f"< {divergence:g}", "nats", of_geometry("ratio_invariance_kl"), below=divergence, when=shifted("ratio_invariance")),
+        Claim("ratio_invariance_null", "Adding a parent moves the odds among its children's words less than random steps of the same length do", OWN,
+              "below 0", "nats beyond the random steps'", of_geometry("ratio_invariance_kl_minus_random"), below=0.0, when=shifted("ratio_invariance")),
     )  # fmt: skip
+
+
+SAME_SCHEDULE = {
+    "random_staged": "one started at random and trained in the same stages",
+    "random_teacher": "one started from the same vectors rotated at random and trained in the same stages",
+}
+"""Arms that differ from the teacher in the start alone."""
+
+
+def beside_the_same_schedule(
+    metric: str, what: str, predicted: str, unit: str, measure: Callable[[str, str], Measure],
+    above: float | None = None, below: float | None = None, positive: bool = False,
+) -> list[tuple[set[str], Claim]]:  # fmt: skip
+    """A claim beside each arm that has the teacher's schedule; `positive`: where that arm has something to lower at all."""
+    return [
+        ({arm}, Claim(
+            f"{metric}_beside_{arm}", f"Where the decoder starts from the concept vectors, {what} than with {other}", OWN, predicted,
+            unit, measure("teacher", arm), above, below, at_least(metric, 0.0, arm) if positive else None,
+        ))
+        for arm, other in SAME_SCHEDULE.items()
+    ]  # fmt: skip
 
 
 TRAINED: tuple[tuple[set[str], Claim], ...] = (
     (set(), Claim("purity", "An autoencoder whose decoder starts from the concept vectors puts 10 points more of a parent latent's activation on its own concept than one started at random", ORIGINAL, ">= +0.10", "share of activation",
-                  paired_difference("purity", "teacher", "random"), above=0.10)),
+                  paired_difference("purity", "teacher", "random"), above=0.10, when=room("purity", 0.10))),
     (set(), Claim("leakage", "Where the decoder starts from the concept vectors, parent latents fire a fifth less often on words of other concepts alone than where it starts at random", ORIGINAL, "<= -20 %", "% change",
                   paired_ratio("leakage", "teacher", "random", percent=True), below=-20.0)),
     (set(), Claim("reconstruction_parity", "An autoencoder whose decoder starts from the concept vectors explains at most 2 points of variance less than one started at random", ORIGINAL, "similar",
@@ -88,17 +147,30 @@ TRAINED: tuple[tuple[set[str], Claim], ...] = (
                           paired_difference("purity", "teacher", "euclidean"), above=0.0)),
     (set(), Claim("absorption", "Where the decoder starts from the concept vectors, a parent latent is silent less often while its child's latent fires than where it starts at random", OWN, "below 0", "share of activations",
                   paired_difference("absorption", "teacher", "random"), below=0.0)),
-    (set(), Claim("soft_absorption", "Where the decoder starts from the concept vectors, a parent latent's activation falls less when its child's latent fires than where it starts at random", OWN, "below 0",
-                  "share of activation", paired_difference("soft_absorption", "teacher", "random"), below=0.0)),
+    *beside_the_same_schedule("soft_absorption", "a parent latent's activation falls less when its child's latent fires", "below 0",
+                              "share of activation", partial(paired_difference, "soft_absorption"), below=0.0, positive=True),
+    *beside_the_same_schedule("explained_variance", "at most 2 points less variance are explained", "similar",
+                              "explained variance", partial(paired_difference, "explained_variance"), above=-0.02),
 )  # fmt: skip
+IN_PROMPTS: tuple[tuple[set[str], Claim], ...] = (
+    (set(), Claim("purity_prompts", "On prompts that end in a concept's word, a decoder that starts from the concept vectors puts 10 points more of a parent latent's activation on its own concept than one started at random",
+                  ORIGINAL, ">= +0.10", "share of activation", paired_difference("purity_prompts", "teacher", "random"), above=0.10, when=room("purity_prompts", 0.10))),
+    (set(), Claim("leakage_prompts", "On prompts that end in a concept's word, parent latents fire a fifth less often on other concepts' words where the decoder starts from the concept vectors than where it starts at random",
+                  ORIGINAL, "<= -20 %", "% change", paired_ratio("leakage_prompts", "teacher", "random", percent=True), below=-20.0)),
+    ({"random_teacher"}, Claim("purity_prompts_beside_random_teacher", "On prompts that end in a concept's word, starting from the concept vectors puts more of a parent latent's activation on its own concept than starting from the same vectors rotated at random",
+                               OWN, "above 0", "share of activation", paired_difference("purity_prompts", "teacher", "random_teacher"), above=0.0)),
+)  # fmt: skip
+"""Of language models: a planted tree has no prompts."""
 CROSS_ENTROPY = Claim(
     "ce_parity", "Reconstructions of an autoencoder that starts from the concept vectors recover at most 2 points less of the cross-entropy than those of one started at random", ORIGINAL, "similar",
     "share of cross-entropy", paired_difference("ce_recovered", "teacher", "random"), above=-0.02,
 )  # fmt: skip
 """A planted tree has no next token to predict."""
-STEERED = (
-    Claim("steering_leakage", "Steering with the latents of an autoencoder that starts from the concept vectors moves other words a fifth less than with one started at random, as a share of all that it moves", ORIGINAL, "<= -20 %", "% change",
-          paired_ratio("steering_leakage", "teacher", "random", percent=True), below=-20.0),
+STEERED: tuple[tuple[set[str], Claim], ...] = (
+    (set(), Claim("steering_leakage", "Steering with the latents of an autoencoder that starts from the concept vectors moves other words a fifth less than with one started at random, as a share of all that it moves", ORIGINAL, "<= -20 %", "% change",
+          paired_ratio("steering_leakage", "teacher", "random", percent=True), below=-20.0)),
+    *beside_the_same_schedule("steering_leakage", "steering moves other words a fifth less, as a share of all that it moves,", "<= -20 %",
+                              "% change", partial(paired_ratio, "steering_leakage", percent=True), below=-20.0),
 )  # fmt: skip
 
 

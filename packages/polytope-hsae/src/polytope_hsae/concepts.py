@@ -23,9 +23,12 @@ from studycore.streams import generator
 ESTIMATE, CHOOSE, TEST = 0, 1, 2
 """The parts of a concept's words: for estimating vectors, for choosing latents, for testing."""
 TEMPLATES = (
-    "She told me about the", "It was a story about a", "They were talking about the", "He had never seen a",
-    "The book describes the", "We know little about the", "In the picture there was a", "Everyone had heard of the",
+    "She told me about the", "They were talking about the", "He had never seen the", "We know little about the",
+    "Everyone had heard of the", "It was all about the", "There was nothing like the", "I had always wanted the",
+    "Nobody had thought of the", "They had forgotten about the", "He would not speak of the", "She kept thinking of the",
+    "You should have seen the", "At last we came upon the", "None of them knew the", "Then somebody mentioned the",
 )  # fmt: skip
+"""What stands before a concept's word; one that holds a word of a concept itself is not used."""
 LARGEST = 0.05
 """A parent holds at most this share of all words: entity and the like are no concepts to compare."""
 
@@ -272,13 +275,34 @@ def choose_hierarchy(tokenizer: Any, config: GeometryConfig) -> tuple[Hierarchy,
     return Hierarchy(tuple(chosen), text), counts
 
 
-def prompts(hierarchy: Hierarchy, per_concept: int, seed: int) -> list[str]:
-    """Texts whose last token is a word of a child, `per_concept` for each child; words and templates are drawn."""
-    texts = []
+@dataclass(frozen=True)
+class Prompt:
+    """A text whose last token is a word of a concept, which labels that token's activation."""
+
+    before: str
+    word: int
+    """Token, after a space."""
+    part: int
+    """ESTIMATE, CHOOSE or TEST: that of the word, and so the split of the activation."""
+
+
+def prompts(hierarchy: Hierarchy, per_concept: int, seed: int) -> list[Prompt]:
+    """`per_concept` for each child, its parts in proportion to their words; no two alike.
+
+    There are fewer where a part's words with all templates are fewer. UserError when every template has a concept's word.
+    """
+    known = {text.lower() for text in hierarchy.text.values()}
+    templates = [template for template in TEMPLATES if not known & set(template.lower().split())]
+    if not templates:
+        raise UserError("concepts.prompts_per_concept: every template of a prompt has a word of a concept; give 0, or fewer concepts")  # fmt: skip
+    found = []
     for parent in hierarchy.parents:
         for child in parent.children:
-            words = [token for part in child.words for token in part]
-            draw = generator(seed, "prompts", child.name)
-            for number, i in enumerate(torch.randint(len(words), (per_concept,), generator=draw).tolist()):
-                texts.append(f"{TEMPLATES[number % len(TEMPLATES)]} {hierarchy.text[words[i]]}")
-    return texts
+            total = sum(map(len, child.words))
+            draw, words, made = generator(seed, "prompts", child.name), 0, 0
+            for part, tokens in enumerate(child.words):
+                words += len(tokens)
+                count, made = round(per_concept * words / total) - made, round(per_concept * words / total)
+                order = torch.randperm(len(tokens) * len(templates), generator=draw)[:count].tolist()
+                found += [Prompt(templates[i % len(templates)], tokens[i // len(templates)], part) for i in order]
+    return found

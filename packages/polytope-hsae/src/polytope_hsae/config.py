@@ -6,6 +6,7 @@ neither there nor in REFUSED is no key.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from typing import Any, Literal
 
 from studycore.bounds import (
@@ -31,7 +32,15 @@ DEFAULT = "smollm2"
 """The configuration that is read without --config."""
 FLAT = ("topk", "batchtopk", "matryoshka")
 BASELINES = ("random", *FLAT)
-CONTROLS = ("random_teacher", "frozen_random", "no_causal_ortho", "euclidean", "top2", "random_projectors")
+CONTROLS = (
+    "random_staged",
+    "random_teacher",
+    "frozen_random",
+    "no_causal_ortho",
+    "euclidean",
+    "top2",
+    "random_projectors",
+)
 ARMS = (*BASELINES, "teacher", *CONTROLS)
 ABLATIONS = {
     "euclidean_vs_causal": "euclidean",
@@ -114,7 +123,7 @@ class ActivationConfig(SourceFields):
     source: str = "studycore/wordnet"
     """Texts: studycore/wordnet, a .txt or .jsonl file, or a hub dataset (`name` or `name:configuration`)."""
     token_budget: PositiveInt = 60_000
-    """Activations, those of the prompts included."""
+    """Activations, one of each prompt included; a few less where texts begin alike."""
     window_length: AtLeast2 = 64
     """Tokens that the model sees at once."""
     shard_size_tokens: PositiveInt = 16_384
@@ -122,7 +131,7 @@ class ActivationConfig(SourceFields):
     batch_size: PositiveInt = 16
     """Windows that go through the model at once."""
     prompts_per_concept: NonNegativeInt = 8
-    """Prompts whose last token is a word of the concept, for each child."""
+    """Prompts whose last token, and last activation, is a word of the concept, for each child."""
     dtype: Literal["fp32", "bf16"] = "fp32"
     """Precision of the language model."""
     data_split: list[float] = field(default_factory=lambda: [0.7, 0.15, 0.15])
@@ -155,7 +164,7 @@ class SaeFields:
 class TrainConfig(SaeFields):
     """One sparse autoencoder."""
 
-    arm: Literal["random", "topk", "batchtopk", "matryoshka", "teacher", "random_teacher", "frozen_random",
+    arm: Literal["random", "topk", "batchtopk", "matryoshka", "teacher", "random_staged", "random_teacher", "frozen_random",
                  "no_causal_ortho", "euclidean", "top2", "random_projectors"] = "random"  # fmt: skip
     """What is trained: the README's table of arms says how they differ."""
     seed: NonNegativeInt = 0
@@ -168,10 +177,10 @@ class TrainConfig(SaeFields):
     """Steps over which both grow to their weight."""
     biorth_lambda: NonNegativeFloat = 5e-4
     """Weight of off-diagonal bi-orthogonality of encoder and decoder."""
-    biorth_sample: PositiveInt = 256
-    """Latents that this loss is taken on in a step."""
+    biorth_sample: AtLeast2 = 256
+    """Latents that this loss is taken on in a step; one has no off-diagonal."""
     causal_ortho_lambda: NonNegativeFloat = 2e-4
-    """Weight of causal orthogonality of a parent and its children, in stage A."""
+    """Weight of causal orthogonality of a parent and its children, in stage A, where children learn it."""
     top_level_beta: NonNegativeFloat = 0.1
     """Weight of reconstruction from parents alone, where a stage does not say its own."""
     aux_lambda: NonNegativeFloat = 1 / 32
@@ -193,13 +202,13 @@ class TrainConfig(SaeFields):
     stage_a_steps: PositiveInt = 100
     """Steps of stage A."""
     stage_a_freeze_decoder: bool = True
-    """Whether decoders stay as they were initialised in stage A, in arms with a teacher."""
+    """Whether parents' decoder stays as it was initialised in stage A; children and their subspaces learn in it."""
     stage_a_lr_mult: PositiveFloat = 0.5
     """Times the learning rate, in stage A."""
     stage_a_beta: NonNegativeFloat | None = None
     """top_level_beta in stage A."""
     stage_b_steps: PositiveInt = 300
-    """Steps of stage B; an arm without a teacher trains as many steps as both stages have."""
+    """Steps of stage B; an arm without stages trains as many steps as both have."""
     stage_b_lr_mult: PositiveFloat = 1.0
     """Times the learning rate, in stage B."""
     stage_b_decoder_lr_mult: PositiveFloat = 0.5
@@ -229,6 +238,12 @@ class TrainConfig(SaeFields):
             raise ValueError(f"topk_parent: {self.topk_parent} is more than the {self.m_top} parents (m_top); lower it")
         if self.topk_child > self.m_low:
             raise ValueError(f"topk_child: {self.topk_child} is more than the {self.m_low} children (m_low); lower it")
+        if self.arm == "no_causal_ortho" and self.causal_ortho_lambda == 0:
+            raise ValueError("causal_ortho_lambda: 0 makes the arm no_causal_ortho the teacher itself; raise it, or leave the arm out")  # fmt: skip
+        if self.arm == "top2" and self.topk_child >= min(2, self.m_low):
+            raise ValueError(f"topk_child: {self.topk_child} makes the arm top2 the teacher itself; lower it, or leave the arm out")  # fmt: skip
+        if self.arm == "random_projectors" and self.projectors_init == "random":
+            raise ValueError("projectors_init: random makes the arm random_projectors the teacher itself; give svd_from_teacher, or leave the arm out")  # fmt: skip
 
     @property
     def flat(self) -> bool:
@@ -236,9 +251,14 @@ class TrainConfig(SaeFields):
         return self.arm in FLAT
 
     @property
-    def taught(self) -> bool:
-        """Whether its decoder starts from vectors, and so has a frozen stage."""
+    def staged(self) -> bool:
+        """Whether it trains in two stages, the first with frozen parents."""
         return self.arm not in BASELINES
+
+    @property
+    def taught(self) -> bool:
+        """Whether its decoder starts from vectors."""
+        return self.staged and self.arm != "random_staged"
 
     @property
     def total_steps(self) -> int:
@@ -421,7 +441,9 @@ class StudyConfig:
                 if value != FIXED[path]:
                     raise ValueError(f"{path}: {value!r} does not fit; it can be {FIXED[path]!r} alone")
             elif path not in PATHS and path not in OF_STUDY:
-                raise ValueError(f"{path}: is no key here; the README lists those there are")
+                near = get_close_matches(path, [*PATHS, *FIXED, *OF_STUDY], n=1)
+                mend = f"did you mean '{near[0]}'?" if near else "the README's table lists those there are"
+                raise ValueError(f"{path}: is no key here; {mend}")
         for name in self.ablate:
             if name not in ABLATIONS:
                 raise ValueError(f"ablate: '{name}' is none of {', '.join(ABLATIONS)}; give some of these")

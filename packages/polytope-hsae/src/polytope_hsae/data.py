@@ -1,6 +1,7 @@
 """Activations with their labels, read through memory maps in any order: training draws across documents.
 
-An activation predicts the next token; its label is the concept of that token. Shapes: N activations, D width, P concepts.
+In a text an activation predicts the next token, and its label is the concept of that token; the last activation of a prompt has
+the label of its own token. Shapes: N activations, D width, P concepts.
 """
 
 from functools import cached_property
@@ -30,6 +31,7 @@ class Store:
         self.folder, self.hierarchy = folder, hierarchy
         index = read_json(folder / "index.json")
         self.width: int = index["width"]
+        self.texts: list[str] = index.get("prompts", [])
         self.arrays = load_file(folder / "arrays.safetensors")
         self.places = [Path(index["cache"]) / f"{shard['key']}.f32" for shard in index["shards"]]
         self.starts = np.cumsum([0, *(shard["rows"] for shard in index["shards"])])
@@ -53,9 +55,14 @@ class Store:
         """Indices of a split."""
         return np.flatnonzero(self.arrays["split"] == which)
 
-    def sample(self, which: int, count: int) -> np.ndarray:
-        """Up to `count` indices of a split, always the same, in order."""
+    def prompts(self, which: int) -> np.ndarray:
+        """Indices of a split's prompts; none of a planted tree."""
         every = self.split(which)
+        return every[self.arrays["document"][every] < 0] if "document" in self.arrays else every[:0]
+
+    def sample(self, which: int, count: int) -> np.ndarray:
+        """Up to `count` indices of a split without its prompts, always the same, in order."""
+        every = np.setdiff1d(self.split(which), self.prompts(which), assume_unique=True)
         order = torch.randperm(len(every), generator=generator(0, "sample", which)).numpy()
         return np.sort(every[order[:count]])
 
@@ -66,22 +73,22 @@ class Store:
             return self.arrays["child"]
         labels = self.hierarchy.labels()
         table = np.full(
-            (max([0, *labels, int(self.arrays["next"].max())]) + 2, len(self.hierarchy.parents)), -1, np.int8
+            (max([0, *labels, int(self.arrays["word"].max())]) + 2, len(self.hierarchy.parents)), -1, np.int8
         )
         for token, (p, c) in labels.items():
             table[token, p] = c
-        return table[self.arrays["next"]]  # a missing next token, -1, reads the last row, which has no label
+        return table[self.arrays["word"]]  # a missing next token, -1, reads the last row, which has no label
 
     def labels(self, indices: np.ndarray) -> Tensor:
         """[n, P] child that is on with its parent (the number of children for the parent alone), -1 where it is off."""
         return torch.from_numpy(self._labels[indices].astype(np.int64))
 
     def held_out(self, indices: np.ndarray) -> Tensor:
-        """[n] whether no concept's vector was estimated from the next token; all of a planted tree's."""
-        if self.next_tokens is None:
+        """[n] whether no concept's vector was estimated from the word of the label; all of a planted tree's."""
+        if "child" in self.arrays:
             return torch.ones(len(indices), dtype=torch.bool)
         known = np.array(sorted(self.hierarchy.labels(ESTIMATE)))
-        return torch.from_numpy(~np.isin(self.arrays["next"][indices], known))
+        return torch.from_numpy(~np.isin(self.arrays["word"][indices], known))
 
     @property
     def next_tokens(self) -> np.ndarray | None:
@@ -89,13 +96,15 @@ class Store:
         return self.arrays.get("next") if "child" not in self.arrays else None
 
     def context(self, index: int, before: int = 10) -> str:
-        """The text up to an activation's token, and the next one in brackets; of a planted tree its labels."""
+        """The text up to an activation's token, and the next one in brackets; a prompt; of a planted tree its labels."""
         if "child" in self.arrays:
             on = [(p, int(c)) for p, c in enumerate(self._labels[index]) if c >= 0]
             names = [(self.hierarchy.parents[p], c) for p, c in on]
             return ", ".join(p.name if c == len(p.children) else p.children[c].name for p, c in names)
         start = index
         document = self.arrays["document"]
+        if document[index] < 0:
+            return self.texts[-1 - document[index]]
         while start > max(0, index - before) and document[start - 1] == document[index]:
             start -= 1
         text = self._tokenizer.decode(self.arrays["token"][start : index + 1].tolist(), skip_special_tokens=True)

@@ -47,14 +47,14 @@ def biorthogonality_original(encoder_MD: Tensor, decoder_MD: Tensor) -> Tensor:
 
 
 def causal_orthogonality(parents_PD: Tensor, children_PLD: Tensor, metric_DD: Tensor) -> Tensor:
-    """Mean over parents and children of the squared causal cosine of a parent and what its child adds to it.
+    """Sum over parents and children of the squared causal cosine of a parent and what its child adds to it.
 
-    `metric_DD` is Sigma^+1/2, which takes residuals to the unified space (the identity: Euclidean).
+    A sum, as in the original study, whose weight of 2e-4 is one of a sum. `metric_DD` is Sigma^+1/2, which takes residuals to the unified space (the identity: Euclidean).
     """
     parents, children = parents_PD @ metric_DD, children_PLD @ metric_DD
     dots = (children * parents[:, None]).sum(-1)
     square = parents.square().sum(-1)[:, None] * children.square().sum(-1)
-    return (dots.square() / square.clamp_min(1e-12)).mean()
+    return (dots.square() / square.clamp_min(1e-12)).sum()
 
 
 def causal_orthogonality_original(parents_PD: Tensor, children_PLD: Tensor, metric_DD: Tensor) -> Tensor:

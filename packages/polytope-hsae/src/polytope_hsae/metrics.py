@@ -1,7 +1,9 @@
 """What is measured of a trained autoencoder on held-out activations with labels.
 
-Concepts are matched to latents on one split and measured on another; where words have parts, on words from which no vector
-was estimated. A metric without its inputs is an error, never a 0.
+Concepts are matched to latents, one to one, on one split and measured on another; where words have parts, on words from which
+no vector was estimated. Beside each figure that labels give stand the share of activations with the label, the same with
+shuffled labels, and what the directions of phase 1 reach that nothing has trained. A metric without its inputs is an error,
+never a 0.
 
 Shapes: N activations, D width, F latents in all (parents first), M parents, P concepts, R pairs.
 """
@@ -24,6 +26,10 @@ LEAST = 5
 """Test activations that a concept must have to count."""
 SPLIT_GAIN = 0.03
 """F1 that a second latent must add for a concept to be split (Karvonen et al., SAEBench: k-sparse probing)."""
+RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
+"""Shares of activations on which a direction of phase 1 may fire."""
+SHUFFLES = 3
+"""Draws of shuffled labels."""
 MOST_PAIRS = 512
 CHUNK = 4096
 
@@ -108,17 +114,29 @@ class Matching:
     """Latents of the concepts."""
 
     parent_P: Tensor
-    """The latent whose code correlates most with each parent."""
+    """Of each parent a latent of its own, so that the sum of their correlations is largest (Kuhn's Hungarian method)."""
     second_P: Tensor
     """The one that adds most to its F1."""
     child_PC: Tensor
-    """The latent of each child, another than its parent's; -1 where the child has no activations."""
+    """Of each child a latent, other than its parent's and its siblings'; -1 where the child has no activations."""
+
+
+def one_to_one(correlation_FP: Tensor) -> Tensor:
+    """[P] latents, no two alike, with the largest sum of correlations. UserError for fewer latents than concepts."""
+    from scipy.optimize import linear_sum_assignment
+
+    if correlation_FP.shape[0] < correlation_FP.shape[1]:
+        raise UserError(
+            f"hsae.m_top: {correlation_FP.shape[0]} latents cannot stand for {correlation_FP.shape[1]} concepts; raise it"
+        )
+    latent, concept = linear_sum_assignment(correlation_FP.numpy(), maximize=True)
+    return torch.from_numpy(latent)[torch.from_numpy(concept).argsort()]
 
 
 def match(codes_NF: Tensor, labels_NP: Tensor, parents: int, children: int) -> Matching:
     """On the activations for choosing. `parents` latents may stand for a parent; any for a child."""
     on_NP = labels_NP >= 0
-    best_P = correlations(codes_NF[:, :parents], on_NP).argmax(0)
+    best_P = one_to_one(correlations(codes_NF[:, :parents], on_NP))
     second, child = [], []
     fires_NF = codes_NF > 0
     for p, j in enumerate(best_P.tolist()):
@@ -129,8 +147,9 @@ def match(codes_NF: Tensor, labels_NP: Tensor, parents: int, children: int) -> M
         of_children = torch.stack([labels_NP[:, p] == c for c in range(children)], 1)
         on_FC = correlations(codes_NF[on_NP[:, p]], of_children[on_NP[:, p]]) if on_NP[:, p].sum() > 1 else torch.zeros(codes_NF.shape[1], children)  # fmt: skip
         on_FC[j] = -1
-        chosen = on_FC.argmax(0)
-        chosen[of_children.sum(0) == 0] = -1
+        there = of_children.sum(0) > 0
+        chosen = torch.full((children,), -1)
+        chosen[there] = one_to_one(on_FC[:, there])
         child.append(chosen)
     return Matching(best_P, torch.tensor(second), torch.stack(child))
 
@@ -138,22 +157,19 @@ def match(codes_NF: Tensor, labels_NP: Tensor, parents: int, children: int) -> M
 def concept_metrics(codes_NF: Tensor, labels_NP: Tensor, matching: Matching) -> dict[str, float]:
     """Means over concepts with LEAST activations or more. UserError where none has.
 
-    purity: share of the parent latent's activation that falls on its concept. leakage: how often it fires on activations of
-    other concepts alone. split: share of concepts to whose F1 a second latent adds SPLIT_GAIN. absorption: of the
-    activations of a child, the share on which the parent's latent is silent while the child's fires.
+    base_rate: share of activations with the concept, the purity of a latent that is always on. purity: share of the parent
+    latent's activation that falls on its concept. leakage: how often it fires on activations of other concepts alone. split:
+    share of concepts to whose F1 a second latent adds SPLIT_GAIN. absorption: of the activations of a child, the share on
+    which the parent's latent is silent while the child's fires.
     """
     on_NP = labels_NP >= 0
-    per_concept: dict[str, list[float]] = {name: [] for name in ("purity", "purity_original", "recall", "leakage", "split", "absorption")}  # fmt: skip
+    readings = reading(codes_NF[:, matching.parent_P], on_NP)
+    per_concept: dict[str, list[float]] = {name: [] for name in ("purity_original", "split", "absorption")}
     for p, j in enumerate(matching.parent_P.tolist()):
         on_N, code_N = on_NP[:, p], codes_NF[:, j]
-        others_N = ~on_N & on_NP.any(1)
-        if on_N.sum() < LEAST or others_N.sum() < LEAST:
+        if p not in readings:
             continue
-        # A latent that never fires on the test has no activation that could fall on its concept.
-        per_concept["purity"].append(float(code_N[on_N].sum() / code_N.sum()) if float(code_N.sum()) > 0 else 0.0)
         per_concept["purity_original"].append(float(code_N[on_N].mean() / (code_N[~on_N].mean() + 1e-8)))
-        per_concept["recall"].append(float((code_N[on_N] > 0).double().mean()))
-        per_concept["leakage"].append(float((code_N[others_N] > 0).double().mean()))
         fires_NF = codes_NF[:, [j, int(matching.second_P[p])]] > 0
         both = f1(torch.stack([fires_NF[:, 0], fires_NF.any(1)], 1), on_N)
         per_concept["split"].append(float(both[1] - both[0] > SPLIT_GAIN))
@@ -162,12 +178,76 @@ def concept_metrics(codes_NF: Tensor, labels_NP: Tensor, matching: Matching) -> 
             if child >= 0 and of_child_N.sum() >= LEAST:
                 absorbed = (code_N[of_child_N] == 0) & (codes_NF[of_child_N, child] > 0)
                 per_concept["absorption"].append(float(absorbed.double().mean()))
-    if not per_concept["purity"] or not per_concept["absorption"]:
+    if not readings or not per_concept["absorption"]:
         raise UserError(
             f"purity, absorption: no concept has {LEAST} test activations; raise data.token_budget or lower concepts.parents"
         )
     means = {name: sum(values) / len(values) for name, values in per_concept.items()}
-    return {**means, "concepts_measured": float(len(per_concept["purity"]))}
+    return {**means, **mean_reading(readings), "concepts_measured": float(len(readings))}
+
+
+def reading(codes_NP: Tensor, on_NP: Tensor) -> dict[int, dict[str, float]]:
+    """Of each concept with LEAST activations, and LEAST of others, what the code of its own latent says of it."""
+    found = {}
+    for p, (code_N, on_N) in enumerate(zip(codes_NP.T, on_NP.T, strict=True)):
+        others_N = ~on_N & on_NP.any(1)
+        if on_N.sum() < LEAST or others_N.sum() < LEAST:
+            continue
+        found[p] = {
+            "base_rate": float(on_N.double().mean()),
+            # A latent that never fires on the test has no activation that could fall on its concept.
+            "purity": float(code_N[on_N].sum() / code_N.sum()) if float(code_N.sum()) > 0 else 0.0,
+            "recall": float((code_N[on_N] > 0).double().mean()),
+            "leakage": float((code_N[others_N] > 0).double().mean()),
+        }
+    return found
+
+
+def mean_reading(readings: Mapping[int, Mapping[str, float]]) -> dict[str, float]:
+    """Means over concepts. UserError for none."""
+    if not readings:
+        raise UserError(f"purity: no concept has {LEAST} test activations; raise data.token_budget or concepts.prompts_per_concept")  # fmt: skip
+    return {name: sum(r[name] for r in readings.values()) / len(readings) for name in ("base_rate", "purity", "recall", "leakage")}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Activations for choosing and for testing, with what is to be found in them."""
+
+    choose_ND: Tensor
+    choose_on_NP: Tensor
+    test_ND: Tensor
+    test_on_NP: Tensor
+
+
+def direction_reading(data: Labelled, directions_PD: Tensor) -> dict[str, float]:
+    """What phase 1's directions say that nothing has trained: the reference beside which a latent's purity is read.
+
+    A concept's code is how far an activation reaches along its direction beyond a threshold: of those that RATES of the
+    activations for choosing pass, the one that is purest there.
+    """
+    centre_D = data.choose_ND.mean(0)
+    units_PD = directions_PD / directions_PD.norm(dim=1, keepdim=True)
+    choose_NP, test_NP = ((x_ND - centre_D) @ units_PD.T for x_ND in (data.choose_ND, data.test_ND))
+    enough = [rate for rate in RATES if rate * len(choose_NP) >= LEAST] or [RATES[-1]]
+    rates = torch.tensor(enough, dtype=choose_NP.dtype)
+    threshold_RP = torch.quantile(choose_NP, 1 - rates, dim=0)
+    code_RNP = torch.relu(choose_NP - threshold_RP[:, None])
+    purity_RP = (code_RNP * data.choose_on_NP).sum(1) / code_RNP.sum(1).clamp_min(1e-30)
+    best_P = threshold_RP.gather(0, purity_RP.argmax(0)[None])[0]
+    return mean_reading(reading(torch.relu(test_NP - best_P), data.test_on_NP))
+
+
+def shuffled_reading(data: tuple[Tensor, Tensor, Tensor, Tensor], seed: int) -> dict[str, float]:
+    """Of (codes, labels) for choosing and for testing: the same, matched anew, where labels stand at other activations."""
+    codes_choose, on_choose, codes_test, on_test = data
+    draws = []
+    for number in range(SHUFFLES):
+        draw = generator(seed, "shuffled labels", number)
+        one, other = (on[torch.randperm(len(on), generator=draw)] for on in (on_choose, on_test))
+        latent_P = one_to_one(correlations(codes_choose, one))
+        draws.append(mean_reading(reading(codes_test[:, latent_P], other)))
+    return {name: sum(d[name] for d in draws) / len(draws) for name in draws[0]}
 
 
 # ------------------------------------------------------------------------------------- learned parents and children
@@ -268,8 +348,14 @@ def matched_pairs(codes_NF: Tensor, pairs_R2: Tensor, parents: int, seed: int) -
 
 # ------------------------------------------------------------------------------------------------------------- all of them
 @torch.no_grad()
-def sae_metrics(model: Any, store: Store, size: int, seed: int) -> tuple[dict[str, float], Matching]:
-    """Of a trained model: reconstruction, sparsity, usage, labels, learned hierarchy with its null."""
+def sae_metrics(
+    model: Any, store: Store, size: int, seed: int, directions_PD: Tensor
+) -> tuple[dict[str, float], Matching]:
+    """Of a trained model: reconstruction, sparsity, usage, labels, learned hierarchy with its null.
+
+    `directions_PD` are phase 1's, of parents. What labels say is measured on texts, where the concept's word comes next, and,
+    with names that end in _prompts, on prompts, where it stands itself.
+    """
     config = model.config
     parents = config.m_top
     choose, test = store.sample(CHOOSE, size), store.sample(TEST, size)
@@ -286,8 +372,14 @@ def sae_metrics(model: Any, store: Store, size: int, seed: int) -> tuple[dict[st
     }  # fmt: skip
     labels, held_out = store.labels(test), store.held_out(test)
     children = max(len(parent.children) for parent in store.hierarchy.parents)
-    matching = match(dense_codes(model, x_choose), store.labels(choose), parents, children)
+    codes_choose, on_choose = dense_codes(model, x_choose), store.labels(choose)
+    matching = match(codes_choose, on_choose, parents, children)
     metrics |= concept_metrics(codes_NF[held_out], labels[held_out], matching)
+    metrics |= _beside(
+        (codes_choose[:, :parents], on_choose >= 0, codes_NF[held_out][:, :parents], labels[held_out] >= 0),
+        Labelled(x_choose, on_choose >= 0, x_ND[held_out], labels[held_out] >= 0), directions_PD, seed, "",
+    )  # fmt: skip
+    metrics |= prompt_metrics(model, store, seed, directions_PD)
     scaled = x_ND * config.input_scale
     pairs = learned_pairs(model, codes_NF)
     metrics["pairs"] = float(len(pairs))
@@ -319,3 +411,32 @@ def stability(decoder_FD: Tensor, other_FD: Tensor) -> float:
     one = decoder_FD / decoder_FD.norm(dim=1, keepdim=True).clamp_min(1e-12)
     other = other_FD / other_FD.norm(dim=1, keepdim=True).clamp_min(1e-12)
     return float((one @ other.T).max(1).values.mean())
+
+
+def _beside(
+    codes: tuple[Tensor, Tensor, Tensor, Tensor], data: Labelled, directions_PD: Tensor, seed: int, suffix: str
+) -> dict[str, float]:
+    """Shuffled labels and untrained directions, under the names of what they stand beside."""
+    found = {"shuffled": shuffled_reading(codes, seed), "reference": direction_reading(data, directions_PD)}
+    return {f"{name}{suffix}_{kind}": values[name] for kind, values in found.items() for name in ("purity", "leakage")}
+
+
+def prompt_metrics(model: Any, store: Store, seed: int, directions_PD: Tensor) -> dict[str, float]:
+    """purity_prompts and others: what parents' latents say of the concept whose word a prompt ends in; {} with too few.
+
+    Latents are matched on the prompts for choosing; of these words and of those for testing no vector was estimated.
+    """
+    choose, test = store.prompts(CHOOSE), store.prompts(TEST)
+    on_choose, on_test = (store.labels(indices) >= 0 for indices in (choose, test))
+    if not len(choose) or not reading(on_test.float(), on_test):
+        return {}
+    parents = model.config.m_top
+    x_choose, x_test = store.rows(choose), store.rows(test)
+    codes_choose, codes_test = (dense_codes(model, x)[:, :parents] for x in (x_choose, x_test))
+    latent_P = one_to_one(correlations(codes_choose, on_choose))
+    found = mean_reading(reading(codes_test[:, latent_P], on_test))
+    beside = _beside(
+        (codes_choose, on_choose, codes_test, on_test), Labelled(x_choose, on_choose, x_test, on_test), directions_PD,
+        seed, "_prompts",
+    )  # fmt: skip
+    return {f"{name}_prompts": value for name, value in found.items()} | beside

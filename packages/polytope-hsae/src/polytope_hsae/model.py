@@ -10,7 +10,7 @@ Flat: TopK (Gao et al. 2024), BatchTopK (Bussmann et al. 2024) and Matryoshka Ba
 Shapes: B batch, D width, M parents, K active, S dimensions of a subspace, L children of each parent, F latents in all.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -107,13 +107,15 @@ class SparseAutoencoder(nn.Module):
         return [self.decoder]
 
     def decoders(self) -> list[nn.Parameter]:
-        """What stage A freezes."""
+        """What has the decoders' learning rate, and what an arm with a frozen decoder freezes."""
         return [self.decoder]
 
     # -------------------------------------------------------------------------------------------------- the training step
     @torch.no_grad()
-    def normalise(self) -> None:
-        for matrix in self.unit_matrices():
+    def normalise(self, frozen: Sequence[nn.Parameter] = ()) -> None:
+        """Unit rows, but for what stays as it is."""
+        still = {id(matrix) for matrix in frozen}
+        for matrix in [matrix for matrix in self.unit_matrices() if id(matrix) not in still]:
             matrix.div_(matrix.norm(dim=-1, keepdim=True).clamp_min(1e-12))
 
     @torch.no_grad()

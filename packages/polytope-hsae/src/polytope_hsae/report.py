@@ -10,9 +10,19 @@ from studycore.record import Record
 from studycore.report import Report, Table, figure_of, number
 
 ARM_COLUMNS = (
-    "explained_variance", "ce_recovered", "purity", "leakage", "split", "absorption", "steering_leakage", "steering_success",
-    "steps_to_convergence", "stability",
+    "explained_variance", "ce_recovered", "purity", "leakage", "purity_prompts", "leakage_prompts", "split", "absorption",
+    "steering_leakage", "steering_success", "steps_to_convergence", "stability",
 )  # fmt: skip
+LABELLED = (
+    "base_rate",
+    "purity",
+    "purity_shuffled",
+    "purity_reference",
+    "leakage",
+    "leakage_shuffled",
+    "leakage_reference",
+)
+"""What labels give, with what it stands beside; of prompts too, under the names of `of_prompts`."""
 YARDSTICKS = (
     "inclusion", "coverage", "hard_absorption", "soft_absorption", "distinct_siblings", "co_correlation", "reconstruction_gain",
     "reconstruction_condition",
@@ -37,6 +47,14 @@ def report(record: Record) -> Report:
                 "Means over seeds. purity, leakage, split, absorption: on test activations, whose words no vector was estimated from.",
             )
         )
+        tables += [
+            arm_table(record, arms, title, names, "base rate: share of activations with the concept, the purity of a latent that is always on. shuffled: the same latents matched to shuffled labels. reference: phase 1's own directions beyond a threshold, untrained.")
+            for title, names in (
+                (f"Purity and leakage{', on texts, where the concept is that of the next word' if 'prompts' in record.table else ''}", LABELLED),
+                ("Purity and leakage on prompts that end in a word of the concept", tuple(map(of_prompts, LABELLED))),
+            )
+            if any(names[1] in _means(record, arm) for arm in arms)
+        ]  # fmt: skip
         tables.append(
             arm_table(
                 record,
@@ -48,7 +66,13 @@ def report(record: Record) -> Report:
             )
         )
     metrics = {arm: _means(record, arm) for arm in arms}
-    return Report("polytope-hsae", QUESTION, answer(record.claims), tables, pictures_of(record), [*figures_in_words(record), *notes()], {"arms": metrics, "jobs": len(table)})  # fmt: skip
+    return Report("polytope-hsae", QUESTION, answer(record.claims), tables, pictures_of(record), [*figures_in_words(record), *notes(record)], {"arms": metrics, "jobs": len(table)})  # fmt: skip
+
+
+def of_prompts(name: str) -> str:
+    """The name of a figure on prompts."""
+    base, *kind = name.rsplit("_", 1) if name.endswith(("_shuffled", "_reference")) else [name]
+    return "_".join([base, "prompts", *kind])
 
 
 HIERARCHY = Wording(
@@ -130,7 +154,7 @@ def geometry_table(record: Record) -> Table:
         ("projection_on_own_parent", "projection on the own parent", ()),
         ("sibling_accuracy", "test words nearest to their own sibling", ("shuffled",)),
         ("sibling_difference_cosine", "|cosine| of siblings' difference with their parent", ("shuffled",)),
-        ("ratio_invariance_kl", "divergence among siblings when their parent is added (nats)", ()),
+        ("ratio_invariance_kl", "divergence among siblings when their parent is added (nats)", ("random_step",)),
         ("target_shift", "logit that this adds to the parent's words", ()),
     ):
         if f"{name}_median" in g:
@@ -138,7 +162,7 @@ def geometry_table(record: Record) -> Table:
             lines.append((label, _figure(g, name), beside))
     passed = ", ".join(f"{k.removeprefix('passed_')} {'passes' if v else 'fails'} (p = {g['p_' + k.removeprefix('passed_')]:.3g})" for k, v in g.items() if k.startswith("passed_"))  # fmt: skip
     return Table("Geometry of concepts", ("statistic", "median [95 % interval]", "nulls"), lines,
-                 f"Gates at a level of 5 %: {passed}. Angles from nested words are 90 by algebra and carry nothing.")  # fmt: skip
+                 f"Intervals draw whole parents with all their children. Gates at a level of 5 %: {passed}. Angles from nested words are 90 by algebra and carry nothing.")  # fmt: skip
 
 
 def _figure(row: dict[str, Any], name: str) -> str:
@@ -165,11 +189,20 @@ def arm_table(
     return Table(title, ("arm", "seeds", *(name.replace("_", " ") for name in shown)), rows, note)
 
 
-def notes() -> list[str]:
-    """What holds of every run."""
-    return [
+def notes(record: Record) -> list[str]:
+    """What a reader needs to know of the arms that are there."""
+    arms = set(record.table["arm"])
+    lines = [
         "Gates: p = (1 + draws that reach the statistic) / (1 + draws). Over pure noise each passes in at most 5 % of cases (tested).",
         "Explained variance against the mean of all test activations; 1-EV and 1-CE in results.json are what is lacking to 1.",
         "All arms train the same number of steps on the same batches of a seed; flat arms have as many latents in all and as many active.",
-        "random_teacher is the teacher rotated at random in the unified space: every causal angle is the same. frozen_random is that, never trained.",
     ]
+    if arms & {"teacher", "random_staged", "random_teacher"}:
+        lines.append("random trains everything at full rate from the first step; the teacher first trains with frozen parents at a lower rate. What the start alone does is seen beside an arm with the teacher's stages (random_staged, random_teacher).")  # fmt: skip
+    if arms & {"random_teacher", "frozen_random"}:
+        lines.append(
+            "random_teacher is the teacher rotated at random in the unified space: every causal angle is the same."
+        )
+    if "frozen_random" in arms:
+        lines.append("frozen_random is random_teacher with a decoder that is never trained.")
+    return lines

@@ -26,10 +26,13 @@ class Teacher:
 
 
 def load_teacher(folder: Path, config: TrainConfig) -> Teacher | None:
-    """Of a finished phase 1, as the arm wants it; None for an arm without one. UserError when it does not fit."""
+    """Of a finished phase 1, as the arm wants it; None for a baseline. UserError when it does not fit.
+
+    random_staged has the teacher's loss and stages, and starts from none of its vectors.
+    """
     from safetensors.torch import load_file
 
-    if not config.taught:
+    if not config.staged:
         return None
     arrays = load_file(folder / "arrays.safetensors")
     kind = "euclidean" if config.arm == "euclidean" else "causal"

@@ -12,7 +12,7 @@ import torch
 
 from polytope_hsae.config import TrainConfig
 from polytope_hsae.data import CHOOSE, TRAIN, folder_of, open_store
-from polytope_hsae.losses import Weights
+from polytope_hsae.losses import Weights, causal_orthogonality
 from polytope_hsae.metrics import explained_variance, sae_metrics, steps_to_convergence
 from polytope_hsae.model import SAEConfig, build_sae
 from polytope_hsae.teacher import initialise, load_teacher
@@ -29,6 +29,7 @@ from polytope_hsae.training import (
 )
 from studycore.errors import UserError
 from studycore.models import count_parameters
+from studycore.record import read_arrays
 from studycore.run import Run
 from studycore.streams import batch_indices, generator
 
@@ -92,10 +93,10 @@ def train(config: TrainConfig, run: Run) -> None:
             chosen = chosen[: config.biorth_sample].to(run.device)
             loss, parts, codes = stepper(x_BD, Weights(stage.beta, l1, stage.causal_ortho), chosen)
             run.backward(loss, "lr")
+            frozen = {"nothing": [], "parents": [model.decoder], "all": model.decoders()}[stage.frozen]
             # None and not zero: AdamW passes over what has no gradient, and the norm that is clipped is then of what is trained.
-            if stage.frozen:
-                for matrix in model.decoders():
-                    matrix.grad = None
+            for matrix in frozen:
+                matrix.grad = None
             # Rows of a decoder have length 1, so only the part across them can turn them; Adam's moments would otherwise
             # fill with a part along the rows, which `normalise` takes back.
             model.project_gradients()
@@ -105,8 +106,7 @@ def train(config: TrainConfig, run: Run) -> None:
             prepared.zero_grad()
             # A step along the tangent still leaves the sphere a little. A longer row would let its codes, and with them the
             # sparsity penalty, shrink at no loss of reconstruction.
-            if not stage.frozen:
-                model.normalise()
+            model.normalise(frozen)
             count_firing(model, codes, config.batch_size_acts, run)
             # log
             if step % config.log_every == 0:
@@ -122,9 +122,15 @@ def train(config: TrainConfig, run: Run) -> None:
     if run.is_main:
         model.eval().to("cpu")
         model.save_pretrained(run.folder / "sae")
-        metrics, matching = sae_metrics(model, store, config.test_size, config.seed)
+        directions_PD = torch.from_numpy(read_arrays(geometry)["causal_parents"]).float()
+        metrics, matching = sae_metrics(model, store, config.test_size, config.seed, directions_PD)
         dead = [float((counter > config.dead_after_tokens).double().mean()) for counter in model.counters()]
-        kept = {"teacher_energy_kept": initialise(build_sae(model.config), teacher, config)["teacher_energy_kept"]} if teacher else {}  # fmt: skip
+        kept = {"teacher_energy_kept": initialise(build_sae(model.config), teacher, config)["teacher_energy_kept"]} if teacher and config.taught else {}  # fmt: skip
+        if teacher:
+            taught = len(teacher.parents_PD)
+            atoms_PLD = model.child_atoms()[:taught]
+            found = causal_orthogonality(model.decoder[:taught], atoms_PLD, teacher.metric_DD)
+            kept["causal_cosine_squared"] = float(found.detach()) / atoms_PLD.shape[:2].numel()
         metrics |= {"steps_to_convergence": steps_to_convergence(run.rows), "dead_parents": dead[0]} | kept
         run.results(metrics, {"parent_of_concept": matching.parent_P, "child_of_concept": matching.child_PC})
 

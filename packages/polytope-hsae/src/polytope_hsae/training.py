@@ -6,7 +6,7 @@ Shapes: B batch, D width.
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ from studycore.models import check_fits
 from studycore.streams import derive_seed, generator
 
 SCALE_SAMPLE = 8192
+Frozen = Literal["nothing", "parents", "all"]
+"""What of the decoder a stage leaves as it is."""
 
 
 @dataclass(frozen=True)
@@ -32,24 +34,30 @@ class Stage:
     lr_factor: float
     decoder_lr_factor: float
     beta: float
-    frozen: bool
+    frozen: Frozen
     causal_ortho: float
     first: int
     """Steps before it."""
 
 
 def stages(config: TrainConfig) -> tuple[Stage, ...]:
-    """A, with a frozen decoder and causal orthogonality, and B; one stage of as many steps for an arm without a teacher."""
+    """A, with frozen parents and causal orthogonality, and B; one stage of as many steps for a baseline.
+
+    Causal orthogonality is a function of decoders alone: it says something only where one of them may move. In stage A that is
+    the children's, which come to stand across the parents that the teacher gave. (The original study froze them too, so that
+    the term was a constant.) A decoder that is frozen to the end has none.
+    """
     a_beta = config.top_level_beta if config.stage_a_beta is None else config.stage_a_beta
     b_beta = config.top_level_beta if config.stage_b_beta is None else config.stage_b_beta
-    if not config.taught:
-        return (Stage("B", config.total_steps, config.stage_b_lr_mult, 1.0, b_beta, False, 0.0, 0),)
-    ortho = 0.0 if config.arm == "no_causal_ortho" else config.causal_ortho_lambda
+    if not config.staged:
+        return (Stage("B", config.total_steps, config.stage_b_lr_mult, 1.0, b_beta, "nothing", 0.0, 0),)
     always = config.arm == "frozen_random"
-    freeze = config.stage_a_freeze_decoder or always
+    ortho = 0.0 if always or config.arm == "no_causal_ortho" else config.causal_ortho_lambda
+    first: Frozen = "all" if always else "parents" if config.stage_a_freeze_decoder else "nothing"
+    last: Frozen = "all" if always else "nothing"
     return (
-        Stage("A", config.stage_a_steps, config.stage_a_lr_mult, 1.0, a_beta, freeze, ortho, 0),
-        Stage("B", config.stage_b_steps, config.stage_b_lr_mult, config.stage_b_decoder_lr_mult, b_beta, always, 0.0,
+        Stage("A", config.stage_a_steps, config.stage_a_lr_mult, 1.0, a_beta, first, ortho, 0),
+        Stage("B", config.stage_b_steps, config.stage_b_lr_mult, config.stage_b_decoder_lr_mult, b_beta, last, 0.0,
               config.stage_a_steps),
     )  # fmt: skip
 
@@ -74,7 +82,7 @@ class Objective(nn.Module):
         self.accelerator = accelerator
         self.model, self.config = model, config
         self.metric_DD = None if teacher is None else teacher.metric_DD.to(device)
-        self.taught = 0 if teacher is None else len(teacher.parents_PD)
+        self.taught = 0 if teacher is None else len(teacher.parents_PD)  # of random_staged: as many as the teacher has
 
     def forward(self, x_BD: Tensor, weights: Weights, chosen: Tensor) -> tuple[Tensor, dict[str, Tensor], Any]:
         dead = tuple(counter > self.config.dead_after_tokens for counter in self.model.counters())
@@ -117,7 +125,7 @@ def start_model(
     sample = np.sort(indices[torch.randperm(len(indices), generator=generator(0, "scale")).numpy()[:SCALE_SAMPLE]])
     with torch.no_grad():
         model.bias.copy_(store.rows(sample).mean(0) * shape.input_scale)
-    if teacher is not None:
+    if teacher is not None and config.taught:
         assert isinstance(model, HierarchicalSAE)
         initialise(model, teacher, config)
     return model

@@ -29,6 +29,10 @@ LEVEL = 0.05
 GATES = ("held_out_projection", "disjoint_angle", "parent_pairing", "sibling_labels", "ratio_invariance")
 MOST_NUMBERS = 2**24
 """That draws of the null hold at once."""
+RESAMPLES = 2000
+"""Draws of parents for an interval."""
+RANDOM_STEPS = 20
+"""For each parent."""
 STRENGTHS = (0.5, 1.0, 2.0)
 """Of the parent's vector, in units of the logit that it adds to a word of its own."""
 
@@ -133,7 +137,7 @@ class Validation:
     """Everything that phase 1 reports."""
 
     measured: dict[str, Any] = field(default_factory=dict)
-    """Medians and their 95 % intervals over children (or parents)."""
+    """Medians over children (or parents) and their 95 % intervals over parents."""
     p_values: dict[str, float] = field(default_factory=dict)
     arrays: dict[str, Tensor] = field(default_factory=dict)
     """Distributions, for figures."""
@@ -159,21 +163,50 @@ def validate(
     shuffled = shuffled_statistics(g_VD, hierarchy, draws, seed, shrinkage)
     order_1V = torch.randperm(len(g_VD), generator=generator(seed, "shuffle", 0))[None]
     result.arrays["unified_children_shuffled"] = estimate(g_VD, hierarchy, shrinkage, order_1V).children_KD[0]
-    _compare(result, real, shuffled)
+    _compare(result, hierarchy, real, shuffled)
     _angles(result, g_VD, hierarchy, vectors, seed, shrinkage)
     if euclidean is not None:
-        e_VD = euclidean.unify_words(gamma_VD)
+        e_VD, own = euclidean.unify_words(gamma_VD), parents_of(hierarchy)
         flat = statistics(e_VD, hierarchy, estimate(e_VD, hierarchy, shrinkage))
         for name in ("nested", "disjoint"):
             result.arrays[f"{name}_euclidean"] = angles_deg(getattr(flat, name))
-            _median(result, f"{name}_angle_euclidean", result.arrays[f"{name}_euclidean"])
-        _median(result, "held_out_projection_euclidean", flat.child_projection)
+            _median(result, f"{name}_angle_euclidean", result.arrays[f"{name}_euclidean"], own)
+        _median(result, "held_out_projection_euclidean", flat.child_projection, own)
     _pairing(result, g_VD, hierarchy, vectors, seed, max(draws, 199))
     _siblings(result, g_VD, hierarchy, vectors, seed, max(draws, 199))
-    _ratio_invariance(result, head, geometry, hierarchy, vectors, contexts_ND, shuffled, real)
+    _ratio_invariance(result, head, geometry, hierarchy, vectors, contexts_ND, seed, shuffled, real)
     result.passed = {gate: result.p_values[gate] <= LEVEL for gate in GATES}
     result.passed["ratio_invariance"] &= result.measured["ratio_invariance_kl"]["median"] <= kl_threshold
     return vectors, result
+
+
+def parents_of(hierarchy: Hierarchy) -> Tensor:
+    """[K] the parent of each child."""
+    return torch.tensor([p for p, _ in family(hierarchy)])
+
+
+def clustered_interval(values: Tensor, group: Tensor) -> tuple[float, float, float]:
+    """(median, low, high): percentiles of the median over RESAMPLES draws of whole groups, with all values of each.
+
+    Children of one parent share its words and its vector, so that they are no independent units (Field and Welsh 2007). With
+    few groups percentiles are somewhat narrow. Of one group there is no interval: low and high are the median.
+    """
+    ordered, place = values.double().sort()
+    of_value = group.unique(return_inverse=True)[1][place].numpy()
+    times_RK = _drawn(int(of_value.max()) + 1)[:, of_value]
+    reached_RK = times_RK.cumsum(1)
+    total_R1 = reached_RK[:, -1:]
+    # A median is between two values where a draw has an even number of them.
+    lower, upper = ((reached_RK > (total_R1 - less) // 2).argmax(1) for less in (1, 0))
+    medians = (ordered.numpy()[lower] + ordered.numpy()[upper]) / 2
+    low, high = np.quantile(medians, [0.025, 0.975])
+    return float(np.median(ordered)), float(low), float(high)
+
+
+@cache
+def _drawn(groups: int) -> Any:
+    """[R, groups] how often each group is in each resample, always the same."""
+    return np.random.default_rng(0).multinomial(groups, np.full(groups, 1 / groups), RESAMPLES)
 
 
 def median_interval(values: Tensor) -> tuple[float, float, float]:
@@ -192,32 +225,39 @@ def _rank(n: int) -> int:
     return max(0, int(stats.binom.ppf(0.025, n, 0.5)) - 1)
 
 
-def _median(result: Validation, name: str, values: Tensor) -> None:
-    """Median with its interval over units."""
-    middle, low, high = median_interval(values)
-    result.measured[name] = {"median": middle, "low": low, "high": high, "n": len(values)}
+def _median(result: Validation, name: str, values: Tensor, group: Tensor | None = None) -> None:
+    """Median with its interval over groups, n of them; without groups over values, each drawn by itself."""
+    middle, low, high = median_interval(values) if group is None else clustered_interval(values, group)
+    result.measured[name] = {
+        "median": middle,
+        "low": low,
+        "high": high,
+        "n": len(values if group is None else group.unique()),
+    }
 
 
-def _compare(result: Validation, real: Statistics, shuffled: Statistics) -> None:
+def _compare(result: Validation, hierarchy: Hierarchy, real: Statistics, shuffled: Statistics) -> None:
     """Real against shuffled rows; the gates on held-out projection and on the disjoint angle."""
+    own, each = parents_of(hierarchy), torch.arange(len(hierarchy.parents))
+    pairs = torch.tensor([p for p, parent in enumerate(hierarchy.parents) for _ in parent.children[1:]])
     for name in ("nested", "disjoint"):
         drawn_BK = angles_deg(getattr(shuffled, name))
         result.arrays[name], result.arrays[f"{name}_shuffled"] = angles_deg(getattr(real, name)), drawn_BK.flatten()
-        _median(result, f"{name}_angle", result.arrays[name])
+        _median(result, f"{name}_angle", result.arrays[name], own)
         _median(result, f"{name}_angle_shuffled", drawn_BK.median(1).values)
     result.arrays["child_projection"] = real.child_projection
     result.arrays["child_projection_shuffled"] = shuffled.child_projection.flatten()
-    _median(result, "held_out_projection", real.child_projection)
-    _median(result, "held_out_projection_parents", real.parent_projection)
+    _median(result, "held_out_projection", real.child_projection, own)
+    _median(result, "held_out_projection_parents", real.parent_projection, each)
     _median(result, "held_out_projection_shuffled", shuffled.child_projection.median(1).values)
-    _median(result, "sibling_difference_cosine", real.siblings)
+    _median(result, "sibling_difference_cosine", real.siblings, pairs)
     _median(result, "sibling_difference_cosine_shuffled", shuffled.siblings.median(1).values)
     null_B = shuffled.child_projection.mean(1)
     result.p_values["held_out_projection"] = p_value(float(real.child_projection.mean()), null_B.tolist())
     null_B = shuffled.disjoint.median(1).values
     result.p_values["disjoint_angle"] = p_value(float(real.disjoint.median()), null_B.tolist())
     null = angles_deg(shuffled.disjoint).median(1).values.median()
-    _median(result, "disjoint_angle_minus_shuffled", result.arrays["disjoint"] - null)
+    _median(result, "disjoint_angle_minus_shuffled", result.arrays["disjoint"] - null, own)
 
 
 def _angles(
@@ -252,9 +292,9 @@ def _angles(
     for name, cosines in nulls.items():
         result.arrays[name] = angles_deg(torch.stack(cosines))
         words_of, _, null = name.partition("_")
-        _median(result, f"{words_of}_angle_{null}", result.arrays[name])
+        _median(result, f"{words_of}_angle_{null}", result.arrays[name], parents_of(hierarchy))
     result.arrays["child_projection_sibling_swap"] = torch.stack(swapped)
-    _median(result, "held_out_projection_sibling_swap", torch.stack(swapped))
+    _median(result, "held_out_projection_sibling_swap", torch.stack(swapped), parents_of(hierarchy))
 
 
 def _pairing(result: Validation, g_VD: Tensor, hierarchy: Hierarchy, vectors: Vectors, seed: int, draws: int) -> None:
@@ -270,10 +310,10 @@ def _pairing(result: Validation, g_VD: Tensor, hierarchy: Hierarchy, vectors: Ve
     observed = float(on_KP[rows, own].mean())
     result.p_values["parent_pairing"] = p_value(observed, null)
     result.arrays["pairing_null"] = torch.tensor(null)
-    _median(result, "projection_on_own_parent", on_KP[rows, own])
+    _median(result, "projection_on_own_parent", on_KP[rows, own], own)
     others = on_KP.clone()
     others[rows, own] = 0
-    _median(result, "projection_on_other_parents", others.sum(1) / (on_KP.shape[1] - 1))
+    _median(result, "projection_on_other_parents", others.sum(1) / (on_KP.shape[1] - 1), own)
 
 
 def _siblings(result: Validation, g_VD: Tensor, hierarchy: Hierarchy, vectors: Vectors, seed: int, draws: int) -> None:
@@ -298,20 +338,23 @@ def _siblings(result: Validation, g_VD: Tensor, hierarchy: Hierarchy, vectors: V
     result.p_values["sibling_labels"] = p_value(observed, null)
     result.arrays["sibling_null"] = torch.tensor(null)
     right = torch.stack([(chosen_N == labels_N)[group_N == p].double().mean() for p in group_N.unique()])
-    _median(result, "sibling_accuracy", right)
+    _median(result, "sibling_accuracy", right, group_N.unique())
     result.measured["sibling_accuracy_shuffled"] = {"median": float(np.median(null)), "n": draws}
 
 
 def _ratio_invariance(
     result: Validation, head: Head, geometry: CausalGeometry, hierarchy: Hierarchy, vectors: Vectors,
-    contexts_ND: Tensor, shuffled: Statistics, real: Statistics,
+    contexts_ND: Tensor, seed: int, shuffled: Statistics, real: Statistics,
 ) -> None:  # fmt: skip
     """Adding a parent moves its own words' logits, and the odds among its children's words little.
 
     The model's own logits at real contexts, before and after the step; a step of strength 1 adds about 1 to the logits of
     the parent's words (before a cap). That they stay as they were also holds where the step does nothing: so it counts only
-    together with the shift, whose null is that of the vectors of shuffled rows.
+    together with the shift, whose null is that of the vectors of shuffled rows. And a small step moves all odds little: so
+    the divergence stands beside that of RANDOM_STEPS steps of the same causal length in random directions.
     """
+    draw = generator(seed, "random steps")
+    by_chance = []
     by_strength: dict[float, list[Tensor]] = {a: [] for a in STRENGTHS}
     shift = []
     for p, parent in enumerate(hierarchy.parents):
@@ -322,11 +365,22 @@ def _ratio_invariance(
         for strength in STRENGTHS:
             after_NT = head.logits(x_ND + strength * step_D, tokens).log_softmax(1)
             by_strength[strength].append((before_NT.exp() * (before_NT - after_NT)).sum(1).mean())
+        random_SD = torch.randn(RANDOM_STEPS, len(step_D), generator=draw, dtype=torch.float64)
+        random_SD = random_SD / random_SD.norm(dim=1, keepdim=True) / vectors.parents_PD[p].norm()
+        drawn = []
+        for other_D in geometry.to_residuals(random_SD):
+            after_NT = head.logits(x_ND + other_D, tokens).log_softmax(1)
+            drawn.append((before_NT.exp() * (before_NT - after_NT)).sum(1).mean())
+        by_chance.append(torch.stack(drawn).mean())
         moved = (head.unembedding_VD[parent.part(TEST)].double() - geometry.mean_D) @ step_D
         shift.append(moved.mean())
     for strength, values in by_strength.items():
         result.arrays[f"kl_{strength:g}"] = torch.stack(values)
-    _median(result, "ratio_invariance_kl", result.arrays["kl_1"])
-    _median(result, "target_shift", torch.stack(shift))
+    each = torch.arange(len(hierarchy.parents))
+    result.arrays["kl_random_step"] = torch.stack(by_chance)
+    _median(result, "ratio_invariance_kl", result.arrays["kl_1"], each)
+    _median(result, "ratio_invariance_kl_random_step", result.arrays["kl_random_step"], each)
+    _median(result, "ratio_invariance_kl_minus_random", result.arrays["kl_1"] - result.arrays["kl_random_step"], each)
+    _median(result, "target_shift", torch.stack(shift), each)
     observed = float(real.parent_projection.mean())
     result.p_values["ratio_invariance"] = p_value(observed, shuffled.parent_projection.mean(1).tolist())
