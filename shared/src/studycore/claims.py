@@ -34,6 +34,17 @@ class Measure:
         values = ", ".join(f"{name} {value!r}" for name, value in constants.items())
         return replace(self, text=f"{self.text}, given {values}")
 
+    def from_units(self, least: int) -> "Measure":
+        """The same measure, which is not run with fewer independent units: two of a few values on a grid are often tied."""
+
+        def compute(table: "DataFrame") -> tuple[Interval, str]:
+            interval, how = self.compute(table)
+            if interval.n < least:
+                raise NotRun(f"Needs {least} or more units; there are {interval.n}. {how}")
+            return interval, how
+
+        return Measure(f"{self.text}, from {least} units", compute)
+
 
 @dataclass(frozen=True)
 class Condition:
