@@ -125,7 +125,7 @@ def paired_ratio(
             steps = pairs(table, grid, treated, control, of, by, alike).loc[positive.index]
             relative = (steps["treated"] / positive["treated"]) ** 2 + (steps["control"] / positive["control"]) ** 2
             least_sd = math.sqrt(float(relative.mean()) / 12)
-        interval = ratio_interval(values, counts[0] > 0, counts[1] > 0, least_sd)
+        interval = ratio_interval(values, at_least=counts[0] > 0, at_most=counts[1] > 0, least_sd=least_sd)
         left_out = (
             f" {len(both) - len(positive)} pairs without a positive value are left out."
             if len(both) > len(positive)
