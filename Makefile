@@ -6,12 +6,12 @@ SHELL := bash
 # A study is a folder under packages/. The arguments of its main job stand here, one line a study.
 STUDIES := $(sort $(notdir $(patsubst %/pyproject.toml,%,$(wildcard packages/*/pyproject.toml))))
 job.latentwire-adapter = run --config $(SIZE)
-job.least-action = sweep --config $(SIZE)$(if $(filter full,$(SIZE)), && $(BIN)/least-action sweep --config atlas)
+job.least-action = sweep --config $(if $(filter long,$(SIZE)),atlas --output-dir runs/least-action/atlas --resume,$(SIZE))
 job.retrofit = compare --config $(SIZE) $(if $(filter long,$(SIZE)),--output-dir runs/retrofit/long --resume && $(BIN)/retrofit compare --config smollm2 --output-dir runs/retrofit/smollm2 --resume)
 job.ternary-vae = sweep --config $(SIZE)
 job.polytope-hsae = all --config $(patsubst smollm2-quick,smollm2,smollm2-$(SIZE))
 
-# quick: minutes a study on two CPU cores; full: up to half an hour, the tables of the READMEs; long, where a
+# quick: minutes a study on two CPU cores; full: up to 40 minutes, the tables of the READMEs; long, where a
 # study has it: hours.
 SIZE ?= quick
 

@@ -28,6 +28,8 @@ def test_both_verdicts_of_a_claim_and_a_run_that_is_left_out(tmp_path):
     record = read_record(toy.STUDY, tmp_path / "without")
     assert len(record.table) == 4 and set(record.missing) == {f"momentum_s{s}" for s in range(1, 5)}
     assert judged(toy.STUDY, record) == without
+    lost = record.table.attrs["missing"]
+    assert [(run["arm"], run["seed"], run["failed"]) for run in lost] == [("momentum", s, True) for s in range(1, 5)]
 
 
 def test_one_run(tmp_path):

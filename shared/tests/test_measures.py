@@ -203,3 +203,97 @@ def test_rows_and_seeds():
     assert list(by_seed(table(), "x", "a")) == pytest.approx(
         list(table().query("arm == 'a'").groupby("seed")["x"].mean())
     )
+
+
+def lost(made, failed=(), unfinished=()):
+    """The table of a sweep of which these runs, as (run, arm), failed or are not finished."""
+    made = made.copy()
+    made.attrs["missing"] = [
+        {"run": run, "arm": arm, "seed": int(run[1:]), "failed": runs is failed}
+        for runs in (failed, unfinished)
+        for run, arm in runs
+    ]
+    return made
+
+
+def runs_that_pass(n, arm="a", good=True):
+    return pd.DataFrame({"run": [f"s{i}" for i in range(n)], "arm": arm, "seed": range(n), "good": good})
+
+
+def test_runs_that_failed_have_not_passed():
+    claim = Claim("a", "in every seed", "", "", "", share("good", "a"), above=0.45, of_every_unit=True)
+
+    def judged(made):
+        return judge_all([claim], made, [as_stored(claim)])[0]
+
+    five = runs_that_pass(5)
+    assert judged(five)["verdict"] == "supported"
+    diverged = judged(lost(five, failed=[(f"s{i}", "a") for i in range(5, 10)]))
+    assert (diverged["verdict"], diverged["measured"], diverged["n"]) == ("refuted", 0.5, 10)
+    assert "5 of 10" in diverged["why"] and "not passed: s5, s6, s7, s8, s9." in diverged["why"]
+    # Of runs that have not ended nothing is known: they neither refute nor let the others support.
+    running = judged(lost(five, unfinished=[(f"s{i}", "a") for i in range(5, 10)]))
+    assert (running["verdict"], running["measured"], running["n"]) == ("inconclusive", 1.0, 5)
+    assert "s5, s6, s7, s8, s9" in running["why"]
+    # Those of another arm are none of its business.
+    assert judged(lost(five, failed=[("s9", "b")]))["verdict"] == "supported"
+    # Runs without a named arm are of one.
+    nameless = five.assign(arm=five["run"])
+    for failed, found in ([], "supported"), ([("s5", "")], "refuted"):
+        assert verdict_of_all(lost(nameless, failed=failed)) == found
+
+
+def verdict_of_all(made):
+    claim = Claim("a", "in every seed", "", "", "", share("good"), above=0.45, of_every_unit=True)
+    return judge_all([claim], made, [as_stored(claim)])[0]["verdict"]
+
+
+def test_a_share_holds_whatever_runs_that_failed_would_have_shown():
+    """They count as not passed, and the interval reaches as far as if all had."""
+    three_lost = [("s7", "a"), ("s8", "a"), ("s9", "a")]
+    found = verdict(share("good", "a"), lost(runs_that_pass(7), failed=three_lost), above=0.5)
+    assert (found["verdict"], found["measured"], found["n"]) == ("inconclusive", 0.7, 10)
+    assert found["interval95"] == [share_interval(7, 10).low, 1.0]
+    none = verdict(share("good", "a"), lost(runs_that_pass(3, good=False), failed=three_lost), above=0.5)
+    assert (none["verdict"], none["measured"]) == ("inconclusive", 0.0)  # three of six may have passed
+    assert none["interval95"] == [0.0, share_interval(3, 6).high]
+    by_seed_ = verdict(share("good", "a", by="seed"), lost(runs_that_pass(7), failed=[("s6", "a")]), above=0.5)
+    assert (by_seed_["measured"], by_seed_["n"]) == (6 / 7, 7)
+
+
+def test_means_and_pairs_name_the_runs_that_failed():
+    made = lost(table(3.0), failed=[("s9", "a"), ("s8", "c")])
+    for name in ("mean", "geometric_mean", "paired_difference", "paired_ratio"):
+        why = verdict(MEASURES[name][0], made, above=0.5)["why"]
+        assert "Failed and left out: s9." in why, why
+    negative = table(3.0).assign(log=lambda t: t["log"].where(t["seed"] > 0, -1.0))
+    assert f"Left out: {EACH} of {SEEDS * EACH} runs" in verdict(geometric_mean("log", "a"), negative, above=1.0)["why"]
+
+
+def test_times_that_are_tied_on_their_grid_are_not_certain():
+    """Six pairs of 160 over 150 epochs, looked at every 50: the step explains it. Every 1: it doesn't."""
+    made = pd.DataFrame(
+        {"arm": list("ab") * 6, "seed": [s for s in range(6) for _ in "ab"], "time": [160.0, 150.0] * 6}
+    )
+    for step, found in ((1, "supported"), (50, "inconclusive")):
+        on_grid = paired_ratio("time", "a", "b", grid="step")
+        claim = verdict(on_grid, made.assign(step=step), above=1.0)
+        assert claim["verdict"] == found
+        half = 2.5705818 * step / 12**0.5 * (160**-2 + 150**-2) ** 0.5 / 6**0.5
+        assert np.log(claim["interval95"]) == pytest.approx([np.log(160 / 150) - half, np.log(160 / 150) + half])
+    assert on_grid.text != paired_ratio("time", "a", "b").text
+    spread_out = made.assign(time=[160.0, 100.0, 160.0, 200.0] * 3)
+    plain, floored = (
+        verdict(m, spread_out.assign(step=10), above=1.0) for m in (paired_ratio("time", "a", "b"), on_grid)
+    )
+    assert plain["interval95"] == floored["interval95"]  # the pairs differ by more than a step
+
+
+def test_a_measure_can_ask_for_more_units():
+    measure = mean("x", "a").from_units(3)
+    made = pd.DataFrame({"run": list("uvw"), "arm": "a", "seed": [0, 1, 2], "x": 1.0})
+    assert verdict(measure, made, above=0.5)["verdict"] == "supported"
+    two = verdict(measure, made[:2], above=0.5)
+    assert (two["verdict"], two["measured"]) == ("not run", None)
+    assert two["why"].startswith("Needs 3 or more units; there are 2.")
+    assert measure.text == "mean(x, 'a'), from 3 units"

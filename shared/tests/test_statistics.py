@@ -12,6 +12,7 @@ from studycore.statistics import (
     fisher_interval,
     joined_interval,
     mean_interval,
+    median_interval,
     ratio_interval,
     share_interval,
 )
@@ -145,3 +146,16 @@ def test_logarithms_become_percent():
         pytest.approx(200),
         4,
     )
+
+
+def test_the_interval_of_a_median_inverts_the_sign_test():
+    values = [5.0, 1.0, 4.0, 2.0, 3.0, 6.0]
+    assert median_interval(values, -1.0, 9.0) == Interval(3.5, 1.0, 6.0, 6)  # covers but with 2 / 64
+    assert median_interval(values[:5], -1.0, 9.0) == Interval(3.0, -1.0, 9.0, 5)  # 2 / 32 is more than 0.05
+    ten = median_interval(range(10), -1.0, 99.0)  # misses with 2 (1 + 10) / 1024; one further in with 2 * 56 / 1024
+    assert (ten.low, ten.high) == (1.0, 8.0)
+    random = np.random.default_rng(0)
+    missed = sum(
+        not (i.low <= 0 <= i.high) for i in (median_interval(random.normal(size=9), -9, 9) for _ in range(400))
+    )
+    assert missed / 400 <= 0.068  # 0.039, and 3 standard errors

@@ -1,26 +1,34 @@
 """Claims: every one of every shipped configuration can be supported and refuted, noise decides none, and what is missing or
 whose precondition does not hold is not run. The runs are fabricated, within the budgets and seeds that the files give."""
 
+import importlib.util
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from least_action import claims as claims_module, events
 from least_action.claims import CLAIMS, claims
 from least_action.cli import STUDY
 from least_action.config import SweepConfig, TrainerConfig
-from least_action.plan import sweep_of_seeds
+from least_action.plan import plan, sweep_of_seeds
 from least_action.report import sweep_answer
+from studycore.claims import as_stored, judge_all
 from studycore.configuration import check_types, read_yaml
 from studycore.files import read_text
+from studycore.record import read_record
 from studycore.report import claims_text
 from studycore.study import load
 from studycore.testing.fabricated import Outcome, every_verdict, fabricate, judged_as
 
-SWEEPS = ("quick", "full", "operations", "routing", "recipes", "atlas")
-EXPLORE = ("routing", "atlas")
-"""A grid of regularisers and a phase diagram: tables and figures, no claims."""
+SWEEPS = (
+    "quick", "full", "operations", "routing", "recipes", "atlas", "transformer_sweep", "new_year_validation_sweep",
+)  # fmt: skip
+EXPLORE = ("routing", "atlas", "transformer_sweep", "new_year_validation_sweep")
+"""A grid of regularisers, a phase diagram, and the original study's grids of one seed: tables and figures, no claims."""
 OF_SEEDS = {"classic": 10, "sphere": 10}
 EVENTS = ("weight_hessian_trace", "weight_hessian_scale_free", "weight_hessian_per_loss", "restricted_loss", "excluded_loss")  # fmt: skip
 
@@ -28,7 +36,6 @@ EVENTS = ("weight_hessian_trace", "weight_hessian_scale_free", "weight_hessian_p
 def shipped(name):
     """The sweep of a configuration that comes with the package, with as many seeds as its file says."""
     from importlib import resources
-    from pathlib import Path
 
     path = Path(str(resources.files("least_action"))) / "configs" / f"{name}.yaml"
     if name in OF_SEEDS:
@@ -199,13 +206,15 @@ def test_what_is_missing_is_not_run_and_carries_no_number(tmp_path):
         claim = only_dense[name]
         assert (claim["verdict"], claim["measured"], claim["interval95"]) == ("not run", None, None)
     assert only_dense["generalises"]["verdict"] == "supported"
-    # One run alone says nothing firm about anything.
-    single = fabricate(
-        STUDY, "train", TrainerConfig(model_type="transformer", weight_decay=1.0), tmp_path / "one",
-        lambda job: Outcome(history(job.config, 900)),
-    )  # fmt: skip
-    assert single.pop("generalises")["verdict"] == "inconclusive"
-    assert {claim["verdict"] for claim in single.values()} <= {"not run", "inconclusive"}
+
+
+@pytest.mark.parametrize("name", ["sphere", "classic", "baseline", "validate", "transformer", "validate_transformer"])
+def test_one_run_decides_no_claim_and_is_asked_none(name, tmp_path):
+    from importlib import resources
+
+    path = Path(str(resources.files("least_action"))) / "configs" / f"{name}.yaml"
+    config = TrainerConfig(**check_types(TrainerConfig, read_yaml(path)))
+    assert fabricate(STUDY, "train", config, tmp_path / "one", lambda job: Outcome(history(job.config, 900)[:2])) == {}
 
 
 def test_arms_that_differ_in_more_than_what_is_compared_are_no_pair(tmp_path):
@@ -231,7 +240,6 @@ def test_curvature_is_read_at_the_events_themselves(tmp_path):
 
 
 def test_the_report_of_a_fabricated_sweep_says_what_its_claims_say(tmp_path):
-    from studycore.record import read_record
     from studycore.report import write_report, write_results
 
     folder = tmp_path / "run"
@@ -274,3 +282,194 @@ def test_the_answer_is_worded_by_its_verdicts():
         "It comes to generalise on addition; it does not on division. The optimizer Muon is not faster than AdamW."
     )
     assert sweep_answer([], runs) == "6 of 12 runs came to generalise."
+
+
+# --------------------------------------------------------------------------------------- runs that failed or are few
+def test_runs_that_diverged_count_as_not_passed(tmp_path):
+    """Seven of ten is no "every run", whatever became of the three."""
+    judged = judge(
+        tmp_path / "run", shipped("full"), lambda job: None if job.config.seed < 3 else history(job.config, 150)
+    )
+    for name in ("generalises", "stability"):
+        claim = judged[name]
+        assert (claim["verdict"], claim["measured"], claim["n"]) == ("inconclusive", 0.7, 10)
+        assert "not passed: sphere_s0, sphere_s1, sphere_s2." in claim["why"]
+    assert "Failed and left out: sphere_s0, sphere_s1, sphere_s2." in judged["curvature"]["why"]
+    of_seeds = shipped("classic")
+    lost = {job.name for job in plan(of_seeds)[:3]}
+    judged = judge(tmp_path / "seeds", of_seeds, lambda job: None if job.name in lost else history(job.config, 9000))
+    assert (judged["generalises"]["verdict"], judged["generalises"]["n"]) == ("inconclusive", 10)
+
+
+def test_two_runs_decide_nothing(tmp_path):
+    """Their times are often tied on the grid of evaluations."""
+
+    def two(job):
+        tied = 160 if job.arm == "sphere_routed" else 150
+        return history(job.config, tied, ratios=0.9) if job.config.seed < 2 else None
+
+    judged = judge(tmp_path / "run", shipped("quick"), two)
+    assert {claim["verdict"] for claim in judged.values()} <= {"not run", "inconclusive"}
+    assert "there are 2" in judged["routing"]["why"]
+
+
+def test_times_are_known_to_a_step_of_the_evaluations(tmp_path):
+    """All six pairs one step apart, at 20 over 30 epochs: the grid may have made that."""
+    base = {**shipped("quick").base, "event_window": 1}
+    config = SweepConfig(base=base, arms=shipped("quick").arms, seeds=3)
+    judged = judge(
+        tmp_path / "run", config, lambda job: history(job.config, 30 if job.arm == "sphere_routed" else 20, memorised=0)
+    )
+    assert judged["routing"]["verdict"] == "inconclusive"
+    assert judged["routing"]["measured"] == pytest.approx(1.5)
+
+
+# ------------------------------------------------------------------------------------------- from memorising to grokking
+def with_trace_at(rows, epoch, value):
+    return [{**row, **({"weight_hessian_trace": value} if row["epoch"] == epoch else {})} for row in rows]
+
+
+def test_a_trace_that_falls_below_zero_counts_as_falling(tmp_path):
+    def falls(job, lowest):
+        rows = history(job.config, 150, ratios=2.0)
+        return with_trace_at(rows, 150, -5.0) if job.config.seed < lowest else rows
+
+    four = judge(tmp_path / "four", shipped("quick"), lambda job: falls(job, 4))["curvature"]
+    assert (four["verdict"], four["n"]) == ("inconclusive", 6)
+    assert four["interval95"][0] < 0 < 1 < four["interval95"][1]
+    assert "4 of 6 runs have a value of 0 or less" in four["why"]
+    all_ = judge(tmp_path / "all", shipped("quick"), lambda job: falls(job, 6))["curvature"]
+    assert (all_["verdict"], all_["n"]) == ("supported", 6)
+
+    def rises(job):  # from below zero
+        return with_trace_at(history(job.config, 150, ratios=0.5), 80, -1.0)
+
+    assert judge(tmp_path / "rises", shipped("quick"), rises)["curvature"]["verdict"] == "refuted"
+
+
+def test_runs_that_reach_it_before_they_memorise_are_left_out_and_counted(tmp_path):
+    reversed_ = judge(
+        tmp_path / "all", shipped("quick"), lambda job: history(job.config, 100, memorised=190, ratios=0.5)
+    )
+    for name in ("curvature", "restricted_loss", "excluded_loss"):
+        assert (reversed_[name]["verdict"], reversed_[name]["measured"]) == ("not run", None)
+        assert "Left out of 6 runs that reached 0.99: 6 did not memorise before." in reversed_[name]["why"]
+
+    def some(job):
+        return history(job.config, 150, memorised=(80, 150, 190)[max(0, job.config.seed - 3)], ratios=0.5)
+
+    claim = judge(tmp_path / "some", shipped("quick"), some)["curvature"]
+    assert (claim["verdict"], claim["n"]) == ("supported", 4)
+    assert "2 did not memorise before." in claim["why"]
+
+
+# --------------------------------------------------------------------------------------------------------- routing
+def test_routing_is_not_judged_where_gates_were_not_measured(tmp_path):
+    def rows_of(job):
+        rows = history(job.config, 300 if job.arm == "sphere_routed" else 140)
+        if job.arm == "sphere_routed" and job.config.seed > 0:
+            for name in ("routing_entropy", "routing_max_use"):
+                del rows[-1][name]
+        return rows
+
+    claim = judge(tmp_path / "run", shipped("quick"), rows_of)["routing"]
+    assert (claim["verdict"], claim["measured"]) == ("not run", None)
+    assert "those of 5 of 6 were not measured" in claim["why"]
+
+
+@pytest.mark.parametrize("name", ["quick", "full"])
+def test_fourfold_can_be_supported_with_dense_runs_of_300_epochs(name, tmp_path):
+    judged = judge(tmp_path / "run", shipped(name), arms_of_quick(dense=(280, 290, 300), routed=None))
+    assert judged["routing_fourfold"]["verdict"] == "supported"
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(1.6, "refuted"), (0.67, "supported")])
+def test_muon_may_be_slower_or_faster_than_adamw_at_its_published_times(factor, verdict, tmp_path):
+    def rows_of(job):
+        times = {"none": (4700, 8400, 14000)[job.config.seed % 3]}
+        times["muon"] = int(factor * times["none"])
+        return history(job.config, times.get(job.config.recipe, 200))
+
+    claim = judge(tmp_path / "run", shipped("recipes"), rows_of)["muon"]
+    assert (claim["verdict"], claim["n"], claim["bound"]) == (verdict, 6, None)
+
+
+# ------------------------------------------------------------------------------------------------ what is taken together
+def test_runs_that_differ_in_more_than_the_seed_are_not_taken_together():
+    quick = shipped("quick")
+    dense = SweepConfig(base=quick.base, seeds=6)
+    assert {claim.id for claim in claims("sweep", dense)} >= {"generalises", "curvature"}
+    for grid in ({"lr": [1e-3, 7e-3]}, {"weight_decay": [0.5, 1.0]}, {"p": [59, 113]}):
+        assert claims("sweep", SweepConfig(base=quick.base, grid=grid, seeds=6)) == []
+    two_strengths = {**quick.arms, "weaker": {**quick.arms["sphere_routed"], "lambda_routing": 0.3}}
+    asked = {claim.id for claim in claims("sweep", SweepConfig(base=quick.base, arms=two_strengths, seeds=6))}
+    assert "generalises" in asked and not {"routing", "routing_fourfold"} & asked
+
+
+# ------------------------------------------------------------------------------------------ constants behind the columns
+CONSTANTS = {
+    "STABLE": {"stability"}, "LEAST_EVALUATIONS": {"stability"}, "MAX_USE": {"routing", "routing_fourfold"},
+    "ENTROPY_SHARE": {"routing", "routing_fourfold"},
+    "LEAST_UNITS": {"routing", "weight_decay", "curvature", "keys_kept", "keys_removed", "plateau", "delay", "muon"},
+    "GROKKED": {claim.id for claim in CLAIMS} - {"plateau"},
+    "MEMORISED": {"plateau", "delay", "curvature", "excluded_loss"},
+}  # fmt: skip
+"""Constants, and claims whose figures they make."""
+
+
+def edited_claims(constant, monkeypatch):
+    """The module as it would be with another value of the constant."""
+    source = Path(claims_module.__file__).read_text()
+    if hasattr(events, constant):
+        monkeypatch.setattr(events, constant, 0.5)
+    elif constant in ("ENTROPY_SHARE", "MAX_USE"):
+        source = source.replace("ENTROPY_SHARE, MAX_USE = 0.5, 0.9", "ENTROPY_SHARE, MAX_USE = 0.4, 0.8")
+    else:
+        source, count = re.subn(rf"^{constant} = .*$", f"{constant} = 5", source, flags=re.M)
+        assert count == 1
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader("edited_claims", loader=None))
+    exec(compile(source, "edited_claims", "exec"), module.__dict__)
+    return {claim.id: claim for claim in module.CLAIMS}
+
+
+@pytest.mark.parametrize("constant", CONSTANTS)
+def test_a_constant_that_was_edited_after_the_run_is_another_measure(constant, monkeypatch):
+    now = edited_claims(constant, monkeypatch)
+    changed = {
+        claim.id
+        for claim in CLAIMS
+        for a, b in [(as_stored(claim), as_stored(now[claim.id]))]
+        if (a["measure"], a["when"]) != (b["measure"], b["when"])
+    }
+    assert CONSTANTS[constant] <= changed
+
+
+def test_after_such_an_edit_the_claim_is_not_run(tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    before = judge(folder, shipped("quick"), lambda job: history(job.config, 150, holds=False))["stability"]
+    assert before["verdict"] == "refuted"
+    record, now = read_record(STUDY, folder), edited_claims("STABLE", monkeypatch)
+    (after,) = (c for c in judge_all([now["stability"]], record.table, record.registered) if c["id"] == "stability")
+    assert (after["verdict"], after["measured"], after["registered"]) == ("not run", None, True)
+    assert "STABLE 0.99" in after["why"]
+
+
+# ------------------------------------------------------------------------------------------------------- sentences
+def sentence_on(folder, **outcome):
+    config = TrainerConfig(model_type="transformer", weight_decay=1.0, epochs=1000, eval_every=10)
+    fabricate(STUDY, "train", config, folder, lambda job: Outcome(history(config, **outcome)))
+    return load(STUDY.report)(read_record(STUDY, folder)).answer
+
+
+def test_the_sentence_on_a_run_tells_the_order_of_its_events(tmp_path):
+    late = sentence_on(tmp_path / "late", time=100, memorised=190)
+    assert late.startswith(
+        "This run generalised before it had memorised, which took 90 epochs more: 0.99 test accuracy held"
+    )
+    slow = sentence_on(tmp_path / "slow", time=590, memorised=80, at_memorised=0.2)
+    assert slow.startswith("This run generalised without a plateau: ") and "fast" not in slow
+    assert "when it memorised, 510 epochs before" in slow
+    assert "-" not in late + slow
+    assert sentence_on(tmp_path / "grokked", time=590, memorised=80).startswith("This run grokked: ")
+    once = sentence_on(tmp_path / "once", time=100, memorised=100)
+    assert "when it memorised, at the same evaluation" in once

@@ -74,25 +74,26 @@ def grokking(after=3, **last):
     return rows
 
 
-def test_each_ratio_is_of_its_own_metric_at_grokking_over_memorisation(tmp_path):
+def test_each_metric_is_read_at_memorisation_and_at_grokking(tmp_path):
     found = columns(folder_of(tmp_path / "run", grokking()), TRANSFORMER)
-    ratios = ("curvature_ratio", "curvature_scale_free_ratio", "curvature_per_loss_ratio", "restricted_ratio", "excluded_ratio")  # fmt: skip
-    assert [found[name] for name in ratios] == pytest.approx([1 / 2, 1 / 3, 1 / 4, 1 / 5, 1 / 6])
+    assert [found[f"{name}_memorised"] for name in MEASURED_AT_EVENTS[:5]] == [1, 1, 1, 1, 1]
+    assert [found[f"{name}_grokked"] for name in MEASURED_AT_EVENTS[:5]] == [1 / 2, 1 / 3, 1 / 4, 1 / 5, 1 / 6]
+    assert found["memorises_first"]
 
 
 @pytest.mark.parametrize("broken", [0.0, -1.0, None])
-def test_a_value_that_is_missing_or_not_positive_gives_no_ratio(broken, tmp_path):
-    for epoch in (20, 40):
+def test_a_value_that_is_missing_or_not_positive_is_read_as_it_is(broken, tmp_path):
+    for epoch, event in ((20, "memorised"), (40, "grokked")):
         rows = grokking()
         (row,) = [row for row in rows if row["epoch"] == epoch]
         row["weight_hessian_trace"] = broken
         found = columns(folder_of(tmp_path / "run", rows), TRANSFORMER)
-        assert "curvature_ratio" not in found
-        assert found["restricted_ratio"] == pytest.approx(1 / 5)
+        assert found.get(f"weight_hessian_trace_{event}") == broken
+        assert found["restricted_loss_grokked"] == 1 / 5
     at_once = [row | {"train_acc": row["test_acc"]} for row in grokking()]
     found = columns(folder_of(tmp_path / "run", at_once), TRANSFORMER)
     assert (found["memorised"], found["grokked_99"], found["delay_ratio"]) == (40, 40, 1)
-    assert "restricted_ratio" not in found
+    assert not found["memorises_first"]
 
 
 def test_the_columns_of_a_run_that_groks(tmp_path):
@@ -115,7 +116,7 @@ def test_the_columns_of_a_run_that_does_not(tmp_path):
     assert (found["time"], found["grokked"], found["censored"], found["has_memorised"]) == (80, False, True, True)
     assert found["delay_ratio"] == 4  # at least: it is censored
     assert found["decay"] == "runs without weight decay"
-    assert not {"kind", "published", "accuracy_of_keys", "accuracy_without_keys", "stable", "curvature_ratio"} & found.keys()  # fmt: skip
+    assert not {"kind", "published", "accuracy_of_keys", "accuracy_without_keys", "stable", "weight_hessian_trace_grokked"} & found.keys()  # fmt: skip
     never = columns(folder_of(tmp_path / "run", [row | {"train_acc": 0.5} for row in rows]), TRANSFORMER)
     assert (never["has_memorised"], "delay_ratio" in never) == (False, False)
 
@@ -181,13 +182,15 @@ def test_gates_are_selective_when_those_of_every_run_are():
     assert "the largest are 0.60 and 0.80" in unmet((0.6, 0.3), (0.1, 0.8))
     assert "the largest are 0.20 and 0.95" in unmet((0.2, 0.3), (0.1, 0.95))
     assert unmet((0.5, 0.3)) and unmet((0.2, 0.9))
+    assert "those of 1 of 2 were not measured" in unmet((0.4, 0.8), (None, 0.3))
 
 
 def test_each_claim_reads_its_own_column():
     """What a claim says it measures, with the column's value for each."""
+    at_grokking = dict(zip(MEASURED_AT_EVENTS, (2.0, 3.0, 5.0, 7.0, 11.0), strict=False))
     values = {
-        "curvature_ratio": 2.0, "curvature_scale_free_ratio": 3.0, "curvature_per_loss_ratio": 5.0, "restricted_ratio": 7.0,
-        "excluded_ratio": 11.0, "delay_ratio": 13.0, "new_at_memorised": 0.17, "accuracy_without_keys": 0.19,
+        **{f"{name}_memorised": 1.0 for name in at_grokking}, **{f"{name}_grokked": x for name, x in at_grokking.items()},
+        "memorises_first": True, "delay_ratio": 13.0, "new_at_memorised": 0.17, "accuracy_without_keys": 0.19,
         "accuracy_of_keys": 0.23,
     }  # fmt: skip
     runs = [values | {"run": f"r{s}", "seed": s, "kind": DENSE, "published": ADAMW, "censored": False, "grokked": s > 0, "stable": s > 1} for s in range(4)]  # fmt: skip
@@ -467,9 +470,9 @@ def test_the_sentence_on_one_run():
         "test accuracy was 0.25 when it memorised, 40 epochs before, and 0.06 on pairs whose mirror image was new too."
     )
     assert said() == f"This run grokked: {held}; {then}"
-    fast = said(new_at_memorised=0.5)
-    assert fast.startswith(f"This run generalised fast, without a plateau: {held}") and "0.50 on pairs" in fast
-    assert said(new_at_memorised=0.1).startswith("This run generalised fast")  # the plateau is below 0.1
+    without = said(new_at_memorised=0.5)
+    assert without.startswith(f"This run generalised without a plateau: {held}") and "0.50 on pairs" in without
+    assert said(new_at_memorised=0.1).startswith("This run generalised without a plateau")  # it is below 0.1
     assert said(memorised=None) == f"This run generalised without having memorised first: {held}."
     never = {"grokked_99": None, "held_99": None}
     assert said(**never) == "This run memorised and had not generalised when it ended at epoch 900: censored there."
@@ -541,7 +544,7 @@ def test_every_cell_of_the_table_of_arms(tmp_path, monkeypatch):
     }  # fmt: skip
     assert made.answer == "2 of 5 runs came to generalise."
     assert made.notes[0] == (
-        "2 of 5 runs reached 0.99 test accuracy: 2 after a plateau (they grokked), 0 without one (they generalised fast). "
+        "2 of 5 runs reached 0.99 test accuracy: 2 after a plateau (they grokked), 0 without one. "
         "Of the 2 that went on long enough to tell, 1 stayed there."
     )
     curves, censored, ends = drawn["survival"]

@@ -245,7 +245,7 @@ def test_the_expected_results_are_not_run_before_1000_updates_and_the_number_is_
     }  # fmt: skip
     change = 100 * math.expm1(-0.25)
     why = found["geometry_perplexity"]["why"]
-    assert why.startswith(f"Not run at 1,000 updates; after 48 updates: {change:+.3g} % [")
+    assert why.startswith(f"Not run at 1,000 updates; after 48 updates: {change:.1f} [")
     assert found["geometry_perplexity"]["measured"] is None
     assert found["gram_kappa"]["verdict"] == "supported"  # this study's own
     at_last = judged([{**row, "updates": 1000} for row in planted()])

@@ -2,10 +2,13 @@
 
 Rows are chosen by the value of a column, `arm` unless `of` names another, and averaged within a seed first: the seed is
 the independent unit. Every measure needs two of them.
+
+`table.attrs["missing"]` lists the runs that are not done, as studycore.record gives them. Those that belong to the arms of
+the rows that a measure takes are named, and a share counts those that failed as not passed.
 """
 
 import math
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from studycore.claims import Condition, Measure, NotRun
@@ -14,28 +17,49 @@ from studycore.statistics import Interval, fisher_interval, mean_interval, ratio
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
+NAMED = 10
+"""Failed runs that a sentence gives by name."""
+
 
 def mean(metric: str, arm: Hashable = None, of: str = "arm") -> Measure:
     """Mean over seeds with Student's t interval."""
 
     def compute(table: "DataFrame") -> tuple[Interval, str]:
-        means = by_seed(table, metric, arm, of)
+        means, lost = by_seed(table, metric, arm, of), lost_runs(table, rows(table, metric, arm, of))
         if infinite := sum(map(math.isinf, means)):
             raise NotRun(f"{metric} is infinite for {infinite} of {len(means)} seeds{_of(arm)}, which have no mean.")
-        return mean_interval(list(means)), f"Mean over seeds{_of(arm)}, Student's t."
+        return mean_interval(list(means)), f"Mean over seeds{_of(arm)}, Student's t.{lost}"
 
     return Measure(f"mean({metric}{_args(arm, of)})", compute)
 
 
 def share(metric: str, arm: Hashable = None, of: str = "arm", by: str = "run") -> Measure:
-    """Share of the runs (or of another unit, `by`) for which a true-or-false metric is true throughout; exact interval."""
+    """Share of the runs (or of another unit, `by`) for which a true-or-false metric is true throughout; exact interval.
+
+    A run of the same arms that failed has not passed. The interval reaches as far as if it had, and runs that are not
+    finished could come out either way.
+    """
 
     def compute(table: "DataFrame") -> tuple[Interval, str]:
         chosen = rows(table, metric, arm, of)
         passed = chosen.groupby(by)[metric].all()
-        return share_interval(
-            int(passed.sum()), len(passed)
-        ), f"{int(passed.sum())} of {len(passed)}; exact binomial interval."
+        failed, unfinished = (_missing(table, chosen, failed) for failed in (True, False))
+        fail = set(passed.index[~passed.astype(bool)])
+        lost = {run[by] for run in failed if by in run} - fail
+        still_open = {run[by] for run in unfinished if by in run} - fail - lost
+        passing = set(passed.index) - fail - lost - still_open
+        k, n = len(passing), len(passing) + len(fail) + len(lost)
+        if not n:
+            raise NotRun(f"All runs of a {by} must finish first{_of(arm)}.")
+        # What the others would have shown is not known: the interval holds every answer.
+        total = n + len(still_open)
+        low, high = share_interval(k, total).low, share_interval(k + len(lost) + len(still_open), total).high
+        how = f"{k} of {n}; exact binomial interval."
+        if failed:
+            how += f" Failed, which counts as not passed: {_names(failed)}."
+        if unfinished:
+            how += f" Not finished, which counts either way: {_names(unfinished)}."
+        return Interval(k / n, low, high, n), how
 
     return Measure(f"share({metric}{_args(arm, of)}, by {by})", compute)
 
@@ -45,14 +69,16 @@ def geometric_mean(metric: str, arm: Hashable = None, of: str = "arm", censored:
     value is only a lower bound."""
 
     def compute(table: "DataFrame") -> tuple[Interval, str]:
-        chosen = rows(table, metric, arm, of)
-        chosen = chosen[chosen[metric] > 0]
+        found = rows(table, metric, arm, of)
+        chosen, lost = found[found[metric] > 0], lost_runs(table, found)
+        if len(found) > len(chosen):
+            lost += f" Left out: {len(found) - len(chosen)} of {len(found)} runs without a positive {metric}."
         enough(len(chosen), f"runs{_of(arm)} with a positive {metric}")
         count = int(chosen[censored].sum()) if censored else 0
         interval = ratio_interval([(float(value), 1.0) for value in chosen[metric]], at_least=count > 0)
         return (
             interval,
-            f"Geometric mean over runs{_of(arm)}, Student's t on logarithms.{_censored(count, len(chosen))}",
+            f"Geometric mean over runs{_of(arm)}, Student's t on logarithms.{_censored(count, len(chosen))}{lost}",
         )
 
     return Measure(
@@ -66,20 +92,23 @@ def paired_difference(metric: str, treated: Hashable, control: Hashable, of: str
     def compute(table: "DataFrame") -> tuple[Interval, str]:
         both = pairs(table, metric, treated, control, of, by)
         interval = mean_interval(list(both["treated"] - both["control"]))
-        return interval, f"{treated} minus {control}, paired by {by}, Student's t."
+        lost = lost_runs(table, table[table[of].isin([treated, control])])
+        return interval, f"{treated} minus {control}, paired by {by}, Student's t.{lost}"
 
     return Measure(f"paired_difference({metric}, {treated!r} - {control!r}{_by(of, by)})", compute)
 
 
 def paired_ratio(
     metric: str, treated: Hashable, control: Hashable, of: str = "arm", by: str = "seed", percent: bool = False,
-    censored: str = "", alike: str = "",
+    censored: str = "", alike: str = "", grid: str = "",
 ) -> Measure:  # fmt: skip
     """Treated over control, paired: geometric mean with Student's t interval on logarithms; `percent`: as a change.
 
     `censored` names the column that is true where the metric, a time, was not reached and is the run's length: a
     censored treated run makes the ratio a lower bound, a censored control an upper bound. `alike` says in words what the
-    runs of a pair have in common, where the name of the column `by` does not.
+    runs of a pair have in common, where the name of the column `by` does not. `grid` names the column with the step at
+    which the metric, a time, was looked for: it is known to a step, whose standard deviation, step / sqrt(12), is the
+    smallest that a time is taken to have, so that ties do not pass for certainty.
     """
 
     def compute(table: "DataFrame") -> tuple[Interval, str]:
@@ -91,7 +120,12 @@ def paired_ratio(
             ends = pairs(table, censored, treated, control, of, by, alike).loc[positive.index]
             counts = [int((ends[side] > 0).sum()) for side in ("treated", "control")]
         values = list(zip(positive["treated"], positive["control"], strict=True))
-        interval = ratio_interval(values, at_least=counts[0] > 0, at_most=counts[1] > 0)
+        least_sd = 0.0
+        if grid:
+            steps = pairs(table, grid, treated, control, of, by, alike).loc[positive.index]
+            relative = (steps["treated"] / positive["treated"]) ** 2 + (steps["control"] / positive["control"]) ** 2
+            least_sd = math.sqrt(float(relative.mean()) / 12)
+        interval = ratio_interval(values, at_least=counts[0] > 0, at_most=counts[1] > 0, least_sd=least_sd)
         left_out = (
             f" {len(both) - len(positive)} pairs without a positive value are left out."
             if len(both) > len(positive)
@@ -101,9 +135,11 @@ def paired_ratio(
         how += _censored(counts[0], len(positive), f" of {treated}") + _censored(
             counts[1], len(positive), f" of {control}"
         )
+        how += lost_runs(table, table[table[of].isin([treated, control])])
         return interval.as_percent() if percent else interval, how
 
     more = f"{', percent' if percent else ''}{f', censored by {censored}' if censored else ''}"
+    more += f", on a grid of {grid}" if grid else ""
     return Measure(f"paired_ratio({metric}, {treated!r} / {control!r}{_by(of, by)}{more})", compute)
 
 
@@ -153,6 +189,28 @@ def rows(table: "DataFrame", metric: str, arm: Hashable = None, of: str = "arm")
     if chosen.empty:
         raise NotRun(f"The value of {metric} exists for no finished run{_of(arm)}.")
     return chosen
+
+
+def _missing(table: "DataFrame", chosen: "DataFrame", failed: bool) -> list[Mapping[str, Any]]:
+    """The runs of the arms of the chosen rows that failed, or that are not finished yet."""
+    missing = table.attrs.get("missing", [])
+    if not missing:
+        return []
+    arms = set(chosen["arm"])
+    if (chosen["arm"] == chosen["run"]).any():  # runs without a named arm are of one
+        arms.add("")
+    return [run for run in missing if run["arm"] in arms and run["failed"] == failed]
+
+
+def lost_runs(table: "DataFrame", chosen: "DataFrame") -> str:
+    """ "" or a sentence that names the runs which failed in the arms of the chosen rows."""
+    failed = _missing(table, chosen, True)
+    return f" Failed and left out: {_names(failed)}." if failed else ""
+
+
+def _names(runs: Sequence[Mapping[str, Any]]) -> str:
+    more = f" and {len(runs) - NAMED} more" if len(runs) > NAMED else ""
+    return ", ".join(str(run["run"]) for run in runs[:NAMED]) + more
 
 
 def _has_columns(table: "DataFrame", metric: str, *others: str) -> None:

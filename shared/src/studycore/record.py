@@ -29,7 +29,11 @@ class Record:
     metrics: dict[str, Any]
     """Of results.json; empty while the run is unfinished."""
     table: "pd.DataFrame"
-    """One row per finished run: run, arm, seed, folder, labels of its job, and the study's columns."""
+    """One row per finished run: run, arm, seed, folder, labels of its job, and the study's columns.
+
+    Its attrs["missing"] lists the other runs, for measures: run, arm ("" where it has none), labels, seed where it is known,
+    and whether it failed.
+    """
     missing: Mapping[str, str]
     """Of many runs: those that are not done, with the reason."""
     registered: list[dict[str, Any]]
@@ -90,7 +94,7 @@ def read_record(study: Study, folder: Path, just_ended: bool = False) -> Record:
         entries = manifest.get("jobs") or job_entries(load(study.verbs[verb].plan)(config))  # type: ignore[union-attr]
     else:
         entries = {folder.name: {"folder": ".", "arm": folder.name, "labels": {}}}
-    rows, missing, configs = [], {}, []
+    rows, missing, configs, others = [], {}, [], []
     failed = manifest.get("failed", {})
     for name, entry in entries.items():
         place = folder / entry["folder"]
@@ -102,9 +106,13 @@ def read_record(study: Study, folder: Path, just_ended: bool = False) -> Record:
         else:
             state = read_manifest(place)["state"] if (place / "manifest.json").exists() else "not begun"
             missing[name] = failed.get(name, state)
-    results = folder / "results.json"
+            of_seed = {"seed": entry["seed"]} if "seed" in entry else {}
+            lost = {"run": name, "arm": entry["arm"] or "", "failed": name in failed or state == "failed"}
+            others.append({**entry["labels"], **of_seed, **lost})
+    results, table = folder / "results.json", _table(rows)
+    table.attrs["missing"] = others
     return Record(
-        folder, verb, config, manifest, read_json(results)["metrics"] if results.exists() else {}, _table(rows), missing,
+        folder, verb, config, manifest, read_json(results)["metrics"] if results.exists() else {}, table, missing,
         registered_claims(folder, manifest), configs[0] if configs else None,
     )  # fmt: skip
 
@@ -126,7 +134,7 @@ def job_entries(jobs: Any, places: Mapping[str, str] | None = None) -> dict[str,
     return {
         job.name: {
             "folder": (places or {}).get(job.name, job.name), "arm": job.arm, "labels": dict(job.labels),
-            "needs": list(job.needs),
+            "needs": list(job.needs), "seed": getattr(job.config, "seed", 0),
         }
         for job in jobs
     }  # fmt: skip

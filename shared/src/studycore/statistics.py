@@ -82,21 +82,44 @@ def joined_interval(
     return Interval(estimate, estimate - half, estimate + half, seeds)
 
 
-def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
-    """Mean with Student's t interval: for few, roughly normal values, where the bootstrap is too narrow."""
+def mean_interval(values: Sequence[float], confidence: float = 0.95, least_sd: float = 0.0) -> Interval:
+    """Mean with Student's t interval: for few, roughly normal values, where the bootstrap is too narrow.
+
+    `least_sd` is the standard deviation that a value has at the least, such as that of rounding.
+    """
     from scipy import stats
 
     x = np.asarray(values, dtype=np.float64)
     if len(x) < 2:
         raise ValueError(f"values: {len(x)} unit has no interval; give at least 2")
-    half = float(stats.t.ppf((1 + confidence) / 2, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x)))
+    half = float(stats.t.ppf((1 + confidence) / 2, len(x) - 1) * max(x.std(ddof=1), least_sd) / np.sqrt(len(x)))
     return Interval(float(x.mean()), float(x.mean()) - half, float(x.mean()) + half, len(x))
 
 
-def ratio_interval(pairs: Sequence[tuple[float, float]], at_least: bool = False, at_most: bool = False) -> Interval:
-    """Geometric mean of x / y over pairs of positive numbers, with Student's t interval on the logarithms."""
-    logs = mean_interval([math.log(x / y) for x, y in pairs])
+def ratio_interval(
+    pairs: Sequence[tuple[float, float]], at_least: bool = False, at_most: bool = False, least_sd: float = 0.0
+) -> Interval:
+    """Geometric mean of x / y over pairs of positive numbers, with Student's t interval on the logarithms.
+
+    `least_sd` is the standard deviation that a logarithm has at the least.
+    """
+    logs = mean_interval([math.log(x / y) for x, y in pairs], least_sd=least_sd)
     return Interval(math.exp(logs.estimate), math.exp(logs.low), math.exp(logs.high), logs.n, at_least, at_most)
+
+
+def median_interval(values: Sequence[float], least: float, most: float) -> Interval:
+    """Median with the interval of order statistics that inverts the sign test (Conover 1999, section 3.2).
+
+    Fewer than 6 values have no such interval of 95 %: then it is all that a value can be, from `least` to `most`.
+    """
+    from scipy import stats
+
+    x, n = sorted(values), len(values)
+    k = int(stats.binom.ppf(0.025, n, 0.5))  # the k smallest values lie below the interval
+    if stats.binom.cdf(k, n, 0.5) > 0.025:
+        k -= 1
+    low, high = (least, most) if k < 0 else (x[k], x[n - 1 - k])
+    return Interval(float(np.median(x)), float(low), float(high), n)
 
 
 def fisher_interval(correlations: Sequence[float]) -> Interval:

@@ -1,7 +1,8 @@
 """The study's claims, as data, and what they read of a finished run.
 
 Each compares runs that differ in one thing, seed by seed. A time to grok that was not reached counts as the run's
-length and makes a ratio of times a bound. A sweep is judged by the claims that its runs can decide, and no others.
+length and makes a ratio of times a bound. A sweep is judged by the claims that its runs can decide, and no others; one
+run alone decides none.
 """
 
 import math
@@ -9,13 +10,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from least_action.config import SweepConfig, TrainerConfig
-from least_action.events import PLATEAU, Events, find_events
+from least_action.config import TrainerConfig
+from least_action.events import GROKKED, MEMORISED, PLATEAU, Events, find_events
 from least_action.plan import plan
-from studycore.claims import Claim, Condition, NotRun
+from studycore.claims import Claim, Condition, Measure, NotRun
 from studycore.configuration import config_hash, to_dict
-from studycore.measures import geometric_mean, mean, paired_ratio, rows as rows_of, share
+from studycore.measures import geometric_mean, lost_runs, mean, paired_ratio, rows as rows_of, share
 from studycore.metrics_log import read_evaluations
+from studycore.statistics import Interval, median_interval, ratio_interval
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -34,15 +36,19 @@ ENTROPY_SHARE, MAX_USE = 0.5, 0.9
 """Gates are selective when their mean entropy is below this share of log heads and no head has more than this use."""
 KEPT, REMOVED = 0.95, 0.05
 """Accuracy of the key frequencies alone, and without them: chance is below 0.01 at p = 113."""
+LEAST_UNITS = 3
+"""Seeds or pairs below which a mean or a ratio is not judged: two times on a grid of evaluations are often tied."""
 
 
 def _selective_gates() -> Condition:
     def unmet(table: "DataFrame") -> str:
-        try:
-            routed = rows_of(table, "gate_entropy_share", "routed runs", "routing")
-        except NotRun:
+        routed = table[table["routing"] == "routed runs"] if "routing" in table else table[:0]
+        if routed.empty:
             return "No routed run with a regulariser of its gates has finished."
-        entropy, use = float(routed["gate_entropy_share"].max()), float(routed["gate_max_use"].max())
+        gates = routed.reindex(columns=["gate_entropy_share", "gate_max_use"]).astype(float)
+        if unknown := int(gates.isna().any(axis=1).sum()):
+            return f"Needs the gates of every routed run; those of {unknown} of {len(routed)} were not measured at the end."
+        entropy, use = float(gates["gate_entropy_share"].max()), float(gates["gate_max_use"].max())
         if entropy < ENTROPY_SHARE and use < MAX_USE:
             return ""
         return (
@@ -50,7 +56,7 @@ def _selective_gates() -> Condition:
             f"more than {MAX_USE:g} of the use; the largest are {entropy:.2f} and {use:.2f}, so that nothing is routed."
         )
 
-    return Condition(f"gates are selective(entropy {ENTROPY_SHARE:g}, use {MAX_USE:g})", unmet)
+    return Condition(f"gates are selective(entropy {ENTROPY_SHARE:g}, use {MAX_USE:g}, every routed run)", unmet)
 
 
 def _stability_is_measured() -> Condition:
@@ -64,51 +70,101 @@ def _stability_is_measured() -> Condition:
     return Condition(f"{LEAST_EVALUATIONS} evaluations follow grokking", unmet)
 
 
-WITHOUT_OVER_WITH = paired_ratio(
-    "time", "runs without weight decay", "runs with it", of="decay", by="matched_but_for_decay", censored="censored",
-    alike="that differ in nothing else",
-)  # fmt: skip
-ROUTED_OVER_DENSE = paired_ratio(
-    "time", "routed runs", "dense runs", of="routing", by="matched_but_for_routing", censored="censored",
-    alike="that differ in nothing else",
-)  # fmt: skip
+def _time_ratio(treated: str, control: str, of: str, by: str = "seed", alike: str = "") -> Measure:
+    """Time to 0.99, treated over control, in pairs."""
+    measure = paired_ratio("time", treated, control, of=of, by=by, censored="censored", alike=alike, grid="eval_every")
+    return measure.given(GROKKED=GROKKED).from_units(LEAST_UNITS)
+
+
+WITHOUT_OVER_WITH = _time_ratio(
+    "runs without weight decay", "runs with it", "decay", "matched_but_for_decay", "that differ in nothing else"
+)
+ROUTED_OVER_DENSE = _time_ratio(
+    "routed runs", "dense runs", "routing", "matched_but_for_routing", "that differ in nothing else"
+)
 SELECTIVE = _selective_gates()
 
 
-def _event_ratio(id_: str, statement: str, source: str, metric: str, unit: str, rises: bool = False) -> Claim:
+def _from_memorising_to_grokking(column: str) -> Measure:
+    """A metric at the evaluation at which a run grokked over the same at which it had memorised before.
+
+    Runs that did not memorise first, or without both values, are counted and left out. Where a value is not positive there
+    is no ratio: then it is the median, over runs, of one plus the difference over the larger magnitude, which is the
+    ratio where a positive value falls and lies below 1 whenever it falls; so that the signs of the changes decide.
+    """
+
+    def compute(table: "DataFrame") -> tuple[Interval, str]:
+        own = rows_of(table, "grokked", DENSE, "kind")
+        reached = own[own["grokked"].astype(bool)]
+        ordered = reached[reached["memorises_first"].astype(bool)]
+        wanted = [f"{column}_memorised", f"{column}_grokked"]
+        values = ordered.reindex(columns=wanted).astype(float).dropna()
+        reasons = {"did not memorise before": len(reached) - len(ordered), "lack a value": len(ordered) - len(values)}
+        left_out = ", ".join(f"{count} {reason}" for reason, count in reasons.items() if count)
+        left_out = f" Left out of {len(reached)} runs that reached {GROKKED:g}: {left_out}." if left_out else ""
+        left_out += lost_runs(table, own)
+        if len(values) < LEAST_UNITS:
+            raise NotRun(
+                f"Needs {LEAST_UNITS} or more runs that memorise before they reach {GROKKED:g}, with {column} at both; "
+                f"there are {len(values)}.{left_out}"
+            )
+        pairs = [(float(after), float(before)) for before, after in values.to_numpy()]
+        if all(min(pair) > 0 for pair in pairs):
+            how = f"Geometric mean over runs of {DENSE}, Student's t on logarithms."
+            return ratio_interval(pairs), how + left_out
+        signless = sum(min(pair) <= 0 for pair in pairs)
+        how = f"{signless} of {len(pairs)} runs have a value of 0 or less and no ratio: median of 1 + difference over the larger magnitude, interval of the sign test."
+        return median_interval([_relative_change(*pair) for pair in pairs], -1.0, 3.0), how + left_out
+
+    return Measure(f"from_memorising_to_grokking({column}, kind = {DENSE!r})", compute).given(
+        MEMORISED=MEMORISED, GROKKED=GROKKED, least=LEAST_UNITS
+    )
+
+
+def _relative_change(after: float, before: float) -> float:
+    """1 + (after - before) over the larger magnitude: from -1 to 3, below 1 when it falls."""
+    size = max(abs(after), abs(before))
+    return 1.0 if size == 0 else 1 + (after - before) / size
+
+
+def _event_ratio(id_: str, statement: str, source: str, column: str, unit: str, rises: bool = False) -> Claim:
     """A metric at the evaluation at which the run grokked over the same at which it memorised."""
     threshold: dict[str, Any] = {"above": 1.0} if rises else {"below": 1.0}
     return Claim(
         id_, statement, source, "rises" if rises else "falls", f"times, {unit} at grokking over memorisation",
-        geometric_mean(metric, DENSE, of="kind"), **threshold,
+        _from_memorising_to_grokking(column), **threshold,
     )  # fmt: skip
 
 
 def _operation(name: str, noun: str) -> Claim:
     return Claim(
         f"generalises_{name}", f"Runs on {noun} reach 0.99 test accuracy", OWN, "9 of 10 runs", "share of runs",
-        share("grokked", name, of="operation"), above=HALF, decided_by="sweep --config operations",
+        share("grokked", name, of="operation").given(GROKKED=GROKKED), above=HALF,
+        decided_by="sweep --config operations",
     )  # fmt: skip
 
 
 CLAIMS = (
     Claim(
         "generalises", "Runs with weight decay reach 0.99 test accuracy", POWER, "every run", "share of runs",
-        share("grokked", DENSE, of="kind"), above=HALF,
+        share("grokked", DENSE, of="kind").given(GROKKED=GROKKED), above=HALF,
     ),
     Claim(
         "plateau",
         f"When training accuracy reaches 0.99, accuracy on held-out pairs whose mirror image is new too is below {PLATEAU:g}",
-        POWER, "near chance", "accuracy at memorisation", mean("new_at_memorised", DENSE, of="kind"), below=PLATEAU,
+        POWER, "near chance", "accuracy at memorisation",
+        mean("new_at_memorised", DENSE, of="kind").given(MEMORISED=MEMORISED).from_units(LEAST_UNITS), below=PLATEAU,
     ),
     Claim(
         "stability", "Once 0.99 is reached, it holds in 99 % of the evaluations that follow", OWN, "9 of 10 runs",
-        "share of runs", share("stable", DENSE, of="kind"), above=HALF, when=_stability_is_measured(),
+        "share of runs", share("stable", DENSE, of="kind").given(GROKKED=GROKKED, STABLE=STABLE), above=HALF,
+        when=_stability_is_measured(),
     ),
     Claim(
         "delay", "Test accuracy reaches 0.99 ten times later than training accuracy does", POWER,
         "10 times or more (AdamW)", "times, time to generalise over time to memorise",
-        geometric_mean("delay_ratio", ADAMW, of="published", censored="censored"), above=10.0,
+        geometric_mean("delay_ratio", ADAMW, of="published", censored="censored")
+        .given(MEMORISED=MEMORISED, GROKKED=GROKKED).from_units(LEAST_UNITS), above=10.0,
     ),
     Claim(
         "weight_decay", "Without weight decay 0.99 test accuracy takes longer", f"{ORIGINAL}; {POWER}", "critical",
@@ -124,40 +180,41 @@ CLAIMS = (
     ),
     _event_ratio(
         "curvature", "The weight Hessian's trace is lower at grokking than at memorisation", ORIGINAL,
-        "curvature_ratio", "trace",
+        "weight_hessian_trace", "trace",
     ),
     _event_ratio(
         "curvature_scale_free",
         "The weight Hessian's trace times the weights' squared norm, which rescaling the weights leaves unchanged, "
         "is lower at grokking than at memorisation",
-        f"{OWN}: the norm falls too", "curvature_scale_free_ratio", "trace times squared norm",
+        f"{OWN}: the norm falls too", "weight_hessian_scale_free", "trace times squared norm",
     ),
     _event_ratio(
         "curvature_per_loss",
         "The weight Hessian's trace per unit of training loss is lower at grokking than at memorisation",
-        f"{OWN}: the trace falls with the loss alone", "curvature_per_loss_ratio", "trace over loss",
+        f"{OWN}: the trace falls with the loss alone", "weight_hessian_per_loss", "trace over loss",
     ),
     _event_ratio(
         "restricted_loss", "The loss of the key frequencies alone is lower at grokking than at memorisation", NANDA,
-        "restricted_ratio", "restricted loss",
+        "restricted_loss", "restricted loss",
     ),
     _event_ratio(
         "excluded_loss", "The training loss without the key frequencies is higher at grokking than at memorisation",
-        NANDA, "excluded_ratio", "excluded loss", rises=True,
+        NANDA, "excluded_loss", "excluded loss", rises=True,
     ),
     Claim(
         "keys_removed", f"Without the key frequencies a generalising run's accuracy on held-out pairs is below {REMOVED:g}",
-        NANDA, "chance", "accuracy on held-out pairs", mean("accuracy_without_keys", DENSE, of="kind"), below=REMOVED,
+        NANDA, "chance", "accuracy on held-out pairs",
+        mean("accuracy_without_keys", DENSE, of="kind").given(GROKKED=GROKKED).from_units(LEAST_UNITS), below=REMOVED,
     ),
     Claim(
         "keys_kept", f"The key frequencies alone leave a generalising run's accuracy above {KEPT:g}", NANDA, "unchanged",
-        "accuracy on all pairs", mean("accuracy_of_keys", DENSE, of="kind"), above=KEPT,
+        "accuracy on all pairs",
+        mean("accuracy_of_keys", DENSE, of="kind").given(GROKKED=GROKKED).from_units(LEAST_UNITS), above=KEPT,
     ),
     Claim(
         "muon", "Muon reaches 0.99 test accuracy in fewer epochs than AdamW", TVEIT, "0.67 times (to 0.95)",
         "times, time to 0.99 Muon over AdamW",
-        paired_ratio("time", "muon", "none", of="recipe", censored="censored"), below=1.0,
-        decided_by="sweep --config recipes",
+        _time_ratio("muon", "none", "recipe"), below=1.0, decided_by="sweep --config recipes",
     ),
     _operation("add", "addition"),
     _operation("subtract", "subtraction"),
@@ -167,31 +224,40 @@ CLAIMS = (
 
 
 def claims(verb: str, config: Any) -> Sequence[Claim]:
-    """The claims that the runs of a configuration can decide, by what differs among them."""
-    runs = [job.config for job in plan(config)] if isinstance(config, SweepConfig) else [config]
+    """The claims that the runs of a configuration can decide, by what differs among them. One run decides none."""
+    if verb != "sweep":
+        return []
+    runs = [job.config for job in plan(config)]
     return [claim for claim in CLAIMS if _is_asked(claim.id, runs)]
 
 
 def _is_asked(claim: str, runs: Sequence[TrainerConfig]) -> bool:
-    operations, recipes = {run.operation for run in runs}, {run.recipe for run in runs}
+    """Whether the runs that the claim takes together are there and differ in nothing but the seed."""
     if claim.startswith("generalises_"):
-        is_one_task_each = len({run.train_frac for run in runs}) == 1  # a phase diagram is no claim
-        return is_one_task_each and len(operations) > 1 and claim.removeprefix("generalises_") in operations
+        own = [run for run in runs if run.operation == claim.removeprefix("generalises_")]
+        return len({run.operation for run in runs}) > 1 and _are_alike(own)
     if claim == "muon":
-        return {"muon", "none"} <= recipes
+        return all(_are_alike([run for run in runs if run.recipe == recipe]) for recipe in ("muon", "none"))
     dense = [run for run in runs if _is_dense_with_decay(run)]
-    # What is said of dense runs is said of one operation under one recipe.
-    if len({(run.operation, run.recipe) for run in dense}) != 1:
+    if not _are_alike(dense):
         return False
     if claim == "delay":
         return any(map(_is_published, runs))
     if claim == "weight_decay":
-        return _are_paired(dense, [run for run in runs if run.weight_decay == 0], "weight_decay")
+        without = [run for run in runs if run.weight_decay == 0]
+        return _are_paired(dense, without, "weight_decay")
     if claim.startswith("routing"):
-        return _are_paired(dense, [run for run in runs if _is_routed(run)], "model_type")
+        routed = [run for run in runs if _is_routed(run)]
+        return _are_alike(routed) and _are_paired(dense, routed, "model_type")
     if claim.startswith(("restricted", "excluded", "keys")):
         return dense[0].operation != "compose"
     return True
+
+
+def _are_alike(runs: Sequence[TrainerConfig]) -> bool:
+    """Whether there are runs, of one configuration but for the seed and for what is measured when."""
+    left_out = {*MEASURING, "seed"}
+    return len({config_hash({k: v for k, v in to_dict(run).items() if k not in left_out}) for run in runs}) == 1
 
 
 def _are_paired(some: Sequence[TrainerConfig], others: Sequence[TrainerConfig], but_for: str) -> bool:
@@ -225,6 +291,7 @@ def columns(folder: Path, config: TrainerConfig) -> dict[str, Any]:
         "grokked": grokked,
         "censored": not grokked,
         "has_memorised": events.memorised is not None,
+        "memorises_first": grokked and events.memorised is not None and events.delay is not None and events.delay > 0,
         "decay": "runs with it" if config.weight_decay > 0 else "runs without weight decay",
         "kind": DENSE if dense else None,
         "published": ADAMW if _is_published(config) else None,
@@ -233,6 +300,7 @@ def columns(folder: Path, config: TrainerConfig) -> dict[str, Any]:
         "p": config.p,
         "epochs": config.epochs,
         "train_frac": config.train_frac,
+        "eval_every": config.eval_every,
         "weight_decay": config.weight_decay,
         "routing": "routed runs"
         if _is_routed(config)
@@ -253,19 +321,14 @@ def columns(folder: Path, config: TrainerConfig) -> dict[str, Any]:
     if "routing_entropy" in last and heads > 1:
         values["gate_entropy_share"] = last["routing_entropy"] / math.log(heads)
         values["gate_max_use"] = last["routing_max_use"]
-    for name, column in EVENT_RATIOS.items():
-        values[name] = _at_events(rows, events, column)
+    values |= _at_events(rows, events)
     return {name: value for name, value in values.items() if value is not None}
 
 
-EVENT_RATIOS = {
-    "curvature_ratio": "weight_hessian_trace",
-    "curvature_scale_free_ratio": "weight_hessian_scale_free",
-    "curvature_per_loss_ratio": "weight_hessian_per_loss",
-    "restricted_ratio": "restricted_loss",
-    "excluded_ratio": "excluded_loss",
-}
-"""Metrics at grokking over those at memorisation, by the columns of the history."""
+AT_EVENTS = (
+    "weight_hessian_trace", "weight_hessian_scale_free", "weight_hessian_per_loss", "restricted_loss", "excluded_loss",
+)  # fmt: skip
+"""Columns of the history that claims compare between memorisation and grokking."""
 MEASURING = (
     "epochs", "stop_after_grok", "log_every", "sensitivity_every", "checkpoint_every", "compute_weight_curvature",
     "weight_curvature_interval", "curvature_probes", "metric_samples", "compute_optimizer_metrics",
@@ -281,15 +344,13 @@ def _identity(config: TrainerConfig, but_for: str) -> str:
     return config_hash({name: value for name, value in to_dict(config).items() if name not in left_out})
 
 
-def _at_events(rows: Sequence[Mapping[str, Any]], events: Events, column: str) -> float | None:
-    """The column at the evaluation at which the run grokked over that at which it memorised.
-
-    None where it did not do both, one after the other, or a value is missing or not positive: then there is no ratio.
-    """
-    if events.memorised is None or events.grokked_99 is None or events.memorised == events.grokked_99:
-        return None
-    values = {row["epoch"]: row.get(column) for row in rows}
-    after, before = values.get(events.grokked_99), values.get(events.memorised)
-    if after is None or before is None or min(after, before) <= 0:
-        return None
-    return float(after / before)
+def _at_events(rows: Sequence[Mapping[str, Any]], events: Events) -> dict[str, float | None]:
+    """Those columns at the evaluations at which the run memorised and grokked, as far as they were measured there."""
+    at = {"memorised": events.memorised, "grokked": events.grokked_99}
+    return {
+        f"{column}_{event}": row.get(column)
+        for event, epoch in at.items()
+        for row in rows
+        if row["epoch"] == epoch
+        for column in AT_EVENTS
+    }

@@ -16,7 +16,8 @@ GROKKED = 0.99
 LEVELS = {"grokked_95": 0.95, "grokked_99": GROKKED}
 ONSET_ABOVE_CHANCE = 0.05
 PLATEAU = 0.1
-"""Accuracy on new pairs below which a run that has memorised is on the plateau: then it groks, else it generalises fast.
+"""Accuracy on new pairs below which a run that has memorised is on the plateau: then it groks. Else it
+generalises without a plateau, at whatever epoch.
 
 New pairs are held-out pairs whose mirror image (b, a) is held out too. Of a commutative operation a network that treats a
 and b alike has the other held-out pairs by heart, so that its test accuracy starts at the training fraction.

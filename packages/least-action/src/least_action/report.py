@@ -52,18 +52,21 @@ def report_run(record: Record) -> Report:
 
 
 def answer(events: dict[str, Any], has_ended: bool) -> str:
-    """One sentence on one run: it groks after a plateau, and generalises fast without one."""
+    """One sentence on one run: whether it came to generalise, and whether that was after a plateau (then it grokked)."""
     if events["grokked_99"] is not None:
         held = f"0.99 test accuracy held from epoch {events['grokked_99']} on"
         stays = "" if events["held_99"] is None else f", and in {events['held_99']:.0%} of the evaluations after that"
         if events["memorised"] is None:
             return f"This run generalised without having memorised first: {held}{stays}."
-        then = f"{events['test_at_memorised']:.2f} when it memorised, {events['delay']} epochs before"
+        if events["delay"] < 0:
+            return f"This run generalised before it had memorised, which took {-events['delay']} epochs more: {held}{stays}."
+        when = f"{events['delay']} epochs before" if events["delay"] else "at the same evaluation"
+        then = f"{events['test_at_memorised']:.2f} when it memorised, {when}"
         if events["new_at_memorised"] is not None:
             then += f", and {events['new_at_memorised']:.2f} on pairs whose mirror image was new too"
         if has_plateau(events):
             return f"This run grokked: {held}{stays}; test accuracy was {then}."
-        return f"This run generalised fast, without a plateau: {held}{stays}; test accuracy was {then}."
+        return f"This run generalised without a plateau: {held}{stays}; test accuracy was {then}."
     state = "memorised" if events["memorised"] is not None else "did not memorise"
     if not has_ended:
         return f"This run has not ended; up to epoch {events['last_epoch']} it {state} and has not generalised."
@@ -88,7 +91,7 @@ def notes(config: TrainerConfig) -> list[str]:
     return [
         f"Weight decay {config.weight_decay} applies to {rule}.",
         f"An event is the first of {config.event_window} consecutive evaluations ({config.eval_every} epochs apart) at which the accuracy holds.",
-        f"A run groks when 0.99 test accuracy comes after a plateau: accuracy below {PLATEAU:g} at memorisation on new pairs, held-out pairs whose mirror image is held out too. Else it generalises fast. Stability is the share of evaluations at 0.99 after the event's window; {STABLE:g} counts as stable.",
+        f"A run groks when 0.99 test accuracy comes after a plateau: accuracy below {PLATEAU:g} at memorisation on new pairs, held-out pairs whose mirror image is held out too. Else it generalises without a plateau, however long it took. Stability is the share of evaluations at 0.99 after the event's window; {STABLE:g} counts as stable.",
         "Curvature and progress measures are also measured at the evaluations at which the run memorises and reaches 0.99; claims read them there.",
         f"Input sensitivity on {config.metric_samples} held-out pairs, Fisher trace on {config.metric_samples} training pairs, all else on all pairs.",
         f"Acceleration recipe: {config.recipe}; loss in {config.loss_dtype}, weights in {config.dtype}.",
@@ -271,7 +274,7 @@ def counts_of(table: "pd.DataFrame") -> str:
     stable = f" Of the {len(known)} that went on long enough to tell, {sum(known)} stayed there." if known else ""
     return (
         f"{len(reached)} of {len(table)} runs reached 0.99 test accuracy: {plateau} after a plateau (they grokked), "
-        f"{len(reached) - plateau} without one (they generalised fast).{stable}"
+        f"{len(reached) - plateau} without one.{stable}"
     )
 
 

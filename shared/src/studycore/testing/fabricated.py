@@ -42,8 +42,12 @@ def fabricate(
         jobs: list[Job] = load(action.plan)(config)
         whole = _create(study, verb, config, folder)
         whole.update(jobs=job_entries(jobs))
+        failed = {}
         for job in jobs:
-            _write(study, job.verb or action.of, job.config, folder / job.name, outcome(job))
+            if (made := outcome(job)) is None:
+                failed[job.name] = "fabricated"
+            _write(study, job.verb or action.of, job.config, folder / job.name, made)
+        whole.update(failed=failed)
         whole.finish("done", "fabricated")
     else:
         _write(study, verb, config, folder, outcome(Job(folder.name, config)))
