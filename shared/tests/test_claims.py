@@ -127,6 +127,17 @@ def test_a_claim_that_is_measured_otherwise_is_not_run():
     assert found["why"] == ("When the run started it was to be measured as median(x); this version measures otherwise.")
 
 
+def test_a_constant_that_was_changed_after_the_run_is_another_measure():
+    """The columns of the table are made by it, so that nothing else would show."""
+    stored = as_stored(dataclasses.replace(CLAIM, measure=MEAN.given(STABLE=0.99, levels=("a", "b"))))
+    assert stored["measure"] == "mean(x), given STABLE 0.99, levels ('a', 'b')"
+    for stable, verdict in ((0.99, "supported"), (0.0, "not run")):
+        now = dataclasses.replace(CLAIM, measure=MEAN.given(STABLE=stable, levels=("a", "b")))
+        found = verdicts([now], TABLE, [stored])["a"]
+        assert (found["verdict"], found["registered"]) == (verdict, True)
+    assert "STABLE 0.99" in found["why"]
+
+
 def test_a_claim_whose_precondition_is_another_is_not_run():
     """The condition is part of what was registered, as the measure is."""
     stored = as_stored(dataclasses.replace(CLAIM, when=Condition("of 9 runs", lambda table: "")))

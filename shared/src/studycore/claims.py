@@ -1,7 +1,7 @@
 """Claims as data: a statement, a threshold that stands in the run's folder before the run, and how it is measured."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from studycore.statistics import Interval
@@ -24,6 +24,15 @@ class Measure:
     """Stands in claims.json: another text is another measure."""
     compute: Callable[["DataFrame"], tuple[Interval, str]]
     """(the figure, how it was made), from one row per finished run. NotRun where an input is missing."""
+
+    def given(self, **constants: Any) -> "Measure":
+        """The same measure, whose text also gives the study's constants by which its columns are made.
+
+        Claims that were registered under other values are then measured otherwise, and not run. Values are what prints
+        the same in every process: numbers, strings, tuples of them; of a rule, its terms.
+        """
+        values = ", ".join(f"{name} {value!r}" for name, value in constants.items())
+        return replace(self, text=f"{self.text}, given {values}")
 
 
 @dataclass(frozen=True)
