@@ -178,6 +178,7 @@ def planted_sweep(true=True, seeds=SEEDS):
             "sweep3_early_stop_p5",
             peak(early + n[4], peak_at, -0.55, peak_at + 5),
             early_stopping_patience=5,
+            scheduler="constant",
         )
         add("3_schedule", "sweep3_step_decay", peak(-0.767 + n[5], 3, -0.677), scheduler="step")
         add("3_schedule", "sweep3_cosine", peak(-0.695 + n[6], 35, -0.692), scheduler="cosine")

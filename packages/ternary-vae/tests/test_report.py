@@ -99,7 +99,7 @@ def test_a_run_is_reported_whole(trained):
         # -nan and inf stand in no cell; the words are parts of others.
         assert not re.search(r"(>|\| )-?(nan|inf)(<| \|)", text)
     assert (folder / "report.html").read_text().count("<svg") == 3
-    assert {claim["id"] for claim in results["claims"]} >= {"scratch_coverage", "scratch_richness"}
+    assert results["claims"] == [], "a run of 3 trits is asked for nothing: the targets are of 9"
 
 
 def test_history_metrics_pick_the_best_and_the_first_full_coverage():
@@ -136,8 +136,7 @@ def test_a_run_that_trains_no_radii_shows_them_as_untrained(tmp_path):
     line = next(line for line in (folder / "report.md").read_text().splitlines() if line.startswith("| hierarchy |"))
     assert line.split(" | ")[1] == "untrained"
     assert not (folder / "figures" / "ball.svg").exists()
-    # Its own claims are all about radii as well: none may be judged.
-    assert {claim["verdict"] for claim in results_of(folder)["claims"]} == {"not run"}
+    assert results_of(folder)["claims"] == []
 
 
 def test_a_folder_without_arrays_says_which_figures_it_lacks(trained, tmp_path):
@@ -156,7 +155,6 @@ def test_a_run_that_has_not_ended_is_reported_as_far_as_it_is(trained, tmp_path)
     (folder / "manifest.json").write_text(json.dumps(manifest | {"state": "stopped"}))
     report_on(STUDY, folder)
     assert "has not ended" in (folder / "report.md").read_text()
-    assert {claim["verdict"] for claim in results_of(folder)["claims"]} == {"not run"}
     (folder / "metrics.jsonl").write_text("")
     with pytest.raises(UserError, match="holds no evaluation yet"):
         report_on(STUDY, folder)

@@ -296,7 +296,10 @@ def time_a_step(request: Request, needs: Mapping[str, Path] | None = None) -> tu
 
 
 def describe_plan(request: Request) -> str:
-    """The jobs that would be made, and the time that all of one verb take if they are like the first that has steps."""
+    """The jobs that would be made, and the time that all of one verb take if they are like the first that has steps.
+
+    Jobs that are trained together with others take another time: the plan's `estimate` says which.
+    """
     from studycore.devices import choose_device
     from studycore.execution import check_plan, choose_jobs, locate, processes_and_threads
     from studycore.record import is_done
@@ -320,7 +323,10 @@ def describe_plan(request: Request) -> str:
         first = Request(request.study, verb, job.config, request.options, request.argv)
         seconds, sentence = time_a_step(first, needs)
         if seconds is not None:
-            alike = sum(other.name in chosen and (other.verb or request.action.of) == verb for other in jobs)
+            alike = sum(
+                other.name in chosen and (other.verb or request.action.of, other.together) == (verb, job.together)
+                for other in jobs
+            )
             processes, _ = processes_and_threads(request.options, choose_device(request.options.device)[0], alike)
             whole = duration(seconds * alike / processes)
             lines += [f"{job.name}: {sentence}"]

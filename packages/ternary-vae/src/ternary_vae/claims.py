@@ -5,6 +5,8 @@ support once there are enough of them. The original study's findings are asked o
 are compared; several draws of the projections are averaged within a seed first.
 """
 
+import math
+import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -14,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 from studycore.claims import Claim, Condition, Measure, NotRun
 from studycore.configuration import to_dict
 from studycore.files import read_json
-from studycore.measures import at_least, correlation, enough, mean, paired_difference, rows, share, spread
+from studycore.measures import at_least, enough, mean, paired_difference, rows, share
 from studycore.metrics_log import read_evaluations
 from studycore.run_folder import read_manifest
-from studycore.statistics import Interval, mean_interval
-from ternary_vae.config import SweepConfig, TrainConfig
+from studycore.statistics import Interval, fisher_interval, mean_interval
+from ternary_vae.config import TrainConfig
 from ternary_vae.history import ordering_metrics, ordering_rows
 
 if TYPE_CHECKING:
@@ -30,27 +32,58 @@ PLATEAU_EPOCHS = 50
 """Epochs of the original study's runs from scratch."""
 LEAST_EPOCHS = 10
 """Epochs below which nothing is said about what the original study found over dozens."""
-LEAST_SHARE = 0.45
-"""What the interval of the share of passing runs must lie above: it does when 5 of 5 pass (0.478), not when 4 of 4 do."""
-RATE_FACTOR = 2.0
-"""What a small factor of log N is, for the KL divergence."""
+LEAST_SHARE = 0.5
+"""What the interval of the share of passing runs must lie above: it does when 6 of 6 pass (0.541), not when 5 of 5 do."""
+LEAST_SEEDS = 3
+"""Below it an interval over seeds says nothing: two that agree by chance make it a point."""
+LEAST_DRAWS = 4
+"""Draws of the projections in a phase of a seed, below which it has no spread and no correlation."""
 WEIGHTS, DRAWS = "sweep2_*", "sweep5 and sweep6"
 """Groups of arms, as the column `group` names them."""
 
 
 # ---------------------------------------------------------------------------------------------- of one finished run
-TARGETS: dict[str, Callable[[Mapping[str, Any]], bool]] = {
-    "scratch_coverage": lambda m: m["covered"] == m["operations"] == 19_683,
-    "scratch_gaps": lambda m: m["min_level_gap"] > 0 and m["positive_gaps"] == 9,
-    "scratch_hierarchy": lambda m: m["hierarchy_of_ceiling"] >= 0.9999,
-    "scratch_ties": lambda m: m["tied_radius_share"] < 0.001,
-    "scratch_richness": lambda m: m["richness"] >= 0.003,
-    "scratch_rate": lambda m: m["kl_of_least"] <= RATE_FACTOR,
-    "scratch_prior": lambda m: m["prior_coverage"] >= 0.99,
-    "unseen_coverage": lambda m: m["coverage_unseen"] > 0.95,
-    "unseen_hierarchy": lambda m: -m["hierarchy_unseen"] >= 0.99 * m["hierarchy_ceiling_unseen"],
+Term = tuple[str, str, float | tuple[float, str]]
+"""A metric, how it compares, and with what: a number, or a factor and the metric that it is of."""
+COMPARE: dict[str, Callable[[Any, Any], bool]] = {
+    "==": operator.eq, ">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le,
+}  # fmt: skip
+TARGETS: dict[str, tuple[Term, ...]] = {
+    "scratch_coverage": (("covered", "==", 19_683), ("operations", "==", 19_683)),
+    "scratch_gaps": (("min_level_gap", ">", 0), ("positive_gaps", "==", 9)),
+    "scratch_hierarchy": (("hierarchy_of_ceiling", ">=", 0.9999),),
+    "scratch_ties": (("tied_radius_share", "<", 0.001),),
+    "scratch_richness": (("richness", ">=", 0.003),),
+    "scratch_rate": (("kl_of_least", "<=", 2.0),),
+    "scratch_prior": (("prior_coverage", ">=", 0.99),),
+    "unseen_coverage": (("coverage_unseen", ">", 0.95),),
+    "unseen_hierarchy": (("hierarchy_unseen", "<=", (-0.99, "hierarchy_ceiling_unseen")),),
 }
-"""When a run passes a target, by its metrics."""
+"""When a run passes a target, by its metrics: all of the terms. They stand in the claim's measure, and so in the folder."""
+OF_UNEQUAL_RADII = {"hierarchy_of_ceiling", "hierarchy_unseen"}
+"""Metrics that do not exist where all radii are equal: then a run that was to order them has failed."""
+
+
+def passes(target: str, metrics: Mapping[str, Any]) -> bool:
+    """Whether a run of these metrics passes. KeyError for one that is missing."""
+    sides = [
+        (metrics[name], how, bound if isinstance(bound, int | float) else bound[0] * metrics[bound[1]])
+        for name, how, bound in TARGETS[target]
+    ]
+    return all(COMPARE[how](value, bound) for value, how, bound in sides)
+
+
+def _passed(metrics: Mapping[str, Any], orders_radii: bool) -> dict[str, bool]:
+    """Target -> whether the run passes, for the targets whose metrics it has or, all radii being equal, cannot have."""
+    passed = {}
+    for target, terms in TARGETS.items():
+        needed = {name for name, _, _ in terms} | {bound[1] for _, _, bound in terms if isinstance(bound, tuple)}
+        lacking = needed - set(metrics)
+        if not lacking:
+            passed[target] = passes(target, metrics)
+        elif orders_radii and "tied_radius_share" in metrics and lacking <= OF_UNEQUAL_RADII:
+            passed[target] = False
+    return passed
 
 
 def columns(folder: Path, config: TrainConfig) -> dict[str, Any]:
@@ -84,29 +117,22 @@ def columns_of(
     if ordering := ordering_rows(evaluations):
         row |= {
             **ordering_metrics(evaluations),
-            "final_hierarchy": ordering[-1]["hierarchy"],
+            # Radii that are all equal at the end are in no order: their Somers' D is 0.
+            "final_hierarchy": evaluations[-1].get("hierarchy", 0.0),
             "ordering_rows": ordering,
         }
         row["decay"] = row["final_hierarchy"] - row["best_hierarchy"]
+    if config.orders_radii and "tied_radius_share" in metrics:
+        row["order"] = metrics.get("hierarchy_of_ceiling", 0.0)
+        row["size_of_order"] = abs(row["order"])
     # A finetuned run, or one of a sweep's phases, is asked for no target; nor is a checkpoint that others start from, nor
     # what stands beside the model: controls, the flat twin, other bands.
+    settings = row["settings"]
     row["whole"] = (
-        config.stages != "hierarchy"
-        and (bool(ordering) or config.train_fraction < 1)
-        and not is_control(to_dict(config))
+        config.stages != "hierarchy" and (bool(ordering) or config.train_fraction < 1) and not is_control(settings)
     )
-    from_scratch = config.start is None and config.stages in ("coverage_hierarchy", "joint")
-    row["fits_targets"] = (
-        from_scratch
-        and config.train_fraction == 1
-        and (config.trits, config.curvature, config.max_radius) == (9, 1.0, 0.95)
-    )
-    row["fits_unseen_targets"] = config.start is None and config.train_fraction <= 0.1 and config.trits == 9
-    for target, passes in TARGETS.items():
-        try:
-            row[f"passes_{target}"] = bool(passes(metrics))
-        except KeyError:
-            continue
+    row["fits_targets"], row["fits_unseen_targets"] = fits_targets(settings), fits_unseen_targets(settings)
+    row |= {f"passes_{target}": passed for target, passed in _passed(metrics, config.orders_radii).items()}
     return {key: value for key, value in row.items() if value is not None}
 
 
@@ -117,6 +143,31 @@ def is_control(settings: Mapping[str, Any]) -> bool:
         or settings.get("geometry", "hyperbolic") == "euclidean"
         or settings.get("bands", "wide") == "even"
     )
+
+
+TARGETS_ARE_OF = {"trits": 9, "curvature": 1.0, "max_radius": 0.95, "train_fraction": 1.0}
+"""Settings of the runs that are asked for the targets; of those that see a part, the trits alone."""
+LARGEST_PART = 0.1
+"""Share of the operations that training may see where the unseen are judged."""
+
+
+def _setting(settings: Mapping[str, Any], name: str) -> Any:
+    return settings.get(name, getattr(TrainConfig, name))
+
+
+def fits_targets(settings: Mapping[str, Any]) -> bool:
+    """Whether a run's settings (those that are not defaults suffice) are of what the targets are asked of."""
+    from_scratch = _setting(settings, "start") is None and _setting(settings, "stages") in ORDER_FROM_SCRATCH
+    return from_scratch and all(_setting(settings, name) == value for name, value in TARGETS_ARE_OF.items())
+
+
+ORDER_FROM_SCRATCH = ("coverage_hierarchy", "joint")
+
+
+def fits_unseen_targets(settings: Mapping[str, Any]) -> bool:
+    """The same for the targets of operations that training did not see."""
+    part, trits = _setting(settings, "train_fraction") <= LARGEST_PART, _setting(settings, "trits")
+    return _setting(settings, "start") is None and part and trits == TARGETS_ARE_OF["trits"]
 
 
 def _group(arm: str, config: TrainConfig) -> str | None:
@@ -139,9 +190,9 @@ def with_note(measure: Measure, note: str) -> Measure:
     return Measure(measure.text, compute)
 
 
-def every_run(column: str) -> Measure:
+def every_run(target: str) -> Measure:
     """Share of the whole runs that pass, saying how long they were and whose code is measured."""
-    passing = share(column, True, of="whole")
+    passing = share(f"passes_{target}", True, of="whole")
 
     def compute(table: "DataFrame") -> tuple[Interval, str]:
         interval, how = passing.compute(table)
@@ -152,9 +203,9 @@ def every_run(column: str) -> Measure:
             "Both are of encoder A's one code." if one_code else "Coverage is of encoder A's code, order of the view's."
         )
         length = f"Trained for at most {' or '.join(budgets)} epochs (coverage + hierarchy)."
-        return interval, f"{how} If every run passes, the claim is supported from five runs on. {length} {whose}"
+        return interval, f"{how} If every run passes, the claim is supported from six runs on. {length} {whose}"
 
-    return Measure(passing.text, compute)
+    return Measure(passing.text, compute).given(target=TARGETS[target])
 
 
 def largest_coverage(arm: str) -> Measure:
@@ -196,6 +247,82 @@ def _best_of_all_arms() -> Measure:
     )
 
 
+def _latest_peak() -> Measure:
+    """The latest best epoch of any weighting of a seed: "with every weighting" is about that one, and not about the mean."""
+
+    def compute(table: "DataFrame") -> tuple[Interval, str]:
+        own = rows(table, "best_epoch", WEIGHTS, of="group")
+        arms = own.groupby("seed")["arm"].agg(set)
+        if lacking := sorted({arm for of_seed in arms for arm in set(own["arm"]) - of_seed}):
+            raise NotRun(f"Needs every weighting in every seed; {', '.join(lacking)} is not finished in all.")
+        latest = own.groupby("seed")["best_epoch"].max()
+        _enough_seeds(len(latest))
+        return mean_interval(list(latest)), "The latest of the arms within a seed; mean over seeds, Student's t."
+
+    return Measure(f"mean over seeds of the largest best_epoch of group = {WEIGHTS!r}", compute)
+
+
+def _of_draws(table: "DataFrame", *metrics: str) -> dict[Any, list["DataFrame"]]:
+    """Seed -> its draws of the projections, phase by phase: phases differ in rate, stopping and length, so that runs of two
+    phases are no draws of one quantity."""
+    own = rows(table, metrics[0], DRAWS, of="group").dropna(subset=list(metrics))
+    phases = dict(iter(own.groupby(["seed", "arm_without_draw"])))
+    if (fewest := min(map(len, phases.values()), default=0)) < LEAST_DRAWS:
+        raise NotRun(f"Needs {LEAST_DRAWS} or more draws in every phase of a seed; there are {fewest}.")
+    _enough_seeds(len({seed for seed, _ in phases}))
+    return {seed: [draws for (of, _), draws in phases.items() if of == seed] for seed, _ in phases}
+
+
+def _spread_of_draws() -> Measure:
+    def compute(table: "DataFrame") -> tuple[Interval, str]:
+        seeds = _of_draws(table, "best_hierarchy").values()
+        # The mean of variances, and not of deviations, has no bias with few draws.
+        spreads = [math.sqrt(sum(draws["best_hierarchy"].var(ddof=1) for draws in of) / len(of)) for of in seeds]
+        how = "Within a phase of a seed; root of the mean variance over its phases, mean over seeds, Student's t."
+        return mean_interval(spreads), how
+
+    return Measure(f"spread(best_hierarchy, group = {DRAWS!r}, within phase and seed, {LEAST_DRAWS} or more)", compute)
+
+
+def _correlation_of_draws() -> Measure:
+    def compute(table: "DataFrame") -> tuple[Interval, str]:
+        first, best = "initial_hierarchy", "best_hierarchy"
+        seeds = [
+            [float(draws[first].corr(draws[best])) for draws in of] for of in _of_draws(table, first, best).values()
+        ]
+        if any(math.isnan(r) for of in seeds for r in of):
+            raise NotRun(f"In a phase of a seed all runs have the same {first} or {best}: there is no correlation.")
+        how = "Within a phase of a seed; Fisher's z, mean over its phases, then over seeds, Student's t."
+        return fisher_interval([_mean_correlation(of) for of in seeds]), how
+
+    return Measure(
+        f"correlation(initial_hierarchy, best_hierarchy, group = {DRAWS!r}, within phase and seed, {LEAST_DRAWS} or more)",
+        compute,
+    )
+
+
+def _mean_correlation(correlations: Sequence[float]) -> float:
+    """By Fisher's z; a correlation of 1 is taken for one just below it."""
+    z = [math.atanh(min(max(r, -1 + 1e-12), 1 - 1e-12)) for r in correlations]
+    return math.tanh(sum(z) / len(z))
+
+
+def _enough_seeds(count: int) -> None:
+    if count < LEAST_SEEDS:
+        raise NotRun(f"Needs {LEAST_SEEDS} or more finished seeds; there are {count}.")
+
+
+def of_seeds(measure: Measure) -> Measure:
+    """The same measure, not run on fewer than LEAST_SEEDS seeds."""
+
+    def compute(table: "DataFrame") -> tuple[Interval, str]:
+        interval, how = measure.compute(table)
+        _enough_seeds(interval.n)
+        return interval, how
+
+    return Measure(f"{measure.text}, {LEAST_SEEDS} seeds or more", compute)
+
+
 def _ordered_minus_best_arm() -> Measure:
     """The loss on single samples minus whichever arm of the loss on level means ends best, paired by seed."""
 
@@ -219,6 +346,34 @@ def all_of(*conditions: Condition) -> Condition:
     )
 
 
+def settings_are(wanted: Mapping[str, Mapping[str, Any]], alike: bool = False, free: Sequence[str] = ()) -> Condition:
+    """That the runs of arms have the settings that a claim speaks of: names of arms are only names.
+
+    `alike`: in all other settings, but for seeds, starts and those in `free`, the arms are the same.
+    """
+    own_fields = {name for settings in wanted.values() for name in settings}
+    ignored = {"seed", "projection_seed", "start", *own_fields, *free}
+
+    def unmet(table: "DataFrame") -> str:
+        if "settings" not in table:
+            return ""
+        first: tuple[str, Mapping[str, Any]] | None = None
+        for arm, settings in wanted.items():
+            own = table[table["arm_without_draw"] == arm]
+            for run, of_run in zip(own["run"], own["settings"], strict=True):
+                for name, value in settings.items():
+                    if of_run[name] != value:
+                        return f"The claim is about runs of {arm} with {name} {value}; {run} has {of_run[name]}."
+                first = first or (run, of_run)
+                other = [name for name, value in of_run.items() if name not in ignored and value != first[1][name]]
+                if alike and other:
+                    return f"The claim compares runs that are alike otherwise; {first[0]} and {run} differ in {', '.join(other)}."
+        return ""
+
+    text = "; ".join(f"{arm} has {', '.join(f'{k} {v}' for k, v in of.items())}" for arm, of in wanted.items())
+    return Condition(f"{text}{f', all else but {sorted(free)} alike' if alike else ''}", unmet)
+
+
 def _every_whole_run(fits: str, passes: str, needs: str) -> Condition:
     """That there are whole runs, that all of them are of the kind the target is meant for, and have its metrics."""
 
@@ -229,7 +384,10 @@ def _every_whole_run(fits: str, passes: str, needs: str) -> Condition:
         lacking = list(own["run"] if passes not in own else own[own[passes].isna()]["run"])
         return f"The results of {', '.join(lacking)} lack a metric that the target needs." if lacking else ""
 
-    return Condition(f"every whole run {fits} and has {passes}", unmet)
+    of = (
+        TARGETS_ARE_OF if fits == "fits_targets" else {"train_fraction": LARGEST_PART, "trits": TARGETS_ARE_OF["trits"]}
+    )
+    return Condition(f"every whole run {fits} ({', '.join(f'{k} {v}' for k, v in of.items())}) and has {passes}", unmet)
 
 
 def _long_runs_of_9_trits() -> Condition:
@@ -262,7 +420,7 @@ def _target(name: str, statement: str, predicted: str) -> Claim:
         *(("fits_unseen_targets", passes, NEEDS_UNSEEN) if unseen else ("fits_targets", passes, NEEDS))
     )
     return Claim(
-        name, f"From scratch, in every seed: {statement}", OWN, predicted, "share of seeds", every_run(passes), above=LEAST_SHARE,
+        name, f"From scratch, in every seed: {statement}", OWN, predicted, "share of seeds", every_run(name), above=LEAST_SHARE,
         when=condition, of_every_unit=True, decided_by="train --config generalise --seeds 10" if unseen else "",
     )  # fmt: skip
 
@@ -281,15 +439,35 @@ BALL_TARGETS = (
 )  # fmt: skip
 """Of the model that is decoded and ordered in one point of the ball. Nothing asks it for a place within a level's band, so
 its richness is shown and not judged."""
-TWIN, SHUFFLED = "flat_twin", "shuffled"
-"""Arms from scratch that stand beside the arm `ball`."""
+BALL, TWIN, SHUFFLED = "ball", "flat_twin", "shuffled"
+"""Arms from scratch: the model, and what stands beside it."""
+KL_WEIGHTS = {BALL: 0.015, TWIN: 0.005}
+"""Weight of the KL divergence by arm: each its own, so that the arms are two places on a trade and not one."""
+COVERS = 0.9999
+"""Share of the operations that a model must cover before its KL divergence, or its samples, are compared with another's."""
+ORDERED_BY_RULE = 0.9
+"""Share of the ceiling that the model itself must reach before the control says anything."""
+TWINS = all_of(
+    settings_are(
+        {
+            BALL: {"decode": "ball", "geometry": "hyperbolic", "kl_weight": KL_WEIGHTS[BALL]},
+            TWIN: {"decode": "ball", "geometry": "euclidean", "kl_weight": KL_WEIGHTS[TWIN]},
+        },
+        alike=True,
+    ),
+    *(at_least("coverage", COVERS, arm) for arm in (BALL, TWIN)),
+)
 
 
 def _against_twin(metric: str, statement: str, better: str, unit: str) -> Claim:
+    weights = (
+        f"weights of the KL divergence {KL_WEIGHTS[BALL]:g} and {KL_WEIGHTS[TWIN]:g}, not at one coverage from samples"
+    )
     return Claim(
-        f"curvature_{metric}", f"{statement} than of its flat twin of equal parameters", "this study: what the curvature buys",
-        "better", unit, paired_difference(metric, "ball", TWIN),
-        above=0.0 if better == "above" else None, below=0.0 if better == "below" else None,
+        f"curvature_{metric}", f"{statement} than of its flat twin of equal parameters ({weights})",
+        "this study: what the curvature buys",
+        "better", unit, of_seeds(paired_difference(metric, BALL, TWIN)),
+        above=0.0 if better == "above" else None, below=0.0 if better == "below" else None, when=TWINS,
     )  # fmt: skip
 
 
@@ -299,9 +477,14 @@ CURVATURE_BUYS = (
     _against_twin("prior_coverage", "The prior of the model in the ball meets more operations", "above", "share, difference"),
 )  # fmt: skip
 RULE_LEARNT = Claim(
-    "rule_learnt", "With valuations dealt out at random, the order of the radii stays below half of its ceiling",
-    "this study: radii are memorised otherwise, and no rule is learnt", "0.11", "share of the ceiling",
-    mean("hierarchy_of_ceiling", SHUFFLED), below=0.5,
+    "rule_learnt",
+    "With valuations dealt out at random, the order of the radii, in either direction, stays below half of its ceiling",
+    "this study: radii are memorised otherwise, and no rule is learnt", "0.11", "share of the ceiling, without sign",
+    of_seeds(mean("size_of_order", SHUFFLED)), below=0.5,
+    when=all_of(
+        settings_are({BALL: {"valuations": "true"}, SHUFFLED: {"valuations": "shuffled"}}, alike=True),
+        at_least("order", ORDERED_BY_RULE, BALL),
+    ),
 )  # fmt: skip
 UNSEEN_TARGETS = (
     _target("unseen_coverage", "more than 95 % of the operations that training did not see come back right", "86 % by a plain model"),
@@ -309,14 +492,17 @@ UNSEEN_TARGETS = (
 )  # fmt: skip
 """Where training sees a tenth of the operations or less."""
 
+PLATEAU_OF = {"stages": "coverage", "trits": 9, "train_fraction": 1.0}
 PLATEAUS = {
     "frozen_decoder": Claim(
         "plateau_frozen_decoder", "From scratch coverage stays at 30 % or below (decoder frozen as it was drawn)", ORIGINAL,
-        "20 to 30 %", "share, largest of the run", largest_coverage("frozen_decoder"), below=0.30,
+        "20 to 30 %", "share, largest of the run", of_seeds(largest_coverage("frozen_decoder")), below=0.30,
+        when=settings_are({"frozen_decoder": {**PLATEAU_OF, "coverage_frozen": ["decoder_A"]}}),
     ),
     "mended": Claim(
         "plateau_mended", "From scratch coverage stays at 30 % or below (decoder trained as well)", ORIGINAL, "20 to 30 %",
-        "share, largest of the run", largest_coverage("mended"), below=0.30,
+        "share, largest of the run", of_seeds(largest_coverage("mended")), below=0.30,
+        when=settings_are({"mended": {**PLATEAU_OF, "coverage_frozen": []}}),
     ),
 }  # fmt: skip
 """By the arm from scratch that they are about."""
@@ -365,7 +551,7 @@ _FINDINGS = (
     Claim(
         "peak_weights",
         "With every weighting of the loss on level means the best hierarchy comes at epoch 20 or earlier", ORIGINAL,
-        "10 to 20", "epochs", with_note(mean("best_epoch", WEIGHTS, of="group"), "Averaged over the arms within a seed."), below=20.5,
+        "10 to 20", "epochs", _latest_peak(), below=20.5,
         when=_beyond(20, WEIGHTS, of="group"),
     ),
     _better(
@@ -396,12 +582,12 @@ _FINDINGS = (
         "stability",
         "Best hierarchies from different draws of the projections have a standard deviation of 0.030 or less", ORIGINAL,
         "0.030 (0.019 once the architecture matched)", f"{SPEARMAN}, standard deviation",
-        spread("best_hierarchy", DRAWS, of="group"), below=0.030, when=COMPARABLE,
+        _spread_of_draws(), below=0.030, when=COMPARABLE,
     ),
     Claim(
         "init_best_correlation",
         "The hierarchy before training predicts the best one: their correlation is 0.92 or more", ORIGINAL, "0.92",
-        "Pearson", correlation("initial_hierarchy", "best_hierarchy", DRAWS, of="group"), above=0.92, when=COMPARABLE,
+        "Pearson", _correlation_of_draws(), above=0.92, when=COMPARABLE,
     ),
     Claim(
         "best_achieved", "With the loss on level means the best hierarchy of a seed's runs is -0.792 or lower", ORIGINAL, "-0.792",
@@ -421,23 +607,75 @@ _FINDINGS = (
 )  # fmt: skip
 
 
-def _of_its_start(claim: Claim) -> Claim:
-    """The claim, saying which start and which radii its verdict is of."""
+_LEVEL_MEANS = {"loss": "rich_hierarchy", "early_stopping_patience": None}
+_EARLY = {"loss": "rich_hierarchy", "early_stopping_patience": 5, "scheduler": "constant"}
+_DRAWN = {"loss": "rich_hierarchy", "start_projections": "drawn"}
+
+
+def _weights(hierarchy: float, richness: float) -> dict[str, Any]:
+    return {**_LEVEL_MEANS, "hierarchy_weight": hierarchy, "richness_weight": richness}
+
+
+def _pair(treated: str, control: str, *fields: Mapping[str, Any], free: Sequence[str] = ()) -> Condition:
+    both = {"loss": "rich_hierarchy"}
+    return settings_are({arm: {**both, **own} for arm, own in zip((treated, control), fields, strict=True)}, True, free)
+
+
+ABOUT = {
+    "curvature_2_vs_1": _pair("sweep_curv_2.0", "sweep_curv_1.0", {"curvature": 2.0}, {"curvature": 1.0}),
+    "curvature_2_vs_1_same_rim": _pair(
+        "sweep_rim_2.0", "sweep_rim_1.0", {"curvature": 2.0, "max_radius": 0.67175}, {"curvature": 1.0, "max_radius": 0.95}
+    ),
+    "decay_balanced": settings_are({"sweep2_balanced": _weights(5.0, 5.0)}),
+    "decay_baseline": settings_are({"sweep2_baseline": _weights(5.0, 2.0)}),
+    "peak_weights": settings_are({"sweep2_balanced": _weights(5.0, 5.0), "sweep2_baseline": _weights(5.0, 2.0)}),
+    "early_stop_vs_step": _pair(
+        "sweep3_early_stop_p5", "sweep3_step_decay", _EARLY, {"scheduler": "step", "early_stopping_patience": None}
+    ),
+    "early_stop_vs_cosine": _pair(
+        "sweep3_early_stop_p5", "sweep3_cosine", _EARLY, {"scheduler": "cosine", "early_stopping_patience": None},
+        free=["epochs"],
+    ),
+    "early_stop_peak": settings_are({"sweep3_early_stop_p5": _EARLY}),
+    "lr_1e3_vs_1e4": _pair("sweep4_lr_1e3", "sweep4_lr_1e4", {"lr": 1e-3}, {"lr": 1e-4}),
+    "lr_1e3_vs_3e4": _pair("sweep4_lr_1e3", "sweep4_lr_3e4", {"lr": 1e-3}, {"lr": 3e-4}),
+    "lr_1e3_peak": settings_are({"sweep4_lr_1e3": {**_LEVEL_MEANS, "lr": 1e-3}}),
+    "stability": settings_are({"sweep5": _DRAWN, "sweep6": _DRAWN}),
+    "init_best_correlation": settings_are({"sweep5": _DRAWN, "sweep6": _DRAWN}),
+    "best_achieved": settings_are({"sweep2_baseline": {"loss": "rich_hierarchy"}}),
+    "ordered_no_decay": settings_are({"sweep7_ordered": {"loss": "ordered", "early_stopping_patience": None}}),
+    "ordered_vs_level_means": settings_are(
+        {"sweep7_ordered": {"loss": "ordered"}, "sweep2_baseline": {"loss": "rich_hierarchy"}}
+    ),
+}  # fmt: skip
+"""Finding -> the settings that its sentence speaks of."""
+
+
+OF_ALL_ARMS = ("best_achieved", "ordered_vs_level_means")
+"""Findings that look for the best among all arms of the loss on level means."""
+
+
+def _of_its_runs(claim: Claim) -> Claim:
+    """The claim of runs with its settings and of enough seeds, saying which start and which radii its verdict is of."""
 
     def compute(table: "DataFrame") -> tuple[Interval, str]:
         interval, how = claim.measure.compute(table)
         own = table[table["stages"] == "hierarchy"]
+        if claim.id not in OF_ALL_ARMS:
+            own = own[own["arm_without_draw"].isin(NEEDED[claim.id])]
         start = {"drawn": "projections drawn anew", "loaded": "those of a checkpoint that is ordered already"}
         starts = " or ".join(start[name] for name in sorted(own["start_projections"].unique()))
         kinds = {"hyperbolic": "hyperbolic distances", "euclidean": "Euclidean norms"}
         radii = " or ".join(kinds[name] for name in sorted(own["radius"].unique()))
         return interval, f"{how} Of this start and radius: {starts}; {radii}."
 
-    return replace(claim, measure=Measure(claim.measure.text, compute))
+    assert claim.when is not None
+    when = all_of(claim.when, ABOUT[claim.id])
+    return replace(claim, measure=of_seeds(Measure(claim.measure.text, compute)), when=when)
 
 
-ANY_RIM, SAME_RIM = _of_its_start(ANY_RIM), _of_its_start(SAME_RIM)
-FINDINGS = tuple(_of_its_start(claim) for claim in _FINDINGS)
+ANY_RIM, SAME_RIM = _of_its_runs(ANY_RIM), _of_its_runs(SAME_RIM)
+FINDINGS = tuple(_of_its_runs(claim) for claim in _FINDINGS)
 """The original study's findings."""
 
 
@@ -469,33 +707,38 @@ def claims(verb: str, config: Any) -> Sequence[Claim]:
     scratch can say; one with phases for the original study's findings first, as far as its budget can show either outcome.
     """
     if isinstance(config, TrainConfig):
-        return _targets(config.train_fraction < 1, config.decode == "ball")
+        return _targets([to_dict(config)])
     arms = {arm: {**config.coverage, **changes} for arm, changes in config.from_scratch.items()}
-    whole = {arm: own for arm, own in arms.items() if own.get("stages") != "coverage" and not is_control(own)}
-    in_ball = bool(whole) and all(own.get("decode") == "ball" for own in whole.values())
-    targets = _targets(_sees_a_part(config), in_ball) if whole or _sees_a_part(config) else ()
+    starts = [{**config.coverage, "stages": "coverage"}] if config.phases else []
+    targets = _targets([*arms.values(), *starts])
     plateaus = [claim for arm, claim in PLATEAUS.items() if arm in arms]
-    beside = [*(CURVATURE_BUYS if {"ball", TWIN} <= set(arms) else ()), *([RULE_LEARNT] if SHUFFLED in arms else ())]
+    beside = [
+        *(CURVATURE_BUYS if {BALL, TWIN} <= set(arms) else ()),
+        *([RULE_LEARNT] if {BALL, SHUFFLED} <= set(arms) else ()),
+    ]
     arms_without_draw = {
         arm.partition("_draw_")[0]
         for phase in config.phases.values()
         for arm in (*phase.get("arms", {}), *([phase["name"]] if "name" in phase else []))
     }
     findings = [claim for claim in (ANY_RIM, SAME_RIM, *FINDINGS) if set(NEEDED[claim.id]) <= arms_without_draw]
-    return [*targets, *beside, *plateaus, *findings]
+    # Where radii are Euclidean norms the curvature reaches nothing: no run could tell.
+    moved = config.base.get("radius", TrainConfig.radius) == "hyperbolic"
+    return [*targets, *beside, *plateaus, *(claim for claim in findings if moved or claim not in (ANY_RIM, SAME_RIM))]
 
 
-def _targets(part: bool, in_ball: bool) -> Sequence[Claim]:
-    return UNSEEN_TARGETS if part else BALL_TARGETS if in_ball else WHOLE_TARGETS
-
-
-def _sees_a_part(config: SweepConfig) -> bool:
-    """Whether all whole runs of a sweep (see the column `whole`) train on a part of the operations."""
-    runs = [{**config.coverage, **arm} for arm in config.from_scratch.values()]
-    runs += [{**config.coverage, "stages": "coverage"}] if config.phases else []
-    fractions = [
-        run.get("train_fraction", 1.0)
-        for run in runs
-        if run.get("stages") != "coverage" or run.get("train_fraction", 1.0) < 1
+def _targets(runs: Sequence[Mapping[str, Any]]) -> Sequence[Claim]:
+    """What runs of these settings are asked for: nothing where one of those that would be asked is of another kind."""
+    whole = [
+        of
+        for of in runs
+        if not is_control(of)
+        and _setting(of, "stages") != "hierarchy"
+        and (_setting(of, "stages") != "coverage" or _setting(of, "train_fraction") < 1)
     ]
-    return bool(fractions) and max(fractions) < 1
+    if whole and all(map(fits_unseen_targets, whole)):
+        ordered = all(_setting(of, "stages") != "coverage" for of in whole)
+        return UNSEEN_TARGETS if ordered else UNSEEN_TARGETS[:1]
+    if whole and all(map(fits_targets, whole)):
+        return BALL_TARGETS if all(_setting(of, "decode") == "ball" for of in whole) else WHOLE_TARGETS
+    return ()

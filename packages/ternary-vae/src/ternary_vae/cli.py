@@ -39,6 +39,7 @@ STUDY = Study(
             plan="ternary_vae.plan:plan",
             of="train",
             resolve="ternary_vae.plan:sweep_values",
+            estimate="ternary_vae.estimate:estimate",
         ),
         "evaluate": Verb(evaluate_verb.SUMMARY, "ternary_vae.evaluate_verb:evaluate_command"),
         "inspect": Verb(verbs.SUMMARY_OF_INSPECT, "ternary_vae.legacy.verbs:inspect_command"),
