@@ -34,7 +34,7 @@ def of_geometry(name: str) -> Measure:
         interval = Interval(float(middle), float(low), float(high), int(n))
         return interval, "Median over concepts; bootstrap over parents, each with all its children."
 
-    return Measure(f"median({name}) over concepts", compute)
+    return Measure(f"median({name}) over concepts, parents drawn", compute)
 
 
 def room(metric: str, gain: float, arm: str = "random") -> Condition:
