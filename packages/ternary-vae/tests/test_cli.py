@@ -278,7 +278,7 @@ def test_a_run_that_gets_sigterm_exits_with_3_and_resume_goes_on(tmp_path):
 )
 @pytest.mark.parametrize("decode", ["ball", "code"])
 def test_a_model_that_cannot_fit_is_refused_with_its_size(flags, decode, tmp_path, capsys):
-    stages = ["--stages", "joint"] if decode == "ball" else []
+    stages = ["--stages", "joint", "--view", "a"] if decode == "ball" else []
     asked = [*TINY, "--decode", decode, *stages, *flags, "--output-dir", str(tmp_path / "run")]
     assert main(["train", *asked]) == 2
     (said,) = errors_of(capsys)

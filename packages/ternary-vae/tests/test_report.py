@@ -256,7 +256,7 @@ def test_a_sweep_of_which_only_coverage_runs_finished_is_reported(tmp_path):
     assert "not begun" in (folder / "report.html").read_text()
     (line,) = [x for x in (folder / "report.md").read_text().splitlines() if x.startswith("| coverage |")]
     # One seed has neither deviation nor interval, and nothing that never happened has an epoch.
-    assert line == "| coverage | 1 | 0.40000 | none | n = 1 | 0.40000 to 0.40000 | 0 of 1 | never |"
+    assert line == "| coverage | 1 | 0.40000 (n = 1) | 0.40000 to 0.40000 | 0 of 1 | never |"
 
 
 def test_the_best_run_of_a_sweep_is_shown_from_its_arrays(tmp_path):
