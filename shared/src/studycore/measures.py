@@ -12,7 +12,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from studycore.claims import Condition, Measure, NotRun
-from studycore.statistics import Interval, fisher_interval, mean_interval, ratio_interval, share_interval
+from studycore.statistics import Interval, mean_interval, ratio_interval, share_interval
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
@@ -143,30 +143,6 @@ def paired_ratio(
     return Measure(f"paired_ratio({metric}, {treated!r} / {control!r}{_by(of, by)}{more})", compute)
 
 
-def spread(metric: str, arm: Hashable = None, of: str = "arm", within: str = "seed") -> Measure:
-    """Standard deviation within a seed (n - 1), mean over seeds with Student's t interval."""
-
-    def compute(table: "DataFrame") -> tuple[Interval, str]:
-        groups = _groups(table, [metric], arm, of, within, 2)
-        return mean_interval(
-            [float(g[metric].std(ddof=1)) for g in groups]
-        ), f"Within a {within}, mean over them, Student's t."
-
-    return Measure(f"spread({metric}{_args(arm, of)}, within {within})", compute)
-
-
-def correlation(x: str, y: str, arm: Hashable = None, of: str = "arm", within: str = "seed", least: int = 4) -> Measure:
-    """Pearson's correlation within a seed of `least` runs or more; Fisher's z, mean over seeds, Student's t."""
-
-    def compute(table: "DataFrame") -> tuple[Interval, str]:
-        correlations = [float(g[x].corr(g[y])) for g in _groups(table, [x, y], arm, of, within, least)]
-        if any(math.isnan(r) for r in correlations):
-            raise NotRun(f"In a {within} all runs have the same {x} or {y}: there is no correlation.")
-        return fisher_interval(correlations), f"Within a {within}; Fisher's z, mean over them, Student's t."
-
-    return Measure(f"correlation({x}, {y}{_args(arm, of)}, within {within}, {least} or more)", compute)
-
-
 def at_least(metric: str, value: float, arm: Hashable = None, of: str = "arm") -> Condition:
     """That every run, of the arm if one is named, has a metric of `value` or more."""
 
@@ -248,16 +224,6 @@ def pairs(
         len(both), f"pairs of {treated} and {control} {alike}" if alike else f"pairs by {by} of {treated} and {control}"
     )
     return both
-
-
-def _groups(
-    table: "DataFrame", metrics: list[str], arm: Hashable, of: str, within: str, least: int
-) -> list["DataFrame"]:
-    chosen = rows(table, metrics[0], arm, of)
-    groups = [g for _, g in chosen.dropna(subset=metrics).groupby(within)]
-    if len(groups) < 2 or min(map(len, groups)) < least:
-        raise NotRun(f"Needs 2 or more values of {within}{_of(arm)} with {least} or more runs each.")
-    return groups
 
 
 def enough(count: int, what: str) -> None:
