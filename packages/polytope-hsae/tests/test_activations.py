@@ -344,8 +344,12 @@ def test_all_phases_on_the_architectures_that_configurations_name(folder, tmp_pa
     monkeypatch.chdir(tmp_path)
     draw = np.random.default_rng(0)
     labelled = [text[token] for token in hierarchy.labels()]
-    lines = [" " + " ".join(draw.choice(labelled, 12)) for _ in range(150)]
+    # Words stand twice, and the head is that of the embeddings, so that weights that learnt nothing predict something.
+    lines = [" " + " ".join(np.repeat(draw.choice(labelled, 6), 2)) for _ in range(150)]
     (tmp_path / "text.txt").write_text("\n\n".join(lines))
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model.get_output_embeddings().weight.data = model.get_input_embeddings().weight.data.clone()
+    model.save_pretrained(folder)
     place = tmp_path / "geometry"
     job("geometry", GeometryConfig(str(folder), n_shuffles=3, contexts=4), place)
     capture = ActivationConfig(str(folder), source=str(tmp_path / "text.txt"), token_budget=1500, window_length=16, prompts_per_concept=1)  # fmt: skip

@@ -35,8 +35,9 @@ def test_all_phases_then_one_that_finds_them_done(place, capsys):
     assert main(["all", "--config", "mini.yaml", *FLAGS, "--output-dir", "whole"]) == 0
     said = capsys.readouterr().out
     assert "14 of 14 runs" in said
-    assert "Concepts" in said
-    assert "Held-out words project on their concept's vector at" in Path("whole/report.md").read_text()
+    text = (place / "whole" / "report.md").read_text()
+    assert "Concepts do form a hierarchy" in text
+    assert "Held-out words project on their concept's vector at" in text
     results = read_json(place / "whole" / "results.json")
     verdicts = {claim["id"]: claim["verdict"] for claim in results["claims"]}
     # Claims whose precondition does not hold: so short a training leaves no soft absorption, or no room for a target.
