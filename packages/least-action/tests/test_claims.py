@@ -400,7 +400,7 @@ def test_runs_that_differ_in_more_than_the_seed_are_not_taken_together():
     dense = SweepConfig(base=quick.base, seeds=6)
     assert {claim.id for claim in claims("sweep", dense)} >= {"generalises", "curvature"}
     for grid in ({"lr": [1e-3, 7e-3]}, {"weight_decay": [0.5, 1.0]}, {"p": [59, 113]}):
-        assert claims("sweep", SweepConfig(base=quick.base, grid=grid, seeds=6)) == []
+        assert claims("sweep", SweepConfig(base=quick.base, grid=grid, seeds=6, name=f"{{{next(iter(grid))}}}")) == []
     two_strengths = {**quick.arms, "weaker": {**quick.arms["sphere_routed"], "lambda_routing": 0.3}}
     asked = {claim.id for claim in claims("sweep", SweepConfig(base=quick.base, arms=two_strengths, seeds=6))}
     assert "generalises" in asked and not {"routing", "routing_fourfold"} & asked

@@ -399,8 +399,7 @@ def test_an_imported_run_is_reported_and_is_a_start_for_others(write, tmp_path, 
     said = capsys.readouterr().out
     assert "come back with every trit right" in said
     results = read_json(folder / "results.json")
-    assert {claim["verdict"] for claim in results["claims"]} == {"not run"}
-    assert all(claim["registered"] for claim in results["claims"])
+    assert results["claims"] == []  # the targets are of nine trits
     # The file's radii are trained ones, whatever our configuration says of stages.
     assert f"| hierarchy | {results['metrics']['hierarchy']:.6f} |" in (folder / "report.md").read_text()
     record = read_record(STUDY, folder)
