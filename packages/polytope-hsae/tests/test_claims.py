@@ -154,24 +154,25 @@ def test_a_phase_is_judged_by_what_it_has_reached():
 
 
 def test_the_answer_is_worded_by_its_verdicts():
-    ids = ("own_parent", "purity", "reconstruction_parity")
+    ids = ("own_parent", "purity", "steering_leakage")
     answers = [answer(claims) for claims in every_verdict(*ids)]
     assert all(len(text.split()) <= 45 and "None" not in text for text in answers)
     assert answers[0] == (
         "Concepts do form a hierarchy: a child's words, unseen before, point along its parent too. An autoencoder that starts "
-        "from it keeps it better, by 10 points of purity or more; it explains the activations as well."
+        "from it keeps it better, by 10 points of purity or more; steering with it disturbs other words a fifth less."
     )
     assert answer(
         [
             judged_as("own_parent", "refuted"),
             judged_as("purity", "refuted"),
-            judged_as("reconstruction_parity", "refuted", -0.028),
+            judged_as("steering_leakage", "refuted", -3.0),
         ]
     ) == (
         "Concepts form no hierarchy: a child's words do not point along its parent. An autoencoder that starts from it does "
-        "not keep it 10 points better than one from a random start; it explains 2.8% less of the activations' variance."
+        "not keep it 10 points better than a random start; steering with it does not disturb other words a fifth less."
     )
     assert answer([judged_as("own_parent", "inconclusive"), judged_as("purity", "not run")]) == (
-        "Whether concepts form a hierarchy stays open. Whether an autoencoder keeps it better was not run."
+        "Whether concepts form a hierarchy stays open. Whether an autoencoder that starts from it keeps it 10 points better could "
+        "not be judged."
     )
     assert answer([]) == "No phase has been judged yet."

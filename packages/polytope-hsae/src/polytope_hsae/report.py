@@ -83,25 +83,25 @@ HIERARCHY = Wording(
 )
 PURER = Wording(
     "An autoencoder that starts from it keeps it better, by 10 points of purity or more",
-    "An autoencoder that starts from it does not keep it 10 points better than one from a random start",
+    "An autoencoder that starts from it does not keep it 10 points better than a random start",
     "Whether an autoencoder that starts from it keeps it 10 points better stays open",
-    "Whether an autoencoder keeps it better was not run",
+    "Whether an autoencoder that starts from it keeps it 10 points better could not be judged",
 )
-PRICE = Wording(
-    "it explains the activations as well",
-    "it explains {size:.1%} less of the activations' variance",
-    "whether it explains the activations as well stays open",
+STEERS = Wording(
+    "steering with it disturbs other words a fifth less",
+    "steering with it does not disturb other words a fifth less",
+    "whether steering with it disturbs other words less stays open",
     "",
 )
 
 
 def answer(claims: Sequence[Mapping[str, Any]]) -> str:
     """Whether there is a hierarchy, and whether starting from it helps, by the verdicts."""
-    hierarchy, purer, price = (
+    hierarchy, purer, steers = (
         said(claims, id_, wording)
-        for id_, wording in (("own_parent", HIERARCHY), ("purity", PURER), ("reconstruction_parity", PRICE))
+        for id_, wording in (("own_parent", HIERARCHY), ("purity", PURER), ("steering_leakage", STEERS))
     )
-    return sentences([hierarchy], [purer, price]) or "No phase has been judged yet."
+    return sentences([hierarchy], [purer, steers]) or "No phase has been judged yet."
 
 
 def figures_in_words(record: Record) -> list[str]:
