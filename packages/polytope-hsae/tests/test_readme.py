@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 
 from polytope_hsae.cli import STUDY
-from polytope_hsae.config import ABLATIONS, ARMS, JOBS, OF_STUDY, PATHS as KEYS, JobOptions, StudyConfig, TrainConfig
+from polytope_hsae.config import (
+    ABLATIONS,
+    ARMS,
+    JOBS,
+    OF_STUDY,
+    PATHS as KEYS,
+    GeometryConfig,
+    JobOptions,
+    StudyConfig,
+    TrainConfig,
+)
 from polytope_hsae.validation import GATES
 from studycore.options import SweepOptions
 
@@ -52,7 +62,11 @@ def test_commands_and_configurations_exist():
 
 
 def test_flags_exist():
-    fields = {f for cls in (StudyConfig, TrainConfig, JobOptions, SweepOptions) for f in cls.__dataclass_fields__}
+    fields = {
+        f
+        for cls in (StudyConfig, TrainConfig, GeometryConfig, JobOptions, SweepOptions)
+        for f in cls.__dataclass_fields__
+    }
     flags = {flag.replace("-", "_") for flag in re.findall(r"`?--([a-z][a-z-]+)", README)}
     assert flags - fields <= {"config", "help", "debug", "non_interactive", "steps", "peer_batch", "peers_only"}
 
