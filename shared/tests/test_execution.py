@@ -17,7 +17,7 @@ from studycore import cli
 from studycore.checkpoints import load_latest
 from studycore.devices import cores
 from studycore.errors import UserError
-from studycore.execution import alone, identity_of, locate, report_on
+from studycore.execution import _Progress, alone, identity_of, locate, report_on
 from studycore.jobs import Job
 from studycore.metrics_log import read_rows
 from studycore.options import RunOptions
@@ -324,3 +324,20 @@ def test_a_job_beside_which_no_other_can_run_gets_the_threads_of_all():
     threads = {name: read_manifest(Path("whole") / name)["devices"]["threads"] for name in ("start", "a", "b")}
     assert threads["a"] == threads["b"] == max(1, cores() // 2)
     assert threads["start"] == 2 * threads["a"]
+
+
+def test_the_time_that_is_left_is_told_from_runs_of_the_same_verb(capsys):
+    """Nothing before one has ended of any kind that waits; a bound while some kinds have not; shared out over processes."""
+    progress = _Progress({"a": "fit", "b": "score", "c": "score", "d": "score", "e": "draw"}, processes=2)
+    progress.tell("a", "done", 7.0)
+    progress.tell("b", "done", 100.0)
+    progress.tell("e", "done before", None)
+    progress.tell("c", "done", 300.0)
+    progress.tell("d", "failed", None)
+    assert capsys.readouterr().out.splitlines() == [
+        "  a: done (1 of 5)",
+        "  b: done (2 of 5; more than 2 minutes left)",
+        "  e: done before (3 of 5; about 2 minutes left)",
+        "  c: done (4 of 5; about 2 minutes left)",
+        "  d: failed (5 of 5)",
+    ]

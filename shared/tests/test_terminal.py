@@ -10,7 +10,7 @@ import pytest
 
 from studycore.cli import exit_code
 from studycore.errors import UserError
-from studycore.terminal import Output, steady_output
+from studycore.terminal import Output, duration, steady_output
 
 
 def run(code, **more):
@@ -120,3 +120,11 @@ def test_what_the_system_refuses_is_one_sentence(capsys):
     for fault in (OSError(errno.ENOENT, "No such file"), RuntimeError("shapes differ"), KeyError("x")):
         with pytest.raises(type(fault)):
             fails(fault)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(0, "0 s"), (89.4, "89 s"), (90, "2 minutes"), (5399, "90 minutes"), (5400, "1.5 hours"), (36_000, "10.0 hours")],
+)
+def test_a_duration_has_a_unit_that_suits(seconds, said):
+    assert duration(seconds) == said

@@ -15,7 +15,7 @@ from typing import Any
 
 from studycore.errors import SomeFailed, Stopped, UserError, refused_by_system
 from studycore.study import ManyRuns, OneRun, Study, Verb, load
-from studycore.terminal import steady_output
+from studycore.terminal import duration, steady_output
 
 COMMON = {
     "report": "write a run's report again and print what it says",
@@ -333,14 +333,6 @@ def describe_plan(request: Request) -> str:
             lines += [f"{alike} runs, {processes} at a time: about {whole} if all are like it and none ends early"]
             break
     return "\n".join(lines)
-
-
-def duration(seconds: float) -> str:
-    """With a unit that suits."""
-    unit, size = next(
-        (u, n) for u, n, least in (("hours", 3600, 5400), ("minutes", 60, 90), ("s", 1, 0)) if seconds >= least
-    )
-    return f"{seconds / size:.1f} hours" if unit == "hours" else f"{seconds / size:.0f} {unit}"
 
 
 def find_folder(study: Study, verb: str, values: Mapping[str, Any], options: Any) -> Path:

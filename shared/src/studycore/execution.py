@@ -22,6 +22,7 @@ from studycore.report import configuration_name, write_report, write_results
 from studycore.run_folder import RunFolder, create_run, is_writing, read_manifest
 from studycore.stopping import stop_on_signals
 from studycore.study import SCHEMA_VERSION, ManyRuns, OneRun, Study, load
+from studycore.terminal import duration
 
 
 def make_run(
@@ -221,10 +222,9 @@ def make_runs(
     places, identities = locate(study, action, jobs, folder)
     processes, threads = processes_and_threads(options, device, len(chosen))
     set_threads(threads)
-    print(
-        f"{study.name} {verb} on {device} ({reason}): {len(chosen)} of {len(jobs)} runs, {processes} at a time with "
-        f"{threads or 'default'} threads", flush=True,
-    )  # fmt: skip
+    each = "as many threads as torch takes" if threads is None else f"{threads} thread{'s' if threads > 1 else ''} each"
+    count = f"{len(chosen)} of {len(jobs)} runs, {processes} at a time, {each}"
+    print(f"{study.name} {verb} on {device} ({reason}): {count}", flush=True)
 
     whole = _open(study, verb, config, folder, options, argv, device, jobs, places, chosen, bool(stored))
     with stop_on_signals() as stop, closing(whole):
@@ -426,9 +426,9 @@ class _Progress:
         self.bar.update(1)
         known = [sum(self.took[v]) / len(self.took[v]) for v in self.waiting.values() if v in self.took]
         said = "about" if len(known) == len(self.waiting) else "more than"
-        left = f"{said} {sum(known) / self.processes:.0f} s"
+        left = f"; {said} {duration(sum(known) / self.processes)} left" if known else ""
         done = self.total - len(self.waiting)
-        self.bar.write(f"  {name}: {how} ({done} of {self.total}; {left} left)", file=sys.stdout)
+        self.bar.write(f"  {name}: {how} ({done} of {self.total}{left})", file=sys.stdout)
         sys.stdout.flush()
 
 

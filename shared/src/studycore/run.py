@@ -55,6 +55,7 @@ from studycore.options import RunOptions
 from studycore.run_folder import RunFolder, check_new, create_run, environment_changes, now, open_run, read_manifest
 from studycore.stopping import stop_on_signals
 from studycore.study import SCHEMA_VERSION, Study, load
+from studycore.terminal import duration
 
 LINE_EVERY = 30
 """Seconds between lines of progress where there is no terminal."""
@@ -292,7 +293,7 @@ class Run:
                 if hidden and self.is_main and not self.quiet and time.monotonic() - last_line > LINE_EVERY:
                     last_line = time.monotonic()
                     left = (last_line - began) / (index + 1 - self._first) * (total - index - 1)
-                    print(f"{loop} {unit} {index + 1} of {total}, about {left:.0f} s left".strip(), flush=True)
+                    print(f"{loop} {unit} {index + 1} of {total}, about {duration(left)} left".strip(), flush=True)
 
     def any_process(self, flag: Any) -> bool:
         """Whether the flag is true in any process: all learn of it at the same step."""

@@ -62,3 +62,11 @@ def steady_output() -> Iterator[Callable[[], str]]:
         )
     finally:
         sys.stdout, sys.stderr = former
+
+
+def duration(seconds: float) -> str:
+    """With a unit that suits."""
+    unit, size = next(
+        (u, n) for u, n, least in (("hours", 3600, 5400), ("minutes", 60, 90), ("s", 1, 0)) if seconds >= least
+    )
+    return f"{seconds / size:.1f} hours" if unit == "hours" else f"{seconds / size:.0f} {unit}"

@@ -14,9 +14,9 @@ from polytope_hsae.config import SYNTHETIC, ActivationConfig, StudyConfig, Train
 from polytope_hsae.losses import Weights
 from polytope_hsae.model import build_sae
 from polytope_hsae.training import Objective, check_room, create_optimizer, shape_of, stages
-from studycore.cli import duration
 from studycore.language.embedded import locate
 from studycore.models import count_parameters
+from studycore.terminal import duration
 
 
 def estimate(study: StudyConfig, device: str) -> list[str]:

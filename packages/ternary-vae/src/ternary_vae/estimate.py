@@ -7,9 +7,9 @@ from typing import Any, cast
 
 import torch
 
-from studycore.cli import duration
 from studycore.devices import cores
 from studycore.jobs import MOST_TOGETHER
+from studycore.terminal import duration
 from ternary_vae.config import SweepConfig, TrainConfig
 from ternary_vae.data import Batches, Operations
 from ternary_vae.lanes import Lane
