@@ -7,6 +7,7 @@ import dataclasses
 import errno
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -100,6 +101,16 @@ def test_runs_that_were_moved_together_keep_their_shared_jobs(here):
     assert sweep("runs/toy/one", START, Job("a", config(seed=7), needs=("start",))) == 0
     Path("runs").rename("moved")
     assert set(read_record(STUDY, Path("moved/toy/one")).table["run"]) == {"start", "a"}
+
+
+def test_a_run_that_was_moved_without_its_shared_jobs_says_which_folder_it_lacks(here):
+    assert sweep("runs/toy/one", START) == 0
+    Path("elsewhere").mkdir()
+    Path("runs/toy/one").rename("elsewhere/one")
+    (why,) = read_record(STUDY, Path("elsewhere/one")).missing.values()
+    assert re.fullmatch(r"made before, and its folder elsewhere/one/.*/train-\w+ is not there now", why)
+    with pytest.raises(UserError, match="first start: made before, and its folder"):
+        report_on(STUDY, Path("elsewhere/one"))
 
 
 def test_another_configuration_of_a_shared_job_is_another_run(here):

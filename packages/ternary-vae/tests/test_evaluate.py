@@ -8,6 +8,7 @@ from studycore.models import count_parameters
 from studycore.streams import generator
 from ternary_vae.bands import Targets, target_radius
 from ternary_vae.data import Operations
+from ternary_vae.history import COVERAGE_METRICS
 from ternary_vae.metrics import evaluate, final, radii
 from ternary_vae.metrics.closed_form import closed_form
 from ternary_vae.model import Code, create_model
@@ -169,8 +170,8 @@ def test_results_of_a_run_leave_out_what_it_did_not_train(small, model):
     found = final.run_metrics(ordering, model, OPERATIONS, seen_N, rows)
     assert found == {**everything, "last_epoch": 8, "parameters": count_parameters(model)}
     covering = final.run_metrics(small(stages="coverage", view="a"), model, OPERATIONS, seen_N, rows)
-    assert set(covering) == {*final.COVERAGE_METRICS, "last_epoch", "parameters"}
-    assert all(covering[name] == everything[name] for name in final.COVERAGE_METRICS)
+    assert set(covering) == {*COVERAGE_METRICS, "last_epoch", "parameters"}
+    assert all(covering[name] == everything[name] for name in COVERAGE_METRICS)
 
 
 @pytest.mark.parametrize("view", ["a", "both"])

@@ -13,7 +13,8 @@ from studycore.testing.fabricated import every_verdict, judged_as
 from ternary_vae import figures, report
 from ternary_vae.comparisons import ArmStatistics, InertFactor, arm_statistics
 from ternary_vae.config import TrainConfig
-from ternary_vae.metric_table import MEANINGS, OF_COVERAGE, metric_table
+from ternary_vae.history import COVERAGE_METRICS
+from ternary_vae.metric_table import MEANINGS, metric_table
 
 ARM = ArmStatistics(
     phase="2_weights", arm="heavy", n=3, runs=6, best=-0.71, best_std=0.011, best_interval=Interval(-0.71, -0.72, -0.70, 3),
@@ -97,8 +98,8 @@ def test_the_table_of_metrics_has_every_value_in_its_column():
         assert line[3] == {"hierarchy": "0.100000", "coverage": "0.200000"}.get(name, "none")
         assert line[4:] == MEANINGS[name]
     untrained = {line[0]: line[1] for line in metric_table(own, {}, trained=False).rows}
-    assert {name for name, cell in untrained.items() if cell != "untrained"} == set(OF_COVERAGE)
-    assert set(OF_COVERAGE) == {
+    assert {name for name, cell in untrained.items() if cell != "untrained"} == set(COVERAGE_METRICS)
+    assert set(COVERAGE_METRICS) == {
         "coverage", "covered", "operations", "coverage_sampled", "coverage_seen", "coverage_unseen", "unseen", "kl",
         "kl_of_least", "prior_coverage", "linear_coverage_unseen",
     }  # fmt: skip

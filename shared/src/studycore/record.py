@@ -105,6 +105,8 @@ def read_record(study: Study, folder: Path, just_ended: bool = False) -> Record:
             rows.append({**base, **entry["labels"], **load(study.columns)(place, of_run)})
         else:
             state = read_manifest(place)["state"] if (place / "manifest.json").exists() else "not begun"
+            if state == "not begun" and manifest["state"] == "done" and name in manifest.get("chosen", entries):
+                state = f"made before, and its folder {place} is not there now"
             missing[name] = failed.get(name, state)
             of_seed = {"seed": entry["seed"]} if "seed" in entry else {}
             lost = {"run": name, "arm": entry["arm"] or "", "failed": name in failed or state == "failed"}

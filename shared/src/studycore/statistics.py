@@ -124,8 +124,13 @@ def median_interval(values: Sequence[float], least: float, most: float) -> Inter
 
 def fisher_interval(correlations: Sequence[float]) -> Interval:
     """Mean correlation with Student's t interval on atanh(r), which is nearly normal (Fisher 1915)."""
-    z = mean_interval([math.atanh(min(max(r, -1 + 1e-12), 1 - 1e-12)) for r in correlations])
+    z = mean_interval([fisher_z(r) for r in correlations])
     return Interval(math.tanh(z.estimate), math.tanh(z.low), math.tanh(z.high), z.n)
+
+
+def fisher_z(correlation: float) -> float:
+    """atanh(r); a correlation of 1 is taken for one just below it."""
+    return math.atanh(min(max(correlation, -1 + 1e-12), 1 - 1e-12))
 
 
 def share_interval(successes: int, n: int) -> Interval:

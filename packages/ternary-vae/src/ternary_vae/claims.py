@@ -19,7 +19,7 @@ from studycore.files import read_json
 from studycore.measures import at_least, enough, mean, paired_difference, rows, share
 from studycore.metrics_log import read_evaluations
 from studycore.run_folder import read_manifest
-from studycore.statistics import Interval, fisher_interval, mean_interval
+from studycore.statistics import Interval, fisher_interval, fisher_z, mean_interval
 from ternary_vae.config import TrainConfig
 from ternary_vae.history import ordering_metrics, ordering_rows
 
@@ -302,9 +302,8 @@ def _correlation_of_draws() -> Measure:
 
 
 def _mean_correlation(correlations: Sequence[float]) -> float:
-    """By Fisher's z; a correlation of 1 is taken for one just below it."""
-    z = [math.atanh(min(max(r, -1 + 1e-12), 1 - 1e-12)) for r in correlations]
-    return math.tanh(sum(z) / len(z))
+    """By Fisher's z."""
+    return math.tanh(sum(fisher_z(r) for r in correlations) / len(correlations))
 
 
 def _enough_seeds(count: int) -> None:

@@ -32,6 +32,11 @@ def valuation(n_N: Tensor, trits: int) -> Tensor:
     return (n_N[..., None].abs() % powers_M == 0).sum(-1)
 
 
+def tree_distance(i_N: Tensor, j_N: Tensor, trits: int) -> Tensor:
+    """3 exp(-v(i - j) / 3), what V5.11 asks of the distance of two points, float64: short where i - j has a high valuation."""
+    return 3 * torch.exp(-valuation(i_N - j_N, trits).double() / 3)
+
+
 def place_in_level(n_N: Tensor, trits: int) -> Tensor:
     """Where an operation stands among those of its level, in [0, 1]; [N], float64.
 

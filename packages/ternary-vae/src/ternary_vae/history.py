@@ -4,6 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 Row = Mapping[str, Any]
+COVERAGE_METRICS = (
+    "coverage", "covered", "operations", "coverage_sampled", "coverage_seen", "coverage_unseen", "unseen",
+    "linear_coverage_unseen", "kl", "kl_of_least", "prior_coverage",
+)  # fmt: skip
+"""What a run that only learns to reconstruct has learned something about."""
 
 
 def history_metrics(rows: Sequence[Row]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from studycore.streams import generator
 from ternary_vae.bands import Targets, target_radius
 from ternary_vae.config import ArchitectureConfig, TrainConfig
-from ternary_vae.data import Operations, valuation
+from ternary_vae.data import Operations, tree_distance
 from ternary_vae.hyperbolic import distance
 from ternary_vae.stages import ENCODER, Stage
 
@@ -140,7 +140,7 @@ def geodesic(
     rank      relu(r_j - r_i + 0.01) over the pairs with v_i < v_j
     """
     i, j = pairs_2P
-    target = 3 * torch.exp(-valuation(index_N[i] - index_N[j], config.trits).double() / 3)
+    target = tree_distance(index_N[i], index_N[j], config.trits)
     distances = distance(points_ND[i], points_ND[j], config.curvature)
     radial_N = (r_N - targets.mean_L[v_N]).square() * (1 + torch.exp(0.4 * v_N))
     sign = (v_N[i] - v_N[j]).sign()

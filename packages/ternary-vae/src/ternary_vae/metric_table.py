@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from studycore.report import Table
+from ternary_vae.history import COVERAGE_METRICS
 
 Metrics = Mapping[str, Any]
 MEANINGS = {
@@ -50,9 +51,6 @@ MEANINGS = {
     **{f"somers_d_from_{k}_unseen": ("Somers' D", f"among those of valuation {k} and more") for k in range(1, 13)},
 }
 """Metric -> unit and meaning, in the order of the tables."""
-OF_COVERAGE = [name for name in MEANINGS if name.startswith(("cover", "operations", "kl"))]
-OF_COVERAGE += ["unseen", "prior_coverage", "linear_coverage_unseen"]
-"""Metrics of which a run that trains no radii has learned something."""
 FINE = ("hierarchy", "hierarchy_", "somers_d", "coverage")
 """Metrics whose last digits matter: six decimals."""
 
@@ -64,7 +62,7 @@ def metric_table(metrics: Metrics, beside: Mapping[str, Metrics], trained: bool 
     rows = []
     for name in MEANINGS:
         if any(name in values for values in (metrics, *others.values())):
-            own = metrics.get(name, "none") if trained or name in OF_COVERAGE else "untrained"
+            own = metrics.get(name, "none") if trained or name in COVERAGE_METRICS else "untrained"
             cells = [shown(name, value) for value in (own, *(values.get(name, "none") for values in others.values()))]
             rows.append((name, *cells, *MEANINGS[name]))
     return Table(

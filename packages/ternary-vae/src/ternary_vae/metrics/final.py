@@ -14,17 +14,10 @@ from torch import Tensor
 from studycore.models import count_parameters
 from ternary_vae.config import TrainConfig
 from ternary_vae.data import Operations
-from ternary_vae.history import Row, history_metrics
+from ternary_vae.history import COVERAGE_METRICS, Row, history_metrics
 from ternary_vae.metrics.closed_form import closed_form
 from ternary_vae.metrics.evaluate import Codes, all_metrics, headline, points, radii, untrained
 from ternary_vae.model import TernaryVAE
-
-COVERAGE_METRICS = (
-    "coverage", "covered", "operations", "coverage_sampled", "coverage_seen", "coverage_unseen", "unseen",
-    "linear_coverage_unseen", "kl",
-    "kl_of_least", "prior_coverage",
-)  # fmt: skip
-"""What a run that only learns to reconstruct has learned something about."""
 
 
 def run_metrics(

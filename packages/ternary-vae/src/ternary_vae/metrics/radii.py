@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from studycore.streams import generator
-from ternary_vae.data import valuation
+from ternary_vae.data import tree_distance
 from ternary_vae.hyperbolic import distance
 
 Floats = NDArray[np.float64]
@@ -125,7 +125,7 @@ def dist_corr_geodesic(points_ND: Tensor, index_N: Tensor, trits: int, c: float,
     i, j = torch.randint(n, (2, GEODESIC_PAIRS), generator=generator(seed, "geodesic pairs")).unbind()
     apart = i != j
     i, j = i[apart], j[apart]
-    target = 3 * torch.exp(-valuation(index_N[i] - index_N[j], trits).double() / 3)
+    target = tree_distance(index_N[i], index_N[j], trits)
     return pearson(distance(points_ND[i], points_ND[j], c).numpy(), target.numpy())
 
 
