@@ -5,7 +5,7 @@ import json
 import pytest
 
 from studycore.errors import UserError
-from studycore.language.documents import read_documents
+from studycore.language.documents import as_read, read_documents
 
 TEXTS = [f"w{i} w{i + 1} w{i + 2}" for i in range(50)]
 MARKS = ("\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\r")
@@ -160,3 +160,8 @@ def test_the_settings_of_file_and_column_are_named_as_the_study_calls_them(tmp_p
         read_documents(str(path), column_flag="--column")
     with pytest.raises(UserError, match=r"^fit_text: .* is no \.txt, \.jsonl or \.parquet file"):
         read_documents(str(tmp_path / "t.csv"), flag="fit_text")
+
+
+def test_what_is_the_same_to_a_reader_is_read_the_same():
+    assert as_read("\ufeffcaf\u0065\u0301 \u200bau\tlait\r\n") == as_read("caf\xe9 au lait") == "caf\xe9 au lait"
+    assert as_read("Cafe au lait") != as_read("cafe au lait")  # capitals are words of their own

@@ -4,6 +4,7 @@ texts = read_documents("corpus.jsonl", "text")
 """
 
 import json
+import unicodedata
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,16 @@ def document(row: Any, column: str, where: str, mend: str = "name another column
         reason = f"it is {_kind(value)}" if column in row else f"there are {', '.join(map(repr, row)) or 'no keys'}"
     reason = reason or f"the row is {_kind(row)}"
     raise UserError(f"{where} has no text under '{column}' ({reason}); {mend}")
+
+
+def as_read(text: str) -> str:
+    """The words, for telling whether two texts are the same to a reader: equal whatever the spacing, marks that no reader
+    sees, and how accents are composed."""
+    return " ".join(unicodedata.normalize("NFC", text.translate(UNSEEN)).split())
+
+
+UNSEEN = {0xFEFF: None, 0x200B: None}
+"""Byte order mark, zero width space."""
 
 
 def _kind(value: Any) -> str:
