@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -18,8 +19,11 @@ from toy_study.cli import STUDY
 
 from studycore import cli
 from studycore.cli import main
+from studycore.errors import UserError
 from studycore.files import read_json
+from studycore.options import RunOptions, TrainOptions
 from studycore.report import write_results
+from studycore.run_folder import read_results
 
 HERE = Path(__file__).parent
 TOY = dataclasses.replace(STUDY, verbs={**STUDY.verbs, "fail": toy_jobs.VERBS["fail"]})
@@ -220,6 +224,29 @@ def test_earlier_names_of_flags_and_a_first_argument(tmp_path, capsys):
     assert "--seeds: toy train makes one run; leave it out" in one_sentence(capsys)
 
 
+@dataclasses.dataclass(frozen=True)
+class Extending(TrainOptions):
+    """Flags of a verb whose finished runs may go on."""
+
+    extra: int = 0
+    """Updates more."""
+
+    @property
+    def extends(self):
+        return self.extra > 0
+
+
+def test_what_extends_a_run_needs_one_that_is_there(tmp_path, capsys):
+    train = dataclasses.replace(STUDY.verbs["train"], options="test_cli:Extending")
+    study = dataclasses.replace(STUDY, verbs={"train": train})
+    folder = ("--device", "cpu", "--output-dir", str(tmp_path / "run"))
+    assert run("train", *folder, "--extra", "5", study=study) == 2
+    assert "--resume: extending goes on with an earlier run, so give --resume as well" in one_sentence(capsys)
+    assert run("train", *folder, "--extra", "5", "--resume", study=study) == 2
+    assert f"--resume: {tmp_path / 'run'} holds no run to extend" in one_sentence(capsys)
+    assert not (tmp_path / "run").exists()
+
+
 def test_runs_lists_and_compares(new_run, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run("runs") == 0
@@ -247,6 +274,78 @@ def test_runs_lists_and_compares(new_run, tmp_path, capsys, monkeypatch):
     assert "1 run folders given" in one_sentence(capsys)
     assert run("runs", "runs/toy/a", "nowhere") == 2
     assert "nowhere: there is no such run folder" in one_sentence(capsys)
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        "{}", "[]", "null", '"text"', '{"metrics": [], "claims": []}', '{"metrics": {}}', '{"metrics": {}, "claims": {}}',
+        '{"metrics": {}, "claims": [1]}', '{"metrics": {}, "claims": [{"id": "a"}]}',
+    ],
+)  # fmt: skip
+def test_results_of_another_form_get_one_sentence(trained, tmp_path, capsys, damaged):
+    folder = shutil.copytree(trained, tmp_path / "run")
+    (folder / "results.json").write_text(damaged)
+    for command in (("runs", str(folder), str(trained)), ("report", str(folder))):
+        assert run(*command) == 2
+        said = one_sentence(capsys)
+        assert said.startswith(f"error: {folder}/results.json: is no results of a run (see its ")
+        assert said.endswith("; restore it or make the run again")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A short run."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    assert run("train", "--device", "cpu", "--steps", "2", "--output-dir", str(folder)) == 0
+    return folder
+
+
+@pytest.mark.parametrize("key", ["id", "statement", "verdict", "threshold", "n", "why", "predicted", "measured"])
+def test_a_claim_of_another_form_is_named_by_its_number(trained, tmp_path, key):
+    """What a run itself wrote is taken, with figures and without."""
+    folder = shutil.copytree(trained, tmp_path / "run")
+    results = read_results(folder)
+    judged = results["claims"][1] | {"measured": 0.5, "interval95": [0, 1.0], "verdict": "inconclusive"}
+    good = [results["claims"][0], judged]
+    (folder / "results.json").write_text(json.dumps(results | {"claims": good}))
+    assert read_results(folder)["claims"] == good
+    (folder / "results.json").write_text(json.dumps(results | {"claims": [good[0], judged | {key: [1]}]}))
+    with pytest.raises(UserError, match=r"see its claims, entry 2\)"):
+        read_results(folder)
+    (folder / "results.json").write_text(json.dumps(results | {"claims": [good[0], judged | {"interval95": None}]}))
+    with pytest.raises(UserError, match=r"see its claims, entry 2\)"):
+        read_results(folder)
+
+
+def test_resume_takes_an_unfinished_run_before_a_finished_one_and_the_newest_of_each(new_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    values, options = {"lr": 0.1, "seed": 3}, RunOptions(resume=True)
+
+    def made(name, day, state):
+        created = new_run(f"runs/toy/{name}", config=values)
+        created.manifest["times"]["started"] = f"2020-01-0{day}"
+        if state == "running":
+            created.update()
+        else:
+            created.finish(state, "")
+
+    with pytest.raises(UserError, match="no earlier train run of this configuration"):
+        cli.find_folder(STUDY, "train", values, options)
+    for name, day, state, expected in (
+        ("d", 1, "done", "d"), ("c", 3, "done", "c"), ("e", 2, "done", "c"), ("a", 1, "stopped", "a"),
+        ("b", 2, "failed", "b"), ("f", 4, "running", "b"), ("g", 5, "done", "b"),
+    ):  # fmt: skip
+        made(name, day, state)
+        assert cli.find_folder(STUDY, "train", values, options) == Path("runs/toy") / expected
+    with pytest.raises(UserError, match="no earlier train run of this configuration"):
+        cli.find_folder(STUDY, "train", values | {"lr": 0.2}, options)
+    with pytest.raises(UserError, match="no earlier sweep run"):
+        cli.find_folder(STUDY, "sweep", values, options)
+    named = cli.find_folder(STUDY, "train", values, RunOptions(resume=True, output_dir="there"))
+    assert named == Path("there")
+    fresh = cli.find_folder(STUDY, "train", values, RunOptions())
+    assert fresh.parent == Path("runs/toy") and not fresh.exists()
 
 
 def test_doctor_says_what_is_lacking_and_what_to_do(tmp_path, capsys, monkeypatch):

@@ -406,6 +406,15 @@ def test_of_a_flag_that_stands_twice_the_last_one_holds():
     assert read_arguments([Training], ["--epochs", "3", "--epochs=4"], "", "toy_study")[1] == {"epochs": 4}
 
 
+def test_two_files_of_settings_are_refused(file, tmp_path):
+    path, other = file("epochs: 3"), tmp_path / "other.yaml"
+    other.write_text("learning_rate: 0.5\n")
+    for second in (["--config", str(other)], [f"--config={other}"]):
+        with pytest.raises(UserError, match=rf"^--config: is given twice, as {path} and as {other}; give one"):
+            read_arguments([Training], ["--config", str(path), *second], "", "toy_study")
+    assert read_arguments([Training], ["--config", str(path), f"--config={path}"], "", "toy_study")[0] == {"epochs": 3}
+
+
 def test_a_byte_order_mark_is_no_part_of_a_key(tmp_path):
     file = tmp_path / "c.yaml"
     file.write_bytes(b"\xef\xbb\xbfepochs: 4\n")

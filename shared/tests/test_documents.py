@@ -5,7 +5,7 @@ import json
 import pytest
 
 from studycore.errors import UserError
-from studycore.language.documents import read_documents
+from studycore.language.documents import as_read, read_documents
 
 TEXTS = [f"w{i} w{i + 1} w{i + 2}" for i in range(50)]
 MARKS = ("\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\r")
@@ -160,3 +160,29 @@ def test_the_settings_of_file_and_column_are_named_as_the_study_calls_them(tmp_p
         read_documents(str(path), column_flag="--column")
     with pytest.raises(UserError, match=r"^fit_text: .* is no \.txt, \.jsonl or \.parquet file"):
         read_documents(str(tmp_path / "t.csv"), flag="fit_text")
+
+
+def test_what_is_the_same_to_a_reader_is_read_the_same():
+    assert as_read("\ufeffcaf\u0065\u0301 \u200bau\tlait\r\n") == as_read("caf\xe9 au lait") == "caf\xe9 au lait"
+    assert as_read("Cafe au lait") != as_read("cafe au lait")  # capitals are words of their own
+
+
+@pytest.mark.parametrize("name", ["t.jsonl", "t.json"])
+def test_a_key_that_stands_twice_in_a_row_is_refused(tmp_path, name):
+    path = tmp_path / name
+    path.write_text('{"text": "w1"}\n{"text": "w2", "text": "w3"}\n')
+    with pytest.raises(UserError, match=r"t\.jsonl? line 2 .*: 'text' stands there twice in one object\); mend"):
+        read_documents(str(path))
+
+
+def test_half_a_character_in_a_row_is_named(tmp_path):
+    """It would end the hashing of the text, or its tokenizer."""
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"text": "w1 \\ud83d\\ude00"}\n{"text": "w2 \\ud83d"}\n"w3 \\ude00"\n')
+    with pytest.raises(UserError, match=r"t\.jsonl line 2 holds half a character \(an escape such as \\ud83d"):
+        read_documents(str(path))
+    path.write_text('{"text": "w1 \\ud83d\\ude00"}\n')
+    assert read_documents(str(path)) == ["w1 \U0001f600"]
+    path.write_text('"w3 \\ude00"\n')
+    with pytest.raises(UserError, match="line 1 holds half a character"):
+        read_documents(str(path))

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from studycore.errors import UserError
 from studycore.files import (
+    check_local,
     check_output_file,
     read_json,
     read_text,
@@ -74,6 +75,9 @@ def test_what_cannot_be_read_is_named(tmp_path):
         (tmp_path / "a.json").write_bytes(content)
         with pytest.raises(UserError, match=rf"a\.json: .*{word}.*; "):
             read_json(tmp_path / "a.json")
+    (tmp_path / "a.json").write_text('{"a": {"b": 1, "c": 2, "b": 3}, "d": [{"b": 1}, {"b": 2}]}')
+    with pytest.raises(UserError, match=r"a\.json: not valid JSON \('b' stands there twice in one object\); "):
+        read_json(tmp_path / "a.json")
     with pytest.raises(UserError, match=r"none: there is no such file; "):
         read_text(tmp_path / "none")
     with pytest.raises(UserError, match=r"cannot be read \(Is a directory\)"):
@@ -93,6 +97,44 @@ def test_the_file_of_the_end_is_checked_at_the_start(tmp_path):
     check_output_file(tmp_path / "new" / "x.json")
     assert (tmp_path / "new").is_dir()
     assert not (tmp_path / "new" / "x.json").exists()
+
+
+def test_what_can_only_be_a_path_is_looked_for_and_other_names_may_be_a_hubs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there.txt").touch()
+    for name in ("gpt2", "owner/name", "there.txt", "./there.txt", str(tmp_path)):
+        check_local("--model", name)
+    for name in ("./none", "../none", "~/none", "none.txt", "none.jsonl", "none.json", "none.parquet"):
+        with pytest.raises(
+            UserError, match=rf"^--model: '{name}': there is no such .*; check the path, which is meant from"
+        ):
+            check_local("--model", name)
+    with pytest.raises(UserError, match=r"^--model: '/none/x': there is no such file or folder; check the path$"):
+        check_local("--model", "/none/x")
+
+
+def test_a_file_of_somebody_elses_is_not_replaced_at_the_end(tmp_path):
+    path = tmp_path / "x.json"
+    for theirs in ("mine", "[1]", '{"metrics": 1}', '{"metrics": 1, "mine": 2}'):
+        path.write_text(theirs)
+        with pytest.raises(
+            UserError, match=r"^output: '.*x\.json' is there and no earlier output of this command; move it"
+        ):
+            check_output_file(path, "output", ours=("metrics", "baselines"))
+        assert path.read_text() == theirs
+        check_output_file(path)  # where nothing is said of what it holds, it is not looked into
+    for ours in ("", '{"baselines": 2, "metrics": 1, "more": 3}'):
+        path.write_text(ours)
+        check_output_file(path, ours=("metrics", "baselines"))
+    check_output_file("/dev/stdout", ours=("metrics",))
+
+
+def test_a_name_that_is_no_utf_8_can_be_written_down(tmp_path):
+    name = os.fsdecode(b"caf\xe9.txt")
+    write_atomic(tmp_path / "report.md", f"read from {name}")
+    assert read_text(tmp_path / "report.md") == "read from caf\\udce9.txt"
+    write_json(tmp_path / "manifest.json", {"dataset": name})
+    assert read_json(tmp_path / "manifest.json") == {"dataset": name}
 
 
 def test_tensors_are_copies_and_a_full_disk_is_the_systems_error(tmp_path, monkeypatch):

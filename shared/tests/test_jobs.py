@@ -262,3 +262,21 @@ def test_giving_up_midway_stops_the_workers(tmp_path):
     wait_for([tmp_path / "1"])
     running.close()
     assert (tmp_path / "1.saved").exists()
+
+
+def test_a_reader_that_has_gone_away_ends_no_worker(tmp_path):
+    """As `2>&1 | head` does of a sweep: its workers write to the same pipe."""
+    read, write = os.pipe()
+    os.close(read)
+    kept = [(number, os.dup(number)) for number in (1, 2)]
+    jobs = toy_jobs.jobs_of(tmp_path, ["prints", "prints", "done"])
+    try:
+        for number, _ in kept:
+            os.dup2(write, number)
+        ends = dict(run_in_processes(toy_jobs.work, jobs, toy_jobs.alone(jobs), StopFlag(), 1))
+    finally:
+        for number, copy in kept:
+            os.dup2(copy, number)
+            os.close(copy)
+        os.close(write)
+    assert ends == dict.fromkeys(jobs, Ended("done", ""))

@@ -137,3 +137,23 @@ def test_a_padding_id_outside_the_vocabulary_is_named_with_its_value(made, tmp_p
     (tmp_path / "config.json").write_text(json.dumps(values | {"pad_token_id": padding}))
     with pytest.raises(UserError, match=rf"pad_token_id is {padding} in its config.json, .* has 50 tokens"):
         pretrained.load_model(place)
+
+
+@pytest.mark.parametrize(
+    ("policy", "adds", "has", "expected"),
+    [
+        ("tokenizer", True, True, 7), ("tokenizer", False, True, None), ("always", False, True, 7),
+        ("never", True, True, None), ("tokenizer", False, False, None), ("never", False, False, None),
+    ],
+)  # fmt: skip
+def test_windows_begin_as_the_tokenizer_begins_a_text_unless_told_otherwise(policy, adds, has, expected):
+    class Tokenizer:
+        bos_token_id = 7 if has else None
+
+        def __call__(self, text, verbose):
+            return {"input_ids": [7, 3] if adds else [3]}
+
+    assert pretrained.bos_of(Tokenizer(), policy) == expected
+    if not has:
+        with pytest.raises(UserError, match=r"^data\.bos: always, and the model's tokenizer has no .*; give never$"):
+            pretrained.bos_of(Tokenizer(), "always", "data.bos")

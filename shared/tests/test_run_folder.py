@@ -212,8 +212,9 @@ def test_what_a_crash_left_half_written_is_cleaned_up(new_run):
     run = new_run()
     run.close()
     (run.folder / ".manifest.json.123.tmp").write_text("{")
+    (run.folder / ".notes.tmp").write_text("mine")
     open_run(run.folder).close()
-    assert not list(run.folder.glob(".*.tmp"))
+    assert [path.name for path in run.folder.glob(".*.tmp")] == [".notes.tmp"]
 
 
 def test_runs_are_listed_oldest_first(new_run, tmp_path):
@@ -293,6 +294,18 @@ def test_somebody_elses_files_are_refused_before_anything_is_written(new_run, tm
     assert sorted(folder.rglob("*")) == before
 
 
+def test_a_lock_of_somebody_elses_is_not_written_into(new_run, tmp_path):
+    (tmp_path / "mine").mkdir()
+    lock = tmp_path / "mine" / ".lock"
+    lock.write_text("another program's\n")
+    with pytest.raises(UserError, match=r"--output-dir: .*mine holds \.lock and no run"):
+        new_run("mine")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == [".lock"]
+    assert lock.read_text() == "another program's\n"
+    lock.write_text("")  # as a process of ours leaves it that died at once
+    new_run("mine").finish("done", "")
+
+
 def test_a_log_beside_the_run_is_no_obstacle(new_run, tmp_path):
     (tmp_path / "mine").mkdir()
     for name in ("out.log", "notes.txt", ".hidden"):
@@ -308,7 +321,7 @@ def test_what_a_process_left_that_died_before_its_manifest_is_taken_over(new_run
     new_run().finish("done", "")
     (run.folder / "manifest.json").unlink()
     (run.folder / ".lock").write_text("another program's")
-    with pytest.raises(UserError, match=r"holds claims.json, config.yaml and no run"):
+    with pytest.raises(UserError, match=r"holds claims.json, config.yaml, .lock and no run"):
         new_run()
 
 

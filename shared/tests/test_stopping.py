@@ -40,12 +40,14 @@ def test_the_second_signal_ends_the_process_at_once():
     code = """
 import os, signal
 from studycore.stopping import stop_on_signals
-with stop_on_signals(patient=PATIENT):
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+with stop_on_signals(patient=PATIENT) as stop:
+    os.kill(os.getpid(), signal.SIGHUP)
     os.kill(os.getpid(), signal.SIGTERM)
     os.kill(os.getpid(), signal.SIGTERM)
-    print("still here")
+    print("still here, told by", stop.name)
 """
-    for patient, expected in ((False, (143, "")), (True, (0, "still here\n"))):
+    for patient, expected in ((False, (143, "")), (True, (0, "still here, told by SIGHUP\n"))):
         done = subprocess.run(
             [sys.executable, "-c", code.replace("PATIENT", str(patient))], capture_output=True, text=True
         )

@@ -7,9 +7,10 @@ import subprocess
 import sys
 
 import pytest
+from toy_study.cli import STUDY
 
-from studycore.cli import exit_code
-from studycore.errors import UserError
+from studycore.cli import exit_code, help_text
+from studycore.errors import UserError, refused_by_system
 from studycore.terminal import Output, duration, steady_output
 
 
@@ -92,6 +93,8 @@ def test_only_a_lost_reader_is_no_failure(tmp_path):
     broken = Broken(errno.EPIPE)
     stream = Output(broken)
     assert stream.write("abc") == 3
+    broken.number = errno.ENOSPC
+    stream.write("what follows goes nowhere, and says nothing of why")
     assert stream.failure.errno == errno.EPIPE
     broken.file.close()
 
@@ -117,9 +120,53 @@ def test_what_the_system_refuses_is_one_sentence(capsys):
         "toy: error: memory: there is not enough for what it needs; make the model or the batch smaller\n",
     )
     assert fails(UserError("x: 1 is wrong; give 2")) == (2, "toy: error: x: 1 is wrong; give 2\n")
-    for fault in (OSError(errno.ENOENT, "No such file"), RuntimeError("shapes differ"), KeyError("x")):
+    for fault in (OSError(errno.EINVAL, "Invalid argument"), RuntimeError("shapes differ"), KeyError("x")):
         with pytest.raises(type(fault)):
             fails(fault)
+
+
+@pytest.mark.parametrize(
+    ("number", "mend"),
+    [
+        (errno.ENOENT, "it was moved or removed meanwhile"), (errno.ESTALE, "its disk has gone"),
+        (errno.ENODEV, "its disk has gone"), (errno.EMFILE, "raise the limit (ulimit -n"),
+        (errno.ENFILE, "make fewer runs at a time"), (errno.EAGAIN, "raise the limit (ulimit -n, ulimit -u)"),
+        (errno.ENOMEM, "free some memory"),
+    ],
+)  # fmt: skip
+def test_a_place_that_has_gone_and_what_there_is_too_much_of_are_one_sentence(capsys, number, mend):
+    def act():
+        raise OSError(number, os.strerror(number), "/there/metrics.jsonl")
+
+    assert exit_code("toy", act) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"toy: error: /there/metrics.jsonl: {os.strerror(number)}; ") and said.count("\n") == 1
+    assert mend in said
+
+
+@pytest.mark.parametrize(
+    ("error", "size"),
+    [
+        (MemoryError("Unable to allocate 5.82 TiB for an array with shape (800000000000,) and data type float64"), "5.82 TiB"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8000 bytes. Error"), "8000 bytes"),
+        (type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has"), "20.00 MiB"),
+        (MemoryError("malloc of size 64 failed"), "what it needs"), (MemoryError(), "what it needs"),
+    ],
+)  # fmt: skip
+def test_what_there_is_no_memory_for_is_named_by_its_size(error, size):
+    mend = "make the model or the batch smaller"
+    assert refused_by_system(error) == f"memory: there is not enough for {size}; {mend}"
+
+
+def test_ctrl_c_outside_of_a_run_is_one_line_and_the_shells_exit_code(capsys):
+    def act():
+        raise KeyboardInterrupt
+
+    assert exit_code("toy", act) == 130
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("toy: interrupted (Ctrl-C), no run was open; ") and said.err.count("\n") == 1
+    assert "130 Ctrl-C" in help_text(STUDY)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ import studycore.execution
 from studycore.checkpoints import load_checkpoint, read_index, steps
 from studycore.metrics_log import read_rows
 from studycore.record import is_done
+from studycore.run import Run
 from studycore.run_folder import is_writing, open_run, read_manifest, state_of
 
 CPU = ("--device", "cpu", "--threads", "1")
@@ -198,6 +199,97 @@ def test_a_stop_between_two_stages(tmp_path, staged, at_batch):
     assert train(folder, *STAGES, study=variants) == 3
     assert variants.main(["resume", str(folder)]) == 0
     same(staged, folder)
+
+
+@pytest.mark.parametrize("step", [35, 60])
+def test_an_evaluation_that_is_told_to_stop_is_given_up_and_made_again(tmp_path, straight, monkeypatch, capsys, step):
+    """Between two checkpoints, and at the end, where nothing is left to do but to evaluate."""
+    folder, evaluate = tmp_path / "run", toy_train.evaluate
+
+    def long(config, run, model):
+        with run.saved_if_stopped():
+            run.check_stop()
+            if run.step == step:
+                tell()
+            run.check_stop()
+        return evaluate(config, run, model)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(toy_train, "evaluate", long)
+        assert train(folder, *OFTEN) == 3
+    assert capsys.readouterr().err == (
+        f"toy: stopped by SIGTERM at step {step} and saved; `toy resume {folder}` continues\n"
+    )
+    assert read_manifest(folder)["state"] == "stopped" and not (folder / "results.json").exists()
+    assert steps(folder / "checkpoints")[-1].name == f"step-{step}"
+    assert rows_of(folder)[-1]["step"] == step - 5
+    assert toy.main(["resume", str(folder)]) == 0
+    same(straight, folder)
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        ("begin", "stopped by SIGTERM before it had begun; give the command again"),
+        ("model", "stopped by SIGTERM without a checkpoint; `toy resume {}` starts it again"),
+        ("results", "stopped by SIGTERM and saved; `toy resume {}` continues"),
+    ],
+)
+def test_long_work_outside_the_loop_hears_a_signal_too(tmp_path, straight, monkeypatch, capsys, method, said):
+    """A run that is told to stop before its loop, or after it, does not end as done."""
+    folder = tmp_path / "run"
+
+    def long(run, *arguments, **more):
+        run.check_stop()
+        tell()
+        run.check_stop()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, method, long)
+        assert train(folder, *OFTEN) == 3
+    assert capsys.readouterr().err == f"toy: {said.format(folder)}\n"
+    if method == "begin":
+        assert not folder.exists()
+        return
+    assert read_manifest(folder)["state"] == "stopped"
+    assert toy.main(["resume", str(folder)]) == 0
+    same(straight, folder)
+
+
+def test_processes_that_train_together_hear_of_a_signal_at_the_next_index(tmp_path, monkeypatch):
+    """One that left an evaluation by itself would leave the others waiting."""
+    heard, evaluate = [], toy_train.evaluate
+
+    def long(config, run, model):
+        if run.step == 10:
+            tell()
+            monkeypatch.setenv("WORLD_SIZE", "2")
+            run.check_stop()
+            monkeypatch.delenv("WORLD_SIZE")
+            heard.append(run.step)
+        return evaluate(config, run, model)
+
+    monkeypatch.setattr(toy_train, "evaluate", long)
+    assert train(tmp_path / "run", *OFTEN) == 3
+    assert heard == [10] and steps(tmp_path / "run" / "checkpoints")[-1].name == "step-11"
+
+
+def test_a_folder_that_is_removed_meanwhile_is_one_sentence(tmp_path, at_batch, capsys):
+    folder = tmp_path / "run"
+    at_batch(22, lambda: shutil.rmtree(folder))
+    assert train(folder, *OFTEN) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1].startswith(
+        f"toy: error: {folder}/metrics.jsonl: No such file or directory; it was moved or removed"
+    )
+    assert not any("Traceback" in line for line in said)
+
+
+def test_a_run_whose_name_is_no_utf_8_is_reported(tmp_path):
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    assert train(folder, "--steps", 5) == 0
+    assert toy.main(["report", str(folder)]) == 0
+    assert sweep(tmp_path / os.fsdecode(b"th\xe9"), "--steps", 5, "--processes", 1) == 0
 
 
 KILLED = """

@@ -36,6 +36,9 @@ def job(value):
     kind, file = value
     with open(file, "a") as log:
         log.write(f"{os.getpid()}\n")
+    if kind == "prints":
+        print("a line", flush=True)
+        print("a warning", file=sys.stderr, flush=True)
     if kind == "fails":
         raise ValueError("no good")
     if kind == "exits":

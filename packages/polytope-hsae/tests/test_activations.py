@@ -256,7 +256,7 @@ def test_a_capture_that_was_killed_goes_on_with_what_is_there(tmp_path, geometry
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     monkeypatch.chdir(tmp_path)
-    capture, needs = config_of(tmp_path / "model", tmp_path), {"geometry": geometry}
+    capture, needs = config_of(tmp_path / "model", tmp_path, shard_size_tokens=60), {"geometry": geometry}
 
     def capture_is_killed_at(name, count):
         cut = tmp_path / "cut"

@@ -40,7 +40,7 @@ from polytope_hsae.validation import (
     p_value,
     statistics,
 )
-from studycore.files import read_json, write_json
+from studycore.files import read_json, sha256, write_json
 
 X_BD = torch.tensor([[1.0, 2.0], [0.0, 0.0]])
 
@@ -594,9 +594,11 @@ def test_rows_across_shards_and_words_of_estimating(tmp_path):
     from safetensors.numpy import save_file
 
     x_ND = np.arange(14, dtype=np.float32).reshape(7, 2)
+    shards = []
     for key, part in (("one", x_ND[:3]), ("two", x_ND[3:])):
         part.tofile(tmp_path / f"{key}.f32")
-    write_json(tmp_path / "index.json", {"width": 2, "cache": str(tmp_path), "shards": [{"key": "one", "rows": 3}, {"key": "two", "rows": 4}]})  # fmt: skip
+        shards.append({"key": key, "rows": len(part), "sha256": sha256(tmp_path / f"{key}.f32")})
+    write_json(tmp_path / "index.json", {"width": 2, "cache": str(tmp_path), "shards": shards})
     following = np.array([0, 2, 3, 8, 9, -1, 1])
     save_file({"word": following, "split": np.zeros(7, np.int64)}, tmp_path / "arrays.safetensors")
     store = Store(tmp_path, TWO)

@@ -60,13 +60,13 @@ def save_checkpoint(
     """Writes root/step-<step>, names it `last` (and `best`, on request) in root/index.json, then prunes.
 
     `probe` holds inputs under names that start with "input" and outputs under names that start with "output". The newest
-    `keep` checkpoints and the best one stay. A whole checkpoint of that step is kept as it is: a step's state is
-    determined, and writing it again could only lose it.
+    `keep` checkpoints and the best one stay. A whole checkpoint of that step and state is kept as it is: the rest is
+    determined by them, and writing it again could only lose it.
     """
     assert any(key.startswith("output") for key in probe), "a probe without outputs proves nothing"
     root.mkdir(parents=True, exist_ok=True)
     target, temporary = root / f"step-{step}", root / f"tmp-step-{step}"
-    if not _is_whole(target):
+    if not _is_there(target, state):
         _write(target, temporary, step, config, model, optimizer, state, probe)
     try:
         index = read_index(root)
@@ -79,12 +79,12 @@ def save_checkpoint(
     return target
 
 
-def _is_whole(path: Path) -> bool:
+def _is_there(path: Path, state: Mapping[str, Any]) -> bool:
+    """Whether a whole checkpoint of this state is there; one from before an evaluation that was given up has another."""
     try:
-        load_checkpoint(path)
+        return load_checkpoint(path).state == json.loads(json.dumps(state))
     except UserError:
         return False
-    return True
 
 
 def _write(

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -54,7 +55,7 @@ def main(study: Study, argv: Sequence[str] | None = None) -> int:
 
 
 def exit_code(name: str, act: Callable[[], None]) -> int:
-    """The exit code of `act()`, with the command `name` saying on stderr why it is not 0."""
+    """The exit code of `act()`, with the command `name` saying on stderr why it is not 0; see help_text."""
     with steady_output() as lost:
         try:
             act()
@@ -70,6 +71,10 @@ def exit_code(name: str, act: Callable[[], None]) -> int:
             if _is_first_process():  # a signal has told all
                 _say(f"{name}: {stopped}")
             return 3
+        except KeyboardInterrupt:  # where no run is open, which would have saved and raised Stopped
+            if _is_first_process():
+                _say(f"{name}: interrupted (Ctrl-C), no run was open; what was finished stays, give the command again")
+            return INTERRUPTED
         sys.stdout.flush()
         if why := lost():
             _say(f"{name}: error: standard output: {why}; free some space, or send it elsewhere")
@@ -88,6 +93,8 @@ def _say(sentence: str) -> None:
     print(sentence, file=sys.stderr)
 
 
+INTERRUPTED = 128 + signal.SIGINT
+"""The shell's exit code for Ctrl-C."""
 PATIENCE = 5
 """Seconds that the other processes of a run wait for the first one's last word."""
 
@@ -109,7 +116,8 @@ def help_text(study: Study) -> str:
     order = dict.fromkeys([*(verb for verb in study.verbs if verb not in COMMON), *COMMON])
     lines += [f"  {verb:<10} {listed[verb]}" for verb in order]
     lines += ["", f"{study.name} VERB --help shows a verb's flags; --version prints the version.", ""]
-    lines += ["exit codes: 0 done, 1 a fault of the program's, 2 a mistake in what was asked, 3 stopped after saving"]
+    lines += ["exit codes: 0 done, 1 a fault of the program's, 2 a mistake in what was asked, 3 stopped after saving,"]
+    lines += [f"{INTERRUPTED} Ctrl-C where no run is open"]
     return "\n".join(lines)
 
 
@@ -428,9 +436,8 @@ def report_verb(study: Study, argv: list[str]) -> None:
 def runs_verb(study: Study, argv: list[str]) -> None:
     """`runs`: the runs there are; `runs ONE OTHER`: what differs between two."""
     from studycore.configuration import differences, read_yaml
-    from studycore.files import read_json
     from studycore.report import number
-    from studycore.run_folder import list_runs, read_manifest, state_of
+    from studycore.run_folder import list_runs, read_manifest, read_results, state_of
 
     parser = Parser(prog=f"{study.name} runs", description="list runs; with two run folders, compare them")
     parser.add_argument("compare", nargs="*", help="two run folders")
@@ -446,7 +453,7 @@ def runs_verb(study: Study, argv: list[str]) -> None:
         lines = differences(values[0], values[1], folders[0].name, folders[1].name) or ["same configuration"]
         for folder in folders:
             results = folder / "results.json"
-            metrics = read_json(results)["metrics"] if results.exists() else {}
+            metrics = read_results(folder)["metrics"] if results.exists() else {}
             shown = [f"{k} {number(v)}" for k, v in metrics.items() if not isinstance(v, dict | list)]
             lines.append(f"{folder.name}: {', '.join(shown) or 'no results yet'}")
     else:

@@ -126,13 +126,22 @@ def build(cls: type, values: Mapping[str, Any]) -> Any:
 
 
 def take_config(argv: Sequence[str], package: str, default: str = "") -> tuple[Path | None, list[str]]:
-    """The file of `--config`, found, and the other arguments; without the flag the configuration `default`, if named."""
-    path, rest = None, []
+    """The file of `--config`, found, and the other arguments; without the flag the configuration `default`, if named.
+
+    UserError when it names two: a flag that is added at the end overrides one value, and a file would override many.
+    """
+    path: Path | None = None
+    rest = []
     items = iter(argv)
     for item in items:
         flag, equals, value = item.partition("=")
         if flag == "--config":
-            path = find_config(value if equals else next(items, ""), package)
+            found = find_config(value if equals else next(items, ""), package)
+            if path not in (None, found):
+                raise UserError(
+                    f"--config: is given twice, as {path} and as {found}; give one, which holds all settings"
+                )
+            path = found
         else:
             rest.append(item)
     return path or (find_config(default, package) if default else None), rest

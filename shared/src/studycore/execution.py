@@ -87,8 +87,16 @@ def _train(tasks: Sequence[Task], resume: bool, quiet: bool) -> bool:
                 run.finished()
             return runs[0].is_main
     except Stopped as stopped:
-        again = f"`{first.study.name} resume {first.folder}` continues"
-        raise Stopped(f"{stopped} and saved; {again}") from None
+        raise Stopped(_what_is_left(str(stopped), first)) from None
+
+
+def _what_is_left(stopped: str, task: Task) -> str:
+    """The sentence on a run that was stopped: what of it is there, and how to go on."""
+    if not (task.folder / "manifest.json").exists():
+        return f"{stopped} before it had begun; give the command again"
+    if not (task.folder / "checkpoints").exists():
+        return f"{stopped} without a checkpoint; `{task.study.name} resume {task.folder}` starts it again"
+    return f"{stopped} and saved; `{task.study.name} resume {task.folder}` continues"
 
 
 def _complete(task: Task, run: Any) -> None:

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,8 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     """Replaces `path` as a whole, durably."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with open(temporary, "wb") as file:
-        file.write(data.encode() if isinstance(data, str) else data)
+        # A name in another encoding than UTF-8 holds what UTF-8 cannot: it is written as an escape.
+        file.write(data.encode(errors="backslashreplace") if isinstance(data, str) else data)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
@@ -61,13 +62,28 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """UserError when it is missing, can't be read or is not JSON."""
+    """UserError when it is missing, can't be read or is not JSON, or when a key stands twice in one of its objects."""
     try:
-        return json.loads(read_text(path))
+        return parse_json(read_text(path))
     except (ValueError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path}: not valid JSON ({error}); restore it or start the run again") from None
+
+
+def parse_json(text: str, strict: bool = True) -> Any:
+    """The value that a JSON text holds. ValueError where it is none, and for a key that stands twice in one object, of
+    which the standard library takes the last; with `strict` also for control characters within strings."""
+    return json.loads(text, strict=strict, object_pairs_hook=_each_key_once)
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"'{twice}' stands there twice in one object")
+    return values
 
 
 def cache_folder() -> Path:
@@ -89,8 +105,12 @@ def check_local(flag: str, name: str) -> None:
         raise UserError(f"{flag}: '{name}': there is no such file or folder; check the path{whence}")
 
 
-def check_output_file(path: str | Path, flag: str = "--output") -> None:
-    """Makes the folder of the file that the work will end with. UserError when the file could not be written there."""
+def check_output_file(path: str | Path, flag: str = "--output", ours: Collection[str] = ()) -> None:
+    """Makes the folder of the file that the work will end with. UserError when the file could not be written there.
+
+    `ours`: keys of the JSON object that will be written. Then a file that is there is replaced only if it is empty or holds
+    such an object, from an earlier call; any other is somebody's, and a UserError.
+    """
     path = Path(path)
     if path.is_dir():
         raise UserError(f"{flag}: '{path}' is a folder; name a file in it")
@@ -100,6 +120,15 @@ def check_output_file(path: str | Path, flag: str = "--output") -> None:
         raise UserError(f"{flag}: '{path}' cannot be written ({error.strerror}); choose another place") from None
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise UserError(f"{flag}: '{path}' cannot be written; choose another place, or change its rights")
+    if ours and path.is_file() and path.stat().st_size:
+        try:
+            held = read_json(path)
+        except UserError:
+            held = None
+        if not (isinstance(held, dict) and set(ours) <= set(held)):
+            raise UserError(
+                f"{flag}: '{path}' is there and no earlier output of this command; move it, or name another"
+            )
 
 
 def read_text(path: Path, newline: str | None = None) -> str:

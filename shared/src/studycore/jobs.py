@@ -19,6 +19,7 @@ from typing import Any
 from studycore.configuration import check_types, to_dict
 from studycore.errors import UserError
 from studycore.stopping import StopFlag, stop_on_signals
+from studycore.terminal import steady_output
 
 MOST_TOGETHER = 64
 """Jobs that are trained together at most."""
@@ -262,11 +263,12 @@ _heard = ExitStack()
 
 
 def _start_worker() -> None:
-    """A worker stops when it is told to, and as if told to when its parent dies.
+    """A worker stops when it is told to, and as if told to when its parent dies; a lost reader of its output ends nothing.
 
     The flag is held for the worker's life, so that a signal between two jobs, or before a job listens, is not lost. A
     worker often hears twice: Ctrl-C and some schedulers signal all processes, and then its parent does.
     """
+    _heard.enter_context(steady_output())
     flag = _heard.enter_context(stop_on_signals(patient=True))
     threading.Thread(target=_follow_parent, args=(flag,), daemon=True).start()
 

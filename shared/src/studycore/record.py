@@ -11,7 +11,7 @@ from studycore.configuration import from_dict, read_yaml
 from studycore.errors import UserError
 from studycore.files import read_json, sha256
 from studycore.metrics_log import read_rows
-from studycore.run_folder import read_manifest
+from studycore.run_folder import read_manifest, read_results
 from studycore.study import ManyRuns, Study, load
 
 if TYPE_CHECKING:
@@ -93,12 +93,15 @@ def read_record(study: Study, folder: Path, just_ended: bool = False) -> Record:
     if isinstance(study.verbs[verb], ManyRuns):
         entries = manifest.get("jobs") or job_entries(load(study.verbs[verb].plan)(config))  # type: ignore[union-attr]
     else:
-        entries = {folder.name: {"folder": ".", "arm": folder.name, "labels": {}}}
+        name = folder.name.encode(errors="backslashreplace").decode()  # which no encoding need hold
+        entries = {name: {"folder": ".", "arm": name, "labels": {}}}
     rows, missing, configs, others = [], {}, [], []
     failed = manifest.get("failed", {})
     for name, entry in entries.items():
         place = folder / entry["folder"]
         if is_done(place) or just_ended:
+            if (place / "results.json").exists():
+                read_results(place)  # which the study's columns take as it should be
             of_run = read_config(study, place)
             configs.append(of_run)
             base = {"run": name, "arm": entry["arm"] or name, "seed": getattr(of_run, "seed", 0), "folder": str(place)}
@@ -114,7 +117,7 @@ def read_record(study: Study, folder: Path, just_ended: bool = False) -> Record:
     results, table = folder / "results.json", _table(rows)
     table.attrs["missing"] = others
     return Record(
-        folder, verb, config, manifest, read_json(results)["metrics"] if results.exists() else {}, table, missing,
+        folder, verb, config, manifest, read_results(folder)["metrics"] if results.exists() else {}, table, missing,
         registered_claims(folder, manifest), configs[0] if configs else None,
     )  # fmt: skip
 
@@ -150,4 +153,9 @@ def is_done(folder: Path) -> bool:
 def _table(rows: list[dict[str, Any]]) -> "pd.DataFrame":
     import pandas as pd
 
-    return pd.DataFrame(rows, columns=None if rows else ["run", "arm", "seed", "folder"])
+    table = pd.DataFrame(
+        [row | {"folder": ""} for row in rows], columns=None if rows else ["run", "arm", "seed", "folder"]
+    )
+    # Objects: pandas keeps text as UTF-8, which cannot hold every path.
+    table["folder"] = pd.Series([row["folder"] for row in rows], dtype=object)
+    return table

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from studycore.errors import UserError
 from studycore.files import read_json, read_text, write_atomic, write_json
-from studycore.run_folder import list_runs, state_of
+from studycore.run_folder import list_runs, read_results, state_of
 from studycore.study import Study
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def write_report(folder: Path, report: Report, missing: Mapping[str, str] | None
     if missing:
         unfinished = Table("Runs that did not finish", ("run", "reason"), list(missing.items()))
         report = replace(report, tables=[*report.tables, unfinished])
-    results, manifest = read_json(folder / "results.json"), read_json(folder / "manifest.json")
+    results, manifest = read_results(folder), read_json(folder / "manifest.json")
     claims = _claims_of(results)
     context = {
         "report": report,
@@ -211,7 +211,7 @@ def configuration_name(argv: Sequence[str]) -> str:
 
 def _index_entry(folder: Path, place: str, manifest: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     """What the index shows of one run. Pages of earlier versions have no report.json: then the claims stand alone."""
-    claims = _claims_of(read_json(folder / "results.json"))
+    claims = _claims_of(read_results(folder))
     about = read_json(folder / "report.json") if (folder / "report.json").exists() else {}
     place_of_figure, caption = about.get("figure") or ("", "")
     shown = bool(place_of_figure) and (folder / place_of_figure).is_file()
@@ -292,7 +292,7 @@ def print_report(folder: Path) -> None:
     """What was found and the claims, on the terminal, and where the report is."""
     text = (folder / "report.md").read_text(encoding="utf-8").splitlines()
     print("\n".join(line.replace("**", "") for line in text[:5] if line))
-    print(claims_text(read_json(folder / "results.json")["claims"]))
+    print(claims_text(read_results(folder)["claims"]))
     print(f"report: {folder / 'report.html'}")
 
 

@@ -114,7 +114,7 @@ class Run:
         self._optimizers: list[torch.optim.Optimizer] = []
         self._best: float | None = None
         self._snapshot: dict[str, Any] | None = None
-        self._loop, self._first, self._rows, self._loop_over = "", 0, 0, False
+        self._loop, self._unit, self._first, self._rows, self._loop_over = "", "", 0, 0, False
         self._timed: list[tuple[str, float, int, str]] = []
         self._resume_at: dict[str, Any] | None = None
 
@@ -308,6 +308,37 @@ class Run:
         self.stopping = self.stopping or self.any_process(stop_flag())
         return self.stopping
 
+    def check_stop(self) -> None:
+        """Ends the run when a signal has come: Stopped. Work of more than some seconds that is not a step of the loop (a
+        measurement, an evaluation, a fit) calls it for every matrix, batch or question; what it has not finished, `resume`
+        makes again.
+
+        Several processes of one run leave it together, so they hear of a signal at the next index alone.
+        """
+        if stop_flag() and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            raise Stopped(self._told())
+
+    @contextmanager
+    def saved_if_stopped(
+        self, state: Mapping[str, Any] | None = None, tensors: Mapping[str, Tensor] | None = None
+    ) -> Iterator[None]:
+        """Around an evaluation in the loop that calls `check_stop`: a checkpoint of this index, as `save` writes it, before
+        the run ends. What is in the block leaves model and optimizer as they were, also when it is given up."""
+        try:
+            yield
+        except Stopped:
+            self.save(state, tensors)
+            raise
+
+    @property
+    def _in_loop(self) -> bool:
+        return bool(self._unit) and not self._loop_over
+
+    def _told(self) -> str:
+        """Who told the run to stop, and where it is."""
+        where = f" at {self._loop} {self._unit} {self.index}".replace("  ", " ") if self._in_loop else ""
+        return f"stopped by {stop_flag().name or 'a signal'}{where}"
+
     def end_here(self, when: bool) -> None:
         """Makes this index the loop's last, in all processes, when any of them says so; call it before evaluating."""
         self.last = self.any_process(when) or self.last
@@ -390,11 +421,7 @@ class Run:
     def ended(self) -> bool:
         """Whether this was the loop's last index. Stopped when a signal came, which ends the run until it is resumed."""
         if self.stopping and not self.last:
-            raise Stopped(
-                f"stopped by {stop_flag().name or 'a signal'} at {self._loop} {self._unit} {self.index}".replace(
-                    "  ", " "
-                )
-            )
+            raise Stopped(self._told())
         if self.last:
             self._loop_over, self.state = True, {}
         return self.last

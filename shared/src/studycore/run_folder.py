@@ -27,6 +27,11 @@ FORM: dict[str, type] = {
     **dict.fromkeys(("argv", "seeds", "resumed"), list),
 }
 """What a manifest must hold to be used."""
+CLAIM_FORM: dict[str, Any] = {
+    **dict.fromkeys(("id", "statement", "source", "predicted", "unit", "direction", "verdict", "why"), str),
+    "threshold": int | float, "n": int,
+}  # fmt: skip
+"""What a claim in results.json must hold to be shown."""
 LOCK_TEXT = "A study's run: who writes it holds a lock on this file.\n"
 RESERVE = 16 * 2**10
 """Bytes of the lock file that are given back on a full disk, so that the manifest can still say how the run ended."""
@@ -155,6 +160,8 @@ def check_new(folder: Path) -> None:
     if not folder.is_dir() or _is_ours(folder):  # what a process left that died before it wrote the manifest is ours
         return
     others = sorted(p.name for p in folder.iterdir() if p.name[0] != "." and p.suffix not in LOGS)
+    if (folder / ".lock").exists() and ((folder / ".lock").is_dir() or (folder / ".lock").stat().st_size):
+        others.append(".lock")  # the one hidden file that a run writes into; an empty one may be of a run just begun
     if others:
         what = ", ".join(others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
         raise UserError(
@@ -171,7 +178,7 @@ def open_run(folder: Path) -> RunFolder:
     """Opens a run folder to go on writing it. UserError when it is no run folder or is being written."""
     read_manifest(folder)
     lock = _lock(folder)
-    for unfinished in folder.glob(".*.tmp"):
+    for unfinished in folder.glob(".*.[0-9]*.tmp"):  # of write_atomic
         unfinished.unlink()
     return RunFolder(folder, read_manifest(folder), lock)
 
@@ -191,6 +198,32 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if lacks:
         raise UserError(f"{folder}/manifest.json: lacks {', '.join(lacks)}; restore it or start the run again")
     return dict(manifest)
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """results.json, with its metrics and claims. UserError when it is damaged, or of another form than a run writes."""
+    path = folder / "results.json"
+    results = read_json(path)
+    metrics, claims = (results.get(key) if isinstance(results, dict) else None for key in ("metrics", "claims"))
+    wrong = "" if isinstance(metrics, dict) else "metrics"
+    if not isinstance(claims, list):
+        wrong = wrong or "claims"
+    else:
+        wrong = wrong or next((f"claims, entry {n}" for n, c in enumerate(claims, start=1) if not _is_verdict(c)), "")
+    if wrong:
+        raise UserError(f"{path}: is no results of a run (see its {wrong}); restore it or make the run again")
+    return dict(results)
+
+
+def _is_verdict(claim: Any) -> bool:
+    """Whether it is a claim as studycore.claims.judge_all gives it, or gave it in an earlier version."""
+    if not isinstance(claim, dict) or not all(isinstance(claim.get(key), form) for key, form in CLAIM_FORM.items()):
+        return False
+    if claim.get("measured") is None:
+        return True
+    ends = claim.get("interval95")
+    figures = [claim["measured"], *(ends if isinstance(ends, list) else [])]
+    return len(figures) == 3 and all(isinstance(figure, int | float) for figure in figures)
 
 
 def is_writing(folder: Path) -> bool:

@@ -147,7 +147,7 @@ class Phase2Config(Phase1Config):
     ce_weight: NonNegativeFloat = 1.0
     """Weight of the loss through the language model."""
     steps: NonNegativeInt = 60
-    """Updates."""
+    """Updates; after `samples` training questions they begin again."""
     phase2_batch_size: PositiveInt = 8
     """Training questions in one update, over all processes."""
     phase2_lr: PositiveFloat = 3e-4

@@ -8,7 +8,7 @@ Shapes: V token types, T tokens.
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
@@ -19,16 +19,20 @@ from torch import Tensor
 
 from latentwire_adapter.config import EMBEDDED_DATASET, FIT_TEXT, FitConfig, Reading
 from latentwire_adapter.texts import life_sketches
+from studycore.devices import check_memory
 from studycore.errors import UserError
 from studycore.files import check_local, read_json
+from studycore.foreign import reading
 from studycore.hashes import share_of
-from studycore.language.documents import read_documents
+from studycore.language.documents import as_read, read_documents
 from studycore.language.pretrained import check_tokens, hub_rows
 from studycore.streams import derive_seed
 
 CUE = "Answer:"
 EXAMPLE_QUESTIONS = 3
 """Questions of a worked example: that they are of one paragraph shows that each asks for something else."""
+QUESTION_BYTES = 4096
+"""Memory that a question takes at least: its words, the tokens of its prompt, and what is scored of it."""
 NO_ANSWER = "unanswerable"
 """What a worked example answers where SQuAD 2.0 has no answer; as a prediction it counts as none."""
 
@@ -44,6 +48,11 @@ class Question:
     question: str
     answers: tuple[str, ...]
     """All that count as right; empty where SQuAD 2.0 has no answer."""
+
+    @property
+    def same(self) -> str:
+        """The paragraph as it is compared with others: spacing, marks and how accents are composed make no other one."""
+        return as_read(self.context)
 
     @property
     def answer(self) -> str:
@@ -80,6 +89,16 @@ class Prompts:
 
 
 # -------------------------------------------------------------------------------------------------------- questions
+def nothing() -> None:
+    """What heeds no signal."""
+
+
+def check_number(config: Reading, count: int, field: str) -> None:
+    """UserError for more life sketches, which have no end, than memory holds; of other datasets no more than there are are read."""
+    if config.dataset == EMBEDDED_DATASET:
+        check_memory(QUESTION_BYTES * count, f"{field}: {count:,} questions", "lower it")
+
+
 def read_questions(config: Reading, split: str, limit: int, per_paragraph: int | None, seed: int) -> list[Question]:
     """`limit` questions of the split. UserError for what cannot be read, or holds no question.
 
@@ -89,9 +108,10 @@ def read_questions(config: Reading, split: str, limit: int, per_paragraph: int |
         if split not in life_sketches.SPLITS:
             raise UserError(f"split: '{split}' is none of {', '.join(life_sketches.SPLITS)}; give one of these")
         questions: list[Question] = []
+        first = 0
         while len(questions) < limit:
-            first = len({question.paragraph for question in questions})
             questions += from_squad(life_sketches.squad(split, 64, per_paragraph, first), first)  # type: ignore[arg-type]
+            first += 64
         return questions[:limit]
     if Path(config.dataset).is_file():
         questions = from_squad(_read_file(config.dataset))
@@ -161,8 +181,9 @@ def _read_hub(config: Reading, split: str) -> list[Question]:
     paragraphs: dict[str, str] = {}
     questions = []
     for number, row in enumerate(rows):
-        paragraph = paragraphs.setdefault(str(row["context"]), f"paragraph {len(paragraphs)}")
-        answers = row["answers"]["text"] if isinstance(row["answers"], dict) else row["answers"]
+        paragraph = paragraphs.setdefault(as_read(str(row["context"])), f"paragraph {len(paragraphs)}")
+        # Of what has no "text" all is shown, as no list of texts.
+        answers = row["answers"].get("text", row["answers"]) if isinstance(row["answers"], dict) else row["answers"]
         where = f"row {number} of {split}"
         questions.append(question_of(row["id"], paragraph, row["context"], row["question"], answers, where))
     return questions
@@ -176,6 +197,7 @@ def load_squad_subset(
     The default dataset is the embedded one, which needs no hub; `v2` without a dataset means rajpurkar/squad_v2.
     """
     name = "rajpurkar/squad_v2" if v2 and dataset == EMBEDDED_DATASET else dataset
+    check_number(Reading(dataset=name), samples or 0, "samples")
     questions = (
         read_questions(Reading(dataset=name), split, samples or 10**9, None, seed)
         if samples or name != EMBEDDED_DATASET
@@ -196,14 +218,15 @@ def worked_examples(config: Reading, scored: Sequence[Question]) -> list[list[Qu
     """Paragraphs of the training split with up to EXAMPLE_QUESTIONS questions each, whose answers no scored one has."""
     if config.examples == 0:
         return []
-    right = {answer.lower() for question in scored for answer in question.answers}
-    paragraphs = {question.context for question in scored}
+    right = {as_read(answer).lower() for question in scored for answer in question.answers}
+    paragraphs = {question.same for question in scored}
     by_context: dict[str, list[Question]] = {}
     split = "train" if not Path(config.dataset).is_file() else config.split
     for question in read_questions(config, split, 400 * EXAMPLE_QUESTIONS, EXAMPLE_QUESTIONS, config.data_seed + 1):
         short_enough = len(question.context) < 700 and len(question.answer) < 40
-        if short_enough and question.context not in paragraphs and not right & set(map(str.lower, question.answers)):
-            by_context.setdefault(question.context, []).append(question)
+        answers = {as_read(answer).lower() for answer in question.answers}
+        if short_enough and question.same not in paragraphs and not right & answers:
+            by_context.setdefault(question.same, []).append(question)
         if len(by_context) > config.examples:
             break
     if len(by_context) < config.examples:
@@ -233,20 +256,45 @@ def encode(text: str, boundaries: Sequence[int], tokenizer: Any, special: bool) 
     return parts
 
 
+def in_template(asked: str, tokenizer: Any, config: Reading) -> str:
+    """What is asked in the model's chat template. UserError without one, for one that fails, and for one that alters it."""
+    whose = f"chat_template: that of '{config.model}'"
+    if not getattr(tokenizer, "chat_template", None):
+        raise UserError(
+            f"chat_template: '{config.model}' has none; give --chat_template false, or a model that was taught to chat"
+        )
+    with reading(whose, "a template of one question", "give --chat_template false"):
+        text = str(
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": asked}], tokenize=False, add_generation_prompt=True
+            )
+        )
+    if asked not in text:
+        raise UserError(
+            f"{whose} alters what is asked, so that its parts cannot be told apart; give --chat_template false"
+        )
+    return text
+
+
 def build_prompts(
-    config: Reading, tokenizer: Any, questions: Sequence[Question], examples: Sequence[Sequence[Question]], context: int
+    config: Reading,
+    tokenizer: Any,
+    questions: Sequence[Question],
+    examples: Sequence[Sequence[Question]],
+    context: int,
+    heed: Callable[[], None] = nothing,
 ) -> Prompts:
-    """Prompts of the questions. UserError when the worked examples and a question don't fit into `context` tokens."""
+    """Prompts of the questions. UserError when the worked examples and a question don't fit into `context` tokens.
+
+    `heed` is called for each question.
+    """
     before_all = shown(examples)
     prefix: list[int] | None = None
     prompts = []
     for question in questions:
+        heed()
         asked = before_all + ask(question.context, question.question)
-        text = asked
-        if config.chat_template:
-            text = tokenizer.apply_chat_template(
-                [{"role": "user", "content": asked}], tokenize=False, add_generation_prompt=True
-            )
+        text = in_template(asked, tokenizer, config) if config.chat_template else asked
         start = text.index(asked) + len(before_all)
         middle = start + len(
             f"Context: {question.context}"
@@ -269,30 +317,38 @@ def build_prompts(
     return Prompts(tuple(prefix), tuple(prompts), hashlib.sha256(repr(material).encode()).hexdigest())
 
 
-def scored_prompts(config: Reading, tokenizer: Any, context: int) -> Prompts:
-    """What an arm is scored on: a function of the configuration."""
+def scored_prompts(config: Reading, tokenizer: Any, context: int, heed: Callable[[], None] = nothing) -> Prompts:
+    """What an arm is scored on: a function of the configuration. UserError for more than memory holds."""
+    check_number(config, config.eval_samples, "eval_samples")
     questions = read_questions(
         config, config.split, config.eval_samples, config.questions_per_paragraph, config.data_seed
     )
-    return build_prompts(config, tokenizer, questions, worked_examples(config, questions), context)
+    return build_prompts(config, tokenizer, questions, worked_examples(config, questions), context, heed)
 
 
-def training_prompts(config: FitConfig, tokenizer: Any, context: int, limit: int) -> Prompts:
-    """Prompts of training questions without worked examples. The scored paragraphs are not among them."""
+def training_prompts(
+    config: FitConfig, tokenizer: Any, context: int, limit: int, heed: Callable[[], None] = nothing
+) -> Prompts:
+    """Prompts of training questions without worked examples. The scored paragraphs are not among them.
+
+    UserError for more than memory holds.
+    """
+    check_number(config, config.eval_samples, "eval_samples")
+    check_number(config, limit, "samples")
     split = "train" if not Path(config.dataset).is_file() else config.split
     scored = {
-        q.context
+        q.same
         for q in read_questions(
             config, config.split, config.eval_samples, config.questions_per_paragraph, config.data_seed
         )
     }
     unscored = [
-        q for q in read_questions(config, split, limit + 4 * len(scored), None, config.seed) if q.context not in scored
+        q for q in read_questions(config, split, limit + 4 * len(scored), None, config.seed) if q.same not in scored
     ]
     if not unscored:
         raise UserError(f"--dataset: '{config.dataset}' has no training questions besides the scored; score fewer")
     plain = replace(config, examples=0)
-    return build_prompts(plain, tokenizer, unscored[:limit], [], context)
+    return build_prompts(plain, tokenizer, unscored[:limit], [], context, heed)
 
 
 # ----------------------------------------------------------------------------------------------------------- counts
@@ -307,16 +363,23 @@ def count_tokens(rows: Iterable[Sequence[int]], types: int) -> Tensor:
     return torch.bincount(flat, minlength=types).double()
 
 
-def training_counts(config: FitConfig, tokenizer: Any, types: int, context: int) -> tuple[Tensor, dict[str, Any]]:
+def training_counts(
+    config: FitConfig, tokenizer: Any, types: int, context: int, heed: Callable[[], None] = nothing
+) -> tuple[Tensor, dict[str, Any]]:
     """(counts_V over prompts and further text, what was counted). UserError for text that is not there."""
     source = f"--model: '{config.model}'"
-    prompts = training_prompts(config, tokenizer, context, config.samples)
+    prompts = training_prompts(config, tokenizer, context, config.samples, heed)
     check_tokens(tokens_of(prompts), tokenizer, types, "training questions", source)
     counts_V = count_tokens((prompts.prefix_T + p.asked_T for p in prompts.prompts), types)
     tokens = int(counts_V.sum())
     about: dict[str, Any] = {"prompts": len(prompts.prompts), "prompt_tokens": tokens}
     if config.fit_text is not None and config.fit_text_share > 0:
-        rows = tokenizer(_texts(config.fit_text), add_special_tokens=False, verbose=False)["input_ids"]
+        texts = _texts(config.fit_text)
+        rows = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+        if not any(rows):
+            raise UserError(
+                f"fit_text: '{config.fit_text}' has no token of text; give another file, {FIT_TEXT}, or null"
+            )
         check_tokens((token for row in rows for token in row), tokenizer, types, f"text of {config.fit_text}", source)
         more_V = count_tokens(rows, types)
         share = config.fit_text_share / (1 - config.fit_text_share)
@@ -333,7 +396,9 @@ def _texts(source: str) -> list[str]:
 
         return wordnet.texts("train")
     if not Path(source).is_file():
-        raise UserError(f"fit_text: '{source}' is no file; give a text file, {FIT_TEXT}, or null")
+        raise UserError(
+            f"fit_text: '{source}' is no file; give a text file, by a path from where the command is called or the run began, {FIT_TEXT}, or null"
+        )
     return read_documents(source, flag="fit_text")
 
 

@@ -106,7 +106,7 @@ def score(
     work = [] if len(known) == len(arm.prompts.prompts) else list(batches(arm.prompts, config.eval_batch_size))
     reader = reader_of(arm, lm, config, raw) if work else None
     mine: dict[int, tuple[str, float]] = {} if work else known
-    for number in run.steps(len(work), loop="answers", unit="batch"):
+    for number in run.steps(len(work), loop="answers", unit="batch", updates=0):
         if run.ended():
             break
         if number % run.world == run.rank:
@@ -118,7 +118,10 @@ def score(
     all_answers = gathered(mine, run)
     if not work:
         run.say(f"{arm.name}: its rows are the model's own, bit for bit, so its answers are those of {same_rows}")
-    errors = [reconstruction_of(arm, lm, raw, prompt) for prompt in arm.prompts.prompts]
+    errors = []
+    for prompt in arm.prompts.prompts:
+        run.check_stop()
+        errors.append(reconstruction_of(arm, lm, raw, prompt))
     rows = [
         {**scored(prompt, all_answers[i][0]), "seconds": all_answers[i][1], **errors[i]}
         for i, prompt in enumerate(arm.prompts.prompts)
@@ -232,15 +235,16 @@ def log(run: Run, row: dict[str, Any], epoch: int) -> None:
 
 def finish(
     run: Run, lm: LanguageModel, arm: Arm, rows: list[dict[str, Any]], fit: Fit | None, parameters: int, more: Mapping[str, Any],
-    arrays: Mapping[str, Tensor] | None = None, whole: int = 0,
+    arrays: Mapping[str, Tensor] | None = None, whole: int = 0, epoch: int = 0,
 ) -> None:  # fmt: skip
-    """The last row of the log, and the results; `whole`: tokens of the questions before an arm took some away."""
+    """The last row of the log, and the results; `whole`: tokens of the questions before an arm took some away; `epoch`:
+    passes that were made in training."""
     means = summary(rows)
     code = fit.compressor.output_dim if fit else 0
     sent = sum(len(p.asked_T) for p in arm.prompts.prompts)
     counted = ledger(arm.name, (lm.table_VD.shape[0], lm.table_VD.shape[1]), code, parameters, sent / (whole or sent))
     times = {} if arm.rows is None else {"rows_seconds_per_1000_types": seconds_per_1000(arm, lm)}
-    log(run, {"type": "full_eval", **{k: means[k] for k in ("f1", "em", "eval_samples")}}, 0)
+    log(run, {"type": "full_eval", **{k: means[k] for k in ("f1", "em", "eval_samples")}}, epoch)
     run.say(f"{arm.name}: F1 {means['f1']:.1f}, EM {means['em']:.1f} on {means['eval_samples']} questions")
     run.results(
         {

@@ -4,6 +4,7 @@ Shapes: V token types of the table, U of a batch or of those the fits see, K dim
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from latentwire_adapter.config import FitConfig, Phase1Config
-from latentwire_adapter.data import held_out_types, training_counts
+from latentwire_adapter.data import held_out_types, nothing, training_counts
 from latentwire_adapter.losses import reconstruction_loss
 from latentwire_adapter.metrics.ledger import references
 from latentwire_adapter.metrics.reconstruction import reconstruction_metrics
@@ -20,7 +21,8 @@ from latentwire_adapter.model.adapter import Adapter
 from latentwire_adapter.model.compressor import EmbeddingCompressor
 from latentwire_adapter.model.language_model import LanguageModel
 from studycore.errors import UserError
-from studycore.files import write_tensors
+from studycore.files import read_json, write_tensors
+from studycore.foreign import reading
 from studycore.hashes import tensor_sha256
 from studycore.run import Run
 from studycore.streams import generator
@@ -46,16 +48,17 @@ class Fit:
         return weights_V / weights_V.sum() * self.seen_V.sum()
 
 
-def make_fit(config: FitConfig, lm: LanguageModel, dimensions: int) -> Fit:
-    """The fit of `dimensions` of the language model's table."""
+def make_fit(config: FitConfig, lm: LanguageModel, dimensions: int, heed: Callable[[], None] = nothing) -> Fit:
+    """The fit of `dimensions` of the language model's table. `heed` is called for each training question."""
     types = len(lm.table_VD)
-    counts_V, about = training_counts(config, lm.tokenizer, types, lm.context)
+    counts_V, about = training_counts(config, lm.tokenizer, types, lm.context, heed)
     pca_samples = getattr(config, "pca_samples", None)
     fewer = (
         counts_V
         if pca_samples is None
-        else training_counts(replace(config, samples=pca_samples), lm.tokenizer, types, lm.context)[0]
+        else training_counts(replace(config, samples=pca_samples), lm.tokenizer, types, lm.context, heed)[0]
     )
+    heed()
     held_V = held_out_types(counts_V, config.held_out_types, config.always_seen)
     compressor = EmbeddingCompressor(lm.table_VD.shape[1], dimensions, config.compress_method, config.seed)
     fit = Fit(fewer, held_V, compressor, about)
@@ -92,20 +95,48 @@ def load_fit(folder: Path, lm: LanguageModel) -> Fit:
     path = folder / "counts.safetensors"
     if not path.is_file():
         raise UserError(f"phase1: {folder} holds no counts.safetensors; name the folder of a finished phase 1 run")
-    stored = load_file(path)
+    with reading(path, "counts of a training text", MEND):
+        stored = load_file(path)
+        counts_V, held_V, positions = stored["counts"].double(), stored["held_out"], int(stored["positions"])
     compressor = EmbeddingCompressor.from_pretrained(folder / "compressor").to(lm.device)
     if compressor.input_dim != lm.table_VD.shape[1]:
         raise UserError(
             f"phase1: {folder} is of embeddings with {compressor.input_dim} dimensions and the model's have "
             f"{lm.table_VD.shape[1]}; name a run of this model"
         )
-    return Fit(stored["counts"].double(), stored["held_out"], compressor, {"positions": int(stored["positions"])})
+    if not len(counts_V) == len(held_V) == len(lm.table_VD):
+        raise UserError(
+            f"phase1: {folder} counts {len(counts_V)} token types and the model has {len(lm.table_VD)}; name a run of this model"
+        )
+    return Fit(counts_V, held_V, compressor, {"positions": positions})
+
+
+MEND = "name the folder of another finished phase 1 run, or make that one again"
+
+
+def load_adapter(folder: Path, fit: Fit, lm: LanguageModel) -> Adapter:
+    """The adapter of a finished phase 1 run. UserError when it is not there, or does not fit its codes."""
+    adapter = Adapter.from_pretrained(folder / "adapter").to(lm.device)
+    sizes = adapter.arguments["d_z"], adapter.arguments["d_model"]
+    if sizes != (fit.compressor.output_dim, fit.compressor.input_dim):
+        raise UserError(
+            f"phase1: {folder} has an adapter from {sizes[0]} to {sizes[1]} dimensions and codes of {fit.compressor.output_dim} of "
+            f"{fit.compressor.input_dim}; {MEND}"
+        )
+    return adapter
+
+
+def f1_of(folder: Path) -> float:
+    """What a finished phase 1 run scored. UserError where its results do not say."""
+    path = folder / "results.json"
+    with reading(path, "results of a phase 1 run", MEND):
+        return float(read_json(path)["metrics"]["f1"])
 
 
 def fit_of(config: Phase1Config, lm: LanguageModel, k: int, run: Run) -> Fit:
     """The fit with k dimensions: of the run that this one needs, or made here."""
     if "fit" not in run.needs:
-        return make_fit(config, lm, k)
+        return make_fit(config, lm, k, run.check_stop)
     fit = load_fit(run.needs["fit"], lm)
     if config.compress_method == "pca":
         fit.compressor = fit.compressor.truncated(k).to(lm.device)
@@ -166,6 +197,12 @@ class TypeRows:
         per_epoch = -(-len(self.ids_U) // config.batch_size)
         mine, weight = self.batch(config, step, per_epoch, run.rank, run.world)
         return reconstruction_loss(adapter(self.z_UK[mine]), self.x_UD[mine], self.w_U[mine], self.variance, weight)
+
+    @torch.no_grad()
+    def whole_loss(self, adapter: Adapter) -> float:
+        """What the updates minimise, of all rows at once and without dropout: weights by adapter_alpha, not by counts."""
+        y_UD = adapter.eval()(self.z_UK)
+        return float(reconstruction_loss(y_UD, self.x_UD, self.w_U, self.variance, float(self.w_U.sum())))
 
     @torch.no_grad()
     def measure(self, decode: Any) -> dict[str, float]:

@@ -41,6 +41,10 @@ class Reconstruction:
         self.steps = self.per_epoch * config.epochs
         self.weights = {"reconstruction": config.recon_weight}
 
+    def epoch(self, step: int) -> int:
+        """Whole passes through the token types before update `step`."""
+        return step // self.per_epoch
+
     def losses(self, adapter: Adapter, step: int, run: Run) -> Losses:
         """Of this process's rows of update `step`. A perfect reconstruction has no error: the floor is 0."""
         return {"reconstruction": self.data.loss(adapter, self.config, step, run)}, {"reconstruction": 0.0}
@@ -50,13 +54,13 @@ class Reconstruction:
         config, data = self.config, self.data
         row = data.measure(adapter)
         log(run, {
-            "type": "train_step", "loss": config.recon_weight * row["recon_mse"] / data.mse_unit, **row,
+            "type": "train_step", "loss": config.recon_weight * data.whole_loss(adapter), **row,
             "lr": learning_rate(step, self.steps, config.adapter_lr),
             "compression_ratio": data.x_UD.shape[1] / data.z_UK.shape[1], "batch_size": config.batch_size, **gpu_memory(),
-        }, step // self.per_epoch)  # fmt: skip
+        }, self.epoch(step))  # fmt: skip
         if config.quick_eval_samples and not run.dry:
             f1 = quick_f1(config, self.lm, self.prompts, self.fitted, adapter)
-            log(run, {"type": "quick_eval", "quick_f1": f1}, step // self.per_epoch)
+            log(run, {"type": "quick_eval", "quick_f1": f1}, self.epoch(step))
 
 
 class ThroughModel:
@@ -68,6 +72,10 @@ class ThroughModel:
         self.config, self.data, self.lm, self.taught, self.fitted = config, data, lm, taught, fitted
         self.steps, self.balance, self.log_every = config.steps, config.balance, config.log_every
         self.weights = {"reconstruction": config.recon_weight, config.objective: config.ce_weight}
+
+    def epoch(self, step: int) -> int:
+        """Whole passes through the training questions before update `step`."""
+        return step * self.config.phase2_batch_size // len(self.taught.prompts)
 
     def losses(self, adapter: Adapter, step: int, run: Run) -> Losses:
         """Of this process's share of the next questions, and of its rows of update `step`."""
@@ -86,7 +94,7 @@ class ThroughModel:
 
     def evaluate(self, adapter: Adapter, step: int, run: Run) -> None:
         """Logs how well all token types are reconstructed."""
-        run.log({"type": "reconstruction", **self.data.measure(adapter)})
+        log(run, {"type": "reconstruction", **self.data.measure(adapter)}, self.epoch(step))
 
 
 Objective = Reconstruction | ThroughModel

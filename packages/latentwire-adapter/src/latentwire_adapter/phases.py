@@ -21,14 +21,25 @@ from latentwire_adapter.config import (
 )
 from latentwire_adapter.data import Prompts, scored_prompts, tokens_of, training_prompts
 from latentwire_adapter.evaluation import Arm, finish, make_arm, score, snap_accuracy
-from latentwire_adapter.fitting import Fit, TypeRows, code_dimensions, fingerprint, fit_of, load_fit, make_fit, save_fit
+from latentwire_adapter.fitting import (
+    Fit,
+    TypeRows,
+    code_dimensions,
+    f1_of,
+    fingerprint,
+    fit_of,
+    load_adapter,
+    load_fit,
+    make_fit,
+    save_fit,
+)
 from latentwire_adapter.model import codecs
 from latentwire_adapter.model.adapter import Adapter, build_adapter, probe_inputs, replay
 from latentwire_adapter.model.language_model import LanguageModel, load_language_model
 from latentwire_adapter.objectives import Reconstruction, ThroughModel
 from latentwire_adapter.selfcheck import demand, selfcheck as run_checks
 from latentwire_adapter.train import train
-from studycore.files import copied, read_json
+from studycore.files import copied
 from studycore.language.pretrained import check_tokens, vocabulary_of
 from studycore.models import check_fits, count_parameters
 from studycore.run import Run
@@ -39,7 +50,7 @@ def selfcheck(config: SelfcheckConfig, run: Run) -> None:
     """Every check. UserError names the first that fails, so that what needs this run fails with it."""
     lm, prompts = read(config, run)
     run.begin(data={"scored questions": prompts.fingerprint})
-    outcomes = run_checks(lm, prompts, config)
+    outcomes = run_checks(lm, prompts, config, run.check_stop)
     for name, wrong in outcomes.items():
         run.log({"type": "check", "check": name, "holds": not wrong, "wrong": wrong or "nothing"})
         run.say(f"  {'ok   ' if not wrong else 'FAILS'} {name}{f': {wrong}' if wrong else ''}")
@@ -51,7 +62,7 @@ def fit(config: FitConfig, run: Run) -> None:
     """Counts the training text and fits every dimension at once."""
     lm = load_language_model(config, run.device)
     width = lm.table_VD.shape[1]
-    fitted = make_fit(config, lm, width)
+    fitted = make_fit(config, lm, width, run.check_stop)
     run.begin(data={"counts": fingerprint(fitted.counts_V)}, about=fitted.about)
     if run.is_main:
         save_fit(fitted, run.folder)
@@ -69,7 +80,8 @@ def evaluate(config: EvaluateConfig, run: Run) -> None:
     whole = sum(len(p.asked_T) for p in prompts.prompts)
     if config.arm not in UNCOMPRESSED:
         folder = phase1_folder(config.phase1, run)
-        fitted, adapter = load_fit(folder, lm), Adapter.from_pretrained(folder / "adapter").to(lm.device).eval()
+        fitted = load_fit(folder, lm)
+        adapter = load_adapter(folder, fitted, lm).eval()
     run.begin(data={"scored questions": prompts.fingerprint})
     check_first(config, lm, prompts, run)
     arm = make_arm(config.arm, lm, prompts, fitted, adapter)
@@ -103,9 +115,11 @@ def phase1(config: Phase1Config, run: Run) -> None:
     adapter = run.model(
         build_adapter, replay, probe_inputs(k), values, lambda: start_adapter(values, config.seed, data, fitted)
     )
-    train(config, run, adapter, Reconstruction(config, data, lm, prompts, fitted))
+    objective = Reconstruction(config, data, lm, prompts, fitted)
+    train(config, run, adapter, objective)
     linear = {f"linear_{name}": value for name, value in data.measure(fitted.compressor.decompress).items()}
-    answer(config, run, lm, prompts, fitted, adapter, "adapter", {**linear, **data.about}, data)
+    more = {**linear, **data.about}
+    answer(config, run, lm, prompts, fitted, adapter, "adapter", more, data, objective.epoch(objective.steps))
 
 
 def phase2(config: Phase2Config, run: Run) -> None:
@@ -114,13 +128,15 @@ def phase2(config: Phase2Config, run: Run) -> None:
     lm, prompts = read(config, run)
     folder = phase1_folder(config.phase1, run)
     fitted = load_fit(folder, lm)
-    start = Adapter.from_pretrained(folder / "adapter").to(lm.device)
-    before = read_json(folder / "results.json")["metrics"]["f1"]
+    start = load_adapter(folder, fitted, lm)
+    before = f1_of(folder)
     # Of each question at least the logits of one token, with their gradient.
     logits = 2 * 4 * config.phase2_batch_size // run.world * vocabulary_of(lm.model)
     what = f"phase2_batch_size: {config.phase2_batch_size}"
     check_fits(lambda: build_adapter(start.arguments), what, "lower it", run.device, logits)
-    taught = training_prompts(config, lm.tokenizer, lm.context, max(config.steps * config.phase2_batch_size, 1))
+    # Those that phase 1 counts, and none that no update reaches.
+    count = min(max(config.steps * config.phase2_batch_size, 1), config.samples)
+    taught = training_prompts(config, lm.tokenizer, lm.context, count, run.check_stop)
     check_known(tokens_of(taught), lm, "training questions", config)
     run.begin(
         data={
@@ -136,15 +152,17 @@ def phase2(config: Phase2Config, run: Run) -> None:
     data = TypeRows(lm, fitted, config)
     probe = probe_inputs(fitted.compressor.output_dim)
     adapter = run.model(build_adapter, replay, probe, start.arguments, lambda: start)
-    train(config, run, adapter, ThroughModel(config, data, lm, taught, fitted))
-    answer(config, run, lm, prompts, fitted, adapter, "phase2", {"due": True, "phase1_f1": before}, data)
+    objective = ThroughModel(config, data, lm, taught, fitted)
+    train(config, run, adapter, objective)
+    more = {"due": True, "phase1_f1": before}
+    answer(config, run, lm, prompts, fitted, adapter, "phase2", more, data, objective.epoch(objective.steps))
 
 
 # ------------------------------------------------------------------------------------------- before and after training
 def read(config: Reading, run: Run) -> tuple[LanguageModel, Prompts]:
     """The model and the scored prompts."""
     lm = load_language_model(config, run.device)
-    prompts = scored_prompts(config, lm.tokenizer, lm.context)
+    prompts = scored_prompts(config, lm.tokenizer, lm.context, run.check_stop)
     check_known(tokens_of(prompts), lm, "scored questions", config)
     return lm, prompts
 
@@ -158,7 +176,7 @@ def check_first(config: Reading, lm: LanguageModel, prompts: Prompts, run: Run) 
     """The checks, unless a run that did them is among those that this one needs."""
     if "selfcheck" not in run.needs and not run.dry and run.checkpoint is None:
         few = replace(prompts, prompts=prompts.prompts[: SelfcheckConfig.eval_samples])
-        demand(run_checks(lm, few, config))
+        demand(run_checks(lm, few, config, run.check_stop))
 
 
 def adapter_values(config: Phase1Config, k: int, width: int) -> dict[str, Any]:
@@ -188,9 +206,9 @@ def start_adapter(values: Mapping[str, Any], seed: int, data: TypeRows, fitted: 
 
 def answer(
     config: Phase1Config, run: Run, lm: LanguageModel, prompts: Prompts, fitted: Fit, adapter: Adapter, name: str,
-    more: Mapping[str, Any], data: TypeRows,
+    more: Mapping[str, Any], data: TypeRows, epoch: int,
 ) -> None:  # fmt: skip
-    """Saves the adapter and the fit, answers the questions through them, and writes the results."""
+    """Saves the adapter and the fit, answers the questions through them, and writes the results; `epoch`: passes made."""
     adapter.eval()
     if run.is_main and not run.dry:
         adapter.save_pretrained(run.folder / "adapter")
@@ -198,4 +216,5 @@ def answer(
     arm = Arm(name, prompts, codecs.adapted(lm.table_VD, fitted.compressor, adapter), fitted.seen_V)
     rows = score(arm, lm, config, codecs.raw(lm.table_VD), run)
     arrays = copied(data.arrays(adapter, fitted.compressor))
-    finish(run, lm, arm, rows, fitted, count_parameters(adapter), {**data.measure(adapter), **more}, arrays)
+    metrics = {**data.measure(adapter), **more}
+    finish(run, lm, arm, rows, fitted, count_parameters(adapter), metrics, arrays, epoch=epoch)

@@ -23,8 +23,9 @@ added in another order."""
 class Harness:
     """The model, some prompts, and how they are read; what the checks look at, and what tests break."""
 
-    def __init__(self, lm: LanguageModel, prompts: Prompts, config: Reading):
-        self.lm, self.prompts, self.config = lm, prompts, config
+    def __init__(self, lm: LanguageModel, prompts: Prompts, config: Reading, heed: Callable[[], None] = lambda: None):
+        """`heed` is called for each batch that is answered."""
+        self.lm, self.prompts, self.config, self.heed = lm, prompts, config, heed
         self.raw = codecs.raw(lm.table_VD)
         self.uncompressed: list[list[int]] | None = None
 
@@ -50,6 +51,7 @@ class Harness:
         answers: dict[int, list[int]] = {}
         reader = self.reader(rows, chosen)
         for part in batches(chosen, size):
+            self.heed()
             new = reader.answer([chosen.prompts[i] for i in part], self.config.max_new_tokens)
             answers.update(zip(part, new, strict=True))
         return [answers[i] for i in range(len(chosen.prompts))]
@@ -193,10 +195,15 @@ CHECKS: dict[str, Callable[[Harness], str]] = {
 }
 
 
-def selfcheck(lm: LanguageModel, prompts: Prompts, config: Reading) -> dict[str, str]:
-    """Check -> what is wrong, "" for nothing."""
-    harness = Harness(lm, prompts, config)
-    return {name: check(harness) for name, check in CHECKS.items()}
+def selfcheck(
+    lm: LanguageModel, prompts: Prompts, config: Reading, heed: Callable[[], None] = lambda: None
+) -> dict[str, str]:
+    """Check -> what is wrong, "" for nothing. `heed` is called for each check and for each batch that is answered."""
+    harness, outcomes = Harness(lm, prompts, config, heed), {}
+    for name, check in CHECKS.items():
+        heed()
+        outcomes[name] = check(harness)
+    return outcomes
 
 
 def demand(outcomes: dict[str, str]) -> None:

@@ -68,7 +68,11 @@ def train(config: Phase1Config, run: Run, adapter: Adapter, objective: Objective
             named |= {f"weight_{name}": weight for name, weight in weights.items()}
             named |= {f"share_{name}": share for name, share in gradient_shares(norms, weights).items()}
             total = sum(weights[name] * values[name] for name in values)
-            log(run, {"type": "train_step", "loss": total, "lr": rate, "gradient_norm": float(norm), **named}, 0)
+            log(
+                run,
+                {"type": "train_step", "loss": total, "lr": rate, "gradient_norm": float(norm), **named},
+                objective.epoch(step),
+            )
 
 
 def gradient(loss: Tensor, trained: list[torch.nn.Parameter], run: Run) -> list[Tensor]:

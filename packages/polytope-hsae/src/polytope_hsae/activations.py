@@ -2,7 +2,8 @@
 
 A shard's name is the SHA-256 of the model's weights, its precision, the shard's tokens and which of them are kept. Shards lie beside the runs, so
 that no activation is computed twice, whatever else of the configuration changes, and a capture that was cut off goes on.
-They are written in the order of the text and read through memory maps in any order: training draws across documents.
+They are written in the order of the text and read through memory maps in any order: training draws across documents. Beside
+each stands the SHA-256 of its bytes, so that one that is short or has changed is made again and never read.
 
 In a text an activation predicts the next token, and its label is the concept of that token. Of a prompt, whose last token is a
 concept's word, that token's activation is kept alone, and its label is its own concept. No activation is there twice: of
@@ -14,7 +15,7 @@ Shapes: N activations, D width, T tokens of a window.
 import hashlib
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,17 +25,27 @@ import torch
 from polytope_hsae import synthetic
 from polytope_hsae.concepts import Hierarchy, load_hierarchy, prompts
 from polytope_hsae.config import SYNTHETIC, ActivationConfig
-from polytope_hsae.data import CHOOSE, TEST, TRAIN, folder_of
-from polytope_hsae.language import check_capture, check_known, final_activations, load_model, load_tokenizer, pad
+from polytope_hsae.data import CHOOSE, TEST, TRAIN, fault_of, folder_of, recorded, sum_of
+from polytope_hsae.language import (
+    beginning,
+    check_capture,
+    check_known,
+    final_activations,
+    load_model,
+    load_tokenizer,
+    pad,
+)
+from studycore.devices import check_memory
 from studycore.errors import UserError
-from studycore.files import check_local, sync_folder, write_json
+from studycore.files import check_local, sync_folder, write_atomic, write_json
 from studycore.hashes import share_of
-from studycore.language.documents import read_documents
+from studycore.language.documents import as_read, document, read_documents
 from studycore.language.pretrained import hub_rows, weights_fingerprint
 from studycore.run import Run
 from studycore.streams import generator
 
 CACHE = Path("runs") / "polytope-hsae" / "cache" / "shards"
+EMBEDDED = "studycore/wordnet"
 SPLIT_OF_PART = (TRAIN, CHOOSE, TEST)
 """Of prompts whose word is for estimating, for choosing, for testing."""
 
@@ -95,6 +106,7 @@ def capture(config: ActivationConfig, run: Run) -> None:
     if config.model == SYNTHETIC:
         _plant(config, run)
         return
+    check_budget(config)
     tokenizer = load_tokenizer(config.model, config.model_revision)
     model = load_model(config.model, config.model_revision, config.dtype)
     weights = weights_fingerprint(model)
@@ -108,17 +120,20 @@ def capture(config: ActivationConfig, run: Run) -> None:
     model = run.accelerator.prepare_model(model.to(run.device), evaluation_mode=True)
     check_capture(model, torch.tensor(sequences.rows[0])[None].to(run.device))
     CACHE.mkdir(parents=True, exist_ok=True)
+    width = int(model.get_output_embeddings().weight.shape[1])
+    places, counts = [CACHE / f"{key}.f32" for key in keys], [len(shard.kept(shard.rows)) for shard in shards]
     for number in run.steps(len(shards), unit="shard"):
         if run.ended():
             break
-        path = CACHE / f"{keys[number]}.f32"
-        if number % run.world == run.rank and not path.exists():
-            _write(path, model, shards[number], config.batch_size, tokenizer.eos_token_id or 0, run.device)
+        if number % run.world == run.rank and _is_due(places[number], counts[number] * width, run):
+            _write(places[number], model, shards[number], config.batch_size, tokenizer.eos_token_id or 0, run)
     run.accelerator.wait_for_everyone()
     if run.is_main:
         tokenizer.save_pretrained(run.folder / "tokenizer")
-        index = [{"key": key, "rows": len(shard.kept(shard.rows))} for key, shard in zip(keys, shards, strict=True)]
-        width = int(model.get_output_embeddings().weight.shape[1])
+        index = [
+            {"key": key, "rows": rows, "sha256": recorded(path)}
+            for key, rows, path in zip(keys, counts, places, strict=True)
+        ]
         texts = {i: tokenizer.decode(row, skip_special_tokens=True) for row, (i, *_) in zip(sequences.rows, sequences.documents, strict=True) if i < 0}  # fmt: skip
         write_json(run.folder / "index.json", {
             "width": width, "cache": str(CACHE.absolute()), "shards": index, "prompts": [texts[-1 - i] for i in range(len(texts))],
@@ -132,18 +147,33 @@ def capture(config: ActivationConfig, run: Run) -> None:
     numbers = {"token": flat, "next": after, "word": word, "document": document}
     run.results(
         {"activations": len(flat), "shards": len(shards), "labelled": sum(t in labels for t in word),
-         "prompts": sum(d < 0 for d in document)},
+         "prompts": sum(d < 0 for d in document), "bos": beginning(tokenizer)[1]},
         {name: torch.tensor(values, dtype=torch.int32) for name, values in numbers.items()}
         | {"split": torch.tensor(split, dtype=torch.int8)},
     )  # fmt: skip
 
 
+TOKEN_BYTES = 64
+"""Memory that a token's numbers take at least until they are written: itself, the next, its document and its split."""
+
+
+def check_budget(config: ActivationConfig) -> None:
+    """UserError for more activations than memory holds the numbers of."""
+    size = TOKEN_BYTES * config.token_budget
+    check_memory(size, f"data.token_budget: the tokens and labels of {config.token_budget:,} activations", "lower it")
+
+
 def gather(config: ActivationConfig, hierarchy: Hierarchy, tokenizer: Any) -> Sequences:
-    """Prompts, then windows of text, token_budget tokens in all. UserError when the text is too short."""
+    """Prompts, then windows of text, token_budget tokens in all. UserError when the text is too short.
+
+    Where the tokenizer begins texts with a token, all windows and prompts begin with it, and its activation is not kept.
+    Otherwise prompts and documents begin with the end of a text, where there is one.
+    """
     end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
+    begin, _ = beginning(tokenizer)
     made = prompts(hierarchy, config.prompts_per_concept, config.seed)
     befores = {text: tokenizer(text, add_special_tokens=False)["input_ids"] for text in {p.before for p in made}}
-    rows = [[*end, *befores[p.before], p.word] for p in made]
+    rows = [[*(begin or end), *befores[p.before], p.word] for p in made]
     sequences = Sequences(
         rows, [len(row) - 1 for row in rows], [-1] * len(rows), [SPLIT_OF_PART[p.part] for p in made],
         [[-1 - i] * len(row) for i, row in enumerate(rows)],
@@ -152,10 +182,10 @@ def gather(config: ActivationConfig, hierarchy: Hierarchy, tokenizer: Any) -> Se
     if left < config.window_length:
         raise UserError(f"data.token_budget: {config.token_budget} leaves {left} tokens beside the prompts; raise it")
     streams: dict[int, tuple[list[int], list[int]]] = {split: ([], []) for split in (TRAIN, CHOOSE, TEST)}
-    size = config.window_length
+    size = config.window_length - len(begin)  # tokens of the text
     for number, text in enumerate(documents(config)):
         ids = [*end, *tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]]
-        tokens, owners = streams[_split_of(text, config.data_split)]
+        tokens, owners = streams[_split_of(text, config)]
         tokens += ids
         owners += [number] * len(ids)
         if sum(max(0, len(t) - 1) // size * size for t, _ in streams.values()) >= left:
@@ -165,11 +195,11 @@ def gather(config: ActivationConfig, hierarchy: Hierarchy, tokenizer: Any) -> Se
             if left < size:
                 break
             left -= size
-            sequences.rows.append(tokens[start : start + size])
-            sequences.first.append(0)
+            sequences.rows.append([*begin, *tokens[start : start + size]])
+            sequences.first.append(len(begin))
             sequences.following.append(tokens[start + size])
             sequences.split.append(split)
-            sequences.documents.append(owners[start : start + size])
+            sequences.documents.append([owners[start]] * len(begin) + owners[start : start + size])
     if left >= size:
         raise UserError(f"data.token_budget: the texts of {config.source} end {left} tokens before {config.token_budget}; lower it")  # fmt: skip
     return sequences.distinct()
@@ -178,7 +208,7 @@ def gather(config: ActivationConfig, hierarchy: Hierarchy, tokenizer: Any) -> Se
 def documents(config: ActivationConfig) -> Iterator[str]:
     """The texts, in an order drawn by the seed; of a hub dataset in its own."""
     check_local("data.source", config.source)
-    if config.source == "studycore/wordnet":
+    if config.source == EMBEDDED:
         from studycore.language import wordnet
 
         texts = [document.text for document in wordnet.documents()]
@@ -193,13 +223,19 @@ def documents(config: ActivationConfig) -> Iterator[str]:
 
 def _hub_texts(source: str) -> Iterator[str]:
     name, _, subset = source.partition(":")
-    for row in hub_rows(name, "train", ("text",), subset or None, flag="data.source"):
-        yield row["text"]
+    for number, row in enumerate(hub_rows(name, "train", ("text",), subset or None, flag="data.source")):
+        text = document(row, "text", f"data.source: row {number} of '{source}'", "name a dataset of texts")
+        if text.strip():
+            yield text
 
 
-def _split_of(text: str, shares: Sequence[float]) -> int:
-    """By a hash of the text, so that equal texts are in one split."""
-    place = share_of(repr((0, "split", text)), bits=63)
+def _split_of(text: str, config: ActivationConfig) -> int:
+    """By a hash of the text as it is read, so that what is the same to a reader is in one split.
+
+    Of WordNet, where no two texts differ in spacing alone, by one of the text as it stands.
+    """
+    shares, same = config.data_split, text if config.source == EMBEDDED else as_read(text)
+    place = share_of(repr((0, "split", same)), bits=63)
     return TRAIN if place < shares[0] else CHOOSE if place < shares[0] + shares[1] else TEST
 
 
@@ -207,34 +243,57 @@ def _key(weights: str, dtype: str, shard: Sequences) -> str:
     return hashlib.sha256(f"{weights} {dtype} {shard.rows} {shard.first}".encode()).hexdigest()
 
 
-def _write(path: Path, model: Any, shard: Sequences, batch: int, fill: int, device: str) -> None:
-    """The shard's activations, in the order of its tokens; the file appears whole."""
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
+def _is_due(path: Path, numbers: int, run: Run) -> bool:
+    """Whether a shard is to be made: it is not there, or not as it was written."""
+    wrong = fault_of(path, numbers, recorded(path))
+    if wrong and path.exists():
+        run.say(f"{path}: {wrong}; it is made again")
+    return bool(wrong)
+
+
+def _write(path: Path, model: Any, shard: Sequences, batch: int, fill: int, run: Run) -> None:
+    """The shard's activations, in the order of its tokens."""
+
+    def parts() -> Iterator[bytes]:
         for start in range(0, len(shard.rows), batch):
+            run.check_stop()
             part, first = shard.rows[start : start + batch], shard.first[start : start + batch]
             ids_BT, mask_BT = pad(part, fill)
-            x_BTD = final_activations(model, ids_BT.to(device), mask_BT.to(device)).cpu()
+            x_BTD = final_activations(model, ids_BT.to(run.device), mask_BT.to(run.device)).cpu()
             kept_BT = mask_BT.bool() & (torch.arange(ids_BT.shape[1]) >= torch.tensor(first)[:, None])
-            file.write(x_BTD[kept_BT].numpy().tobytes())
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+            yield x_BTD[kept_BT].numpy().tobytes()
+
+    _keep(path, parts())
+
+
+def _keep(path: Path, parts: Iterable[Any]) -> None:
+    """A shard of these bytes, durably: its checksum first, then the file, which appears whole."""
+    temporary, digest = path.with_suffix(f".{os.getpid()}.tmp"), hashlib.sha256()
+    try:
+        with open(temporary, "wb") as file:
+            for part in parts:
+                digest.update(part)
+                file.write(part)
+            file.flush()
+            os.fsync(file.fileno())
+        write_atomic(sum_of(path), digest.hexdigest())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
 
 
 def _plant(config: ActivationConfig, run: Run) -> None:
     """Activations of the planted tree, as one shard."""
     x_ND, child_NP = synthetic.activations(config, config.token_budget, config.seed)
-    key = hashlib.sha256(x_ND.tobytes()).hexdigest()
+    written = x_ND.data.cast("B")
+    key = hashlib.sha256(written).hexdigest()
     run.begin(data={"planted": key})
     CACHE.mkdir(parents=True, exist_ok=True)
     path = CACHE / f"{key}.f32"
-    if not path.exists():
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        x_ND.tofile(temporary)
-        os.replace(temporary, path)
-    shards = [{"key": key, "rows": len(x_ND)}]
+    if _is_due(path, x_ND.size, run):
+        _keep(path, [written])
+    shards = [{"key": key, "rows": len(x_ND), "sha256": key}]
     write_json(run.folder / "index.json", {"width": x_ND.shape[1], "cache": str(CACHE.absolute()), "shards": shards})
     place = torch.rand(len(x_ND), generator=generator(config.seed, "splits"))
     split = (place >= config.data_split[0]).to(torch.int8) + (place >= sum(config.data_split[:2])).to(torch.int8)

@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 
-from polytope_hsae.config import GeometryConfig
+from polytope_hsae.config import AGAIN, GeometryConfig
 from studycore.errors import UserError
 from studycore.files import read_json, read_text, write_json
+from studycore.foreign import reading
 from studycore.streams import generator
 
 ESTIMATE, CHOOSE, TEST = 0, 1, 2
@@ -83,22 +84,23 @@ class Hierarchy:
 
 
 def load_hierarchy(path: Path) -> Hierarchy:
-    """What `save` wrote."""
+    """What `save` wrote. UserError for another file."""
 
     def words(values: Any) -> Words:
         estimate, choose, test = (tuple(part) for part in values)
         return estimate, choose, test
 
     stored = read_json(path)
-    parents = tuple(
-        Parent(
-            p["name"], p["about"], words(p["words"]),
-            tuple(Child(c["name"], c["about"], words(c["words"])) for c in p["children"]),
-            tuple(tuple(path) for path in p["paths"]),
-        )
-        for p in stored["parents"]
-    )  # fmt: skip
-    return Hierarchy(parents, {int(k): v for k, v in stored["text"].items()})
+    with reading(path, "concepts", AGAIN):
+        parents = tuple(
+            Parent(
+                p["name"], p["about"], words(p["words"]),
+                tuple(Child(c["name"], c["about"], words(c["words"])) for c in p["children"]),
+                tuple(tuple(path) for path in p["paths"]),
+            )
+            for p in stored["parents"]
+        )  # fmt: skip
+        return Hierarchy(parents, {int(k): v for k, v in stored["text"].items()})
 
 
 def split_words(tokens: Iterable[int], shares: Sequence[float], seed: int, name: str) -> Words:

@@ -4,7 +4,7 @@ In a text an activation predicts the next token, and its label is the concept of
 the label of its own token. Shapes: N activations, D width, P concepts.
 """
 
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from polytope_hsae.concepts import ESTIMATE, Hierarchy, load_hierarchy
+from polytope_hsae.config import AGAIN
 from studycore.errors import UserError
-from studycore.files import read_json
+from studycore.files import read_json, read_text, sha256
+from studycore.foreign import reading
 from studycore.run import Run
 from studycore.streams import generator
 
@@ -22,21 +24,53 @@ TRAIN, CHOOSE, TEST = 0, 1, 2
 """The splits."""
 
 
+def sum_of(path: Path) -> Path:
+    """The file beside a shard that holds the SHA-256 of its bytes."""
+    return path.with_suffix(".sha256")
+
+
+def recorded(path: Path) -> str:
+    """The SHA-256 of a shard as it was written; "" where none stands beside it."""
+    return read_text(sum_of(path)) if sum_of(path).is_file() else ""
+
+
+def fault_of(path: Path, numbers: int, expected: str) -> str:
+    """What is wrong with a shard of so many numbers and that SHA-256; "" for nothing."""
+    if not path.is_file():
+        return "the shard is gone"
+    there = path.stat()
+    if there.st_size != 4 * numbers:
+        return f"the shard has {there.st_size:,} bytes where {4 * numbers:,} were written"
+    return "" if _digest(path, there.st_size, there.st_mtime_ns) == expected else "the shard has changed since it was written"  # fmt: skip
+
+
+@cache
+def _digest(path: Path, size: int, written: int) -> str:
+    """Of a file's bytes, read once in a process while size and time of writing stay."""
+    return sha256(path)
+
+
 class Store:
-    """The activations of a finished job, by memory map."""
+    """The activations of a finished job, by memory map. UserError for a folder that is none, and for a changed shard."""
 
     def __init__(self, folder: Path, hierarchy: Hierarchy):
         from safetensors.numpy import load_file
 
         self.folder, self.hierarchy = folder, hierarchy
-        index = read_json(folder / "index.json")
-        self.width: int = index["width"]
-        self.texts: list[str] = index.get("prompts", [])
-        self.arrays = load_file(folder / "arrays.safetensors")
-        self.places = [Path(index["cache"]) / f"{shard['key']}.f32" for shard in index["shards"]]
-        self.starts = np.cumsum([0, *(shard["rows"] for shard in index["shards"])])
-        if missing := [path for path in self.places if not path.exists()]:
-            raise UserError(f"{missing[0]}: the shard is gone; remove {folder}, and it is captured again")
+        with reading(folder, "activations", AGAIN):
+            index = read_json(folder / "index.json")
+            self.width: int = index["width"]
+            self.texts: list[str] = index.get("prompts", [])
+            self.arrays = load_file(folder / "arrays.safetensors")
+            self.places = [Path(index["cache"]) / f"{shard['key']}.f32" for shard in index["shards"]]
+            self.starts = np.cumsum([0, *(shard["rows"] for shard in index["shards"])])
+            sums = [shard["sha256"] for shard in index["shards"]]
+            labels = len(self.arrays["split"])
+        if labels != len(self):
+            raise UserError(f"{folder}: has labels of {labels} activations and shards of {len(self)}; {AGAIN}")
+        for path, rows, expected in zip(self.places, np.diff(self.starts), sums, strict=True):
+            if wrong := fault_of(path, int(rows) * self.width, expected):
+                raise UserError(f"{path}: {wrong}; remove {folder}, and it is captured again")
         self.maps = [np.memmap(path, np.float32, "r").reshape(-1, self.width) for path in self.places]
 
     def __len__(self) -> int:

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from polytope_hsae import synthetic
+from polytope_hsae.activations import check_budget
 from polytope_hsae.config import SYNTHETIC, ActivationConfig, StudyConfig, TrainConfig
 from polytope_hsae.losses import Weights
 from polytope_hsae.model import build_sae
@@ -23,7 +25,10 @@ def estimate(study: StudyConfig, device: str) -> list[str]:
     """One sentence for activations, one for trainings. UserError for a configuration that does not fit."""
     config: ActivationConfig = study.job("activations")
     if config.model == SYNTHETIC:
+        synthetic.check_tree(config)
+        synthetic.check_activations(config, config.token_budget, "data.token_budget")
         return [_trainings(study, config.tree_dim, device)]
+    check_budget(config)
     place = Path(locate(config.model))
     if not (place / "config.json").is_file():
         return [

@@ -13,12 +13,14 @@ from polytope_hsae.concepts import Hierarchy, choose_hierarchy
 from polytope_hsae.config import SYNTHETIC, GeometryConfig
 from polytope_hsae.geometry import CausalGeometry, causal_geometry, euclidean_geometry
 from polytope_hsae.head import Head, head_of
-from polytope_hsae.language import check_known, final_activations, load_model, load_tokenizer, pad
+from polytope_hsae.language import beginning, check_known, final_activations, load_model, load_tokenizer, pad
 from polytope_hsae.validation import Vectors, estimate, family, validate
 from studycore.errors import UserError
 from studycore.language.pretrained import weights_fingerprint
 from studycore.run import Run
 from studycore.streams import generator
+
+CONTEXTS = "eval.validation.contexts"
 
 
 def extract(config: GeometryConfig, run: Run) -> None:
@@ -26,14 +28,17 @@ def extract(config: GeometryConfig, run: Run) -> None:
     if config.model == SYNTHETIC:
         gamma_VD, hierarchy = synthetic.unembedding(config, config.split, config.seed)
         head = Head(gamma_VD)
-        x_ND = torch.from_numpy(synthetic.activations(config, config.contexts, config.seed + 1)[0])
+        x_ND = torch.from_numpy(synthetic.activations(config, config.contexts, config.seed + 1, CONTEXTS)[0])
         counts, weights = {"parents": len(hierarchy.parents), "children": len(family(hierarchy))}, "planted"
+        bos = "none"
     else:
         tokenizer = load_tokenizer(config.model, config.model_revision)
         hierarchy, counts = choose_hierarchy(tokenizer, config)
         model = load_model(config.model, config.model_revision)
         check_known(hierarchy.labels(), model, tokenizer, "words of the concepts", config.model)
         weights = weights_fingerprint(model)
+        bos = beginning(tokenizer)[1]
+        run.check_stop()
         head, x_ND = _contexts(model, tokenizer, config)
         gamma_VD = head.unembedding_VD
     run.begin(data={"model": weights})
@@ -44,7 +49,7 @@ def extract(config: GeometryConfig, run: Run) -> None:
     euclidean = euclidean_geometry(gamma_VD)
     vectors, validation = validate(
         head, geometry, hierarchy, x_ND, config.n_shuffles, config.seed, config.kl_threshold, config.lda_shrinkage,
-        euclidean,
+        euclidean, run.check_stop,
     )  # fmt: skip
     flat = estimate(euclidean.unify_words(gamma_VD), hierarchy, config.lda_shrinkage)
     hierarchy.save(run.folder / "concepts.json")
@@ -62,7 +67,7 @@ def extract(config: GeometryConfig, run: Run) -> None:
     }  # fmt: skip
     eigenvalues = geometry.eigenvalues_D
     metrics = {
-        **counts, "vocabulary": len(gamma_VD), "width": gamma_VD.shape[1],
+        **counts, "bos": bos, "vocabulary": len(gamma_VD), "width": gamma_VD.shape[1],
         "eigenvalue_smallest": float(eigenvalues[0]), "eigenvalue_largest": float(eigenvalues[-1]),
         **{f"{name}_{part}": value for name, values in validation.measured.items() for part, value in values.items()},
         **{f"p_{gate}": value for gate, value in validation.p_values.items()},
@@ -73,13 +78,17 @@ def extract(config: GeometryConfig, run: Run) -> None:
 
 
 def _contexts(model: Any, tokenizer: Any, config: GeometryConfig) -> tuple[Head, Tensor]:
-    """(the head, [N, D] what it reads after the first words of `contexts` glosses, drawn by the seed)."""
+    """(the head, [N, D] what it reads after the first words of `contexts` glosses, drawn by the seed).
+
+    Each begins with the token that the tokenizer begins texts with, where it does.
+    """
     from studycore.language import wordnet
 
     texts = wordnet.texts("validation")
     order = torch.randperm(len(texts), generator=generator(config.seed, "contexts")).tolist()
+    begin, _ = beginning(tokenizer)
     rows = [
-        ids[:12]
+        [*begin, *ids[:12]]
         for ids in tokenizer([texts[i] for i in order[: config.contexts]], add_special_tokens=False)["input_ids"]
     ]
     check_known((token for row in rows for token in row), model, tokenizer, "glosses", config.model)

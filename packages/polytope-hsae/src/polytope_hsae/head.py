@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from polytope_hsae.config import AGAIN
 from studycore.errors import UserError
 from studycore.files import write_tensors
+from studycore.foreign import reading
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,12 @@ class Head:
 
 
 def load_head(path: Path) -> Head:
-    """What `save` wrote."""
+    """What `save` wrote. UserError for another file."""
     from safetensors.torch import load_file
 
-    tensors = load_file(path)
-    return Head(tensors["unembedding"], float(tensors["softcap"]) if "softcap" in tensors else None)
+    with reading(path, "the head of a model", AGAIN):
+        tensors = load_file(path)
+        return Head(tensors["unembedding"], float(tensors["softcap"]) if "softcap" in tensors else None)
 
 
 @torch.no_grad()

@@ -7,18 +7,20 @@ taken out. Steering a parent at strength s adds s times the mean code with which
 Shapes: V words, D width, P concepts, N activations.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from polytope_hsae.concepts import TEST as TEST_WORDS, Hierarchy
-from polytope_hsae.config import EvaluateConfig
+from polytope_hsae.config import AGAIN, EvaluateConfig
 from polytope_hsae.data import CHOOSE, TEST, folder_of, open_store
 from polytope_hsae.head import Head, load_head
 from polytope_hsae.metrics import ce_recovered, stability
 from polytope_hsae.model import SparseAutoencoder, dense_codes, dense_decoder
 from studycore.files import write_json
+from studycore.foreign import reading
 from studycore.record import read_arrays
 from studycore.run import Run
 
@@ -85,15 +87,25 @@ def steering_metrics(
 
 
 def target_probability(
-    model: Any, latent_P: Tensor, x_ND: Tensor, head: Head, hierarchy: Hierarchy, strengths: list[float]
+    model: Any,
+    latent_P: Tensor,
+    x_ND: Tensor,
+    head: Head,
+    hierarchy: Hierarchy,
+    strengths: list[float],
+    heed: Callable[[], None] = lambda: None,
 ) -> Tensor:
-    """[strengths] mean over parents of the change of its test words' probability at real contexts, in nats of its log."""
+    """[strengths] mean over parents of the change of its test words' probability at real contexts, in nats of its log.
+
+    `heed` is called for each parent.
+    """
     codes_NF = dense_codes(model, x_ND)
     decoder = dense_decoder(model)
     product_NV = head.product(x_ND)
     log_p_NV = head.capped(product_NV).log_softmax(1)
     change_S = torch.zeros(len(strengths))
     for p, j in enumerate(latent_P.tolist()):
+        heed()
         words = torch.tensor(hierarchy.parents[p].part(TEST_WORDS))
         code = codes_NF[:, j]
         mean_code = code[code > 0].mean() if bool((code > 0).any()) else code.sum()
@@ -115,14 +127,17 @@ def evaluate(config: EvaluateConfig, run: Run) -> None:
     run.begin(data={"autoencoder": own.name})
     model = SparseAutoencoder.from_pretrained(own / "sae")
     head = load_head(geometry / "unembedding.safetensors")
-    latent_P = torch.from_numpy(read_arrays(own)["parent_of_concept"])
+    with reading(own, "a trained autoencoder", AGAIN):
+        latent_P = torch.from_numpy(read_arrays(own)["parent_of_concept"])
     x_ND = store.rows(store.sample(CHOOSE, config.ce_size))
     metrics, arrays = steering_metrics(model, latent_P, x_ND, head, store.hierarchy, config.steering_magnitudes)
+    run.check_stop()
     arrays["log_probability"] = target_probability(
-        model, latent_P, x_ND[:CONTEXTS], head, store.hierarchy, config.steering_magnitudes
+        model, latent_P, x_ND[:CONTEXTS], head, store.hierarchy, config.steering_magnitudes, run.check_stop
     )
     for other in trained.values():
         metrics["stability"] = stability(dense_decoder(model), dense_decoder(SparseAutoencoder.from_pretrained(other / "sae")))  # fmt: skip
+    run.check_stop()
     if store.next_tokens is not None:
         test = store.sample(TEST, config.ce_size)
         test = test[store.next_tokens[test] >= 0]

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from polytope_hsae.concepts import Child, Hierarchy, Parent, split_words
 from polytope_hsae.config import SourceFields
+from studycore.devices import check_memory
 from studycore.streams import generator
 
 FILLERS = 3
@@ -31,8 +32,26 @@ class Tree:
     map_DD: Tensor
 
 
+def check_tree(source: SourceFields) -> None:
+    """UserError for a tree whose directions and words do not fit into memory."""
+    p, c, d = source.tree_parents, source.tree_children, source.tree_dim
+    words = (1 + FILLERS) * p * (source.tree_words // 2 + c * source.tree_words)
+    # Directions, two maps and what makes them; words, their noise and their image under the map.
+    size = 8 * d * (p * (1 + c) + 6 * d + 3 * words)
+    what = f"synthetic.parents, children, words, dim: {words:,} words of {p} parents and {c} children each in {d} dimensions"
+    check_memory(size, what, "lower them")
+
+
+def check_activations(source: SourceFields, count: int, field: str) -> None:
+    """UserError for activations that do not fit into memory, in the name of the field that says how many."""
+    # Of each: what is on, child and strengths of every parent; itself, its noise and its image under the map.
+    size = 8 * count * (5 * source.tree_parents + 3 * source.tree_dim)
+    check_memory(size, f"{field}: {count:,} activations of the planted tree", "lower it")
+
+
 def plant(source: SourceFields) -> Tree:
-    """The tree: orthonormal directions where they fit, else random unit vectors."""
+    """The tree: orthonormal directions where they fit, else random unit vectors. UserError for one that is too large."""
+    check_tree(source)
     p, c, d = source.tree_parents, source.tree_children, source.tree_dim
     draw = generator(source.tree_seed, "tree")
     raw = torch.randn(max(d, p * (1 + c)), d, generator=draw, dtype=torch.float64)
@@ -65,11 +84,15 @@ def unembedding(source: SourceFields, split: list[float], seed: int) -> tuple[Te
     return gamma_VD.float(), Hierarchy(tuple(parents), names)
 
 
-def activations(source: SourceFields, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def activations(
+    source: SourceFields, count: int, seed: int, field: str = "data.token_budget"
+) -> tuple[np.ndarray, np.ndarray]:
     """([N, D] float32, [N, P] int8: the child that is on with its parent, C for the parent alone, -1 where it is off).
 
-    One to three parents are on; nine of ten have a child with them; strengths are uniform from 0.5 to 1.5.
+    One to three parents are on; nine of ten have a child with them; strengths are uniform from 0.5 to 1.5. UserError in the
+    name of `field` for more than fit into memory.
     """
+    check_activations(source, count, field)
     tree = plant(source)
     p, c = tree.children_PCD.shape[:2]
     draw = generator(source.tree_seed, "activations", seed)

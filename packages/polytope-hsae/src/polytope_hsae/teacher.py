@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from polytope_hsae.config import TrainConfig
+from polytope_hsae.config import AGAIN, TrainConfig
 from polytope_hsae.model import HierarchicalSAE
 from studycore.errors import UserError
+from studycore.foreign import reading
 from studycore.streams import generator
 
 
@@ -25,16 +26,37 @@ class Teacher:
     """What takes residuals to the space in which parent and child are orthogonal."""
 
 
+def arrays_of(folder: Path) -> dict[str, Tensor]:
+    """The arrays of a finished phase 1. UserError where they cannot be read, or lack what a training reads of them."""
+    from safetensors.torch import load_file
+
+    path = folder / "arrays.safetensors"
+    with reading(path, "the vectors of phase 1", AGAIN):
+        arrays: dict[str, Tensor] = load_file(path)
+        for name in READ:
+            arrays[name].shape  # noqa: B018 - a KeyError names what is missing
+    return arrays
+
+
+READ = ("sqrt", "inv_sqrt", "unified_parents", *(f"{kind}_{part}" for kind in ("causal", "euclidean") for part in ("parents", "deltas")))  # fmt: skip
+
+
+def check_geometry(folder: Path, width: int) -> None:
+    """UserError, before the training that ends with them, where the vectors of phase 1 are missing or of another width."""
+    if (there := len(arrays_of(folder)["sqrt"])) != width:
+        raise UserError(
+            f"geometry: {folder} is of width {there} and the activations of {width}; name jobs of one model"
+        )
+
+
 def load_teacher(folder: Path, config: TrainConfig) -> Teacher | None:
     """Of a finished phase 1, as the arm wants it; None for a baseline. UserError when it does not fit.
 
     random_staged has the teacher's loss and stages, and starts from none of its vectors.
     """
-    from safetensors.torch import load_file
-
     if not config.staged:
         return None
-    arrays = load_file(folder / "arrays.safetensors")
+    arrays = arrays_of(folder)
     kind = "euclidean" if config.arm == "euclidean" else "causal"
     parents_PD, deltas_PCD, sqrt_DD = arrays[f"{kind}_parents"], arrays[f"{kind}_deltas"], arrays["sqrt"]
     if len(parents_PD) > config.m_top or deltas_PCD.shape[1] > config.m_low:

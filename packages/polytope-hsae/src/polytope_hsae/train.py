@@ -15,7 +15,7 @@ from polytope_hsae.data import CHOOSE, TRAIN, folder_of, open_store
 from polytope_hsae.losses import Weights, causal_orthogonality
 from polytope_hsae.metrics import explained_variance, sae_metrics, steps_to_convergence
 from polytope_hsae.model import SAEConfig, build_sae
-from polytope_hsae.teacher import initialise, load_teacher
+from polytope_hsae.teacher import check_geometry, initialise, load_teacher
 from polytope_hsae.training import (
     Objective,
     check_room,
@@ -39,6 +39,7 @@ def train(config: TrainConfig, run: Run) -> None:
     # ---------------------------------------------------------------------------------------------------- set-up
     geometry = folder_of(run, "geometry")
     store = open_store(geometry, folder_of(run, "activations"))
+    check_geometry(geometry, store.width)
     teacher = load_teacher(geometry, config)
     if config.batch_size_acts % run.world:
         raise UserError(f"training.batch_size_acts: {config.batch_size_acts} is not divisible by {run.world} processes; choose one that is")  # fmt: skip
@@ -119,6 +120,7 @@ def train(config: TrainConfig, run: Run) -> None:
                 )
 
     # --------------------------------------------------------------------------------------------------- results
+    run.check_stop()
     if run.is_main:
         model.eval().to("cpu")
         model.save_pretrained(run.folder / "sae")

@@ -10,7 +10,7 @@ happens in no more than that share of cases.
 Shapes: B draws, V words, D width, K children over all parents, P parents, N contexts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -109,13 +109,19 @@ def statistics(g_VD: Tensor, hierarchy: Hierarchy, vectors: Vectors, order_BV: T
 
 
 def shuffled_statistics(
-    g_VD: Tensor, hierarchy: Hierarchy, draws: int, seed: int, shrinkage: float | None = None
+    g_VD: Tensor,
+    hierarchy: Hierarchy,
+    draws: int,
+    seed: int,
+    shrinkage: float | None = None,
+    heed: Callable[[], None] = lambda: None,
 ) -> Statistics:
-    """Of `draws` shuffles of all rows: the same word sets over other rows. [B, ...] each."""
+    """Of `draws` shuffles of all rows: the same word sets over other rows. [B, ...] each. `heed` is called for some draws."""
     largest = max(len(parent.part(ESTIMATE)) for parent in hierarchy.parents)
     together = max(1, MOST_NUMBERS // (largest * g_VD.shape[1]))
     parts = []
     for start in range(0, draws, together):
+        heed()
         count = min(together, draws - start)
         order_BV = torch.stack([torch.randperm(len(g_VD), generator=generator(seed, "shuffle", start + i)) for i in range(count)])  # fmt: skip
         parts.append(statistics(g_VD, hierarchy, estimate(g_VD, hierarchy, shrinkage, order_BV), order_BV))
@@ -154,13 +160,17 @@ def validate(
     kl_threshold: float,
     shrinkage: float | None = None,
     euclidean: CausalGeometry | None = None,
+    heed: Callable[[], None] = lambda: None,
 ) -> tuple[Vectors, Validation]:
-    """(the vectors, the tests): statistics on the rows as they are and on `draws` shuffles of them, and the gates."""
+    """(the vectors, the tests): statistics on the rows as they are and on `draws` shuffles of them, and the gates.
+
+    `heed` is called for some draws and for each parent.
+    """
     result, gamma_VD = Validation(), head.unembedding_VD
     g_VD = geometry.unify_words(gamma_VD)
     vectors = estimate(g_VD, hierarchy, shrinkage)
     real = statistics(g_VD, hierarchy, vectors)
-    shuffled = shuffled_statistics(g_VD, hierarchy, draws, seed, shrinkage)
+    shuffled = shuffled_statistics(g_VD, hierarchy, draws, seed, shrinkage, heed)
     order_1V = torch.randperm(len(g_VD), generator=generator(seed, "shuffle", 0))[None]
     result.arrays["unified_children_shuffled"] = estimate(g_VD, hierarchy, shrinkage, order_1V).children_KD[0]
     _compare(result, hierarchy, real, shuffled)
@@ -174,7 +184,7 @@ def validate(
         _median(result, "held_out_projection_euclidean", flat.child_projection, own)
     _pairing(result, g_VD, hierarchy, vectors, seed, max(draws, 199))
     _siblings(result, g_VD, hierarchy, vectors, seed, max(draws, 199))
-    _ratio_invariance(result, head, geometry, hierarchy, vectors, contexts_ND, seed, shuffled, real)
+    _ratio_invariance(result, head, geometry, hierarchy, vectors, contexts_ND, seed, shuffled, real, heed)
     result.passed = {gate: result.p_values[gate] <= LEVEL for gate in GATES}
     result.passed["ratio_invariance"] &= result.measured["ratio_invariance_kl"]["median"] <= kl_threshold
     return vectors, result
@@ -344,7 +354,7 @@ def _siblings(result: Validation, g_VD: Tensor, hierarchy: Hierarchy, vectors: V
 
 def _ratio_invariance(
     result: Validation, head: Head, geometry: CausalGeometry, hierarchy: Hierarchy, vectors: Vectors,
-    contexts_ND: Tensor, seed: int, shuffled: Statistics, real: Statistics,
+    contexts_ND: Tensor, seed: int, shuffled: Statistics, real: Statistics, heed: Callable[[], None] = lambda: None,
 ) -> None:  # fmt: skip
     """Adding a parent moves its own words' logits, and the odds among its children's words little.
 
@@ -358,6 +368,7 @@ def _ratio_invariance(
     by_strength: dict[float, list[Tensor]] = {a: [] for a in STRENGTHS}
     shift = []
     for p, parent in enumerate(hierarchy.parents):
+        heed()
         tokens = [token for child in parent.children for token in child.words[TEST]]
         step_D = geometry.to_residuals(vectors.parents_PD[p][None])[0] / vectors.parents_PD[p].square().sum()
         x_ND = contexts_ND.double()

@@ -9,7 +9,6 @@ Shapes: N blocks, T tokens of a block.
 """
 
 import hashlib
-import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -26,8 +25,8 @@ from studycore.errors import UserError
 from studycore.files import check_local
 from studycore.foreign import reading
 from studycore.hashes import share_of, tensor_sha256
-from studycore.language.documents import SEPARATOR, document, read_documents
-from studycore.language.pretrained import check_tokens
+from studycore.language.documents import SEPARATOR, as_read, document, read_documents
+from studycore.language.pretrained import bos_of, check_tokens
 from studycore.streams import batch_indices, generator
 
 FILE_VALIDATION_SHARE = 0.05
@@ -156,15 +155,6 @@ def document_hash(text: str) -> str:
     return hashlib.sha256(as_read(text).encode()).hexdigest()
 
 
-def as_read(text: str) -> str:
-    """The words: equal whatever the spacing, marks that no reader sees, and how accents are composed."""
-    return " ".join(unicodedata.normalize("NFC", text.translate(UNSEEN)).split())
-
-
-UNSEEN = {0xFEFF: None, 0x200B: None}
-"""Byte order mark, zero width space."""
-
-
 def read_source(config: Any, source: str, split: str, limit: int | None) -> list[str]:
     """Up to `limit` documents of a split of the embedded corpus, a file, or a hub dataset or folder."""
     if source == EMBEDDED_DATASET:
@@ -255,7 +245,7 @@ def cut_blocks(
     rows = [[*ends, *row] for row in _tokens(name, documents, tokenizer, config)]
     stream = torch.from_numpy(np.concatenate([np.asarray(row, dtype=np.int64) for row in rows]))
     owner = torch.from_numpy(np.repeat(np.arange(len(rows)), [len(row) for row in rows]))
-    size, first = config.block_size, bos_of(tokenizer, config)
+    size, first = config.block_size, bos_of(tokenizer, config.bos)
     used = [int(stream.max()), -1 if first is None else first]
     check_tokens(used, tokenizer, vocabulary, f"{name} documents", f"--model: '{config.model}'")
     overlap = first is None
@@ -286,15 +276,6 @@ def _tokens(name: str, documents: Sequence[str], tokenizer: Any, config: Any) ->
             f"--model: the tokenizer of '{config.model}' makes no tokens of the {name} documents; put the files of its own beside it"
         )
     return rows
-
-
-def bos_of(tokenizer: Any, config: Any) -> int | None:
-    """The token that every window begins with, or None; what the tokenizer does by itself decides unless `bos` says it."""
-    first = tokenizer.bos_token_id
-    if config.bos == "always" and first is None:
-        raise UserError("bos: always, and the model's tokenizer has no beginning-of-text token; give --bos never")
-    by_itself = first is not None and tokenizer("a", verbose=False)["input_ids"][:1] == [first]
-    return first if config.bos == "always" or (config.bos == "tokenizer" and by_itself) else None
 
 
 # ----------------------------------------------------------------------------------------------------------- order

@@ -3,13 +3,13 @@
 texts = read_documents("corpus.jsonl", "text")
 """
 
-import json
+import unicodedata
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from studycore.errors import UserError
-from studycore.files import read_text
+from studycore.files import parse_json, read_text
 from studycore.foreign import check_file, reading
 
 BYTE_ORDER_MARK = "\ufeff"
@@ -35,15 +35,36 @@ def read_documents(
 
 def document(row: Any, column: str, where: str, mend: str = "name another column", reason: str = "") -> str:
     """The text of one row; empty where it is null. UserError names the row and what stands there instead."""
+    value = row.get(column, "") if isinstance(row, dict) else row
+    if isinstance(value, str) and not _is_text(value):
+        raise UserError(f"{where} holds half a character (an escape such as \\ud83d without its other half); {mend}")
     if isinstance(row, str):
         return row.removeprefix(BYTE_ORDER_MARK)
     if isinstance(row, dict):
-        value = row.get(column, "")
         if column in row and (value is None or isinstance(value, str)):
             return (value or "").removeprefix(BYTE_ORDER_MARK)
         reason = f"it is {_kind(value)}" if column in row else f"there are {', '.join(map(repr, row)) or 'no keys'}"
     reason = reason or f"the row is {_kind(row)}"
     raise UserError(f"{where} has no text under '{column}' ({reason}); {mend}")
+
+
+def _is_text(text: str) -> bool:
+    """Whether UTF-8 can write it: JSON can also hold halves of a pair of surrogates, which are no characters."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def as_read(text: str) -> str:
+    """The words, for telling whether two texts are the same to a reader: equal whatever the spacing, marks that no reader
+    sees, and how accents are composed."""
+    return " ".join(unicodedata.normalize("NFC", text.translate(UNSEEN)).split())
+
+
+UNSEEN = {0xFEFF: None, 0x200B: None}
+"""Byte order mark, zero width space."""
 
 
 def _kind(value: Any) -> str:
@@ -87,7 +108,7 @@ def _read_json(path: Path, column: str, where: str, mend: str) -> list[str]:
 def _parsed(text: str) -> tuple[Any, str]:
     """(the value, "") or (None, why it is no JSON). Control characters may stand in strings as they are."""
     try:
-        return json.loads(text, strict=False), ""
+        return parse_json(text, strict=False), ""
     except (ValueError, RecursionError) as error:
         return None, f"it is not valid JSON: {error}"
 

@@ -275,6 +275,16 @@ def check_tokens(tokens: Iterable[int], tokenizer: Any, vocabulary: int, where: 
         )
 
 
+def bos_of(tokenizer: Any, policy: str = "tokenizer", field: str = "bos") -> int | None:
+    """The beginning-of-text token that every window begins with, or None: what the tokenizer does by itself decides, unless
+    the policy is "always" or "never". UserError names `field` where there is no such token to begin with."""
+    first: int | None = tokenizer.bos_token_id
+    if policy == "always" and first is None:
+        raise UserError(f"{field}: always, and the model's tokenizer has no beginning-of-text token; give never")
+    by_itself = first is not None and tokenizer("a", verbose=False)["input_ids"][:1] == [first]
+    return first if policy == "always" or (policy == "tokenizer" and by_itself) else None
+
+
 def weights_fingerprint(model: Any) -> str:
     """SHA-256 of all weights, with their names."""
     digest = hashlib.sha256()
