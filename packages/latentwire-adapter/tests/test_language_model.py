@@ -7,12 +7,12 @@ import torch
 from conftest import make_tokenizer, tiny_llama
 
 from latentwire_adapter.config import EvaluateConfig, FitConfig, Reading
-from latentwire_adapter.data import Prompt, Question, tokens_of, training_counts, training_prompts
+from latentwire_adapter.data import Prompt, Question, scored_prompts, tokens_of, training_counts, training_prompts
 from latentwire_adapter.losses import PromptLosses
 from latentwire_adapter.model import codecs, reader as reading_rows
 from latentwire_adapter.model.language_model import load_language_model, wrap
 from latentwire_adapter.model.reader import Reader, batches, text_of
-from latentwire_adapter.selfcheck import Harness, selfcheck
+from latentwire_adapter.selfcheck import TIE, Harness, selfcheck
 from studycore.errors import UserError
 
 
@@ -305,3 +305,29 @@ def test_so_is_one_that_makes_such_tokens_of_further_text_or_of_answers(lm, prom
     with pytest.raises(UserError, match=rf"the model {largest}: .* stands in the training answers"):
         PromptLosses(few, prompts.prompts, prompts.prefix_T, "answer_ce")
     PromptLosses(few, prompts.prompts, prompts.prefix_T, "prompt_ppl")
+
+
+# -------------------------------------------------------------------------------------------- half precision's ties
+def test_half_precision_may_break_ties_and_single_may_not(lm, prompts, reading):
+    """Answers that go apart at close logits are the same in bfloat16; at distant ones, or in float32, they are not."""
+    half = load_language_model(replace(reading, dtype="bfloat16"), "cpu")
+    for model, close_holds in ((half, True), (lm, False)):
+        h = Harness(model, prompts, reading)
+        ids_1T = torch.tensor([[*prompts.prefix_T, *prompts.prompts[0].asked_T]])
+        logits_V = model.model(input_ids=ids_1T).logits[0, -1].float()
+        logits_V[sorted(model.ends)] = -torch.inf
+        best, *_, worst = logits_V.argsort(descending=True).tolist()[: -len(model.ends)]
+        gaps_V = (logits_V - logits_V[best]).abs()
+        gaps_V[best] = torch.inf
+        second = int(gaps_V.argmin())
+        near = gaps_V[second] / logits_V[torch.isfinite(logits_V)].abs().max() < TIE[torch.bfloat16]
+        assert (h.same([[best]], [[second]], "a", "b") == "") is (close_holds and bool(near))
+        assert "question 0 is answered" in h.same([[best]], [[worst]], "a", "b")
+        assert h.same([[best]], [[best]], "a", "b") == ""
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_the_checks_hold_of_a_sound_harness_in_half_precision(reading, dtype):
+    config = replace(reading, dtype=dtype)
+    lm = load_language_model(config, "cpu")
+    assert set(selfcheck(lm, scored_prompts(config, lm.tokenizer, lm.context), config).values()) == {""}

@@ -1,5 +1,6 @@
 """What feeds which cell, sentence, bar and line of the reports: every figure has a value of its own here."""
 
+import json
 from dataclasses import replace
 
 import matplotlib.pyplot as plt
@@ -9,7 +10,7 @@ import pytest
 
 import latentwire_adapter.figures as figures
 import latentwire_adapter.report as reports
-from latentwire_adapter.config import EvaluateConfig, FitConfig, SuiteConfig
+from latentwire_adapter.config import COMPRESSED, THROUGH_MODEL, EvaluateConfig, FitConfig, SuiteConfig
 from latentwire_adapter.report import answer_of, band, report
 from studycore.record import Record
 from studycore.statistics import Interval
@@ -32,21 +33,22 @@ ADAPTER = asked([1, 1, 1, 0.5, 1, 0.6, 0.7, 0.2], 4, seen={0, 1, 2, 3, 4, 5})
 
 def suite_table():
     """A main job at one ratio."""
-    costs = {"bits_per_token": 512.0, "receiver_bytes": 0.0, "seconds_per_question": 0.125}
+    costs = {"bits_per_token": 512.0, "receiver_bytes": 0.0}
     return pd.DataFrame([
         {"arm": "fit", "token_id_bits": 16.0, "unigram_entropy_bits": 9.5, "text_bits": 30.0},
         {"arm": "raw", "questions": asked([1.0] * 8, 7), **costs},
         {"arm": "question_only", "questions": asked([0.0] * 8, 0), **costs},
         {"arm": "shuffled", "questions": asked([0.2] * 8, 0), **costs},
         {"arm": "adapter", "ratio": "4x", "questions": ADAPTER, "bits_per_token": 128.0, "receiver_bytes": 3.5e6,
-         "rows_seconds_per_1000_types": 0.002, "seconds_per_question": 0.25, "linear_nmse": 0.4, "nmse": 0.3,
+         "encode_seconds_per_1000_types": 0.001, "decode_seconds_per_1000_types": 0.002, "linear_nmse": 0.4, "nmse": 0.3,
          "linear_held_out_nmse": 0.6, "held_out_nmse": 0.5, "recon_cosine_sim": 0.8, "norm_ratio": 0.9},
         {"arm": "linear", "ratio": "4x", "questions": asked([0.5] * 7 + [0.1], 0, seen={0, 7}), **costs},
     ])  # fmt: skip
 
 
-def record_of(place, table, verb="run", config=None, **metrics):
-    return Record(place, verb, config or SuiteConfig(ratios=[4.0]), {"state": "done"}, metrics, table, {}, [])
+def record_of(place, table, verb="run", config=None, claims=(), **metrics):
+    config = config or SuiteConfig(ratios=[4.0])
+    return Record(place, verb, config, {"state": "done"}, metrics, table, {}, [], None, claims)
 
 
 def test_the_original_bands_begin_at_their_thresholds():
@@ -56,13 +58,14 @@ def test_the_original_bands_begin_at_their_thresholds():
 
 
 def test_every_cell_of_the_main_jobs_tables(tmp_path):
-    found = report(record_of(tmp_path, suite_table()))
+    found = report(record_of(tmp_path, suite_table(), claims=[judged_as("held_out_4x", "supported")]))
     rebuilt, other = found.tables
     arms = found.pictures[1].table
     assert (found.pictures[1].path, found.pictures[1].path.is_file()) == (tmp_path / "figures" / "arms.svg", True)
     lines = {line[0]: line for line in arms.rows}
-    _, f1, em, kept, bits, size, micro, milli, words = lines["adapter 4x"]
-    assert (em, bits, size, micro, milli, words) == (50, 128, 3.5, pytest.approx(2), 250, "validated")
+    _, f1, em, kept, bits, size, encode, decode, words = lines["adapter 4x"]
+    assert (em, bits, size, encode, decode, words) == (50, 128, 3.5, pytest.approx(1), pytest.approx(2), "validated")
+    assert arms.columns[6:8] == ("encode, ms", "decode, ms")
     assert f1.split()[0] == "75"
     assert kept.split()[0] == "0.69"  # (75 - 20) / (100 - 20): the better control is the shuffled one
     assert lines["raw"][2] == 87.5
@@ -75,15 +78,36 @@ def test_every_cell_of_the_main_jobs_tables(tmp_path):
         ("the token's number", 16.0), ("its information under the unigram model", 9.5), ("its text in UTF-8", 30.0),
     ]  # fmt: skip
     assert found.notes[0] == "Uncompressed F1 100.0; 4x: adapter 75.0 (validated), linear inverse 45.0."
-    assert "beats the linear inverse at equal bytes: 4x (0.500 against 0.600 unexplained)" in found.notes[1]
-    assert "does not beat" not in " ".join(found.notes)
+    assert found.notes[1] == (
+        "On token types that no fit saw the adapter reconstructs better than the linear inverse of the same codes at 4x "
+        "(0.500 against 0.600 unexplained)."
+    )
     assert found.metrics["arms"]["adapter_4x"] == {
         "f1": 75.0, "em": 50.0, "bits_per_token": 128.0, "retention": pytest.approx(0.6875),
     }  # fmt: skip
-    worse = suite_table().assign(held_out_nmse=0.7)
-    assert "does not beat the linear inverse at equal bytes: 4x (0.700 against" in report(
-        record_of(tmp_path, worse)
-    ).notes[1]  # fmt: skip
+
+
+def test_words_on_held_out_types_follow_the_verdict_and_not_the_figures(tmp_path):
+    """0.500 against 0.600 is no win where the interval holds zero."""
+    expected = {"inconclusive": "stays open at 4x", "refuted": "reconstructs worse", "not run": "was not measured"}
+    for verdict, words in expected.items():
+        record = record_of(tmp_path, suite_table(), claims=[judged_as("held_out_4x", verdict)])
+        text = reports.sentence_on_types(record, ["4x"])
+        assert words in text and "reconstructs better" not in text
+
+
+def test_the_share_of_the_loss_through_the_model_is_that_of_the_runs_logs(tmp_path):
+    for arm, shares in (("phase2", (0.74, 0.99)), ("phase2_ppl", (0.5,))):
+        (tmp_path / arm).mkdir()
+        rows = [{"step": 0, "type": "train_step", "share_reconstruction": 1 - x, f"share_{arm}": x} for x in shares]
+        (tmp_path / arm / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    table = pd.DataFrame([{"arm": a, "ratio": "4x", "folder": str(tmp_path / a)} for a in ("phase2", "phase2_ppl")])
+    text = reports.sentence_on_shares(record_of(tmp_path, table))
+    assert (
+        text
+        == "Share of the gradient that the loss through the model had: phase2 4x 74 to 99 %; phase2_ppl 4x 50 to 50 %."
+    )
+    assert reports.sentence_on_shares(record_of(tmp_path, suite_table())) == ""
 
 
 def test_the_answer_is_worded_by_its_verdicts():
@@ -142,6 +166,15 @@ def test_the_curve_has_each_arms_interval_and_the_levels(axes, tmp_path):
     assert [[y for _, y in segment] for segment in bars.get_segments()] == [[72, 84], [50, 65]]
     levels = {line.get_label(): line.get_ydata()[0] for line in axes[-1].lines if line.get_linestyle() != "None"}
     assert (levels["uncompressed prompt"], levels["another paragraph"]) == (90, 3)
+
+
+def test_no_two_arms_look_alike_and_each_has_a_name(axes, tmp_path):
+    every = (*COMPRESSED, *THROUGH_MODEL)
+    figures.plot_curve({arm: {4.0: Interval(50, 40, 60, 9)} for arm in every}, {}, tmp_path / "x")
+    looks = [(c[0].get_marker(), c[0].get_color()) for c in axes[-1].containers]
+    assert len(set(looks)) == len(every)
+    texts = [text.get_text() for text in axes[-1].figure.legends[0].get_texts()]
+    assert len(set(texts)) == len(every) and not set(texts) & set(every)
 
 
 def test_arms_at_the_same_place_of_the_curve_do_not_cover_each_other(axes, tmp_path):

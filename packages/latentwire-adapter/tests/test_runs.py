@@ -30,6 +30,9 @@ from studycore.testing.interrupted import killed_at
 CONFIGS = Path(train_module.__file__).parent / "configs"
 
 
+RUN_CHECKS = phases.run_checks
+
+
 @pytest.fixture(autouse=True)
 def checked(monkeypatch):
     """The checks have tests of their own."""
@@ -167,7 +170,9 @@ def test_the_losses_are_the_committed_ones(make, small, tmp_path):
     assert series == pytest.approx(json.loads(committed.read_text()), rel=1e-3)
 
 
-@pytest.mark.parametrize("arm", ["linear", "nearest", "nearest_int4", "int8", "int4", "fewer", "raw", "shuffled"])
+@pytest.mark.parametrize(
+    "arm", ["linear", "nearest", "nearest_int4", "int8", "int4", "fewer", "adapter_paragraph", "raw", "shuffled"]
+)
 def test_every_arm_is_scored_by_the_same_harness(arm, trained, small, make, tmp_path):
     folder = make("evaluate", of(EvaluateConfig, small(), arm=arm, phase1=str(trained)), tmp_path / arm)
     found, rows = metrics(folder), read_predictions(folder)["questions"]
@@ -178,13 +183,16 @@ def test_every_arm_is_scored_by_the_same_harness(arm, trained, small, make, tmp_
         "int8": 8 * 8 + 16,
         "int4": 4 * 8 + 16,
         "nearest_int4": 4 * 8 + 16,
+        "adapter_paragraph": 128,
         "raw": 512,
         "shuffled": 512,
     }
     if arm in expected:
         assert found["bits_per_token"] == expected[arm]
-    else:
-        assert found["bits_per_token"] < 512
+    else:  # fewer: of the paragraph's tokens as many bits as the codes have, to less than a token's row
+        paragraphs = sum(q["paragraph_tokens"] for q in read_predictions(trained)["questions"])
+        assert 128 - 512 * 2 / paragraphs < found["bits_per_token"] <= 128 + 512 * 2 / paragraphs
+    assert {"encode_seconds_per_1000_types", "decode_seconds_per_1000_types"} <= set(found)
     if arm.startswith("nearest"):
         assert 0 < found["snap_accuracy"] <= 1
     report = report_on(STUDY, folder)
@@ -208,6 +216,8 @@ def test_answers_of_rows_that_are_the_models_own_are_not_made_again(trained, sma
         patch.setattr(reader.Reader, "answer", None)  # nothing may be answered
         known = make("evaluate", config, tmp_path / "known", needs={"raw": raw})
         assert answers(known) == answers(raw)
+        assert "seconds_per_question" in metrics(raw)
+        assert "seconds_per_question" not in metrics(known)  # it took none of its own
         patch.setattr(codecs, "nearest", other)  # one row differs
         with pytest.raises(TypeError):
             make("evaluate", config, tmp_path / "other", needs={"raw": raw})
@@ -225,15 +235,15 @@ def test_rows_of_an_arm_are_made_once(trained, small, make, tmp_path, monkeypatc
     asked: list[int] = []
     real = codecs.nearest_types
 
-    def counted(table_VD, compressor, z_UK, block=4096):
+    def counted(codes_VK, z_UK, block=4096):
         asked.append(len(z_UK))
-        return real(table_VD, compressor, z_UK, block)
+        return real(codes_VK, z_UK, block)
 
     monkeypatch.setattr(codecs, "nearest_types", counted)
     config = of(EvaluateConfig, small(), arm="nearest", phase1=str(trained))
     make("evaluate", config, tmp_path / "nearest")
-    # The prompts' rows, the share of types that are found again, and the time of 1,000 rows.
-    assert len(asked) == 3
+    # The prompts' rows, the share of their types that are found again, and four times the time of 1,000 rows.
+    assert len(asked) == 6
 
 
 def test_ids_and_raw_answer_the_same_token_for_token(small, make, tmp_path):
@@ -341,6 +351,16 @@ def test_compressing_the_paragraph_alone_leaves_the_rest(make, small, trained, t
     ]
     answers = [[q["prediction"] for q in read_predictions(folder)["questions"]] for folder in both]
     assert answers[0] != answers[1]
+    arms = [
+        make(
+            "evaluate",
+            of(EvaluateConfig, small(), arm=arm, phase1=str(trained), scope=scope),
+            tmp_path / f"{arm}_{scope}",
+        )
+        for arm, scope in (("adapter_paragraph", "prompt"), ("adapter", "paragraph"), ("adapter", "prompt"))
+    ]
+    of_arm, of_scope, of_prompt = ([q["prediction"] for q in read_predictions(f)["questions"]] for f in arms)
+    assert of_arm == of_scope != of_prompt
 
 
 # ------------------------------------------------------------------------------------------------------- the main job
@@ -355,10 +375,11 @@ def test_the_plan_names_every_arm_at_every_ratio(small):
     assert list(jobs)[:6] == ["selfcheck", "fit", "ids", "raw", "question_only", "shuffled"]
     assert {
         f"{arm}_{r}"
-        for arm in ("phase1", "linear", "nearest", "int8", "int4", "fewer", "phase2")
+        for arm in ("phase1", "linear", "nearest", "int8", "int4", "fewer", "adapter_paragraph", "phase2", "phase2_ppl")
         for r in ("2x", "16x")
     } < set(jobs)
-    assert jobs["phase2_16x"].needs == ("selfcheck", "phase1_16x")
+    assert jobs["phase2_16x"].needs == jobs["phase2_ppl_16x"].needs == ("selfcheck", "phase1_16x")
+    assert (jobs["phase2_16x"].config.objective, jobs["phase2_ppl_16x"].config.objective) == ("kl", "prompt_ppl")
     assert jobs["phase1_2x"].config.ratio == 2.0
     two = plan(suite(small, seeds=2, arms=["linear"]))
     assert [job.name for job in two if job.arm == "linear"] == ["linear_4x_s0", "linear_4x_s1"]
@@ -382,8 +403,12 @@ def here(monkeypatch):
     return SweepOptions(device="cpu", threads=1, processes=1)
 
 
-def test_the_run_of_8_billion_parameters_does_on_a_tiny_llama_what_it_will_do_there(here, folder, squad_file, tmp_path):
-    """The shipped configuration in its precision, with another model, a local file, and smaller numbers alone."""
+def test_the_run_of_8_billion_parameters_does_on_a_tiny_llama_what_it_will_do_there(
+    here, folder, squad_file, tmp_path, monkeypatch
+):
+    """The shipped configuration in its precision, its gate and all, with another model, a local file, and smaller numbers
+    alone."""
+    monkeypatch.setattr(phases, "run_checks", RUN_CHECKS)
     from studycore.configuration import check_types, read_yaml
 
     values = check_types(SuiteConfig, read_yaml(CONFIGS / "llama-8b.yaml"))
@@ -393,8 +418,21 @@ def test_the_run_of_8_billion_parameters_does_on_a_tiny_llama_what_it_will_do_th
     assert chosen.base["dtype"] == "bfloat16"
     make_runs(STUDY, "run", chosen, tmp_path / "run", here)
     arms = read_json(tmp_path / "run" / "results.json")["metrics"]["arms"]
+    assert metrics(tmp_path / "run" / "selfcheck") == {"checks": 9, "failing": 0}
     assert set(arms) == {"ids", "raw", "question_only", "shuffled"} | {
-        f"{arm}_4x" for arm in ("adapter", "linear", "nearest", "nearest_int4", "int8", "int4", "fewer", "phase2")
+        f"{arm}_4x"
+        for arm in (
+            "adapter",
+            "linear",
+            "nearest",
+            "nearest_int4",
+            "int8",
+            "int4",
+            "fewer",
+            "adapter_paragraph",
+            "phase2",
+            "phase2_ppl",
+        )
     }
 
 

@@ -13,10 +13,10 @@ from test_runs import metrics, of, suite
 from latentwire_adapter import objectives, phases
 from latentwire_adapter.claims import claims, unexplained
 from latentwire_adapter.config import EvaluateConfig, FitConfig, Phase2Config, SuiteConfig
-from latentwire_adapter.data import Prompt, Question, fewer_tokens, training_counts, training_prompts
+from latentwire_adapter.data import Prompt, Prompts, Question, fewer_tokens, training_counts, training_prompts
 from latentwire_adapter.evaluation import Arm, make_arm, reconstruction_of, scored, snap_accuracy, summary
 from latentwire_adapter.evaluation_files import read_predictions
-from latentwire_adapter.fitting import Fit, TypeRows, code_dimensions, make_fit
+from latentwire_adapter.fitting import TypeRows, code_dimensions, make_fit
 from latentwire_adapter.losses import PromptLosses
 from latentwire_adapter.metrics import retention as retained
 from latentwire_adapter.metrics.reconstruction import reconstruction_metrics
@@ -24,7 +24,7 @@ from latentwire_adapter.model import codecs
 from latentwire_adapter.model.adapter import Adapter
 from latentwire_adapter.model.compressor import EmbeddingCompressor
 from latentwire_adapter.model.language_model import load_language_model
-from latentwire_adapter.plan import plan
+from latentwire_adapter.plan import plan, suite_of_seeds
 from studycore.claims import NotRun, as_stored, judge_all
 from studycore.errors import Stopped, UserError
 from studycore.metrics_log import read_rows
@@ -53,7 +53,8 @@ def test_a_fit_counts_what_it_says_and_weighs_as_it_is_told(small, lm):
     config = small(alpha=0.0, pca_samples=3, samples=30)
     fit = make_fit(config, lm, 8)
     few_V, all_V = (
-        training_counts(replace(config, samples=n), lm.tokenizer, len(lm.table_VD), lm.context)[0] for n in (3, 30)
+        training_counts(replace(config, samples=n, pca_samples=None), lm.tokenizer, len(lm.table_VD), lm.context)[0]
+        for n in (3, 30)
     )
     assert torch.equal(fit.counts_V, all_V) and not torch.equal(few_V, all_V)
     expected = EmbeddingCompressor(32, 8).fit_counts(lm.table_VD, ((few_V > 0) & ~fit.held_V).double())
@@ -304,7 +305,8 @@ def test_each_arm_reads_its_own_rows_and_prompts(lm, prompts, small):
     z_UK = fit.compressor.compress(lm.table_VD[ids])
     half_UK = z_UK.half().float()
     assert not torch.equal(half_UK, z_UK)
-    codes_VK, four_UK = fit.compressor.compress(lm.table_VD), codecs.dequantise(*codecs.quantise(z_UK, 4))
+    table_VK = fit.compressor.compress(lm.table_VD)
+    codes_VK, four_UK = codecs.dequantise(*codecs.quantise(table_VK, 4)), codecs.dequantise(*codecs.quantise(z_UK, 4))
     expected = {
         "linear": fit.compressor.decompress(half_UK), "adapter": adapter(half_UK), "fewer": lm.table_VD[ids],
         "nearest_int4": lm.table_VD[torch.cdist(four_UK, codes_VK).argmin(1)],
@@ -319,13 +321,30 @@ def test_each_arm_reads_its_own_rows_and_prompts(lm, prompts, small):
     assert arms["fewer"].prompts == fewer_tokens(prompts, 4.0, fit.counts_V)
 
 
-def test_snap_accuracy_weighs_tokens_by_their_counts():
-    """Of two types with one row the first is found for both."""
-    table_VD = torch.tensor([[0.0, 0.0], [0.0, 4.0], [5.0, 0.0], [5.0, 0.0]])
-    lm = type("Model", (), {"table_VD": table_VD, "device": "cpu"})
-    compressor = EmbeddingCompressor(2, 2).fit(table_VD)
-    found = Fit(torch.tensor([1.0, 0.0, 4.0, 5.0]).double(), torch.zeros(4, dtype=torch.bool), compressor, {})
-    assert snap_accuracy(lm, found, 16) == {"snap_accuracy": 0.5, "snap_accuracy_types": pytest.approx(2 / 3)}
+def test_snap_accuracy_weighs_the_prompts_tokens():
+    """Of three types one comes back wrong, once in five tokens."""
+    table_VD = torch.arange(8.0).reshape(4, 2)
+    raw = codecs.raw(table_VD)
+    asked_here = [Prompt(Question("q", "p", "", "", ()), (0, 1, 1), (2, 0))]
+    arm = Arm("nearest", Prompts((3,), tuple(asked_here), ""), lambda ids: raw(torch.where(ids == 2, 3, ids)))
+    assert snap_accuracy(arm, raw) == {"snap_accuracy": 0.8, "snap_accuracy_types": pytest.approx(2 / 3)}
+
+
+def test_a_receiver_that_rounds_its_own_table_finds_each_row_by_its_code():
+    """In 4 bits a rounded code is often nearer to another row's unrounded code than to its own row's; rows that have the same
+    whole numbers and scales that differ in the last bit are told apart; rows of one code give the first."""
+    table_VD = torch.randn(3000, 16, generator=torch.Generator().manual_seed(0)) * torch.logspace(1, -2, 16)
+    twin_D = codecs.dequantise(*codecs.quantise(table_VD[:1], 4))[0]
+    table_VD = torch.cat([table_VD, twin_D[None], twin_D[None] * (1 + 2**-10), twin_D[None]])
+    compressor = EmbeddingCompressor(16, 16)
+    compressor.projection.copy_(torch.eye(16))
+    expected = torch.arange(3003)
+    expected[[3000, 3002]] = 0  # what has the code of the first row is taken for it
+    ids = torch.arange(3003)
+    assert torch.equal(codecs.nearest(table_VD, compressor, 4)(ids), table_VD[expected])
+    four_UK = codecs.received(compressor, table_VD[:3000], 4)
+    confused_U = codecs.nearest_types(compressor.compress(table_VD), four_UK) != ids[:3000]
+    assert confused_U.double().mean() > 0.005  # what a receiver that does not round would lose
 
 
 def test_bits_and_bytes_of_each_arm(trained, make, small, lm, prompts, tmp_path):
@@ -333,16 +352,17 @@ def test_bits_and_bytes_of_each_arm(trained, make, small, lm, prompts, tmp_path)
     assert parameters == sum(p.numel() for p in Adapter(8, 32).parameters())
     bytes_of = {
         "linear": 2 * (8 + 1) * 32, "nearest": 2 * (vocabulary * 32 + vocabulary * 8), "int4": 2 * parameters,
-        "fewer": 0, "ids": 2 * vocabulary * 32,
+        "fewer": 0, "ids": 2 * vocabulary * 32, "nearest_int4": 2 * vocabulary * 32 + vocabulary * 48 // 8,
+        "adapter_paragraph": 2 * parameters,
     }  # fmt: skip
     for arm, size in bytes_of.items():
         folder = make("evaluate", of(EvaluateConfig, small(), arm=arm, phase1=str(trained)), tmp_path / arm)
         found = metrics(folder)
         assert found["receiver_bytes"] == size, arm
-        assert found["adapter_parameters"] == (parameters if arm == "int4" else 0), arm
+        assert found["adapter_parameters"] == (parameters if arm in ("int4", "adapter_paragraph") else 0), arm
         if arm == "fewer":
-            whole = sum(len(p.asked_T) for p in prompts.prompts)
-            sent = sum(q["tokens"] for q in read_predictions(folder)["questions"])
+            whole = sum(len(p.context_T) for p in prompts.prompts)
+            sent = sum(q["paragraph_tokens"] for q in read_predictions(folder)["questions"])
             assert found["bits_per_token"] == pytest.approx(512 * sent / whole) != 512
     assert metrics(tmp_path / "ids")["bits_per_token"] == math.ceil(math.log2(vocabulary))
     assert metrics(trained)["receiver_bytes"] == 2 * parameters
@@ -361,6 +381,7 @@ def test_the_thresholds_stand_as_the_readme_has_them():
     of_ratio = {
         "f1": (70, None), "retention": (0.7, None), "correlation": (0, None), "held_out": (None, 0), "seen": (None, 0),
         "adapter_vs_linear": (0, None), "nearest": (0.95, None), "nearest_int4": (0.95, None), "fewer": (0, None), "phase2": (0, None),
+        "phase2_ppl": (0, None),
         "answer_correlation": (0, None), "cosine": (0.9, None),
     }  # fmt: skip
     expected = {"uncompressed_f1": (60, None), "question_only_f1": (None, 10), "embeddings_are_ids": (None, 1)}
@@ -372,7 +393,8 @@ def test_each_claim_reads_its_own_arms_at_its_own_ratio():
     """Constant scores in each arm, so that a figure says which it was made from; the error tells the order of the adapter's."""
     f1 = {("ids", None): 0.9, ("raw", None): 0.92, ("question_only", None): 0.05, ("shuffled", None): 0.03}
     for i, ratio in enumerate(("4x", "8x")):
-        levels = {"adapter": 0.62, "linear": 0.41, "nearest": 0.83, "nearest_int4": 0.79, "fewer": 0.35, "phase2": 0.74}
+        levels = {"adapter": 0.62, "linear": 0.41, "nearest": 0.83, "nearest_int4": 0.79, "fewer": 0.35, "phase2": 0.74,
+                  "adapter_paragraph": 0.66, "phase2_ppl": 0.58}  # fmt: skip
         f1 |= {(arm, ratio): level - 0.07 * i * (1 + level) for arm, level in levels.items()}
     rows = [{"arm": arm, "ratio": ratio, "questions": asked([level] * 8)} for (arm, ratio), level in f1.items()]
     for row, sign in zip([r for r in rows if r["arm"] == "adapter"], (1, -1), strict=True):
@@ -380,24 +402,28 @@ def test_each_claim_reads_its_own_arms_at_its_own_ratio():
         level = f1["adapter", row["ratio"]]
         row["questions"] = asked(level + steps, error=1 - sign * steps, answer_error=1 + sign * steps)
         scale = 1 if sign == 1 else 2
-        row["recon_cosine_sim"] = 0.95 - 0.01 * (sign == 1)
         row["arrays"] = {
             f"{kind}_{name}": scale * value * np.ones(5)
             for kind, values in {"seen": (4, 0.3, 0.4), "held_out": (5, 0.8, 0.2)}.items()
             for name, value in zip(("spread", "adapter", "linear"), values, strict=True)
-        } | {"seen_count": np.ones(5), "held_out_count": np.ones(5)}
+        } | {
+            "seen_count": np.ones(5),
+            "held_out_count": np.ones(5),
+            "seen_cosine": np.full(5, 0.95 - 0.01 * (sign == 1)),
+        }
         row["arrays"]["seen_spread"] = row["arrays"]["held_out_spread"] = np.full(5, 4.0)
     every = claims("run", MAIN)
     found = {c["id"]: c["measured"] for c in judge_all(every, pd.DataFrame(rows), [as_stored(c) for c in every])}
     expected = {"uncompressed_f1": 92.0, "question_only_f1": 5.0, "embeddings_are_ids": 2.0}
     for ratio, sign, scale in (("4x", 1, 1), ("8x", -1, 2)):
-        at = {arm: f1[arm, ratio] for arm in ("adapter", "linear", "nearest", "nearest_int4", "fewer", "phase2")}
+        at = {arm: level for (arm, of), level in f1.items() if of == ratio}
         expected |= {
             f"f1_{ratio}": 100 * at["adapter"], f"retention_{ratio}": (at["adapter"] - 0.05) / 0.87, f"correlation_{ratio}": sign,
             f"answer_correlation_{ratio}": -sign, f"cosine_{ratio}": 0.95 - 0.01 * (sign == 1), f"nearest_int4_{ratio}": (at["nearest_int4"] - 0.05) / 0.87,
             f"held_out_{ratio}": scale * 0.15, f"seen_{ratio}": scale * -0.025,
             f"adapter_vs_linear_{ratio}": 100 * (at["adapter"] - at["linear"]), f"nearest_{ratio}": (at["nearest"] - 0.05) / 0.87,
-            f"fewer_{ratio}": 100 * (at["adapter"] - at["fewer"]), f"phase2_{ratio}": 100 * (at["phase2"] - at["adapter"]),
+            f"fewer_{ratio}": 100 * (at["adapter_paragraph"] - at["fewer"]), f"phase2_{ratio}": 100 * (at["phase2"] - at["adapter"]),
+            f"phase2_ppl_{ratio}": 100 * (at["phase2_ppl"] - at["adapter"]),
         }  # fmt: skip
     assert found == {name: pytest.approx(value, abs=1e-9) for name, value in expected.items()}
 
@@ -423,7 +449,10 @@ def test_a_control_as_good_as_the_prompt_in_some_resamples_is_not_run():
 
 # -------------------------------------------------------------------------------------------------------------- plan
 def test_each_job_has_its_own_seed_and_ratio(small):
-    jobs = {job.name: job for job in plan(suite(small, ratios=[2.0, 4.0], phase2_ratios=[2.0], seeds=2))}
+    jobs = {
+        job.name: job
+        for job in plan(suite(small, ratios=[2.0, 4.0], only={"phase2": [2.0], "phase2_ppl": []}, seeds=2))
+    }
     for ratio in (2.0, 4.0):
         for seed in (0, 1):
             job = jobs[f"phase1_{ratio:g}x_s{seed}"]
@@ -432,3 +461,35 @@ def test_each_job_has_its_own_seed_and_ratio(small):
             assert (other.config.seed, other.config.arm, other.needs) == (seed, "linear", ("selfcheck", job.name))
     assert {name for name in jobs if name.startswith("phase2")} == {"phase2_2x_s0", "phase2_2x_s1"}
     assert jobs["phase1_2x_s0"].needs == ("selfcheck", "fit")
+
+
+def test_what_the_runs_share_is_used_or_refused(small, make, tmp_path):
+    """`pca_samples` reaches the fit; dimensions that would belie a ratio's name are refused; so is another width."""
+    jobs = {job.name: job for job in plan(with_base(small, pca_samples=3))}
+    assert jobs["fit"].config.pca_samples == 3
+    fits = [make("fit", of(FitConfig, small(pca_samples=n)), tmp_path / str(n)) for n in (3, None)]
+    one, other = (EmbeddingCompressor.from_pretrained(folder / "compressor") for folder in fits)
+    assert not torch.allclose(one.projection, other.projection, atol=1e-3)
+    random = small(pca_samples=3, compress_method="random")
+    shared = make(
+        "phase1", random, tmp_path / "shared", needs={"fit": make("fit", of(FitConfig, random), tmp_path / "of")}
+    )
+    alone = make("phase1", random, tmp_path / "alone")
+    assert metrics(shared)["linear_nmse"] == pytest.approx(metrics(alone)["linear_nmse"], rel=1e-4)
+    with pytest.raises(UserError, match=r"^base: \['compress_dim'\] are no fields of all runs"):
+        plan(with_base(small, compress_dim=5))
+    with pytest.raises(UserError, match=r"^compress_dim: 5 with --seeds does not fit; give --ratio"):
+        suite_of_seeds(small(compress_dim=5), 2)
+    with pytest.raises(UserError, match=r"^objective: prompt_ppl is what the arm phase2_ppl trains on"):
+        plan(with_base(small, objective="prompt_ppl"))
+    with pytest.raises(ValueError, match=r"^pca_samples: 31 exceeds the 30 samples"):
+        small(pca_samples=31)
+    for verb, config in (("fit", of(FitConfig, small(input_dim=64))), ("phase1", small(input_dim=64))):
+        with pytest.raises(UserError, match=r"^input_dim: 64 does not fit; the embeddings of '.*' have 32 dimensions"):
+            make(verb, config, tmp_path / f"width_{verb}")
+    make("phase1", small(input_dim=32, epochs=0), tmp_path / "same_width")
+
+
+def with_base(small, **more):
+    given = suite(small, ratios=[2.0])
+    return replace(given, base=given.base | more)

@@ -13,8 +13,10 @@ EMBEDDED_DATASET = "studycore/life-sketches"
 FIT_TEXT = "studycore/wordnet"
 UNCOMPRESSED = ("ids", "raw", "question_only", "shuffled")
 """Arms that need no compressor."""
-COMPRESSED = ("linear", "nearest", "nearest_int4", "adapter", "int8", "int4", "fewer")
-"""Arms of one ratio; `phase2` comes from the verb of that name."""
+COMPRESSED = ("linear", "nearest", "nearest_int4", "adapter", "int8", "int4", "fewer", "adapter_paragraph")
+"""Arms of one ratio."""
+THROUGH_MODEL = ("phase2", "phase2_ppl")
+"""Arms that the verb phase2 trains: on the objective of the settings, and on the prompt's perplexity."""
 GOOD, PARTIAL = 70.0, 50.0
 """The original study's bands of F1: validated from the first on, helped from the second on."""
 
@@ -83,6 +85,16 @@ class FitConfig(Reading):
     """Share of the token types that no fit sees, drawn among all but the most frequent."""
     always_seen: NonNegativeInt = 500
     """The most frequent token types, which are never held out: any text would show them."""
+    pca_samples: PositiveInt | None = None
+    """Of `samples`, how many the compressor's counts are of; null: all, since counting costs the same."""
+    input_dim: PositiveInt | None = None
+    """Dimensions of the model's embeddings, as the original study states them: another number than the model's is refused;
+    null: the model's."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pca_samples is not None and self.pca_samples > self.samples:
+            raise ValueError(f"pca_samples: {self.pca_samples} exceeds the {self.samples} samples; give at most these")
 
 
 @dataclass(frozen=True)
@@ -115,8 +127,6 @@ class Phase1Config(FitConfig):
     """Weight of the reconstruction loss."""
     ce_weight: NonNegativeFloat = 0.0
     """Weight of a loss through the language model: 0 in phase 1."""
-    pca_samples: PositiveInt | None = None
-    """Of `samples`, how many the compressor's counts are of; null: all, since counting costs the same."""
     eval_every: PositiveInt = 200
     """Updates between measurements of the reconstruction."""
     checkpoint_every: PositiveInt = 500
@@ -125,7 +135,7 @@ class Phase1Config(FitConfig):
     """Questions that are also answered at each measurement (quick_f1); the original study's 10 showed noise alone."""
 
     def __post_init__(self) -> None:
-        check_bounds(self)
+        super().__post_init__()
         if self.ce_weight and type(self) is Phase1Config:
             raise ValueError(
                 f"ce_weight: {self.ce_weight} is a loss through the language model; phase 1 has none, so use phase2"
@@ -172,10 +182,11 @@ class EvaluateConfig(Reading):
         "int8",
         "int4",
         "fewer",
+        "adapter_paragraph",
     ] = "ids"
     """ids and raw: uncompressed. linear, nearest: how codes are read without an adapter. int8, int4: the adapter reads
-    quantised codes; nearest_int4: the nearest row does. fewer: the paragraph's bytes in whole tokens. question_only,
-    shuffled: negative controls."""
+    quantised codes; nearest_int4: the nearest row does. fewer: the paragraph's bytes in whole tokens, the rest whole;
+    adapter_paragraph: the adapter's rows for the paragraph, the rest whole. question_only, shuffled: negative controls."""
     phase1: str | None = None
     """Folder of the phase 1 run whose compressor and adapter are scored."""
 
@@ -199,21 +210,30 @@ class SuiteConfig:
     """Fields of phase1 and phase2 that all share."""
     ratios: list[float] = field(default_factory=lambda: [4.0, 8.0])
     """Ratios of the dimensions."""
-    arms: list[str] = field(default_factory=lambda: [*COMPRESSED, "phase2"])
+    arms: list[str] = field(default_factory=lambda: [*COMPRESSED, *THROUGH_MODEL])
     """Arms at every ratio, besides the uncompressed ones."""
-    phase2_ratios: list[float] | None = None
-    """Ratios that phase 2 is done at; null: all."""
+    only: dict[str, list[float]] = field(default_factory=dict)
+    """Arms that are not done at every ratio, and those of the ratios that they are done at; none leaves an arm out."""
     seeds: PositiveInt = 1
     """Seeds, counted up from base's seed: each its own adapters and its own arms that depend on them."""
 
     def __post_init__(self) -> None:
         check_bounds(self)
-        known = [*COMPRESSED, "phase2"]
+        known = [*COMPRESSED, *THROUGH_MODEL]
         for arm in self.arms:
             if arm not in known:
                 raise ValueError(f"arms: '{arm}' is none of {', '.join(known)}; give some of these")
         if not self.ratios or len(set(self.ratios)) != len(self.ratios) or min(self.ratios) <= 1:
             raise ValueError(f"ratios: {self.ratios} does not fit; give distinct numbers above 1")
+        for arm in self.only:
+            if arm not in known or arm == "adapter":
+                raise ValueError(
+                    f"only: '{arm}' is none of the arms that can be left out at a ratio; give some of arms"
+                )
+
+    def ratios_of(self, arm: str) -> list[float]:
+        """The ratios that an arm is done at."""
+        return [ratio for ratio in self.ratios if ratio in self.only.get(arm, self.ratios)]
 
 
 @dataclass(frozen=True)

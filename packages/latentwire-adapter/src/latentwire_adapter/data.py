@@ -431,11 +431,21 @@ def without_contexts(prompts: Prompts) -> Prompts:
 
 
 def fewer_tokens(prompts: Prompts, ratio: float, counts_V: Tensor) -> Prompts:
-    """The paragraph's bytes in whole tokens: 1/ratio of them, the rarest, in their order (a token's self-information under
-    the unigram model of the training text). The question stays whole: without it nothing is asked."""
+    """The paragraphs' bytes in whole tokens: 1/ratio of them, the rarest, in their order (a token's self-information under
+    the unigram model of the training text). The question stays whole: without it nothing is asked.
+
+    What a paragraph has left of its share, less than a token, the next one gets: so all together have as many bytes as codes
+    of that ratio, and not up to a token less each.
+    """
+    chosen: dict[tuple[int, ...], tuple[int, ...]] = {}
+    share = 0.0
     kept = []
     for p in prompts.prompts:
-        n = int(len(p.context_T) / ratio)
-        rarest = sorted(range(len(p.context_T)), key=lambda i: (float(counts_V[p.context_T[i]]), i))[:n]
-        kept.append(replace(p, context_T=tuple(p.context_T[i] for i in sorted(rarest))))
+        if p.context_T not in chosen:
+            share += len(p.context_T) / ratio
+            n = int(share + 1e-9)
+            share -= n
+            rarest = sorted(range(len(p.context_T)), key=lambda i: (float(counts_V[p.context_T[i]]), i))[:n]
+            chosen[p.context_T] = tuple(p.context_T[i] for i in sorted(rarest))
+        kept.append(replace(p, context_T=chosen[p.context_T]))
     return replace(prompts, prompts=tuple(kept))

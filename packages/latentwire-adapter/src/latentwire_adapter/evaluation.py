@@ -28,7 +28,7 @@ from latentwire_adapter.metrics.ledger import ledger
 from latentwire_adapter.metrics.squad import exact_match, f1, normalize_answer
 from latentwire_adapter.model import codecs
 from latentwire_adapter.model.adapter import Adapter
-from latentwire_adapter.model.codecs import Rows, Table
+from latentwire_adapter.model.codecs import Codec, Rows, Table
 from latentwire_adapter.model.language_model import LanguageModel
 from latentwire_adapter.model.reader import Reader, batches, text_of
 from studycore.files import write_json
@@ -45,6 +45,8 @@ class Arm:
     """None: the model reads token ids."""
     seen_V: Tensor | None = None
     """Token types that the fits saw; None where nothing is fitted."""
+    paragraph_alone: bool = False
+    """Whether the question and the worked examples are the model's own rows, whatever `scope` says."""
 
 
 def reader_of(arm: Arm, lm: LanguageModel, config: Reading, raw: Rows) -> Reader:
@@ -53,7 +55,8 @@ def reader_of(arm: Arm, lm: LanguageModel, config: Reading, raw: Rows) -> Reader
         return Reader(lm, arm.prompts.prefix_T, None)
     ids = token_types(arm, lm)
     arrived, sent = Table(ids, in_precision(lm, arm.rows)), Table(ids, in_precision(lm, raw))
-    return Reader(lm, arm.prompts.prefix_T, arrived, None if config.scope == "prompt" else sent)
+    whole = config.scope == "prompt" and not arm.paragraph_alone
+    return Reader(lm, arm.prompts.prefix_T, arrived, None if whole else sent)
 
 
 def looked_up(arm: Arm, lm: LanguageModel) -> tuple[Arm, float]:
@@ -81,7 +84,11 @@ def error_by_type(lm: LanguageModel, rows: Rows, raw: Rows, ids_U: Tensor) -> tu
     return (arrived_UD - sent_UD).square().sum(1), sent_UD.square().sum(1)
 
 
-def known_answers(arm: Arm, lm: LanguageModel, raw: Rows, folder: Path | None) -> dict[int, tuple[str, float]]:
+Answer = tuple[str, float | None]
+"""(text, seconds; None where another run made it)."""
+
+
+def known_answers(arm: Arm, lm: LanguageModel, raw: Rows, folder: Path | None) -> dict[int, Answer]:
     """Of the run in `folder`, which scored `raw`: its answers, where the arm's rows are bit for bit the same; else none."""
     if folder is None or arm.rows is None:
         return {}
@@ -90,7 +97,7 @@ def known_answers(arm: Arm, lm: LanguageModel, raw: Rows, folder: Path | None) -
         return {}
     rows = {row["id"]: row for row in read_predictions(folder)["questions"]}
     chosen = [rows.get(prompt.question.id) for prompt in arm.prompts.prompts]
-    return {i: (row["prediction"], row["seconds"]) for i, row in enumerate(chosen) if row is not None}
+    return {i: (row["prediction"], None) for i, row in enumerate(chosen) if row is not None}
 
 
 def score(
@@ -105,7 +112,7 @@ def score(
     known = known_answers(arm, lm, raw, same_rows)
     work = [] if len(known) == len(arm.prompts.prompts) else list(batches(arm.prompts, config.eval_batch_size))
     reader = reader_of(arm, lm, config, raw) if work else None
-    mine: dict[int, tuple[str, float]] = {} if work else known
+    mine: dict[int, Answer] = {} if work else known
     for number in run.steps(len(work), loop="answers", unit="batch", updates=0):
         if run.ended():
             break
@@ -131,7 +138,7 @@ def score(
     return rows
 
 
-def gathered(mine: Mapping[int, tuple[str, float]], run: Run) -> dict[int, tuple[str, float]]:
+def gathered(mine: Mapping[int, Answer], run: Run) -> dict[int, Answer]:
     """All processes' answers."""
     if run.world == 1:
         return dict(mine)
@@ -183,13 +190,14 @@ def answer_positions(lm: LanguageModel, prompt: Prompt) -> list[int]:
 
 
 def summary(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """Means over questions, EM and F1 from 0 to 100."""
+    """Means over questions, EM and F1 from 0 to 100; no time where another run made the answers."""
     listed = list(rows)
     n = len(listed)
+    seconds = [row["seconds"] for row in listed if row["seconds"] is not None]
     return {
         "f1": 100 * sum(row["f1"] for row in listed) / n, "em": 100 * sum(row["em"] for row in listed) / n,
         "eval_samples": n, "empty_rate": sum(not row["prediction"] for row in listed) / n,
-        "cut_rate": sum(row["cut"] > 0 for row in listed) / n, "seconds_per_question": sum(row["seconds"] for row in listed) / n,
+        "cut_rate": sum(row["cut"] > 0 for row in listed) / n, **({"seconds_per_question": sum(seconds) / n} if seconds else {}),
         "paragraphs": len({row["paragraph"] for row in listed}), "tokens_per_question": sum(row["tokens"] for row in listed) / n,
     }  # fmt: skip
 
@@ -206,6 +214,8 @@ def make_arm(name: str, lm: LanguageModel, prompts: Prompts, fit: Fit | None, ad
     if name == "fewer":
         ratio = compressor.input_dim / compressor.output_dim
         return Arm(name, fewer_tokens(prompts, ratio, fit.counts_V), raw)
+    if name == "adapter_paragraph":
+        return Arm(name, prompts, codecs.adapted(table, compressor, adapter), seen_V, paragraph_alone=True)
     rows = {
         "linear": lambda: codecs.linear(table, compressor), "nearest": lambda: codecs.nearest(table, compressor),
         "nearest_int4": lambda: codecs.nearest(table, compressor, 4),
@@ -215,13 +225,15 @@ def make_arm(name: str, lm: LanguageModel, prompts: Prompts, fit: Fit | None, ad
     return Arm(name, prompts, rows, seen_V)
 
 
-def snap_accuracy(lm: LanguageModel, fit: Fit, bits: int) -> dict[str, float]:
-    """Share of the counted text's tokens, and of its types, whose nearest code is their own, sent in `bits` bits a dimension."""
-    ids_U = (fit.counts_V > 0).nonzero().flatten().to(lm.device)
-    z_UK = codecs.received(fit.compressor, lm.table_VD[ids_U], bits)
-    right_U = (codecs.nearest_types(lm.table_VD, fit.compressor, z_UK) == ids_U).double().cpu()
-    counts_U = fit.counts_V[ids_U.cpu()]
-    return {"snap_accuracy": float(right_U @ counts_U / counts_U.sum()), "snap_accuracy_types": float(right_U.mean())}
+def snap_accuracy(arm: Arm, raw: Rows) -> dict[str, float]:
+    """Share of the prompts' tokens, and of their types, that arrive as the model's own row, bit for bit."""
+    assert arm.rows is not None
+    flat = torch.tensor([token for prompt in arm.prompts.prompts for token in prompt.asked_T])
+    ids_U, counts_U = flat.unique(return_counts=True)
+    same_U = (arm.rows(ids_U) == raw(ids_U)).all(1).double().cpu()
+    return {
+        "snap_accuracy": float(same_U @ counts_U.double() / counts_U.sum()), "snap_accuracy_types": float(same_U.mean()),
+    }  # fmt: skip
 
 
 def log(run: Run, row: dict[str, Any], epoch: int) -> None:
@@ -235,15 +247,15 @@ def log(run: Run, row: dict[str, Any], epoch: int) -> None:
 
 def finish(
     run: Run, lm: LanguageModel, arm: Arm, rows: list[dict[str, Any]], fit: Fit | None, parameters: int, more: Mapping[str, Any],
-    arrays: Mapping[str, Tensor] | None = None, whole: int = 0, epoch: int = 0,
+    arrays: Mapping[str, Tensor] | None = None, whole: Prompts | None = None, epoch: int = 0,
 ) -> None:  # fmt: skip
-    """The last row of the log, and the results; `whole`: tokens of the questions before an arm took some away; `epoch`:
-    passes that were made in training."""
+    """The last row of the log, and the results; `whole`: the prompts before an arm took tokens away; `epoch`: passes that
+    were made in training."""
     means = summary(rows)
     code = fit.compressor.output_dim if fit else 0
-    sent = sum(len(p.asked_T) for p in arm.prompts.prompts)
-    counted = ledger(arm.name, (lm.table_VD.shape[0], lm.table_VD.shape[1]), code, parameters, sent / (whole or sent))
-    times = {} if arm.rows is None else {"rows_seconds_per_1000_types": seconds_per_1000(arm, lm)}
+    kept = share_kept(arm, whole or arm.prompts)
+    counted = ledger(arm.name, (lm.table_VD.shape[0], lm.table_VD.shape[1]), code, parameters, kept)
+    times = seconds_per_1000(arm.rows, lm) if isinstance(arm.rows, Codec) else {}
     log(run, {"type": "full_eval", **{k: means[k] for k in ("f1", "em", "eval_samples")}}, epoch)
     run.say(f"{arm.name}: F1 {means['f1']:.1f}, EM {means['em']:.1f} on {means['eval_samples']} questions")
     run.results(
@@ -259,10 +271,34 @@ def finish(
     )
 
 
-def seconds_per_1000(arm: Arm, lm: LanguageModel) -> float:
-    """Seconds in which the rows of 1,000 token types are coded and decoded."""
-    assert arm.rows is not None
+def share_kept(arm: Arm, whole: Prompts) -> float:
+    """Tokens of the arm over those of the whole prompts: of the paragraphs in `fewer`, which takes from them alone."""
+
+    def size(prompts: Prompts) -> int:
+        return sum(len(p.context_T if arm.name == "fewer" else p.asked_T) for p in prompts.prompts)
+
+    return size(arm.prompts) / max(size(whole), 1)
+
+
+@torch.no_grad()
+def seconds_per_1000(codec: Codec, lm: LanguageModel, repeats: int = 3) -> dict[str, float]:
+    """Seconds in which 1,000 token types are coded, and in which their rows are made: the quickest of some, after one
+    that makes what is made once (such as the coded table)."""
     ids = torch.arange(min(1000, len(lm.table_VD)), device=lm.device)
-    began = time.perf_counter()
-    arm.rows(ids)
-    return (time.perf_counter() - began) * 1000 / len(ids)
+    codec(ids)
+    taken: dict[str, list[float]] = {"encode": [], "decode": []}
+    for _ in range(repeats):
+        began = _now(lm.device)
+        sent = codec.encode(ids)
+        coded = _now(lm.device)
+        codec.decode(sent)
+        taken["encode"].append(coded - began)
+        taken["decode"].append(_now(lm.device) - coded)
+    return {f"{name}_seconds_per_1000_types": min(values) * 1000 / len(ids) for name, values in taken.items()}
+
+
+def _now(device: torch.device) -> float:
+    """Seconds, once the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

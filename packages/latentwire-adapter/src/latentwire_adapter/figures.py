@@ -13,10 +13,14 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 ARMS = {
-    "nearest": "nearest row of the model's own table", "linear": "linear inverse (PCA)", "adapter": "trained adapter",
-    "phase2": "adapter, also trained through the model", "fewer": "fewer tokens, uncompressed", "int8": "8-bit integers",
-    "int4": "4-bit integers",
+    "nearest": "nearest row of the model's own table", "nearest_int4": "the same, codes of 4-bit integers",
+    "linear": "linear inverse (PCA)", "adapter": "trained adapter", "phase2": "adapter, also trained through the model (KL)",
+    "phase2_ppl": "the same, on the prompt's perplexity", "int8": "adapter, codes of 8-bit integers",
+    "int4": "adapter, codes of 4-bit integers", "fewer": "fewer tokens of the paragraph, rest whole",
+    "adapter_paragraph": "adapter for the paragraph, rest whole",
 }  # fmt: skip
+MARKERS = "osD^vPX<>*h"
+"""As many as arms and more, and of another number than the colours: no two arms look alike."""
 LEVELS = {"raw": "uncompressed prompt", "question_only": "without the paragraph", "shuffled": "another paragraph"}
 LEVEL_LINES = {"raw": "--", "question_only": ":", "shuffled": "-."}
 
@@ -30,11 +34,12 @@ def plot_curve(curves: Mapping[str, Mapping[float, Interval]], levels: Mapping[s
         intervals = [points[ratio] for ratio in own]
         # A place of its own for each arm: many lie at 0, and would cover each other.
         x = [ratios.index(ratio) + 0.8 * ((i + 0.5) / len(curves) - 0.5) for ratio in own]
+        look = list(ARMS).index(arm) if arm in ARMS else i
         axes.errorbar(
             x, [p.estimate for p in intervals],
             yerr=[[p.estimate - p.low for p in intervals], [p.high - p.estimate for p in intervals]],
-            linestyle="", marker="osD^vPX"[i % 7], markersize=5, capsize=2, label=ARMS.get(arm, arm),
-            color=COLOURS[i % len(COLOURS)],
+            linestyle="", marker=MARKERS[look % len(MARKERS)], markersize=5, capsize=2, label=ARMS.get(arm, arm),
+            color=COLOURS[look % len(COLOURS)],
         )  # fmt: skip
     for name, value in levels.items():
         axes.axhline(

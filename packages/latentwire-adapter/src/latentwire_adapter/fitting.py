@@ -52,11 +52,12 @@ def make_fit(config: FitConfig, lm: LanguageModel, dimensions: int, heed: Callab
     """The fit of `dimensions` of the language model's table. `heed` is called for each training question."""
     types = len(lm.table_VD)
     counts_V, about = training_counts(config, lm.tokenizer, types, lm.context, heed)
-    pca_samples = getattr(config, "pca_samples", None)
     fewer = (
         counts_V
-        if pca_samples is None
-        else training_counts(replace(config, samples=pca_samples), lm.tokenizer, types, lm.context, heed)[0]
+        if config.pca_samples is None
+        else training_counts(
+            replace(config, samples=config.pca_samples, pca_samples=None), lm.tokenizer, types, lm.context, heed
+        )[0]
     )
     heed()
     held_V = held_out_types(counts_V, config.held_out_types, config.always_seen)
@@ -135,7 +136,9 @@ def f1_of(folder: Path) -> float:
 
 def fit_of(config: Phase1Config, lm: LanguageModel, k: int, run: Run) -> Fit:
     """The fit with k dimensions: of the run that this one needs, or made here."""
-    if "fit" not in run.needs:
+    # What a fit holds are all counts; a projection that is fitted on fewer samples needs theirs.
+    of_fewer = config.compress_method == "random" and config.pca_samples is not None
+    if "fit" not in run.needs or of_fewer:
         return make_fit(config, lm, k, run.check_stop)
     fit = load_fit(run.needs["fit"], lm)
     if config.compress_method == "pca":
@@ -149,6 +152,14 @@ def fit_of(config: Phase1Config, lm: LanguageModel, k: int, run: Run) -> Fit:
 def fingerprint(counts_V: Tensor) -> str:
     """SHA-256 of the counts as `save_fit` writes them."""
     return tensor_sha256(counts_V.float())
+
+
+def check_width(config: FitConfig, width: int) -> None:
+    """UserError where the configuration states another width of the embeddings than the model has."""
+    if config.input_dim not in (None, width):
+        raise UserError(
+            f"input_dim: {config.input_dim} does not fit; the embeddings of '{config.model}' have {width} dimensions, so give that"
+        )
 
 
 def code_dimensions(config: Phase1Config, width: int) -> int:
@@ -217,14 +228,17 @@ class TypeRows:
 
     @torch.no_grad()
     def arrays(self, adapter: Adapter, compressor: EmbeddingCompressor) -> dict[str, Tensor]:
-        """By token type: count, squared distance from the mean, squared errors of adapter and linear inverse."""
+        """By token type: count, squared distance from the mean, squared errors of adapter and linear inverse, the cosine of
+        the adapter's row with the model's."""
         arrays: dict[str, Tensor] = {}
         for name, x_UD, z_UK, count_U in (
             ("seen", self.x_UD, self.z_UK, self.seen_count_U), ("held_out", self.held_x_UD, self.held_z_UK, self.held_count_U),
         ):  # fmt: skip
+            y_UD = adapter(z_UK)
             arrays |= {
                 f"{name}_count": count_U, f"{name}_spread": (x_UD - self.mean_D).square().sum(1),
-                f"{name}_adapter": (adapter(z_UK) - x_UD).square().sum(1),
+                f"{name}_adapter": (y_UD - x_UD).square().sum(1),
                 f"{name}_linear": (compressor.decompress(z_UK) - x_UD).square().sum(1),
+                f"{name}_cosine": torch.nn.functional.cosine_similarity(y_UD, x_UD, dim=-1),
             }  # fmt: skip
         return arrays

@@ -24,6 +24,7 @@ from latentwire_adapter.evaluation import Arm, finish, make_arm, score, snap_acc
 from latentwire_adapter.fitting import (
     Fit,
     TypeRows,
+    check_width,
     code_dimensions,
     f1_of,
     fingerprint,
@@ -62,6 +63,7 @@ def fit(config: FitConfig, run: Run) -> None:
     """Counts the training text and fits every dimension at once."""
     lm = load_language_model(config, run.device)
     width = lm.table_VD.shape[1]
+    check_width(config, width)
     fitted = make_fit(config, lm, width, run.check_stop)
     run.begin(data={"counts": fingerprint(fitted.counts_V)}, about=fitted.about)
     if run.is_main:
@@ -77,7 +79,6 @@ def evaluate(config: EvaluateConfig, run: Run) -> None:
     run.accelerate()
     lm, prompts = read(config, run)
     fitted, adapter = None, None
-    whole = sum(len(p.asked_T) for p in prompts.prompts)
     if config.arm not in UNCOMPRESSED:
         folder = phase1_folder(config.phase1, run)
         fitted = load_fit(folder, lm)
@@ -86,10 +87,10 @@ def evaluate(config: EvaluateConfig, run: Run) -> None:
     check_first(config, lm, prompts, run)
     arm = make_arm(config.arm, lm, prompts, fitted, adapter)
     rows = score(arm, lm, config, codecs.raw(lm.table_VD), run, run.needs.get("raw"))
-    parameters = count_parameters(adapter) if adapter is not None and config.arm in ("adapter", "int8", "int4") else 0
-    bits = {"nearest": codecs.HALF, "nearest_int4": 4}.get(config.arm)
-    more = snap_accuracy(lm, fitted, bits) if bits and fitted is not None else {}
-    finish(run, lm, arm, rows, fitted, parameters, more, whole=whole)
+    adapted = config.arm in ("adapter", "adapter_paragraph", "int8", "int4")
+    parameters = count_parameters(adapter) if adapter is not None and adapted else 0
+    more = snap_accuracy(arm, codecs.raw(lm.table_VD)) if config.arm.startswith("nearest") else {}
+    finish(run, lm, arm, rows, fitted, parameters, more, whole=prompts)
 
 
 def phase1_folder(given: str | None, run: Run) -> Path:
@@ -103,6 +104,7 @@ def phase1(config: Phase1Config, run: Run) -> None:
     """Fits the compressor, trains the adapter on reconstruction alone, then answers the questions through it."""
     run.accelerate()
     lm, prompts = read(config, run)
+    check_width(config, lm.table_VD.shape[1])
     k = code_dimensions(config, lm.table_VD.shape[1])
     check_room(config, k, lm)
     fitted = fit_of(config, lm, k, run)
@@ -126,6 +128,7 @@ def phase2(config: Phase2Config, run: Run) -> None:
     """Trains phase 1's adapter through the frozen language model, when that is due, then answers the questions."""
     run.accelerate()
     lm, prompts = read(config, run)
+    check_width(config, lm.table_VD.shape[1])
     folder = phase1_folder(config.phase1, run)
     fitted = load_fit(folder, lm)
     start = load_adapter(folder, fitted, lm)

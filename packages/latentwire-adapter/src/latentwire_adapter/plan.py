@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from latentwire_adapter.config import (
+    THROUGH_MODEL,
     UNCOMPRESSED,
     EvaluateConfig,
     FitConfig,
@@ -30,13 +31,17 @@ def fields_of(cls: type, values: dict[str, Any], **more: Any) -> Any:
 
 def plan(suite: SuiteConfig) -> list[Job]:
     """The jobs, by seed and ratio. UserError for fields that don't fit."""
-    if unknown := sorted(
-        set(suite.base) - {f.name for f in dataclasses.fields(Phase2Config)} | set(suite.base) & {"ratio", "phase1"}
-    ):
+    # A ratio's name is that of its code's dimensions: with one number of dimensions for all, names would be wrong.
+    own = {"ratio", "phase1", "compress_dim"}
+    if unknown := sorted(set(suite.base) - ({f.name for f in dataclasses.fields(Phase2Config)} - own)):
         raise UserError(
             f"base: {unknown} are no fields of all runs; see `latentwire-adapter phase2 --help`, and give --ratios"
         )
     base = check_types(Phase2Config, suite.base)
+    if base.get("objective") == "prompt_ppl" and "phase2" in suite.arms:
+        raise UserError(
+            "objective: prompt_ppl is what the arm phase2_ppl trains on; leave objective out, or phase2 out of arms"
+        )
     checked = base | {"eval_samples": SelfcheckConfig.eval_samples}
     jobs = [
         Job("selfcheck", fields_of(SelfcheckConfig, checked), verb="selfcheck"),
@@ -45,13 +50,11 @@ def plan(suite: SuiteConfig) -> list[Job]:
     ]
     for arm in UNCOMPRESSED:
         jobs.append(Job(arm, fields_of(EvaluateConfig, base, arm=arm), ("selfcheck",), arm=arm, verb="evaluate"))
-    phase2_ratios = suite.ratios if suite.phase2_ratios is None else suite.phase2_ratios
     for seed in seeds_from(Reading, base, suite.seeds):
         end = f"_s{seed}" if suite.seeds > 1 else ""
         # An arm at every ratio, then the next: what is left out when time is short is an arm and not a ratio.
         for arm in ("adapter", *(arm for arm in suite.arms if arm != "adapter")):
-            jobs += [job_of(base | {"seed": seed, "ratio": ratio}, arm, end) for ratio in suite.ratios
-                     if arm != "phase2" or ratio in phase2_ratios]  # fmt: skip
+            jobs += [job_of(base | {"seed": seed, "ratio": ratio}, arm, end) for ratio in suite.ratios_of(arm)]
     return jobs
 
 
@@ -64,8 +67,9 @@ def job_of(values: dict[str, Any], arm: str, end: str) -> Job:
         config = fields_of(Phase1Config, {name: value for name, value in values.items() if name != "ce_weight"})
         return Job(trained, config, ("selfcheck", "fit"), verb="phase1", **common)
     needs = ("selfcheck", trained)
-    if arm == "phase2":
-        return Job(f"phase2_{size}{end}", fields_of(Phase2Config, values), needs, verb="phase2", **common)
+    if arm in THROUGH_MODEL:
+        objective = {"objective": "prompt_ppl"} if arm == "phase2_ppl" else {}
+        return Job(f"{arm}_{size}{end}", fields_of(Phase2Config, values | objective), needs, verb="phase2", **common)
     config = fields_of(EvaluateConfig, values, arm=arm)
     # Where the nearest rows are the model's own, their answers are known.
     more = ("raw",) if arm.startswith("nearest") else ()
@@ -73,6 +77,10 @@ def job_of(values: dict[str, Any], arm: str, end: str) -> Job:
 
 
 def suite_of_seeds(config: Phase1Config, seeds: int) -> tuple[str, SuiteConfig]:
-    """`phase1 --seeds N`: the verb and the suite of one configuration."""
-    base = {name: value for name, value in base_of(config).items() if name != "ratio"}
+    """`phase1 --seeds N`: the verb and the suite of one configuration. UserError for dimensions without a ratio."""
+    if config.compress_dim is not None:
+        raise UserError(
+            f"compress_dim: {config.compress_dim} with --seeds does not fit; give --ratio, which names the runs"
+        )
+    base = {name: value for name, value in base_of(config).items() if name not in ("ratio", "compress_dim")}
     return "run", SuiteConfig(base=base, ratios=[config.ratio], arms=["linear", "adapter"], seeds=seeds)

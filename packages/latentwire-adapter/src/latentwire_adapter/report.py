@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple
+from pathlib import Path
 from typing import Any
 
 from latentwire_adapter.claims import RETAINED, questions
-from latentwire_adapter.config import GOOD, PARTIAL, QUESTION, UNCOMPRESSED, Reading, size_name
+from latentwire_adapter.config import GOOD, PARTIAL, QUESTION, THROUGH_MODEL, UNCOMPRESSED, Reading, size_name
 from latentwire_adapter.figures import plot_bars, plot_curve, plot_questions, plot_training
 from latentwire_adapter.metrics import retention as retained
 from latentwire_adapter.metrics.reconstruction import rows_of
@@ -156,8 +157,8 @@ def report_suite(record: Record) -> Report:
         rows = table[(table["arm"] == arm) & ((table["ratio"] == ratio) if ratio else True)]
         f1, kept = retained.mean_f1(asked), retention_of(record, asked)
         em = sum(q["em"] for q in asked) * 100 / len(asked)
-        bits, seconds = float(rows["bits_per_token"].mean()), float(rows["seconds_per_question"].mean())
-        size, micro = float(rows["receiver_bytes"].mean()) / 1e6, _mean(rows, "rows_seconds_per_1000_types", 1e3)
+        bits, size = float(rows["bits_per_token"].mean()), float(rows["receiver_bytes"].mean()) / 1e6
+        times = [_mean(rows, f"{step}_seconds_per_1000_types", 1e3) for step in ("encode", "decode")]
         drawn.append((arm, ratio, f1, kept))
         lines.append(
             (
@@ -167,8 +168,7 @@ def report_suite(record: Record) -> Report:
                 shown(kept),
                 bits,
                 size,
-                NOT_APPLICABLE if arm == "ids" else micro,
-                1000 * seconds,
+                *((NOT_APPLICABLE, NOT_APPLICABLE) if arm == "ids" else times),
                 band(f1.estimate).split(",")[0].split(":")[0],
             )
         )
@@ -184,8 +184,8 @@ def report_suite(record: Record) -> Report:
         arm: metrics[arm]["f1"] for arm in ("raw", "question_only", "shuffled") if arm in metrics
     }
     main_table = Table(
-        "Arms", ("arm", "F1", "EM", "retention", "bits a token", "receiver, MB", "ms per 1,000 rows", "ms a question", "band"), lines,
-        "Brackets: 95 %, paragraphs drawn. Retention: 0 is the better negative control, 1 the uncompressed prompt. Bits: 16 a float, side channels included. Receiver: what it holds besides the layers. Bands: 70 and 50, absolute, as the original study has them.",
+        "Arms", ("arm", "F1", "EM", "retention", "bits a token", "receiver, MB", "encode, ms", "decode, ms", "band"), lines,
+        "Brackets: 95 %, paragraphs drawn. Retention: 0 is the better negative control, 1 the uncompressed prompt. Bits: 16 a float, side channels included; in `fewer` and `adapter_paragraph`, which leave the question and the examples whole, of the paragraph's tokens. Receiver: what it holds besides the layers. Encode, decode: of 1,000 tokens, the quickest of three. Bands: 70 and 50, absolute, as the original study has them.",
     )  # fmt: skip
     pictures = [
         Picture(
@@ -206,7 +206,7 @@ def report_suite(record: Record) -> Report:
     by_error = {
         f"{arm} {ratio}": questions(table, arm, ratio)
         for arm, ratio in arms
-        if f"{arm}_{ratio}" in metrics and arm in ("linear", "adapter", "phase2")
+        if f"{arm}_{ratio}" in metrics and arm in ("linear", "adapter", *THROUGH_MODEL)
     }
     if any("error" in q for asked in by_error.values() for q in asked):
         pictures.append(
@@ -315,7 +315,7 @@ def explanations() -> list[str]:
     return [
         "A code of fewer dimensions never beats the token's number: the receiver that has the model has its table. What it can save is the table itself at rest, and what it can show is how much error in its embeddings a model bears.",
         "The nearest row needs the receiver's whole table; its code is then only a long name for a token.",
-        "The worked examples are sent once for all questions and are not counted; they are compressed like the rest of the prompt (in `fewer` they, and the question, are whole, and the paragraph gets what bytes are left).",
+        "The worked examples are sent once for all questions and are not counted; they are compressed like the rest of the prompt, but in `fewer` and `adapter_paragraph`, which are compared with one another: there they, and the question, are whole.",
     ]
 
 
@@ -353,20 +353,34 @@ def figures_in_words(record: Record, metrics: Mapping[str, Any], ratios: Sequenc
         for r in ratios if f"adapter_{r}" in metrics
     ]  # fmt: skip
     text = f"Uncompressed F1 {metrics['raw']['f1']:.1f}; {'; '.join(parts)}."
-    return [text, *sentences_on_types(record, ratios)]
+    return [text, *filter(None, [sentence_on_types(record, ratios), sentence_on_shares(record)])]
 
 
-def sentences_on_types(record: Record, ratios: Sequence[str]) -> list[str]:
-    """Whether the adapter reconstructs token types that no fit saw better than the linear inverse of the same codes."""
-    better: list[str] = []
-    worse: list[str] = []
+HELD_OUT = Wording(
+    "on token types that no fit saw the adapter reconstructs better than the linear inverse of the same codes at {which}",
+    "on such types it reconstructs worse than the linear inverse at {which}",
+    "which of the two is better on types that no fit saw stays open at {which}",
+    "reconstruction of types that no fit saw was not measured at {which}",
+)
+
+
+def sentence_on_types(record: Record, ratios: Sequence[str]) -> str:
+    """What the verdicts say on token types that no fit saw, with the unexplained variance of adapter and linear inverse."""
+    names: dict[str, str] = {}
     for ratio in ratios:
         rows = record.table[(record.table["arm"] == "adapter") & (record.table["ratio"] == ratio)]
         adapter, linear = _mean(rows, "held_out_nmse", 1.0), _mean(rows, "linear_held_out_nmse", 1.0)
-        if adapter is not None and linear is not None:
-            (better if adapter < linear else worse).append(f"{ratio} ({adapter:.3f} against {linear:.3f} unexplained)")
-    said = "On token types that no fit saw the adapter"
-    return [
-        f"{said} {verb} the linear inverse at equal bytes: {', '.join(listed)}."
-        for verb, listed in (("beats", better), ("does not beat", worse)) if listed
-    ]  # fmt: skip
+        figures = "" if adapter is None or linear is None else f" ({adapter:.3f} against {linear:.3f} unexplained)"
+        names[f"held_out_{ratio}"] = f"{ratio}{figures}"
+    return sentences(said_of(record.claims, names, HELD_OUT))
+
+
+def sentence_on_shares(record: Record) -> str:
+    """How much of the gradient the loss through the model had in phase 2: the original study's imbalance of its two terms."""
+    parts = []
+    for row in record.table[record.table["arm"].isin(THROUGH_MODEL)].to_dict("records"):
+        logged = rows_of(Path(row["folder"]), "train_step") if "folder" in row else []
+        shares = [value for step in logged for name, value in step.items() if name.startswith("share_") and name != "share_reconstruction"]  # fmt: skip
+        if shares:
+            parts.append(f"{row['arm']} {row['ratio']} {100 * min(shares):.0f} to {100 * max(shares):.0f} %")
+    return f"Share of the gradient that the loss through the model had: {'; '.join(parts)}." if parts else ""

@@ -15,6 +15,10 @@ from latentwire_adapter.model.language_model import LanguageModel
 from latentwire_adapter.model.reader import Reader, batches
 from studycore.errors import UserError
 
+TIE = {torch.float32: 0.0, torch.bfloat16: 0.03, torch.float16: 0.005}
+"""How far, of the largest logit's size, two tokens may be apart that a half-precision model takes one for the other: its
+sums are rounded to 8 or 11 bits at each layer, in an order that follows the shapes, so that close logits change places.
+Single precision gives the same tokens."""
 CLOSE = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.05}
 """Largest difference of logits over their largest size that rounding may make, by precision: sums of other shapes are
 added in another order."""
@@ -28,6 +32,7 @@ class Harness:
         self.lm, self.prompts, self.config, self.heed = lm, prompts, config, heed
         self.raw = codecs.raw(lm.table_VD)
         self.uncompressed: list[list[int]] | None = None
+        self.kept: tuple[codecs.Rows, Reader] | None = None
 
     def together(self) -> list[list[int]]:
         """What several checks compare with: the answers to the uncompressed rows in batches, read once."""
@@ -36,8 +41,15 @@ class Harness:
         return self.uncompressed
 
     def reader(self, rows: codecs.Rows | None, prompts: Prompts | None = None) -> Reader:
-        """A reader of these rows; None: of token ids."""
+        """A reader of these rows; None: of token ids. That of the model's own rows is made once: it reads the examples."""
         chosen = prompts or self.prompts
+        if rows is not self.raw or set(chosen.prompts) != set(self.prompts.prompts):
+            return self._reader(rows, chosen)
+        if self.kept is None or self.kept[0] is not rows:
+            self.kept = (rows, self._reader(rows, chosen))
+        return self.kept[1]
+
+    def _reader(self, rows: codecs.Rows | None, chosen: Prompts) -> Reader:
         if rows is None:
             return Reader(self.lm, chosen.prefix_T, None)
         ids = torch.tensor(
@@ -67,10 +79,35 @@ class Harness:
         new = out[0, ids_1T.shape[1] :].tolist()
         return new[: next((i for i, token in enumerate(new) if token in self.lm.ends), len(new))]
 
+    def gap(self, number: int, answer: list[int], one: int | None, other: int | None) -> float:
+        """How far apart the two tokens' logits are after this prompt and the begun answer, of the largest logit's size, in a
+        plain pass over ids. None is the best of the tokens that end an answer."""
+        ids_1T = torch.tensor(
+            [[*self.prompts.prefix_T, *self.prompts.prompts[number].asked_T, *answer]], device=self.lm.device
+        )
+        with torch.no_grad():
+            logits_V = self.lm.model(input_ids=ids_1T, use_cache=False, logits_to_keep=1).logits[0, -1].float()
+        ends = torch.tensor(sorted(self.lm.ends), device=self.lm.device)
+        first, second = (logits_V[ends].max() if token is None else logits_V[token] for token in (one, other))
+        return float((first - second).abs() / logits_V.abs().max())
+
+    def same(self, one: list[list[int]], other: list[list[int]], this: str, that: str) -> str:
+        """What is wrong where answers differ; "" where they don't, or go apart at logits that are closer than TIE."""
+        for number, (a, b) in enumerate(zip(one, other, strict=True)):
+            if a == b:
+                continue
+            place = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+            tokens = (a[place] if place < len(a) else None, b[place] if place < len(b) else None)
+            limit = TIE[self.lm.table_VD.dtype]
+            if limit == 0 or (gap := self.gap(number, a[:place], *tokens)) > limit:
+                apart = "" if limit == 0 else f", at logits {gap:.2g} of the largest apart"
+                return f"question {number} is answered {a} {this} and {b} {that}{apart}"
+        return ""
+
 
 def check_plain_generation(h: Harness) -> str:
     """Answers from embeddings are token for token those that transformers generates from ids."""
-    return _same(h.together()[:4], [h.generated(p) for p in h.prompts.prompts[:4]], "from embeddings", "by generate")
+    return h.same(h.together()[:4], [h.generated(p) for p in h.prompts.prompts[:4]], "from embeddings", "by generate")
 
 
 def check_identity_adapter(h: Harness) -> str:
@@ -82,14 +119,14 @@ def check_identity_adapter(h: Harness) -> str:
     adapter.eval()
     rows = codecs.adapted(h.lm.table_VD, compressor, adapter, None)
     size = h.config.eval_batch_size
-    return _same(h.answers(rows, size), h.answers(None, size), "through the identity", "from ids")
+    return h.same(h.answers(rows, size), h.answers(None, size), "through the identity", "from ids")
 
 
 def check_grouping(h: Harness) -> str:
     """Neither batch size nor order of the prompts changes an answer."""
     together = h.together()
     turned = replace(h.prompts, prompts=h.prompts.prompts[::-1])
-    return _same(together, h.answers(h.raw, 1), "together", "one by one") or _same(
+    return h.same(together, h.answers(h.raw, 1), "together", "one by one") or h.same(
         together, h.answers(h.raw, 3, turned)[::-1], "in order", "in reverse order"
     )
 
@@ -173,13 +210,6 @@ def _leading_dimensions(h: Harness, n: int) -> EmbeddingCompressor:
     compressor.projection.copy_(torch.eye(width)[:, :n])
     compressor.inverse.copy_(torch.eye(width)[:n])
     return compressor.to(h.lm.device)
-
-
-def _same(one: list[list[int]], other: list[list[int]], this: str, that: str) -> str:
-    for number, (a, b) in enumerate(zip(one, other, strict=True)):
-        if a != b:
-            return f"question {number} is answered {a} {this} and {b} {that}"
-    return ""
 
 
 CHECKS: dict[str, Callable[[Harness], str]] = {

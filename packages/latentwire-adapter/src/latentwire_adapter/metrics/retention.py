@@ -78,18 +78,14 @@ def _interval(rows: Floats, statistic: Callable[[Floats], float]) -> Interval:
 def rank_correlation(arm: Questions, quality: str = "error") -> Interval:
     """Spearman's correlation over questions of the reconstruction's quality (minus its error) with F1; paragraphs drawn.
 
-    NotRun where an arm reconstructs nothing, or all questions have the same F1.
+    0 where all questions, or those of a resample, have the same F1 or the same quality: neither follows the other. NotRun
+    where an arm reconstructs nothing.
     """
     from scipy import stats
 
     chosen = [row for row in arm if quality in row]
     if not chosen:
         raise NotRun(f"No question has {'an' if quality == 'error' else 'a'} {quality}: there is no correlation.")
-    for name, words in (("f1", "F1"), (quality, f"{quality} of the reconstruction")):
-        if len(values := {row[name] for row in chosen}) < 2:
-            raise NotRun(
-                f"Over {len(chosen)} questions the {words} is {values.pop():g} throughout: there is no correlation."
-            )
     names = sorted({row["paragraph"] for row in chosen})
     groups = [np.array([(-row[quality], row["f1"]) for row in chosen if row["paragraph"] == name]) for name in names]
 

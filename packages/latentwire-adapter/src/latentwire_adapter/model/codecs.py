@@ -4,6 +4,8 @@ Shapes: U token types that are asked for, V of the table, K dimensions of a code
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,9 +19,24 @@ HALF = 16
 """Bits a dimension of a code that is not quantised: the ledger counts them, so the receiver has no more."""
 
 
-def raw(table_VD: Tensor) -> Rows:
+@dataclass(frozen=True)
+class Codec:
+    """What is sent for token types, and what the receiver makes of it: two steps, so that each can be timed."""
+
+    encode: Callable[[Tensor], Any]
+    """ids_U -> what arrives."""
+    decode: Callable[[Any], Tensor]
+    """What arrived -> rows_UD, float32."""
+
+    @torch.no_grad()
+    def __call__(self, ids_U: Tensor) -> Tensor:
+        """rows_UD."""
+        return self.decode(self.encode(ids_U))
+
+
+def raw(table_VD: Tensor) -> Codec:
     """The rows themselves."""
-    return lambda ids_U: table_VD[ids_U].float()
+    return Codec(lambda ids_U: table_VD[ids_U], lambda rows_UD: rows_UD.float())
 
 
 def received(compressor: EmbeddingCompressor, rows_UD: Tensor, bits: int | None) -> Tensor:
@@ -31,18 +48,20 @@ def received(compressor: EmbeddingCompressor, rows_UD: Tensor, bits: int | None)
     return z_UK.half().float() if bits == HALF else dequantise(*quantise(z_UK, bits))
 
 
-def linear(table_VD: Tensor, compressor: EmbeddingCompressor) -> Rows:
+def linear(table_VD: Tensor, compressor: EmbeddingCompressor) -> Codec:
     """The linear inverse of the code."""
-    return lambda ids_U: compressor.decompress(received(compressor, table_VD[ids_U], HALF))
+    return Codec(lambda ids_U: received(compressor, table_VD[ids_U], HALF), compressor.decompress)
 
 
 @torch.no_grad()
-def nearest_types(table_VD: Tensor, compressor: EmbeddingCompressor, z_UK: Tensor, block: int = 4096) -> Tensor:
-    """ids_U of the table's rows whose codes are nearest; of equal ones the first."""
-    best_U = torch.full((len(z_UK),), torch.inf, device=z_UK.device)
+def nearest_types(codes_VK: Tensor, z_UK: Tensor, block: int = 4096) -> Tensor:
+    """ids_U of the nearest of the codes; of equal ones the first. In float64: two rows may have the same whole numbers and
+    scales that differ in the last of their 16 bits, and float32 would not tell such codes apart."""
+    z_UK = z_UK.double()
+    best_U = torch.full((len(z_UK),), torch.inf, dtype=torch.float64, device=z_UK.device)
     ids_U = torch.zeros(len(z_UK), dtype=torch.int64, device=z_UK.device)
-    for start in range(0, len(table_VD), block):
-        codes_BK = compressor.compress(table_VD[start : start + block].float())
+    for start in range(0, len(codes_VK), block):
+        codes_BK = codes_VK[start : start + block].double()
         # |z - c|^2 without |z|^2, which is the same for all rows
         distance_UB = (codes_BK * codes_BK).sum(1) - 2 * z_UK @ codes_BK.T
         found_U, index_U = distance_UB.min(1)
@@ -52,24 +71,25 @@ def nearest_types(table_VD: Tensor, compressor: EmbeddingCompressor, z_UK: Tenso
     return ids_U
 
 
-def nearest(table_VD: Tensor, compressor: EmbeddingCompressor, bits: int = HALF) -> Rows:
-    """The row of the receiver's own table whose code is nearest to the one that arrived in `bits` bits a dimension."""
+def nearest(table_VD: Tensor, compressor: EmbeddingCompressor, bits: int = HALF) -> Codec:
+    """The row of the receiver's own table whose code is nearest to the one that arrived in `bits` bits a dimension.
 
-    def rows(ids_U: Tensor) -> Tensor:
-        nearest_U = nearest_types(table_VD, compressor, received(compressor, table_VD[ids_U], bits))
-        return table_VD[nearest_U].float()
+    The receiver rounds the codes of its table as the sender rounds what it sends: a code that arrives undamaged is its own
+    row's, and only rows that share one code are confused.
+    """
+    held: list[Tensor] = []
 
-    return rows
+    def decode(z_UK: Tensor) -> Tensor:
+        if not held:  # the coded table is what the receiver keeps: it is made once
+            held.append(torch.cat([received(compressor, rows_BD, bits) for rows_BD in table_VD.split(8192)]))
+        return table_VD[nearest_types(held[0], z_UK)].float()
+
+    return Codec(lambda ids_U: received(compressor, table_VD[ids_U], bits), decode)
 
 
-def adapted(table_VD: Tensor, compressor: EmbeddingCompressor, adapter: Adapter, bits: int | None = HALF) -> Rows:
+def adapted(table_VD: Tensor, compressor: EmbeddingCompressor, adapter: Adapter, bits: int | None = HALF) -> Codec:
     """What the adapter makes of the code that arrived in `bits` bits a dimension; None: of the code itself."""
-
-    @torch.no_grad()
-    def rows(ids_U: Tensor) -> Tensor:
-        return adapter(received(compressor, table_VD[ids_U], bits))
-
-    return rows
+    return Codec(lambda ids_U: received(compressor, table_VD[ids_U], bits), adapter)
 
 
 def quantise(z_UK: Tensor, bits: int) -> tuple[Tensor, Tensor]:

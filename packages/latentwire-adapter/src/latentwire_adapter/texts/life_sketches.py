@@ -36,7 +36,7 @@ FACT: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         "{S} was born in the year {v}.", "It was in {v} that {s} was born.",
     ), (
         "In which year was {n} born?", "In which year did {n} come into the world?", "What is the year of birth of {n}?",
-        "In what year was {n} born?", "In which year was {n} born?",
+        "In what year was {n} born?", "What is the year in which {n} was born?",
     )),
     "country": ("country", (
         "{P} parents came from {v}.", "{P} family has its roots in {v}, a country far away.", "{P} home country is {v}.",
