@@ -38,6 +38,16 @@ def test_a_vectors_step_moves_logits_by_its_inner_products(gamma_VD):
     torch.testing.assert_close(moved_V - moved_V.mean(), expected_V - expected_V.mean())
 
 
+def test_a_reader_is_a_words_own_logit_and_reads_a_step_by_its_inner_product(gamma_VD):
+    geometry = causal_geometry(gamma_VD)
+    draw = torch.Generator().manual_seed(3)
+    x_ND, v_2D = (torch.randn(n, 12, dtype=torch.float64, generator=draw) for n in (5, 2))
+    readers_2D = geometry.to_readers(v_2D)
+    torch.testing.assert_close(geometry.to_residuals(v_2D) @ readers_2D.T, v_2D @ v_2D.T)
+    of_words = x_ND @ geometry.to_readers(geometry.unify_words(gamma_VD[:4])).T
+    torch.testing.assert_close(of_words, x_ND @ (gamma_VD[:4] - gamma_VD.mean(0)).T)
+
+
 def test_shrinkage_is_relative_to_the_mean_eigenvalue(gamma_VD):
     plain, shrunk = causal_geometry(gamma_VD), causal_geometry(1e3 * gamma_VD, 0.25)
     expected = 0.75 * plain.eigenvalues_D + 0.25 * plain.eigenvalues_D.mean()

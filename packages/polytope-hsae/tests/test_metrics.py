@@ -5,12 +5,15 @@ import torch
 
 from polytope_hsae.head import Head
 from polytope_hsae.metrics import (
+    LEAST,
     ExplainedVariance,
     Labelled,
     ce_recovered,
     concept_metrics,
     correlations,
     direction_reading,
+    f1,
+    f1_threshold,
     hierarchy_metrics,
     learned_pairs,
     match,
@@ -111,17 +114,67 @@ def test_shuffled_labels_leave_the_base_rate():
     assert mean_reading(reading(codes[:100, latent], on[:100]))["purity"] == pytest.approx(1)
 
 
-def test_the_reference_is_a_direction_beyond_the_threshold_that_is_purest_for_choosing():
+def labelled(n=4000, rate=0.05, strength=4.0):
+    """Two concepts on the first two of six coordinates."""
     draw = torch.Generator().manual_seed(0)
-    on = torch.rand(4000, 2, generator=draw) < 0.05
-    x_ND = 3 * on.float() @ torch.eye(2, 6) + torch.randn(4000, 6, generator=draw) + 7
+    on = torch.rand(n, 2, generator=draw) < rate
+    x_ND = strength * on.float() @ torch.eye(2, 6) + torch.randn(n, 6, generator=draw) + 7
+    return x_ND, on
+
+
+def test_the_reference_is_a_reading_beyond_the_threshold_of_best_f1_for_choosing():
+    x_ND, on = labelled()
     half = Labelled(x_ND[:2000], on[:2000], x_ND[2000:], on[2000:])
-    right, wrong = (direction_reading(half, 5 * torch.eye(2, 6).roll(turn, 1))["purity"] for turn in (0, 3))
-    assert right > 0.8
-    assert wrong < 0.15
+    right, wrong = (direction_reading(half, 5 * torch.eye(2, 6).roll(turn, 1)) for turn in (0, 3))
+    assert right["purity"] > 0.9
+    assert wrong["purity"] < 0.15
+    # It finds most of what there is, and not the few activations that are purest.
+    assert right["recall"] > 0.8
     # Labels of the test choose nothing: with those for choosing turned about, the threshold is another.
     other = direction_reading(Labelled(x_ND[:2000], ~on[:2000], x_ND[2000:], on[2000:]), torch.eye(2, 6))
-    assert other["purity"] < right
+    assert other["purity"] < right["purity"]
+
+
+def test_the_threshold_has_the_best_f1_of_all():
+    draw = torch.Generator().manual_seed(1)
+    scores = torch.randint(12, (80, 3), generator=draw).float()  # many alike
+    on = scores + 4 * torch.randn(80, 3, generator=draw) > 8
+    thresholds = f1_threshold(scores, on)
+    for p in range(3):
+        passing = {t: scores[:, p] > t for t in scores[:, p].unique().tolist()}
+        every = {t: float(f1(fires[:, None], on[:, p])[0]) for t, fires in passing.items() if fires.sum() >= LEAST}
+        assert every[float(thresholds[p])] == max(every.values())
+    silent = f1_threshold(scores, torch.zeros(80, 3, dtype=torch.bool))
+    assert ((scores > silent).sum(0) >= LEAST).all(), "a concept that is never on for choosing has a threshold too"
+
+
+def test_what_never_fires_is_not_pure():
+    x_ND, on = labelled(400, 0.3)
+    half = Labelled(x_ND[:200], on[:200], x_ND[200:] - 100, on[200:])
+    assert direction_reading(half, torch.eye(2, 6)) == pytest.approx(
+        {"base_rate": float(on[200:].double().mean()), "purity": 0, "recall": 0, "leakage": 0}
+    )
+
+
+def test_the_reference_does_not_hang_on_the_basis_of_the_residual_stream():
+    """gamma -> A gamma, x -> A^-T x leaves every logit as it is: so it leaves what phase 1's vectors read, and steps do not."""
+    from polytope_hsae.geometry import causal_geometry
+
+    draw = torch.Generator().manual_seed(2)
+    turn_DD = torch.linalg.qr(torch.randn(6, 6, generator=draw, dtype=torch.float64))[0] * torch.logspace(-1.3, 1.3, 6)
+    x_ND, on = labelled()
+    gamma_VD = torch.randn(500, 6, generator=draw, dtype=torch.float64)
+    found = {"readers": [], "steps": []}
+    for basis in (torch.eye(6, dtype=torch.float64), turn_DD.T):
+        geometry = causal_geometry(gamma_VD @ basis.T)
+        vectors = geometry.unify_words((gamma_VD.mean(0) + 3 * torch.eye(2, 6)) @ basis.T)
+        x = x_ND.double() @ torch.linalg.inv(basis)
+        half = Labelled(x[:2000], on[:2000], x[2000:], on[2000:])
+        found["readers"].append(direction_reading(half, geometry.to_readers(vectors))["purity"])
+        found["steps"].append(direction_reading(half, geometry.to_residuals(vectors))["purity"])
+    assert found["readers"][0] == pytest.approx(found["readers"][1], abs=1e-6)
+    assert found["readers"][0] > 0.9
+    assert found["steps"][1] < 0.7
 
 
 def test_a_latent_that_fires_for_both_parents_leaks():

@@ -138,6 +138,27 @@ def test_the_flat_export_reconstructs_the_same(tmp_path):
     assert set(load_file(tmp_path / "sae_weights.safetensors")) == {"W_enc", "W_dec", "b_enc", "b_dec", "norm"}
 
 
+def test_the_flat_export_takes_sequences_and_says_where_it_reads(tmp_path):
+    """Evaluations feed [B, T, D], and read hook and sizes from cfg."""
+    import json
+
+    flat, x_BD = model_of().to_flat("some/model", "ln_final.hook_normalized", 29), inputs()
+    count = len(x_BD) // 3 * 3
+    x_BTD = x_BD[:count].view(3, -1, x_BD.shape[1])
+    codes_BTF = flat.encode(x_BTD)
+    assert torch.equal(codes_BTF.flatten(0, 1), flat.encode(x_BD[:count]))
+    assert torch.equal(flat.encode(x_BD[0]), flat.encode(x_BD[:1])[0])
+    torch.testing.assert_close(flat.decode(codes_BTF), flat(x_BD[:count]).view_as(x_BTD))
+    cfg = flat.cfg
+    assert (cfg.d_in, cfg.d_sae, cfg.hook_head_index) == (7, 50, None)
+    assert (cfg.model_name, cfg.hook_name, cfg.hook_layer) == ("some/model", "ln_final.hook_normalized", 29)
+    cfg.dtype = "bfloat16"  # an evaluation sets it
+    flat.save(tmp_path)
+    metadata = json.loads((tmp_path / "cfg.json").read_text())["metadata"]
+    assert (metadata["model_name"], metadata["hook_name"]) == ("some/model", "ln_final.hook_normalized")
+    assert "norm_F" in flat.state_dict(), "what is not a buffer stays behind where a model is moved"
+
+
 @pytest.mark.parametrize("kind", ["hierarchical", "topk", "batchtopk", "matryoshka"])
 def test_saved_models_come_back(tmp_path, kind):
     from dataclasses import replace

@@ -141,6 +141,31 @@ def test_a_random_teacher_keeps_every_causal_angle(planted, small):
     assert float((one.parents_PD - other.parents_PD).norm()) > 0.1
 
 
+def test_the_reference_reads_in_the_dual_of_the_steps(tmp_path, planted, small, monkeypatch):
+    from studycore.record import read_arrays
+
+    seen, real = [], loop.sae_metrics
+    monkeypatch.setattr(loop, "sae_metrics", lambda *args: seen.append(args[-1]) or real(*args))
+    train(small(stage_a_steps=1, stage_b_steps=5), tmp_path / "run", planted)
+    arrays = {name: torch.from_numpy(values) for name, values in read_arrays(planted["geometry"]).items()}
+    expected = arrays["causal_parents"] @ arrays["sqrt"] @ arrays["sqrt"]
+    torch.testing.assert_close(seen[0], expected.float(), rtol=1e-4, atol=1e-5)
+
+
+def test_the_causal_cosine_is_causal_in_every_hierarchical_arm(tmp_path, planted, small):
+    """In the Euclidean arm too, and at random: else the column would compare two metrics."""
+    from polytope_hsae.losses import causal_orthogonality
+    from studycore.record import read_arrays
+
+    root_DD = torch.from_numpy(read_arrays(planted["geometry"])["sqrt"]).float()
+    for arm in ("euclidean", "random"):
+        folder = train(small(arm=arm, stage_a_steps=1, stage_b_steps=5), tmp_path / arm, planted)
+        model = SparseAutoencoder.from_pretrained(folder / "sae")
+        found = causal_orthogonality(model.decoder[:4], model.child_atoms()[:4], root_DD) / 16
+        metrics = read_json(folder / "results.json")["metrics"]
+        assert metrics["causal_cosine_squared"] == pytest.approx(float(found.detach()), rel=1e-4)
+
+
 def test_more_concepts_than_parents_are_refused(planted, small):
     with pytest.raises(
         UserError, match=r"hsae.m_top, hsae.m_low: 3 parents of 4 children cannot start from 4 concepts"

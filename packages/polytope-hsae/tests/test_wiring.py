@@ -25,7 +25,7 @@ from polytope_hsae.head import Head
 from polytope_hsae.losses import Weights, causal_orthogonality, off_diagonal_biorthogonality, total_loss
 from polytope_hsae.model import Codes, Output, SAEConfig, SparseAutoencoder, build_sae, dense_codes
 from polytope_hsae.plan import phase4
-from polytope_hsae.report import arm_table, geometry_table, notes, of_prompts
+from polytope_hsae.report import _levels, arm_pictures, arm_table, geometry_table, labelled_table, notes
 from polytope_hsae.steering import steering_effects, steering_metrics, target_probability, tree
 from polytope_hsae.teacher import initialise, load_teacher
 from polytope_hsae.validation import (
@@ -41,6 +41,7 @@ from polytope_hsae.validation import (
     statistics,
 )
 from studycore.files import read_json, sha256, write_json
+from studycore.record import read_arrays
 
 X_BD = torch.tensor([[1.0, 2.0], [0.0, 0.0]])
 
@@ -229,12 +230,51 @@ def test_counters_are_tokens_since_a_latent_fired():
     assert model.children_since_fired.tolist() == [4, 0, 4, 4, 4, 4]
 
 
-def test_a_teachers_encoder_is_tied_and_its_rotation_is_of_the_seed(planted, small):
+def readers_of(model, parents, children):
+    """([P, D], [P, C, D]) what the input meets on its way to a parent's and a child's code."""
+    return model.encoder[:parents].detach(), (model.low_encoder @ model.down)[:parents, :children].detach()
+
+
+@pytest.mark.parametrize("arm", ["teacher", "random_teacher", "no_causal_ortho", "euclidean", "tied"])
+def test_each_arm_reads_with_the_dual_of_its_own_metric(planted, small, arm):
+    """By hand, child by child: x . S d / (d . S d), with S the unembedding's covariance, or the identity."""
+    config = small(arm=arm)
+    model = module.build_sae(module.shape_of(config, 24, 1.0), torch.Generator().manual_seed(0))
+    initialise(model, load_teacher(planted["geometry"], config), config)
+    root_DD = torch.from_numpy(read_arrays(planted["geometry"])["sqrt"])
+    square_DD = torch.eye(24) if arm in ("euclidean", "tied") else (root_DD @ root_DD).float()
+    steps = model.decoder[:4].detach(), model.child_atoms()[:4, :3].detach()
+    for read, step in zip(readers_of(model, 4, 3), steps, strict=True):
+        covector = step @ square_DD
+        expected = covector / (covector * step).sum(-1, keepdim=True)
+        torch.testing.assert_close(read, expected, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close((read * step).sum(-1), torch.ones(step.shape[:-1]), rtol=1e-4, atol=1e-4)
+    if arm in ("euclidean", "tied"):
+        torch.testing.assert_close(model.encoder[:4], model.decoder[:4], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(model.down[:4], model.up[:4], rtol=1e-5, atol=1e-5)
+    else:
+        tied = torch.nn.functional.cosine_similarity(model.encoder[:4].detach(), model.decoder[:4].detach())
+        assert float(tied.max()) < 0.99
+
+
+def test_a_parents_reading_is_blind_to_its_children_where_they_are_orthogonal_to_it(planted, small):
+    """As the causal metric has the planted tree; an encoder tied to the decoder reads them as the parent."""
+    heard = {}
+    for arm in ("teacher", "tied"):
+        config = small(arm=arm)
+        model = module.build_sae(module.shape_of(config, 24, 1.0), torch.Generator().manual_seed(0))
+        teacher = load_teacher(planted["geometry"], config)
+        initialise(model, teacher, config)
+        units = teacher.deltas_PCD / teacher.deltas_PCD.norm(dim=-1, keepdim=True)
+        heard[arm] = float((units * model.encoder[:4, None]).sum(-1).square().mean().sqrt())
+    assert heard["teacher"] < 0.6 * heard["tied"], heard
+
+
+def test_a_rotation_is_of_the_seed_and_the_first_direction_is_kept(planted, small):
     config = small(arm="teacher", energy_threshold=0.01, projectors_init="svd_from_teacher")
     model = module.build_sae(module.shape_of(config, 24, 1.0), torch.Generator().manual_seed(0))
     teacher = load_teacher(planted["geometry"], config)
     kept = initialise(model, teacher, config)["teacher_energy_kept"]
-    torch.testing.assert_close(model.encoder[:4], model.decoder[:4], rtol=1e-6, atol=1e-7)
     # However low the threshold, the first direction is the teacher's: it has the largest share of the deltas' energy.
     least = []
     for deltas in teacher.deltas_PCD:
@@ -542,6 +582,19 @@ def test_real_rows_beside_shuffled_ones():
     assert result.p_values == {"held_out_projection": 0.25, "disjoint_angle": 0.25}
 
 
+def test_angles_beside_a_null_are_compared_child_by_child():
+    """How much farther from 90 degrees, on either side of it."""
+    result = Validation()
+    result.arrays = {
+        "disjoint": torch.tensor([95.0, 80.0, 92.0]),
+        "disjoint_euclidean": torch.tensor([91.0, 85.0, 88.0]),
+    }
+    validation._farther(result, "disjoint", "euclidean", "euclidean", torch.tensor([0, 1, 2]))
+    found = result.measured["disjoint_angle_farther_than_euclidean"]
+    assert (found["median"], found["n"]) == (4.0, 3)
+    assert (found["low"], found["high"]) == (0.0, 5.0)
+
+
 def test_the_own_parent_of_the_pairing_is_without_the_child():
     g_VD, v = rows_and_vectors()
     result = Validation()
@@ -618,7 +671,8 @@ def test_an_evaluation_is_stable_beside_the_next_seed():
 
 def test_each_statistic_stands_beside_its_own_nulls():
     row = {"arm": "geometry", "seed": 0, "passed_held_out_projection": True, "p_held_out_projection": 0.05}
-    names = ("held_out_projection", "held_out_projection_shuffled", "held_out_projection_sibling_swap", "disjoint_angle", "target_shift")  # fmt: skip
+    names = ("held_out_projection", "held_out_projection_shuffled", "held_out_projection_sibling_swap", "disjoint_angle", "target_shift",
+             "projection_on_own_parent", "projection_on_other_parents")  # fmt: skip
     for i, name in enumerate(names):
         row |= {f"{name}_median": 0.1 + i, f"{name}_low": 0.05 + i, f"{name}_high": 0.2 + i}
     record = SimpleNamespace(table=pd.DataFrame([row]))
@@ -628,6 +682,7 @@ def test_each_statistic_stands_beside_its_own_nulls():
         "shuffled 1.100 [1.050, 1.200]; sibling swap 2.100 [2.050, 2.200]",
     )  # fmt: skip
     assert found.rows[1][1:] == ("3.100 [3.050, 3.200]", "")
+    assert found.rows[2][1:] == ("5.100 [5.050, 5.200]", "other parents 6.100 [6.050, 6.200]")
     assert "held_out_projection passes (p = 0.05)" in found.note
 
 
@@ -758,7 +813,63 @@ def test_notes_are_on_the_arms_that_are_there():
     assert "random_staged" not in said("topk")
 
 
-def test_labelled_figures_stand_beside_their_references():
-    assert of_prompts("purity") == "purity_prompts"
-    assert of_prompts("base_rate") == "base_rate_prompts"
-    assert of_prompts("leakage_reference") == "leakage_prompts_reference"
+def labelled_record(folder):
+    """Two arms of three seeds, on texts and prompts, with what they stand beside."""
+    rows = []
+    for arm, start in (("random", 0.2), ("teacher", 0.5)):
+        for seed in range(3):
+            row = {"run": f"{arm}_s{seed}", "arm": arm, "seed": seed, "phase": "phase3", "explained_variance": 0.9}
+            for i, suffix in enumerate(("", "_prompts")):
+                row |= {
+                    f"purity{suffix}": start + 0.01 * seed + i / 10,
+                    f"leakage{suffix}": 0.3 + i / 10,
+                    f"base_rate{suffix}": 0.05 + i,
+                }
+                row |= {
+                    f"{name}{suffix}_{kind}": 0.6 + i + k / 10
+                    for k, kind in enumerate(("reference", "shuffled"))
+                    for name in ("purity", "leakage")
+                }
+            rows.append(row)
+    return SimpleNamespace(table=pd.DataFrame(rows), folder=folder)  # fmt: skip
+
+
+def test_labelled_figures_stand_beside_their_references(tmp_path):
+    record = labelled_record(tmp_path)
+    found = labelled_table(record, ["random", "teacher"])
+    assert found.columns == ("what", "purity", "leakage", "purity prompts", "leakage prompts")
+    rows = {row[0]: row[1:] for row in found.rows}
+    assert rows["teacher"] == pytest.approx((0.51, 0.3, 0.61, 0.4))
+    assert rows["phase 1's vectors, untrained"] == pytest.approx((0.6, 0.6, 1.6, 1.6))
+    assert rows["a latent that is always on"] == pytest.approx((0.05, 1, 1.05, 1))
+    assert rows["random, labels shuffled"] == pytest.approx((0.7, 0.7, 1.7, 1.7))
+    assert _levels(record, ("purity", "leakage_prompts")) == {
+        "purity": {"phase 1's vectors": pytest.approx(0.6), "base rate": pytest.approx(0.05)},
+        "leakage prompts": {"phase 1's vectors": pytest.approx(1.6)},
+    }
+
+
+def test_every_arm_is_drawn_with_its_interval_over_its_numbers(axes, tmp_path, monkeypatch):
+    """Base rate and reference are upright lines; tables of numbers lie under the figures."""
+    import studycore.figures as frame
+
+    drawn = []
+    monkeypatch.setattr(frame, "save_figure", lambda figure, path: drawn.append(figure.axes) or path)
+    pictures = arm_pictures(labelled_record(tmp_path), ["random", "teacher"])
+    assert [picture.path.stem for picture in pictures] == ["arms", "purity_leakage", "prompts", "pairs"]
+    assert [picture.table is not None for picture in pictures] == [True, True, False, True]
+    assert all(len(picture.table.columns) <= 10 for picture in pictures if picture.table)
+    purity = drawn[0][0]
+    assert purity.get_xlabel() == "purity"
+    lines = {line.get_label(): line.get_xdata()[0] for line in purity.lines if line.get_linestyle() == "--"}
+    assert lines == {"phase 1's vectors": pytest.approx(0.6), "base rate": pytest.approx(0.05)}
+    intervals = [tuple(line.get_xdata()) for line in purity.lines if line.get_linestyle() == "-" and len(line.get_xdata()) == 2 and line.get_marker() == "None"]  # fmt: skip
+    half = 4.3027 * 0.01 / 3**0.5
+    assert intervals[:2] == [pytest.approx((x - half, x + half), abs=1e-4) for x in (0.21, 0.51)]
+
+
+def test_yardsticks_that_cannot_fail_say_so(tmp_path):
+    note = " ".join(arm_pictures(labelled_record(tmp_path), ["random"])[-1].table.note.split())
+    assert "What cannot fail is no finding" in note
+    for name in ("hard absorption", "distinct (1)", "reconstruction condition"):
+        assert name in note

@@ -42,6 +42,7 @@ CONTROLS = (
     "euclidean",
     "top2",
     "random_projectors",
+    "tied",
 )
 ARMS = (*BASELINES, "teacher", *CONTROLS)
 ABLATIONS = {
@@ -167,7 +168,7 @@ class TrainConfig(SaeFields):
     """One sparse autoencoder."""
 
     arm: Literal["random", "topk", "batchtopk", "matryoshka", "teacher", "random_staged", "random_teacher", "frozen_random",
-                 "no_causal_ortho", "euclidean", "top2", "random_projectors"] = "random"  # fmt: skip
+                 "no_causal_ortho", "euclidean", "top2", "random_projectors", "tied"] = "random"  # fmt: skip
     """What is trained: the README's table of arms says how they differ."""
     seed: NonNegativeInt = 0
     """Seed of what is drawn at the start and of the batches' order."""

@@ -31,8 +31,10 @@ def estimate(study: StudyConfig, device: str) -> list[str]:
     check_budget(config)
     place = Path(locate(config.model))
     if not (place / "config.json").is_file():
+        room = config.token_budget * 1024 * 4 / 2**30
         return [
-            f"{config.model} is not on this machine, so neither its activations nor trainings at its width are timed"
+            f"{config.model} is not on this machine, so neither its activations nor trainings at its width are timed; "
+            f"{config.token_budget:,} activations take {room:.3g} GiB under runs/ for every 1,024 numbers of its width"
         ]
     width, seconds = _model(str(place), config, device)
     room = config.token_budget * width * 4 / 2**30

@@ -10,28 +10,21 @@ from polytope_hsae.visualization import write_tree_page
 from studycore.figures import COLOURS, new_figure, save_figure
 from studycore.files import read_json
 from studycore.record import Record, read_arrays
-from studycore.report import Picture
+from studycore.report import Picture, Table
 
 
-def pictures_of(record: Record) -> list[Picture]:
-    """Every figure whose data are there."""
+def pictures_of(record: Record, geometry: Table | None = None) -> list[Picture]:
+    """Of the geometry, over its table, and of steering: every figure whose data are there."""
     folders = {str(row["run"]): Path(row["folder"]) for _, row in record.table.iterrows()}
     place, pictures = record.folder / "figures", []
     if (folder := folders.get("geometry")) is not None:
         arrays = read_arrays(folder)
         pictures += [
-            Picture(plot_angles(arrays, place / "angles.svg"), "Angles between parent and child minus parent, and held-out projections, beside their nulls."),
+            Picture(plot_angles(arrays, place / "angles.svg"), "Angles between parent and child minus parent, and held-out projections, beside their nulls. Of the three, disjoint words and held-out projection carry the finding.", geometry),
             Picture(plot_polytope(arrays, load_hierarchy(folder / "concepts.json"), place / "polytope.svg"), "The parent with most children: its children's vectors on the plane of their differences (left) and with the parent's direction as height (right)."),
             Picture(plot_tree_heatmap(arrays, place / "heatmap.svg"), "Cosines of all children's vectors (left) and the same from shuffled rows (right); lines part the parents."),
         ]  # fmt: skip
     table = record.table
-    trained = table[table["purity"].notna()] if "purity" in table else table.iloc[:0]
-    if len(trained):
-        picture = Picture(
-            plot_purity_leakage(trained, place / "purity_leakage.svg"),
-            "Purity and leakage of every arm and seed; crosses are means.",
-        )
-        pictures.insert(0, picture)
     curves = {name: read_arrays(path) for name, path in folders.items() if name.startswith("evaluate_")}
     if curves:
         arms = {str(r["run"]): str(r["arm"]) for _, r in table.iterrows()}
@@ -122,12 +115,18 @@ def plot_tree_heatmap(arrays: dict[str, Any], path: Path) -> Path:
 
 
 def plot_purity_leakage(trained: Any, path: Path) -> Path:
-    """Every seed, and means."""
+    """Every seed, and means, with the base rate and what phase 1's own vectors reach where they are known."""
     figure, ax = new_figure(6, 4)
+    trained = trained[trained["purity"].notna()]
     for i, (arm, rows) in enumerate(trained.groupby("arm", sort=False)):
         colour, marker = COLOURS[i % len(COLOURS)], "osD^v"[i // len(COLOURS)]
         ax.scatter(rows["leakage"], rows["purity"], color=colour, marker=marker, s=14, alpha=0.6, label=arm)
         ax.scatter(rows["leakage"].mean(), rows["purity"].mean(), color=colour, marker="x", s=60)
+    if "base_rate" in trained:
+        ax.axhline(trained["base_rate"].mean(), color="0.4", linewidth=0.8, linestyle="--", label="base rate")
+    if {"purity_reference", "leakage_reference"} <= set(trained.columns):
+        at = trained["leakage_reference"].mean(), trained["purity_reference"].mean()
+        ax.plot(*at, "*", color="0.3", markersize=9, label="phase 1's vectors")
     ax.set(xlabel="leakage", ylabel="purity")
     ax.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     return save_figure(figure, path)

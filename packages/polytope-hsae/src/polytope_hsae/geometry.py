@@ -2,8 +2,12 @@
 
 P(y|x) is proportional to exp(lambda(x) . gamma(y)). With Sigma the covariance of the rows gamma, unembeddings go to the
 unified space by g(y) = Sigma^-1/2 (gamma(y) - mean), and residuals by l(x) = Sigma^+1/2 lambda(x): they are dual. A
-concept vector v of the unified space is the step Sigma^-1/2 v in the residual stream, which moves the logit of y by
+concept vector v of the unified space is the step d = Sigma^-1/2 v in the residual stream, which moves the logit of y by
 g(y) . v (and all logits by one same number, which no probability shows).
+
+What of v a residual lambda has is read in the dual: l . v = lambda . Sigma^+1/2 v = lambda . Sigma d. That is the logit, but
+for its mean, of a word whose unembedding is the concept's own. The product lambda . d is no reading: under a change of basis
+gamma -> A gamma, lambda -> A^-T lambda, which leaves all logits as they are, it changes and lambda . Sigma d does not.
 
 Shapes: V words, D width, N rows.
 """
@@ -35,6 +39,10 @@ class CausalGeometry:
     def to_residuals(self, v_ND: Tensor) -> Tensor:
         """[N, D] vectors of the unified space as steps in the residual stream."""
         return v_ND @ self.inv_sqrt_DD
+
+    def to_readers(self, v_ND: Tensor) -> Tensor:
+        """[N, D] what a residual's product with says how much of each vector of the unified space it has."""
+        return v_ND @ self.sqrt_DD
 
 
 def causal_geometry(gamma_VD: Tensor, shrinkage: float = 0.0) -> CausalGeometry:

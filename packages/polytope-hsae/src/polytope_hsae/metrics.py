@@ -26,8 +26,6 @@ LEAST = 5
 """Test activations that a concept must have to count."""
 SPLIT_GAIN = 0.03
 """F1 that a second latent must add for a concept to be split (Karvonen et al., SAEBench: k-sparse probing)."""
-RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
-"""Shares of activations on which a direction of phase 1 may fire."""
 SHUFFLES = 3
 """Draws of shuffled labels."""
 MOST_PAIRS = 512
@@ -195,7 +193,7 @@ def reading(codes_NP: Tensor, on_NP: Tensor) -> dict[int, dict[str, float]]:
             continue
         found[p] = {
             "base_rate": float(on_N.double().mean()),
-            # A latent that never fires on the test has no activation that could fall on its concept.
+            # What never fires on the test is not pure: it has no activation that could fall on its concept.
             "purity": float(code_N[on_N].sum() / code_N.sum()) if float(code_N.sum()) > 0 else 0.0,
             "recall": float((code_N[on_N] > 0).double().mean()),
             "leakage": float((code_N[others_N] > 0).double().mean()),
@@ -220,22 +218,28 @@ class Labelled:
     test_on_NP: Tensor
 
 
-def direction_reading(data: Labelled, directions_PD: Tensor) -> dict[str, float]:
-    """What phase 1's directions say that nothing has trained: the reference beside which a latent's purity is read.
+def direction_reading(data: Labelled, readers_PD: Tensor) -> dict[str, float]:
+    """What phase 1's vectors say that nothing has trained: the reference beside which a latent's purity is read.
 
-    A concept's code is how far an activation reaches along its direction beyond a threshold: of those that RATES of the
-    activations for choosing pass, the one that is purest there.
+    `readers_PD` are Sigma^1/2 v, and not the steps d = Sigma^-1/2 v that a decoder starts from. A step adds v to
+    l(x) = Sigma^1/2 x; so what x has of the concept is l(x) . v = x . Sigma^1/2 v = x . Sigma d, a logit (see
+    polytope_hsae.geometry). A concept's code is how far this reading passes a threshold: the one of best F1 on the
+    activations for choosing.
     """
-    centre_D = data.choose_ND.mean(0)
-    units_PD = directions_PD / directions_PD.norm(dim=1, keepdim=True)
-    choose_NP, test_NP = ((x_ND - centre_D) @ units_PD.T for x_ND in (data.choose_ND, data.test_ND))
-    enough = [rate for rate in RATES if rate * len(choose_NP) >= LEAST] or [RATES[-1]]
-    rates = torch.tensor(enough, dtype=choose_NP.dtype)
-    threshold_RP = torch.quantile(choose_NP, 1 - rates, dim=0)
-    code_RNP = torch.relu(choose_NP - threshold_RP[:, None])
-    purity_RP = (code_RNP * data.choose_on_NP).sum(1) / code_RNP.sum(1).clamp_min(1e-30)
-    best_P = threshold_RP.gather(0, purity_RP.argmax(0)[None])[0]
-    return mean_reading(reading(torch.relu(test_NP - best_P), data.test_on_NP))
+    choose_NP, test_NP = (x_ND @ readers_PD.T for x_ND in (data.choose_ND, data.test_ND))
+    threshold_P = f1_threshold(choose_NP, data.choose_on_NP)
+    return mean_reading(reading(torch.relu(test_NP - threshold_P), data.test_on_NP))
+
+
+def f1_threshold(scores_NP: Tensor, on_NP: Tensor) -> Tensor:
+    """[P] beyond which a score predicts its label with the largest F1; LEAST activations or more pass it."""
+    ordered_NP, order_NP = scores_NP.sort(dim=0, descending=True, stable=True)
+    hits_NP = on_NP.gather(0, order_NP).double().cumsum(0)[:-1]
+    passing_N1 = torch.arange(1, len(scores_NP), dtype=torch.float64)[:, None]
+    f1_NP = 2 * hits_NP / (passing_N1 + on_NP.sum(0))
+    # Between equal scores there is no threshold.
+    f1_NP = f1_NP.masked_fill((ordered_NP[:-1] == ordered_NP[1:]) | (passing_N1 < LEAST), -1.0)
+    return ordered_NP[1:].gather(0, f1_NP.argmax(0)[None])[0]
 
 
 def shuffled_reading(data: tuple[Tensor, Tensor, Tensor, Tensor], seed: int) -> dict[str, float]:
@@ -349,11 +353,11 @@ def matched_pairs(codes_NF: Tensor, pairs_R2: Tensor, parents: int, seed: int) -
 # ------------------------------------------------------------------------------------------------------------- all of them
 @torch.no_grad()
 def sae_metrics(
-    model: Any, store: Store, size: int, seed: int, directions_PD: Tensor
+    model: Any, store: Store, size: int, seed: int, readers_PD: Tensor
 ) -> tuple[dict[str, float], Matching]:
     """Of a trained model: reconstruction, sparsity, usage, labels, learned hierarchy with its null.
 
-    `directions_PD` are phase 1's, of parents. What labels say is measured on texts, where the concept's word comes next, and,
+    `readers_PD` are phase 1's, of parents. What labels say is measured on texts, where the concept's word comes next, and,
     with names that end in _prompts, on prompts, where it stands itself.
     """
     config = model.config
@@ -377,9 +381,9 @@ def sae_metrics(
     metrics |= concept_metrics(codes_NF[held_out], labels[held_out], matching)
     metrics |= _beside(
         (codes_choose[:, :parents], on_choose >= 0, codes_NF[held_out][:, :parents], labels[held_out] >= 0),
-        Labelled(x_choose, on_choose >= 0, x_ND[held_out], labels[held_out] >= 0), directions_PD, seed, "",
+        Labelled(x_choose, on_choose >= 0, x_ND[held_out], labels[held_out] >= 0), readers_PD, seed, "",
     )  # fmt: skip
-    metrics |= prompt_metrics(model, store, seed, directions_PD)
+    metrics |= prompt_metrics(model, store, seed, readers_PD)
     scaled = x_ND * config.input_scale
     pairs = learned_pairs(model, codes_NF)
     metrics["pairs"] = float(len(pairs))
@@ -414,14 +418,14 @@ def stability(decoder_FD: Tensor, other_FD: Tensor) -> float:
 
 
 def _beside(
-    codes: tuple[Tensor, Tensor, Tensor, Tensor], data: Labelled, directions_PD: Tensor, seed: int, suffix: str
+    codes: tuple[Tensor, Tensor, Tensor, Tensor], data: Labelled, readers_PD: Tensor, seed: int, suffix: str
 ) -> dict[str, float]:
     """Shuffled labels and untrained directions, under the names of what they stand beside."""
-    found = {"shuffled": shuffled_reading(codes, seed), "reference": direction_reading(data, directions_PD)}
+    found = {"shuffled": shuffled_reading(codes, seed), "reference": direction_reading(data, readers_PD)}
     return {f"{name}{suffix}_{kind}": values[name] for kind, values in found.items() for name in ("purity", "leakage")}
 
 
-def prompt_metrics(model: Any, store: Store, seed: int, directions_PD: Tensor) -> dict[str, float]:
+def prompt_metrics(model: Any, store: Store, seed: int, readers_PD: Tensor) -> dict[str, float]:
     """purity_prompts and others: what parents' latents say of the concept whose word a prompt ends in; {} with too few.
 
     Latents are matched on the prompts for choosing; of these words and of those for testing no vector was estimated.
@@ -436,7 +440,7 @@ def prompt_metrics(model: Any, store: Store, seed: int, directions_PD: Tensor) -
     latent_P = one_to_one(correlations(codes_choose, on_choose))
     found = mean_reading(reading(codes_test[:, latent_P], on_test))
     beside = _beside(
-        (codes_choose, on_choose, codes_test, on_test), Labelled(x_choose, on_choose, x_test, on_test), directions_PD,
+        (codes_choose, on_choose, codes_test, on_test), Labelled(x_choose, on_choose, x_test, on_test), readers_PD,
         seed, "_prompts",
     )  # fmt: skip
     return {f"{name}_prompts": value for name, value in found.items()} | beside

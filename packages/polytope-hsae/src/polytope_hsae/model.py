@@ -327,49 +327,78 @@ class HierarchicalSAE(SparseAutoencoder):
         return self.tokens_since_fired, self.children_since_fired
 
     @torch.no_grad()
-    def to_flat(self) -> "FlatExport":
-        """M (1 + L) latents in one dictionary of unit rows: parents, then each parent's children."""
-        return FlatExport(self)
+    def to_flat(self, model_name: str = "", hook_name: str = "", hook_layer: int = 0) -> "FlatExport":
+        """M (1 + L) latents in one dictionary of unit rows: parents, then each parent's children.
+
+        The names stand in its cfg: the language model, and the hook of an evaluation whose values the head reads.
+        """
+        return FlatExport(self, FlatConfig(self.config.d_in, self.config.features, model_name, hook_name, hook_layer))
+
+
+@dataclass
+class FlatConfig:
+    """Of a flat export, with the fields that SAELens and SAEBench look for in a dictionary's `cfg`."""
+
+    d_in: int
+    d_sae: int
+    model_name: str = ""
+    hook_name: str = ""
+    hook_layer: int = 0
+    hook_head_index: int | None = None
+    context_size: int | None = None
+    architecture: str = ARCHITECTURE
+    dtype: str = "float32"
+    device: str = "cpu"
+    apply_b_dec_to_input: bool = False
+    normalize_activations: str = "none"
+    prepend_bos: bool = True
 
 
 class FlatExport(nn.Module):
-    """A hierarchical model in the shape that SAELens and SAEBench evaluate: W_enc, W_dec, b_enc, b_dec, encode, decode.
+    """A hierarchical model in the shape of SAELens' and SAEBench's dictionaries: cfg, W_enc, W_dec, b_enc, b_dec, encode, decode.
 
-    Rows of W_dec have unit length; `encode` gives [B, F] codes that W_dec and b_dec turn into the model's own reconstruction.
+    Rows of W_dec have unit length; `encode` gives [..., F] codes that W_dec and b_dec turn into the model's own reconstruction.
     A child's code depends on whether its parent is active, which no product with W_enc says; W_enc is what it reads.
     """
 
-    def __init__(self, model: HierarchicalSAE):
+    norm_F: Tensor
+
+    def __init__(self, model: HierarchicalSAE, cfg: FlatConfig):
         super().__init__()
-        config, scale = model.config, model.config.input_scale
+        scale = model.config.input_scale
         atoms_FD = torch.cat([model.decoder, model.child_atoms().flatten(0, 1)])
-        self.norm_F = atoms_FD.norm(dim=1).clamp_min(1e-12).detach()
+        self.register_buffer("norm_F", atoms_FD.norm(dim=1).clamp_min(1e-12).detach())
         readers_FD = torch.cat([model.encoder, (model.low_encoder @ model.down).flatten(0, 1)])
-        self.model, self.cfg = model, config
+        self.model, self.cfg = model, cfg
         self.W_dec = nn.Parameter(atoms_FD / self.norm_F[:, None], requires_grad=False)
         self.W_enc = nn.Parameter(readers_FD.T * scale * self.norm_F, requires_grad=False)
         offset = torch.cat([model.encoder_bias, model.low_bias.flatten()]) - readers_FD @ model.bias
         self.b_enc = nn.Parameter(offset * self.norm_F, requires_grad=False)
         self.b_dec = nn.Parameter(model.bias / scale, requires_grad=False)
 
-    def encode(self, x_BD: Tensor) -> Tensor:
-        return dense_codes(self.model, x_BD) * self.norm_F / self.cfg.input_scale
+    def encode(self, x: Tensor) -> Tensor:
+        """[..., F] codes of activations [..., D] as they are."""
+        codes_NF = dense_codes(self.model, x.reshape(-1, x.shape[-1])) * self.norm_F / self.model.config.input_scale
+        return codes_NF.view(*x.shape[:-1], -1)
 
-    def decode(self, codes_BF: Tensor) -> Tensor:
-        return codes_BF @ self.W_dec + self.b_dec
+    def decode(self, codes: Tensor) -> Tensor:
+        """[..., D]."""
+        return codes @ self.W_dec + self.b_dec
 
-    def forward(self, x_BD: Tensor) -> Tensor:
-        return self.decode(self.encode(x_BD))
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decode(self.encode(x))
 
     def save(self, folder: str | Path) -> None:
         """cfg.json and sae_weights.safetensors as SAELens names them, for the architecture of `polytope_hsae.saelens.register`."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        cfg, shape = asdict(self.cfg), self.model.config
+        own = ("architecture", "d_in", "d_sae", "dtype", "device", "apply_b_dec_to_input", "normalize_activations")
+        read_from = ("model_name", "hook_name", "hook_layer", "prepend_bos") if self.cfg.hook_name else ()
         write_json(folder / "cfg.json", {
-            "architecture": ARCHITECTURE, "d_in": self.cfg.d_in, "d_sae": self.cfg.features, "dtype": "float32",
-            "device": "cpu", "apply_b_dec_to_input": False, "normalize_activations": "none", "reshape_activations": "none",
-            **{name: getattr(self.cfg, name) for name in ("m_top", "topk_parent", "m_low", "topk_child", "input_scale")},
-            "metadata": {"sae_lens_version": "6.0.0", "exported_from": "polytope-hsae"},
+            **{name: cfg[name] for name in own}, "reshape_activations": "none",
+            **{name: getattr(shape, name) for name in ("m_top", "topk_parent", "m_low", "topk_child", "input_scale")},
+            "metadata": {"sae_lens_version": "6.0.0", "exported_from": "polytope-hsae", **{name: cfg[name] for name in read_from}},
         })  # fmt: skip
         names = ("W_enc", "W_dec", "b_enc", "b_dec")
         tensors = {name: getattr(self, name) for name in names} | {"norm": self.norm_F}

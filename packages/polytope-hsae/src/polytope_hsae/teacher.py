@@ -1,4 +1,9 @@
-"""A decoder that starts from the vectors of phase 1, and the rotation that is its control.
+"""An autoencoder that starts from the vectors of phase 1, and the rotation that is its control.
+
+Decoders start from steps d in the residual stream. What reads a step is its dual under the metric of its arm,
+x . S d / (d . S d), with S the covariance of the unembedding (causal) or the identity (Euclidean: the step itself). A
+parent's reading is then blind to what is orthogonal to it in that metric, as its children are to be. It is scaled so that the
+step itself is read as 1, as a tied encoder of unit rows reads it.
 
 Shapes: P parents, C children at most (missing ones are zero), D width, S dimensions of a subspace, L children of a latent.
 """
@@ -24,6 +29,17 @@ class Teacher:
     deltas_PCD: Tensor
     metric_DD: Tensor
     """What takes residuals to the space in which parent and child are orthogonal."""
+
+    @property
+    def square_DD(self) -> Tensor:
+        """S, by which a step becomes what reads it."""
+        return self.metric_DD @ self.metric_DD
+
+
+def dual(steps_ND: Tensor, square_DD: Tensor) -> Tensor:
+    """[N, D] what reads each step by itself under a metric whose square is given: S d / (d . S d)."""
+    covectors_ND = steps_ND @ square_DD
+    return covectors_ND / (covectors_ND * steps_ND).sum(-1, keepdim=True)
 
 
 def arrays_of(folder: Path) -> dict[str, Tensor]:
@@ -77,13 +93,18 @@ def load_teacher(folder: Path, config: TrainConfig) -> Teacher | None:
 
 @torch.no_grad()
 def initialise(model: HierarchicalSAE, teacher: Teacher, config: TrainConfig) -> dict[str, float]:
-    """The first P parents start from the teacher, their children from its deltas; encoders start tied. Says what it kept."""
+    """The first P parents start from the teacher, their children from its deltas, each read by its dual. Says what it kept.
+
+    In the arm `tied` what reads is the decoder itself, whatever the metric. Of a subspace with basis B (rows), `down` is
+    (B S Bt)^-1 B S: coordinates of the part that lies in it, by the projection that is orthogonal in the metric.
+    """
     shape = model.config
     parents = len(teacher.deltas_PCD)
     draw = generator(config.seed, "subspaces")
     kept = []
     model.decoder[:parents] = teacher.parents_PD / teacher.parents_PD.norm(dim=1, keepdim=True)
-    model.encoder[:parents] = model.decoder[:parents]
+    square_DD = torch.eye(shape.d_in) if config.arm == "tied" else teacher.square_DD
+    model.encoder[:parents] = dual(model.decoder[:parents], square_DD)
     for p in range(parents):
         deltas_CD = teacher.deltas_PCD[p][teacher.deltas_PCD[p].norm(dim=1) > 0]
         units_CD = deltas_CD / deltas_CD.norm(dim=1, keepdim=True)
@@ -96,9 +117,12 @@ def initialise(model: HierarchicalSAE, teacher: Teacher, config: TrainConfig) ->
         # Rows one after another by QR: the teacher's stay, what is left is random and orthogonal to them.
         basis = torch.linalg.qr(basis.T)[0].T
         kept.append(float((units_CD @ basis.T).square().sum() / len(units_CD)))
-        model.up[p], model.down[p] = basis, basis
+        covectors_SD = basis @ square_DD
+        gram_SS = covectors_SD @ basis.T
+        model.up[p], model.down[p] = basis, torch.linalg.solve(gram_SS, covectors_SD)
         low_CS = units_CD @ basis.T
         model.low_decoder[p, : len(low_CS)] = low_CS / low_CS.norm(dim=1, keepdim=True).clamp_min(1e-6)
-        model.low_encoder[p] = model.low_decoder[p]
+        # With `down` before it: the dual of what the child adds to its parent.
+        model.low_encoder[p] = dual(model.low_decoder[p], gram_SS)
     model.normalise()
     return {"teacher_parents": float(parents), "teacher_energy_kept": sum(kept) / len(kept)}

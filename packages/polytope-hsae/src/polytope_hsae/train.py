@@ -124,14 +124,14 @@ def train(config: TrainConfig, run: Run) -> None:
     if run.is_main:
         model.eval().to("cpu")
         model.save_pretrained(run.folder / "sae")
-        directions_PD = torch.from_numpy(read_arrays(geometry)["causal_parents"]).float()
-        metrics, matching = sae_metrics(model, store, config.test_size, config.seed, directions_PD)
+        vectors_PD, sqrt_DD = (torch.from_numpy(read_arrays(geometry)[name]) for name in ("unified_parents", "sqrt"))
+        metrics, matching = sae_metrics(model, store, config.test_size, config.seed, (vectors_PD @ sqrt_DD).float())
         dead = [float((counter > config.dead_after_tokens).double().mean()) for counter in model.counters()]
         kept = {"teacher_energy_kept": initialise(build_sae(model.config), teacher, config)["teacher_energy_kept"]} if teacher and config.taught else {}  # fmt: skip
-        if teacher:
-            taught = len(teacher.parents_PD)
-            atoms_PLD = model.child_atoms()[:taught]
-            found = causal_orthogonality(model.decoder[:taught], atoms_PLD, teacher.metric_DD)
+        if model.config.kind == "hierarchical":
+            # In the causal metric whatever the arm's own, on as many parents as the teacher has, so that arms compare.
+            atoms_PLD = model.child_atoms()[: len(vectors_PD)]
+            found = causal_orthogonality(model.decoder[: len(vectors_PD)], atoms_PLD, sqrt_DD.float())
             kept["causal_cosine_squared"] = float(found.detach()) / atoms_PLD.shape[:2].numel()
         metrics |= {"steps_to_convergence": steps_to_convergence(run.rows), "dead_parents": dead[0]} | kept
         run.results(metrics, {"parent_of_concept": matching.parent_P, "child_of_concept": matching.child_PC})

@@ -182,6 +182,9 @@ def validate(
             result.arrays[f"{name}_euclidean"] = angles_deg(getattr(flat, name))
             _median(result, f"{name}_angle_euclidean", result.arrays[f"{name}_euclidean"], own)
         _median(result, "held_out_projection_euclidean", flat.child_projection, own)
+        # Child by child, so that what a concept's words share under both metrics cancels.
+        _median(result, "held_out_projection_minus_euclidean", real.child_projection - flat.child_projection, own)
+        _farther(result, "disjoint", "euclidean", "euclidean", own)
     _pairing(result, g_VD, hierarchy, vectors, seed, max(draws, 199))
     _siblings(result, g_VD, hierarchy, vectors, seed, max(draws, 199))
     _ratio_invariance(result, head, geometry, hierarchy, vectors, contexts_ND, seed, shuffled, real, heed)
@@ -246,6 +249,12 @@ def _median(result: Validation, name: str, values: Tensor, group: Tensor | None 
     }
 
 
+def _farther(result: Validation, words: str, null: str, name: str, own: Tensor) -> None:
+    """By how many degrees each angle is farther from a right one than the same child's of a null, which stand in the arrays."""
+    measured_K, null_K = ((result.arrays[key] - 90).abs() for key in (words, f"{words}_{null}"))
+    _median(result, f"{words}_angle_farther_than_{name}", measured_K - null_K, own)
+
+
 def _compare(result: Validation, hierarchy: Hierarchy, real: Statistics, shuffled: Statistics) -> None:
     """Real against shuffled rows; the gates on held-out projection and on the disjoint angle."""
     own, each = parents_of(hierarchy), torch.arange(len(hierarchy.parents))
@@ -303,6 +312,7 @@ def _angles(
         result.arrays[name] = angles_deg(torch.stack(cosines))
         words_of, _, null = name.partition("_")
         _median(result, f"{words_of}_angle_{null}", result.arrays[name], parents_of(hierarchy))
+    _farther(result, "disjoint", "label_permutation", "random_part", parents_of(hierarchy))
     result.arrays["child_projection_sibling_swap"] = torch.stack(swapped)
     _median(result, "held_out_projection_sibling_swap", torch.stack(swapped), parents_of(hierarchy))
 
