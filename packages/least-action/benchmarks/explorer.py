@@ -74,16 +74,17 @@ def one_line() -> Iterator[str]:
 def screenshots(runs: Path, target: Path) -> None:
     """The whole page once, of the other sections the figure."""
     target.mkdir(exist_ok=True)
-    dense, one = {"sweep": "arms", "where": "arm <> 'sphere_routed'"}, {"sweep": "arms", "where": "arm = 'sphere'"}
-    views = dict.fromkeys(SECTIONS, dense) | {
+    # The phases that are shaded are those of the first run named: one with a long plateau.
+    dense = [f"arms/sphere_s{seed}" for seed in (1, 0, 2)] + [f"arms/sphere_no_decay_s{seed}" for seed in range(3)]
+    views = dict.fromkeys(SECTIONS, {"sweep": "arms", "where": "arm <> 'sphere_routed'", "runs": dense}) | {
         "Routing": {"sweep": "arms", "where": "arm = 'sphere_routed'"},
-        "Time to grok": {"sweep": "fractions"},
-        "Checkpoints": one,
+        "Time to 0.99": {"sweep": "fractions"},
+        "Checkpoints": {"sweep": "arms", "where": "arm = 'sphere'"},
     }
     with explorer(runs) as address, browser() as chromium:
         for section, query in views.items():
             page = chromium.new_page(viewport={"width": 1240, "height": 1000})
-            page.goto(f"{address}/?{urlencode({'section': section} | query)}")
+            page.goto(f"{address}/?{urlencode({'section': section} | query, doseq=True)}")
             wait_for_figure(page)
             page.wait_for_timeout(1500)
             path = target / f"explorer-{section.lower().replace(' ', '-')}.png"
