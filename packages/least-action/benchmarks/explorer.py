@@ -75,8 +75,9 @@ def screenshots(runs: Path, target: Path) -> None:
     """The whole page once, of the other sections the figure."""
     target.mkdir(exist_ok=True)
     # The phases that are shaded are those of the first run named: one with a long plateau.
-    dense = [f"arms/sphere_s{seed}" for seed in (1, 0, 2)] + [f"arms/sphere_no_decay_s{seed}" for seed in range(3)]
-    views = dict.fromkeys(SECTIONS, {"sweep": "arms", "where": "arm <> 'sphere_routed'", "runs": dense}) | {
+    runs_shown = [f"arms/sphere_s{seed}" for seed in (1, 0, 2)] + [f"arms/sphere_no_decay_s{i}" for i in range(3)]
+    dense = {"sweep": "arms", "where": "arm <> 'sphere_routed'", "runs": runs_shown}
+    views = dict.fromkeys(SECTIONS, dense) | {
         "Routing": {"sweep": "arms", "where": "arm = 'sphere_routed'"},
         "Time to 0.99": {"sweep": "fractions"},
         "Checkpoints": {"sweep": "arms", "where": "arm = 'sphere'"},

@@ -201,6 +201,8 @@ def test_a_cell_of_the_heat_map_counts_seeds_of_one_setting(tmp_path):
                     rows, name = rows_of([0.1] * late + [1, 1]), f"p{p}_lr{lr}_wd{decay}_s{seed}"
                     more = {"operation": "add", "epochs": 99 + seed, "seed": seed}
                     fabricated(tmp_path, name, rows, p=p, lr=lr, weight_decay=decay, **more)
+    more = {"operation": "add", "epochs": 100, "p": 17, "lr": 0.1, "weight_decay": 1.0}
+    fabricated(tmp_path / "again", "a", rows_of([0.1, 1, 1]), **more)  # setting and seed of another: no further seed
     store = ExperimentStore(tmp_path)
     figure, note, data = draw(store, View(section="Time to 0.99", runs=tuple(store.list_experiments())))
     table = data()

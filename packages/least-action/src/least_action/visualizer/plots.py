@@ -272,7 +272,7 @@ def shade(figure: go.Figure, experiment: ExperimentData, panels: int, view: View
 
 def heat_map(experiments: Sequence[ExperimentData], view: View) -> tuple[go.Figure, pd.DataFrame]:
     """Median epochs to 0.99 over two fields, and the table behind it. The runs of a cell differ in the seed alone: every
-    setting of the other fields has a panel.
+    setting of the other fields has a panel, and a run made twice counts once, by its longest.
 
     Unless the view names them, the fields are weight decay and fraction where both differ. UserError where nothing but
     the seed differs, and for more than PANELS panels.
@@ -282,8 +282,12 @@ def heat_map(experiments: Sequence[ExperimentData], view: View) -> tuple[go.Figu
         raise UserError("The runs shown differ in no field but the seed; choose a sweep over one or two fields")
     rows, columns = heat_map_fields(experiments, view)
     others = telling_fields(experiments, beyond=by)
+    longest: dict[Any, ExperimentData] = {}
+    for experiment in sorted(experiments, key=lambda experiment: experiment.max_epoch):
+        cell = tuple(repr(experiment.config.get(name)) for name in by)
+        longest[cell, experiment.setting, experiment.seeds] = experiment
     panels: dict[tuple[Any, ...], list[ExperimentData]] = {}
-    for experiment in experiments:
+    for experiment in longest.values():
         if experiment.events is not None:
             panels.setdefault(tuple(experiment.config.get(name) for name in others), []).append(experiment)
     if not panels:
