@@ -161,6 +161,16 @@ def table(store: ExperimentStore, names: Sequence[str], all_columns: bool = Fals
     return frame.astype(dict.fromkeys(epochs, "Int64"))  # whole numbers beside gaps
 
 
+def widths(frame: pd.DataFrame) -> list[str]:
+    """Of the table's columns, by the longest text of each, so that as many as can be stand side by side: a name whole, up
+    to a limit, a long value cut off."""
+    pixels = []
+    for name in frame:
+        longest = max(map(len, map(str, frame[name])), default=0)
+        pixels.append(min(230 if name == "run" else 112, max(22 + round(7.2 * len(name)), 20 + 7 * longest)))
+    return [f"{width}px" for width in pixels]
+
+
 def status(store: ExperimentStore) -> str:
     """One or two sentences on what there is."""
     states = [e.state for e in store.experiments.values()]
@@ -279,8 +289,9 @@ def build(store: ExperimentStore) -> gr.Blocks:
             short = plots.labels(list(store.experiments.values()))
             there = ["", *differing_fields(runs)]
             rows, columns = (name if name in there else "" for name in (view.rows, view.columns))
+            frame = table(store, listed_names, view.all_columns)
             return [
-                table(store, listed_names, view.all_columns), status(store) + problem,
+                gr.update(value=frame, column_widths=widths(frame)), status(store) + problem,
                 gr.update(choices=[(label, name) for name, label in short.items()], value=list(view.runs or ())),
                 gr.update(choices=[ALL, *groups], value=view.sweep), gr.update(choices=there, value=rows),
                 gr.update(choices=there, value=columns), (store.version, tuple(listed_names)),
@@ -392,7 +403,7 @@ def controls() -> dict[str, Any]:
             c["dark"] = gr.Checkbox(False, label="dark", elem_id="dark", container=False, min_width=60)
             c["export"] = gr.Button("Export figure and data", size="sm", elem_id="export", min_width=160)
     with gr.Row():
-        left, right = gr.Column(scale=3, min_width=340), gr.Column(scale=7, min_width=560)
+        left, right = gr.Column(scale=4, min_width=340), gr.Column(scale=8, min_width=560)
     with left:
         with gr.Column():
             c["sweep"] = gr.Dropdown([ALL], value=ALL, label="sweep", elem_id="sweep", scale=1)
@@ -402,7 +413,6 @@ def controls() -> dict[str, Any]:
             )  # fmt: skip
         c["table"] = gr.Dataframe(
             interactive=False, max_height=420, show_search="search", elem_id="table", show_label=False, pinned_columns=1,
-            column_widths=["175px"],
         )  # fmt: skip
         c["all_columns"] = gr.Checkbox(False, label="all columns", elem_id="all_columns", container=False)
         label = "shown (a click on a row adds or removes it)"
