@@ -74,16 +74,20 @@ def one_line() -> Iterator[str]:
 def screenshots(runs: Path, target: Path) -> None:
     """The whole page once, of the other sections the figure."""
     target.mkdir(exist_ok=True)
-    dense, one = {"sweep": "arms", "where": "arm <> 'sphere_routed'"}, {"sweep": "arms", "where": "arm = 'sphere'"}
+    # The phases that are shaded are those of the first run named: one with a long plateau.
+    runs_shown = [f"arms/sphere_s{seed}" for seed in (1, 0, 2)] + [f"arms/sphere_no_decay_s{i}" for i in range(3)]
+    dense = {"sweep": "arms", "where": "arm <> 'sphere_routed'", "runs": runs_shown}
     views = dict.fromkeys(SECTIONS, dense) | {
+        # On the sphere a representation has the norm 1, and all weights decay.
+        "Model properties": dense | {"metrics": ["weight_norm", "logit_scale"]},
         "Routing": {"sweep": "arms", "where": "arm = 'sphere_routed'"},
-        "Time to grok": {"sweep": "fractions"},
-        "Checkpoints": one,
+        "Time to 0.99": {"sweep": "fractions"},
+        "Checkpoints": {"sweep": "arms", "where": "arm = 'sphere'"},
     }
     with explorer(runs) as address, browser() as chromium:
         for section, query in views.items():
             page = chromium.new_page(viewport={"width": 1240, "height": 1000})
-            page.goto(f"{address}/?{urlencode({'section': section} | query)}")
+            page.goto(f"{address}/?{urlencode({'section': section} | query, doseq=True)}")
             wait_for_figure(page)
             page.wait_for_timeout(1500)
             path = target / f"explorer-{section.lower().replace(' ', '-')}.png"
@@ -96,11 +100,11 @@ def screenshots(runs: Path, target: Path) -> None:
 
 
 def reduce(folder: Path) -> None:
-    """128 colours are enough for a page, and keep each PNG under 120 kB."""
+    """256 colours are enough for a page, and keep each PNG under 120 kB."""
     from PIL import Image
 
     for path in folder.glob("explorer-*.png"):
-        Image.open(path).convert("RGB").quantize(128).save(path, optimize=True)
+        Image.open(path).convert("RGB").quantize(256, kmeans=3).save(path, optimize=True)
         print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
 
 

@@ -27,6 +27,7 @@ from least_action.analysis import (
     compute_derived_metrics,
     create_sweep_summary,
     detect_phases,
+    differing_fields,
     get_experiment_group,
     get_layer_display_name,
     get_layer_groups,
@@ -35,11 +36,15 @@ from least_action.analysis import (
     group_by_hyperparameter,
     load_sweep_groups,
     seed_bands,
+    seed_groups,
     snapshot,
+    telling_fields,
     time_to_grok,
 )
 from least_action.analysis.checkpoints import checkpoint_steps, nearest_checkpoint
+from least_action.analysis.loader import BOOKKEEPING, SEEDS
 from least_action.cli import main
+from least_action.config import TrainerConfig
 from studycore.errors import UserError
 from studycore.metrics_log import read_rows, write_parquet
 from studycore.statistics import mean_interval
@@ -310,7 +315,12 @@ def test_phases_are_found_by_windows_and_a_single_touch_does_not_count():
     assert phases.grokking_start == 70
     assert phases.plateau_start == 100
     assert phases.delay == 40
-    assert phases.spans() == [("fitting", 0, 30), ("memorised", 30, 50), ("transition", 50, 70), ("grokked", 70, 110)]
+    assert phases.spans() == [
+        ("fitting", 0, 30),
+        ("memorised", 30, 50),
+        ("transition", 50, 70),
+        ("reached 0.99", 70, 110),
+    ]
 
 
 def test_phases_that_did_not_happen_are_none():
@@ -328,6 +338,25 @@ def test_phases_that_did_not_happen_are_none():
     assert fell.plateau_start is None
     with pytest.raises(UserError, match="no evaluation"):
         detect_phases(pd.DataFrame(rows_of([])).reindex(columns=["step", "train_acc", "test_acc"]))
+
+
+def test_a_commutative_run_that_knows_its_mirror_pairs_alone_stays_memorised(tmp_path):
+    test, new = [0.02, 0.4, 0.4, 0.4, 0.4, 1, 1, 1], [0.02, 0.03, 0.03, 0.5, 0.6, 1, 1, 1]
+    rows = [row | {"new_pairs_acc": value} for row, value in zip(rows_of(test, [0.5] + [1] * 7), new, strict=True)]
+    phases = detect_phases(pd.DataFrame(rows), chance=1 / 59, window=2)
+    assert phases.spans() == [
+        ("fitting", 0, 10),
+        ("memorised", 10, 30),
+        ("transition", 30, 50),
+        ("reached 0.99", 50, 70),
+    ]
+    never = detect_phases(pd.DataFrame(rows[:3]), chance=1 / 59, window=2)
+    assert never.spans() == [("fitting", 0, 10), ("memorised", 10, 20)]
+    old = detect_phases(pd.DataFrame(rows).drop(columns="new_pairs_acc"), chance=1 / 59, window=2)
+    assert (old.memorization_end, phases.memorization_end) == (10, 30)
+    fabricated(tmp_path, "a", rows, p=59)
+    events = ExperimentLoader(tmp_path).load("a").events
+    assert (events.memorised, events.onset, events.test_at_memorised, events.new_at_memorised) == (10, 30, 0.4, 0.03)
 
 
 def test_quality_of_grokking():
@@ -392,6 +421,63 @@ def test_statistics_over_seeds(three):
     assert grouped["n"].tolist() == [1, 2]
     assert grouped["mean"].tolist() == [0.3, 1]
     assert grouped["low"].isna().tolist() == [True, False]
+
+
+def groups_of(tmp_path, runs):
+    """Label -> names of the groups of fabricated runs, given as name -> changes of the configuration."""
+    for name, changes in runs.items():
+        fabricated(tmp_path, name, rows_of([0.1, 0.1]), **changes)
+    loader = ExperimentLoader(tmp_path)
+    groups = seed_groups([loader.load(name) for name in runs])
+    return {label: [run.name for run in members] for label, members in groups.items()}
+
+
+def test_runs_of_one_name_and_different_settings_are_no_seeds_of_each_other(tmp_path):
+    runs = {"x/a_s0": {"p": 59}, "x/a_s1": {"p": 59, "seed": 1}, "y/a_s0": {"p": 113, "hidden_dim": 8}, "y/b": {"p": 5}}
+    groups = groups_of(tmp_path, runs)
+    assert groups == {"a, p 59": ["x/a_s0", "x/a_s1"], "a, p 113": ["y/a_s0"], "b": ["y/b"]}
+
+
+def test_many_fields_that_differ_are_named_by_the_sweep(tmp_path):
+    of = ("p", "lr", "hidden_dim", "weight_decay")
+    settings = [(5, 0.1, 8, 1.0), (7, 0.1, 8, 1.0), (7, 0.2, 8, 1.0), (7, 0.2, 9, 1.0), (7, 0.2, 9, 0.0)]
+    groups = groups_of(tmp_path, {f"sweep{i}/a_s0": dict(zip(of, s, strict=True)) for i, s in enumerate(settings)})
+    assert list(groups) == [f"sweep{i}/a" for i in range(5)]
+
+
+def test_seeds_of_separate_commands_are_one_group(tmp_path):
+    runs = {f"train-{seed}": {"seed": seed, "data_seed": None, "epochs": 400 + seed} for seed in (1, 2, 3)}
+    assert groups_of(tmp_path, runs) == {"one setting": list(runs)}
+    fabricated(tmp_path, "other_s1", rows_of([0.1]), seed=1, lr=0.5)
+    fabricated(tmp_path, "other_s2", rows_of([0.1]), seed=2, lr=0.5)
+    loader = ExperimentLoader(tmp_path)
+    groups = seed_groups([loader.load(name) for name in loader.list_experiments()])
+    assert {label: len(members) for label, members in groups.items()} == {"other": 2, "lr None": 3}
+
+
+def test_a_run_made_twice_is_no_further_seed(tmp_path):
+    groups = groups_of(tmp_path, {f"{sweep}/a_s{seed}": {"seed": seed} for sweep in "xy" for seed in (0, 1)})
+    assert groups == {"x/a": ["x/a_s0", "x/a_s1"], "y/a": ["y/a_s0", "y/a_s1"]}
+    split = groups_of(
+        tmp_path / "split", {"b_s0": {"data_seed": 0}, "c_s0": {"data_seed": 1}, "d_s0": {"data_seed": None}}
+    )
+    assert list(split.values()) == [["b_s0", "c_s0"], ["d_s0"]]  # a split of null is that of the seed, here 0
+
+
+def test_fields_that_tell_settings_apart(tmp_path):
+    plain = {"operation": "add", "p": 7, "lr": 0.1, "model_type": "transformer", "lambda_routing": 0.0, "epochs": 9}
+    changes = [{}, {"seed": 1}, {"epochs": 5}, {"model_type": "routed", "lambda_routing": 1.0}, {"lr": 0.2}]
+    for i, change in enumerate([*changes, {"operation": "compose", "p": 120}]):
+        fabricated(tmp_path, f"r{i}", rows_of([0.1]), **plain | change)
+    loader = ExperimentLoader(tmp_path)
+    runs = [loader.load(name) for name in loader.list_experiments()]
+    assert set(differing_fields(runs)) == {"operation", "p", "lr", "model_type", "lambda_routing", "epochs"}
+    assert telling_fields(runs)[0] == "operation"
+    assert set(telling_fields(runs)) < {"operation", "lr", "model_type", "lambda_routing"}
+    assert len(telling_fields(runs)) == 3  # the routed model's other field, the modulus of S5 and epochs go along
+    assert telling_fields(runs, beyond=["operation", "lr"]) in (["model_type"], ["lambda_routing"])
+    assert telling_fields(runs[:3]) == telling_fields([]) == []
+    assert {*BOOKKEEPING, *SEEDS} <= set(TrainerConfig.__dataclass_fields__)
 
 
 def test_time_to_grok_is_censored(three):

@@ -26,6 +26,19 @@ def test_planted_run():
     assert events.last_epoch == 190
 
 
+def test_the_onset_is_read_on_new_pairs_where_they_were_measured():
+    """Of a commutative operation test accuracy starts at the training fraction: its mirror pairs are known."""
+    made = rows([0.5] + [1.0] * 9, [0.2] + [0.4] * 6 + [1.0] * 3)
+    assert find_events(made, p=113, window=2).onset == 0
+    never = [row | {"new_pairs_acc": 0.09} for row in made]
+    assert find_events(never, p=113, window=2).onset is None
+    risen = [row | {"new_pairs_acc": 0.1 if row["epoch"] >= 50 else 0.09} for row in made]
+    assert find_events(risen, p=113, window=2).onset == 50
+    assert find_events(risen, p=10, window=2).onset is None  # chance is on the plateau
+    for gap in (None, float("nan")):  # a history of two versions is read as an old one
+        assert find_events([*risen[:-1], risen[-1] | {"new_pairs_acc": gap}], p=113, window=2).onset == 0
+
+
 def test_a_touch_is_no_event():
     test = [0.0] * 5 + [1.0, 1.0] + [0.3] * 5 + [1.0, 0.98, 1.0]
     events = find_events(rows([1.0] * 15, test), p=113, window=3)

@@ -24,7 +24,7 @@ in_a_browser = pytest.mark.skipif(bool(LACKS), reason=f"the explorer is not look
 def test_a_view_survives_its_link():
     view = View(
         section="Routing", runs=("a/b c", "d&e"), metrics=("routing_entropy",), lines=EACH, smooth=7, first=10, last=200,
-        where="lr > 1e-3 AND weight_decay = 0", log_y=False, dark=True, rows="lr", percent=0,
+        where="lr > 1e-3 AND weight_decay = 0", log_y=False, dark=True, rows="lr", percent=0, all_columns=True,
     )  # fmt: skip
     assert view_of(parse_qs(view.query())) == view
     none = View(runs=(), sweep="a")
@@ -61,16 +61,22 @@ def test_a_link_names_what_is_there(made):
 
 
 def test_the_table_names_runs_and_leaves_open_what_was_not_reached(made):
-    from least_action.visualizer.app import table
+    from least_action.visualizer.app import FEW, table
 
     store = ExperimentStore(made)
     names = [name for name in store.list_experiments() if name.startswith(SWEEP)]
     frame = table(store, names)
     assert frame["run"].tolist() == [name.removeprefix(f"{SWEEP}/") for name in names]
-    assert {"lr", "weight_decay"} <= set(frame)
-    assert frame["last_epoch"].tolist() == [30] * 8
-    assert frame["grokked"].isna().all()
-    assert list(table(store, [])) == ["run", "memorised", "grokked", "last_epoch", "state"]
+    assert list(frame) == ["run", "lr", "weight_decay", "memorised", "reached 0.99"]
+    assert frame["reached 0.99"].isna().all()
+    assert list(table(store, [])) == ["run", "memorised", "reached 0.99"]
+    more = table(store, names, all_columns=True)
+    assert more["last_epoch"].tolist() == [30] * 8
+    assert list(more)[1:3] == ["lr", "weight_decay"] and list(more)[-1] == "state"
+    mixed = table(
+        store, store.list_experiments()
+    )  # the routed run differs in more, of which what tells it apart is shown
+    assert len(list(mixed)) <= 1 + FEW + 2 and "stop_after_grok" not in mixed
 
 
 def test_the_lowest_panel_of_each_column_has_its_epochs(made):
@@ -96,7 +102,7 @@ def test_lines_of_many_arms_differ_and_phases_have_a_legend(tmp_path):
     assert len({(t.line.color, t.line.dash) for t in drawn}) == len(drawn) == 12
     named = [t.name for t in figure.data if t.legend == "legend2"]
     assert named
-    assert set(named) <= {"fitting", "memorised", "transition", "grokked"}
+    assert set(named) <= {"fitting", "memorised", "transition", "reached 0.99"}
     assert not [t for t in curves(experiments, View(shade=False)).data if t.legend == "legend2"]
 
 
@@ -155,7 +161,7 @@ def test_the_heat_map_tells_never_from_not_memorised(tmp_path):
     # By index: the browser would take the name "0.1" of a category for a place between two of them.
     at = {(rows[a.y], columns[a.x]): a.text for a in figure.layout.annotations}
     assert "<b>10</b>" in at["0.1", "1.0"] or "<b>10</b>" in at["1.0", "0.1"]
-    assert any("<b>10</b><br>1 of 1 grokked" in text for text in texts)
+    assert any("<b>10</b><br>1 of 1 reached 0.99" in text for text in texts)
     assert any("> 20</b><br>memorised" in text for text in texts)
     assert any("> 20</b><br>did not memorise" in text for text in texts)
 
@@ -175,10 +181,82 @@ def test_the_atlas_is_drawn_by_fraction_and_decay_one_operation_at_a_time(tmp_pa
     assert (figure.layout.xaxis.title.text, figure.layout.yaxis.title.text) == ("train_frac", "weight_decay")
     assert table.groupby("operation")["n"].agg(list).to_dict() == {"add": [1] * 4, "compose": [1] * 4}
     assert set(table[table["operation"] == "add"]["median"]) != set(table[table["operation"] == "compose"]["median"])
-    titles = [a.text for a in figure.layout.annotations if "grokked" not in a.text]
+    titles = [a.text for a in figure.layout.annotations if "reached" not in a.text]
     assert [title.partition(",")[0] for title in titles] == ["addition mod 5", "composition in S5"]
     figure, table = heat_map(list(ExperimentStore(tmp_path).experiments.values()), View(rows="operation"))
-    assert figure.layout.yaxis.title.text == "operation" and table["n"].tolist() == [2] * 4
+    assert figure.layout.yaxis.title.text == "operation" and table["n"].tolist() == [1] * 8
+    assert table["train_frac"].tolist() == [0.2] * 4 + [0.4] * 4
+
+
+def test_a_cell_of_the_heat_map_counts_seeds_of_one_setting(tmp_path):
+    """p by rate by decay, as in transformer_sweep: a panel each modulus, where one map would take three settings for seeds."""
+    from least_action.visualizer.app import draw
+    from least_action.visualizer.plots import PANELS
+
+    for p in (17, 113):
+        for lr in (0.1, 0.2):
+            for decay in (0.0, 0.5, 1.0):
+                late = 3 if decay == 0 else 1
+                for seed in (0, 1):
+                    rows, name = rows_of([0.1] * late + [1, 1]), f"p{p}_lr{lr}_wd{decay}_s{seed}"
+                    more = {"operation": "add", "epochs": 99 + seed, "seed": seed}
+                    fabricated(tmp_path, name, rows, p=p, lr=lr, weight_decay=decay, **more)
+    more = {"operation": "add", "epochs": 100, "p": 17, "lr": 0.1, "weight_decay": 1.0}
+    fabricated(tmp_path / "again", "a", rows_of([0.1, 1, 1]), **more)  # setting and seed of another: no further seed
+    store = ExperimentStore(tmp_path)
+    figure, note, data = draw(store, View(section="Time to 0.99", runs=tuple(store.list_experiments())))
+    table = data()
+    assert table["n"].tolist() == [2] * 12 and table["p"].tolist() == [17] * 6 + [113] * 6
+    titles = [a.text for a in figure.layout.annotations if "reached" not in a.text]
+    assert titles == ["addition mod 17, 100 epochs at most", "addition mod 113, 100 epochs at most"]
+    assert (figure.layout.xaxis.title.text, figure.layout.yaxis.title.text) == ("weight_decay", "lr")
+    assert note.endswith("A panel for each p.")
+    by_decay = draw(store, View(section="Time to 0.99", runs=tuple(store.list_experiments()), rows="p", columns="lr"))
+    assert [a.text for a in by_decay[0].layout.annotations][:3] == [f"weight_decay {x}, 100 epochs at most" for x in (0.0, 0.5, 1.0)]  # fmt: skip
+    many = [f"m{i}" for i in range(PANELS + 1)]
+    for i, name in enumerate(many):
+        fabricated(
+            tmp_path,
+            name,
+            rows_of([0.1, 1, 1]),
+            p=7,
+            lr=0.1 * (i % 2),
+            weight_decay=0.1 * (i % 3),
+            init_std=float(i),
+            epochs=9,
+        )
+    store.refresh()
+    view = View(section="Time to 0.99", runs=tuple(many[:PANELS]), rows="lr", columns="weight_decay")
+    assert len(draw(store, view)[2]()) == PANELS  # so many panels find room
+    view = View(section="Time to 0.99", runs=tuple(many), rows="lr", columns="weight_decay")
+    assert f"{PANELS + 1} settings of init_std, a panel each; choose runs" in draw(store, view)[1]
+
+
+def test_runs_of_other_settings_are_lines_of_their_own(tmp_path):
+    from least_action.visualizer.plots import curves
+
+    for sweep, p in (("x", 59), ("y", 113)):
+        for seed in (0, 1):
+            fabricated(tmp_path, f"{sweep}/sphere_s{seed}", rows_of([p / 200, 0.5]), p=p, seed=seed)
+    experiments = list(ExperimentStore(tmp_path).experiments.values())
+    drawn = {t.name: list(t.y) for t in curves(experiments, View(metrics=("test_acc",))).data if t.showlegend}
+    assert drawn == {"sphere, p 59 (2)": [59 / 200, 0.5], "sphere, p 113 (2)": [113 / 200, 0.5]}
+
+
+def test_grokked_is_not_said_of_what_counts_without_a_plateau(made, tmp_path):
+    """A run that generalises while it memorises has reached 0.99 and has not grokked."""
+    from least_action.visualizer.app import draw, table
+
+    for seed in (0, 1):
+        fabricated(tmp_path, f"a{seed}", rows_of([0.1, 1, 1, 1], [0.1, 1, 1, 1]), lr=0.1 + seed, seed=seed)
+    store = ExperimentStore(tmp_path)
+    names = tuple(store.list_experiments())
+    said = [*SECTIONS, *table(store, names)]
+    for section in ("Training", "Time to 0.99"):
+        figure, note, _ = draw(store, View(section=section, runs=names))
+        said += [note, *(a.text for a in figure.layout.annotations), *(trace.name or "" for trace in figure.data)]
+    assert [text for text in said if "grok" in text.lower()] == []
+    assert {"reached 0.99", "<b>10</b><br>1 of 1 reached 0.99"} <= set(said)
 
 
 def test_a_checkpoint_of_s5_is_shown_without_spectra_and_says_why(tmp_path, small, train):
@@ -208,7 +286,7 @@ def test_empty_and_odd_selections_are_sentences(made, tmp_path):
         in draw(store, View(section="Routing", runs=tuple(store.list_experiments()[1:3])))[1]
     )
     one = (f"{SWEEP}/p7_lr3e-4_wd1.0_s42",)
-    assert "differ in no field" in draw(store, View(section="Time to grok", runs=one))[1]
+    assert "differ in no field" in draw(store, View(section="Time to 0.99", runs=one))[1]
     fabricated(tmp_path, "no_checkpoint", rows_of([0.1]))
     assert (
         "keeps no checkpoint"
@@ -327,6 +405,24 @@ def test_first_view_shows_a_sweep_and_says_what_is_broken(page, served):
 
 
 @in_a_browser
+def test_the_fields_that_differ_are_seen_in_a_narrow_window(chromium, served):
+    page = chromium.new_page(viewport={"width": 1000, "height": 1100})
+    open_page(page, served[0])
+    heads = page.locator("#table .virtual-row, #table th, #table [role=columnheader]")
+    until(lambda: heads.count() > 0, "a head")
+    seen = """name => [...document.querySelectorAll('#table th')].filter(e => e.innerText.trim() === name).some(e => {
+        const head = e.getBoundingClientRect(), whole = document.querySelector('#table').getBoundingClientRect();
+        return head.width > 0 && head.right <= whole.right + 1 && head.bottom > whole.top; })"""
+    for name in ("lr", "weight_decay"):
+        until(lambda: page.evaluate(seen, name), name)  # noqa: B023
+    assert not page.evaluate(seen, "state") and not page.evaluate(seen, "last_epoch")
+    page.locator("#all_columns input").click()
+    until(lambda: query(page).get("all_columns") == ["1"], "the link says so")
+    until(lambda: page.locator("#table th", has_text="last_epoch").count() > 0, "all columns")
+    page.close()
+
+
+@in_a_browser
 def test_two_runs_by_a_click_each_and_another_metric(page, served):
     open_page(page, served[0])
     page.locator("#none").click()
@@ -367,8 +463,8 @@ def test_a_zoom_is_the_epoch_range_of_every_section_and_the_link_restores_it(pag
 
 @in_a_browser
 def test_the_cells_of_the_heat_map_have_their_text_inside(page, served):
-    open_page(page, served[0], f"section=Time+to+grok&sweep={SWEEP}")
-    wait_for_figure(page, "grokked")
+    open_page(page, served[0], f"section=Time+to+0.99&sweep={SWEEP}")
+    wait_for_figure(page, "reached 0.99")
     places = page.evaluate(
         """() => [...document.querySelectorAll('#figure .annotation')].map(e => {
         const box = e.getBoundingClientRect(); return [Math.round(box.x), Math.round(box.y)]; })"""
@@ -432,8 +528,8 @@ def test_filters_sections_of_their_own_and_export(page, served):
     field(page, "where").fill("")
     page.keyboard.press("Enter")
     until(lambda: len(lines(page)) > 1, "all again")
-    page.locator("#section").get_by_text("Time to grok").click()
-    wait_for_figure(page, "grokked")
+    page.locator("#section").get_by_text("Time to 0.99").click()
+    wait_for_figure(page, "reached 0.99")
     page.locator("#section").get_by_text("Checkpoints").click()
     wait_for_figure(page, "norms of layers")
     page.locator("#export").click()

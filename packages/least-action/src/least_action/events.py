@@ -5,6 +5,7 @@ has not had it and is censored at its last evaluation. Whether it then stays is 
 and the evaluation from which on no other fell below.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -31,7 +32,7 @@ class Events:
     memorised: int | None
     """Training accuracy at least 0.99."""
     onset: int | None
-    """Test accuracy at least 5 points above chance, 1/p."""
+    """Generalisation begins, as `onset_of` reads it."""
     grokked_95: int | None
     grokked_99: int | None
     delay: int | None
@@ -70,6 +71,20 @@ def grokked_epoch(rows: Sequence[dict[str, Any]], config: TrainerConfig) -> int 
     return find_events(rows, config.p, config.event_window).grokked_99 if rows else None
 
 
+def onset_of(
+    epochs: Sequence[int], test: Sequence[float], new: Sequence[float | None], chance: float, window: int
+) -> int | None:
+    """When generalisation begins: accuracy on new pairs leaves the plateau and is 5 points above chance.
+
+    Test accuracy 5 points above chance in a history in which an evaluation lacks new pairs: a reading that comes too
+    early for a commutative operation.
+    """
+    measured = [value for value in new if value is not None and not math.isnan(value)]
+    if len(measured) < len(test):
+        return first_window(epochs, test, chance + ONSET_ABOVE_CHANCE, window)
+    return first_window(epochs, measured, max(PLATEAU, chance + ONSET_ABOVE_CHANCE), window)
+
+
 def find_events(rows: Sequence[dict[str, Any]], p: int, window: int) -> Events:
     """Events of a run's rows (those with accuracies). ValueError without any."""
     evaluated = [row for row in rows if "test_acc" in row]
@@ -80,19 +95,19 @@ def find_events(rows: Sequence[dict[str, Any]], p: int, window: int) -> Events:
     memorised = first_window(epochs, train, MEMORISED, window)
     grokked = {name: first_window(epochs, test, level, window) for name, level in LEVELS.items()}
     delay = None if memorised is None or grokked["grokked_99"] is None else grokked["grokked_99"] - memorised
-    onset = first_window(epochs, test, 1 / p + ONSET_ABOVE_CHANCE, window)
+    new = [row.get("new_pairs_acc") for row in evaluated]
     level, stays = GROKKED, len(test)
     while stays > 0 and test[stays - 1] >= level:
         stays -= 1
     after = [] if grokked["grokked_99"] is None else test[epochs.index(grokked["grokked_99"]) + window :]
     return Events(
-        memorised, onset, grokked["grokked_95"], grokked["grokked_99"], delay, epochs[-1],
+        memorised, onset_of(epochs, test, new, 1 / p, window), grokked["grokked_95"], grokked["grokked_99"], delay, epochs[-1],
         crossed_99=first_window(epochs, test, level, 1),
         sustained_99=epochs[stays] if len(test) - stays >= window else None,
         held_99=sum(value >= level for value in after) / len(after) if after else None,
         evaluations_after=len(after),
         test_at_memorised=None if memorised is None else test[epochs.index(memorised)],
-        new_at_memorised=None if memorised is None else evaluated[epochs.index(memorised)].get("new_pairs_acc"),
+        new_at_memorised=None if memorised is None else new[epochs.index(memorised)],
     )  # fmt: skip
 
 

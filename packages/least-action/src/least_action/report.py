@@ -114,7 +114,7 @@ def event_table(runs: Sequence[dict[str, Any]], folded: bool = False) -> Table:
         "run", "memorised", "onset", "0.95 held", "0.99 first", "0.99 held", "0.99 to the end", "delay",
         "test accuracy at memorisation", "on new pairs", "stability", "last test accuracy",
     )  # fmt: skip
-    note = '"> n": not within the n epochs that the run lasted (censored). Held: in the evaluations of a window. Stability: share of evaluations at 0.99 after that.'
+    note = '"> n": not within the n epochs that the run lasted (censored). Onset: accuracy on new pairs leaves the plateau. Held: in the evaluations of a window. Stability: share of evaluations at 0.99 after that.'
     return Table("Events (epochs)", columns, rows, note, folded=folded)
 
 

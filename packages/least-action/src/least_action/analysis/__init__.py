@@ -13,8 +13,11 @@ from least_action.analysis.checkpoints import get_routing_at_step, nearest_check
 from least_action.analysis.comparison import (
     align_by_epoch,
     create_sweep_summary,
+    differing_fields,
     group_by_hyperparameter,
     seed_bands,
+    seed_groups,
+    telling_fields,
     time_to_grok,
 )
 from least_action.analysis.loader import (
@@ -39,6 +42,7 @@ __all__ = [
     "compute_derived_metrics",
     "create_sweep_summary",
     "detect_phases",
+    "differing_fields",
     "get_experiment_group",
     "get_layer_display_name",
     "get_layer_groups",
@@ -48,6 +52,8 @@ __all__ = [
     "load_sweep_groups",
     "nearest_checkpoint",
     "seed_bands",
+    "seed_groups",
     "snapshot",
+    "telling_fields",
     "time_to_grok",
 ]

@@ -1,15 +1,80 @@
 """Several experiments: aligned by epoch, grouped by a field of the configuration, summarised, and how long they took to grok."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from least_action.analysis.loader import ExperimentData
+from least_action.analysis.loader import BOOKKEEPING, SEEDS, ExperimentData, arm_of, get_experiment_group
 from least_action.survival import kaplan_meier
 from studycore.errors import UserError
 from studycore.statistics import mean_interval
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+TASK = ("operation", "p")
+"""Fields that say what is learnt."""
+LONGEST_LABEL = 3
+"""Fields in the label of a group, beyond which its sweep tells it apart."""
+
+
+def differing_fields(experiments: Sequence[ExperimentData]) -> list[str]:
+    """Fields of the configurations that are not the same in all, seeds left out."""
+    names = dict.fromkeys(name for e in experiments for name in e.config)
+    return [n for n in names if n not in SEEDS and len({repr(e.config.get(n)) for e in experiments}) > 1]
+
+
+def telling_fields(experiments: Sequence[ExperimentData], beyond: Sequence[str] = ()) -> list[str]:
+    """The fields that it takes to tell settings apart, those of the task first, where `beyond` is known already.
+
+    A field is left out that goes with those before it, such as a routed model's regulariser, and so is bookkeeping.
+    """
+    names = [name for name in differing_fields(experiments) if name not in (*beyond, *BOOKKEEPING)]
+    told, parts = list(beyond), _parts(experiments, beyond)
+    for name in [*(n for n in TASK if n in names), *(n for n in names if n not in TASK)]:
+        if (more := _parts(experiments, [*told, name])) > parts:
+            told, parts = [*told, name], more
+    return told[len(beyond) :]
+
+
+def _parts(experiments: Sequence[ExperimentData], names: Sequence[str]) -> int:
+    """Into how many the fields part the experiments."""
+    return len({tuple(repr(e.config.get(name)) for name in names) for e in experiments})
+
+
+def seed_groups(experiments: Sequence[ExperimentData]) -> dict[str, list[ExperimentData]]:
+    """Label -> the seeds of one setting, whatever sweep or command made them.
+
+    A run that repeats setting and seeds of another is no further seed of it and belongs to a further group. The label
+    is the name that the runs share without their seed; where groups share it too, with the fields that tell them apart
+    or else the sweep; for runs of different names those fields alone.
+    """
+    groups: dict[Any, list[ExperimentData]] = {}
+    seen: Counter[Any] = Counter()
+    for experiment in experiments:
+        again = seen[experiment.setting, experiment.seeds]
+        seen[experiment.setting, experiment.seeds] += 1
+        groups.setdefault((experiment.setting, again), []).append(experiment)
+    return dict(zip(_labels(list(groups.values())), groups.values(), strict=True))
+
+
+def _labels(groups: Sequence[Sequence[ExperimentData]]) -> list[str]:
+    """Of each group its own."""
+    firsts = [members[0] for members in groups]
+    arms = [{arm_of(e.name) for e in members} for members in groups]
+    labels = [min(names) if len(names) == 1 else "" for names in arms]
+    for label in [label for label, count in Counter(labels).items() if count > 1 or not label]:
+        alike = [i for i, other in enumerate(labels) if other == label]
+        fields = telling_fields([firsts[i] for i in alike] if label else firsts)
+        for i in alike:
+            values = [f"{name} {firsts[i].config.get(name)}" for name in fields]
+            if label and not 0 < len(values) <= LONGEST_LABEL:
+                labels[i] = f"{get_experiment_group(firsts[i].name)}/{label}"
+            else:
+                labels[i] = ", ".join([label] * bool(label) + values) or "one setting"
+    counts = Counter(labels)
+    return [first.name if counts[label] > 1 else label for first, label in zip(firsts, labels, strict=True)]
 
 
 def align_by_epoch(
@@ -110,9 +175,10 @@ def create_sweep_summary(
 
 
 def time_to_grok(experiments: Sequence[ExperimentData], by: Sequence[str]) -> "pd.DataFrame":
-    """A row per combination of fields: runs, memorised, grokked, and the Kaplan-Meier median of epochs to 0.99.
+    """A row per combination of fields: n runs, how many memorised and how many reached 0.99 (`grokked`, after a plateau
+    or not), and the Kaplan-Meier median of epochs to 0.99.
 
-    Runs that did not grok count as censored at their last epoch; a median that was not reached is missing.
+    Runs that did not reach it count as censored at their last epoch; a median that was not reached is missing.
     """
     import pandas as pd
 

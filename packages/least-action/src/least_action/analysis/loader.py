@@ -28,6 +28,12 @@ DEPTH = 4
 """Folders below the given one that are searched: runs / study / sweep / experiment."""
 SINGLE = "single runs"
 """The group of an experiment that belongs to no sweep."""
+SEEDS = ("seed", "data_seed")
+BOOKKEEPING = (
+    "epochs", "stop_after_grok", "log_every", "sensitivity_every", "checkpoint_every", "compute_weight_curvature",
+    "weight_curvature_interval", "curvature_probes", "metric_samples", "compute_optimizer_metrics",
+)  # fmt: skip
+"""Fields that say how long a run goes on and what is looked at on the way: they change no step of its training."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +59,21 @@ class ExperimentData:
         names = ["epoch", "train_acc", "test_acc"]
         if not set(names) <= set(self.history.column_names):
             return None
+        names += ["new_pairs_acc"] if "new_pairs_acc" in self.history.column_names else []
         rows = [row for row in self.history.select(names).to_pylist() if row["test_acc"] is not None]
         return find_events(rows, int(self.config["p"]), int(self.config["event_window"])) if rows else None
+
+    @cached_property
+    def setting(self) -> tuple[tuple[str, str], ...]:
+        """Its configuration without seeds and BOOKKEEPING: what the seeds of one experiment share."""
+        left_out = (*SEEDS, *BOOKKEEPING)
+        return tuple(sorted((name, repr(value)) for name, value in self.config.items() if name not in left_out))
+
+    @property
+    def seeds(self) -> tuple[int, int]:
+        """Of the training and of the split."""
+        seed, of_split = self.config["seed"], self.config.get("data_seed")
+        return seed, seed if of_split is None else of_split
 
     @property
     def max_epoch(self) -> int:
@@ -107,7 +126,7 @@ def read_experiment(name: str, folder: Path) -> ExperimentData:
         raise UserError(f"{folder}/config.yaml: holds no whole number {lacks[0]}; restore the file")
     state = state_of(folder, manifest)
     history = read_history(folder, finished=state == "done")
-    for column in {"step", "epoch", "train_acc", "test_acc"} & set(history.column_names):
+    for column in {"step", "epoch", "train_acc", "test_acc", "new_pairs_acc"} & set(history.column_names):
         if (kind := str(history.schema.field(column).type)) not in ("int64", "double", "null"):
             raise UserError(
                 f"{folder}: its column {column} holds {kind} and no numbers; restore it or make the run again"

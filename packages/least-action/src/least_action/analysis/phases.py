@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from least_action.events import GROKKED, MEMORISED, ONSET_ABOVE_CHANCE, first_window
+from least_action.events import GROKKED, MEMORISED, first_window, onset_of
 from studycore.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ class GrokkingPhases:
     memorization_start: int | None
     """Training accuracy holds 0.99."""
     memorization_end: int | None
-    """After memorising, test accuracy holds `onset` above chance: the transition begins."""
+    """After memorising, generalisation begins (`onset_of`): the transition begins."""
     grokking_start: int | None
     """Test accuracy holds 0.99."""
     plateau_start: int | None
@@ -40,7 +40,7 @@ class GrokkingPhases:
             ("fitting", 0),
             ("memorised", self.memorization_start),
             ("transition", self.memorization_end),
-            ("grokked", self.grokking_start),
+            ("reached 0.99", self.grokking_start),
         ]
         begun = [(name, start) for name, start in starts if start is not None]
         ends = [start for _, start in begun[1:]] + [self.last_step]
@@ -50,13 +50,16 @@ class GrokkingPhases:
 def detect_phases(history: "pd.DataFrame", chance: float = 0.0, window: int = WINDOW) -> GrokkingPhases:
     """Phases of a history with step, train_acc and test_acc; `chance` is the accuracy of guessing, 1 / p.
 
+    With new_pairs_acc too the transition begins when accuracy on new pairs rises: test accuracy starts at the training
+    fraction where mirror images are known.
     UserError when a column is missing or nothing was evaluated.
     """
     evaluated = _evaluated(history)
     steps, train, test = (evaluated[name].tolist() for name in ("step", "train_acc", "test_acc"))
     memorised = first_window(steps, train, MEMORISED, window)
     grokked = first_window(steps, test, GROKKED, window)
-    risen = first_window(steps, test, chance + ONSET_ABOVE_CHANCE, window)
+    new = evaluated["new_pairs_acc"].tolist() if "new_pairs_acc" in evaluated else [None] * len(test)
+    risen = onset_of(steps, test, new, chance, window)
     leaves = None if risen is None or memorised is None else max(risen, memorised)
     if leaves is not None and grokked is not None:
         leaves = min(leaves, max(grokked, memorised or 0))

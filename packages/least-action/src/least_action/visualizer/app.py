@@ -14,15 +14,25 @@ import gradio as gr
 import pandas as pd
 
 import least_action.visualizer.plots as plots
-from least_action.analysis import ExperimentData, ExperimentStore, get_experiment_group, nearest_checkpoint, snapshot
+from least_action.analysis import (
+    ExperimentData,
+    ExperimentStore,
+    differing_fields,
+    get_experiment_group,
+    nearest_checkpoint,
+    seed_groups,
+    snapshot,
+    telling_fields,
+)
 from least_action.analysis.checkpoints import Snapshot, checkpoint_steps
-from least_action.analysis.loader import arm_of
 from least_action.config import SPECTRA_LEFT_OUT
 from least_action.visualizer.view import ALL, BAND, EACH, SECTIONS, SMOOTHEST, View, view_of
 from studycore.errors import UserError
 
 SECONDS = 3
 """Between looks at the folder."""
+FEW = 4
+"""Fields in the table, unless all columns are asked for."""
 KEPT = 32
 """Figures that are kept, for a page that shows the same runs in the same way again."""
 CSS = """
@@ -35,7 +45,7 @@ CSS = """
 #runs .wrap-inner, #runs .wrap {max-height: 92px; overflow-y: auto}
 #section .wrap, #lines .wrap {gap: 4px}
 #section label, #lines label {padding: 3px 8px}
-#live, #dark, #log_y, #log_x, #shade {padding: 5px 10px}
+#live, #dark, #log_y, #log_x, #shade, #all_columns {padding: 5px 10px}
 """
 LINK = "(query) => { history.replaceState(null, '', query ? '?' + query : location.pathname); }"
 DARK = "(dark) => { document.body.classList.toggle('dark', dark); }"
@@ -127,20 +137,38 @@ def link(store: ExperimentStore, view: View) -> str:
     return view.query()
 
 
-def table(store: ExperimentStore, names: Sequence[str]) -> pd.DataFrame:
-    """A row per run: its name, its events, the fields in which the runs differ, its last accuracies and its state."""
+def table(store: ExperimentStore, names: Sequence[str], all_columns: bool = False) -> pd.DataFrame:
+    """A row per run: its name, the fields that tell the settings apart, its events, and its state where not all are done.
+
+    With all columns every field in which the runs differ, the last evaluation's epoch and accuracies, and the state.
+    """
     runs = [store.experiments[name] for name in names]
-    short, differing, rows = plots.labels(runs), plots.differing_fields(runs), []
+    fields_shown = differing_fields(runs) if all_columns else telling_fields(runs)[:FEW]
+    short, rows, with_state = plots.labels(runs), [], all_columns or any(run.state != "done" for run in runs)
     for run in runs:
         events = {} if run.events is None else run.events.as_dict()
         last = run.history.slice(len(run.history) - 1).to_pylist()[0] if len(run.history) else {}
-        accuracy = {name: round(last[name], 4) for name in ("train_acc", "test_acc") if last.get(name) is not None}
-        row = {"run": short[run.name], "memorised": events.get("memorised"), "grokked": events.get("grokked_99")}
-        row |= {name: run.config.get(name) for name in differing} | accuracy
-        rows.append(row | {"last_epoch": events.get("last_epoch"), "state": run.state})
-    frame = pd.DataFrame(rows, columns=None if rows else ["run", "memorised", "grokked", "last_epoch", "state"])
-    epochs = ["memorised", "grokked", "last_epoch"]
+        row = {"run": short[run.name]} | {name: run.config.get(name) for name in fields_shown}
+        row |= {"memorised": events.get("memorised"), "reached 0.99": events.get("grokked_99")}
+        if all_columns:
+            row |= {name: round(last[name], 4) for name in ("train_acc", "test_acc") if last.get(name) is not None}
+            row["last_epoch"] = events.get("last_epoch")
+        if with_state:
+            row["state"] = run.state
+        rows.append(row)
+    frame = pd.DataFrame(rows, columns=None if rows else ["run", "memorised", "reached 0.99"])
+    epochs = {"memorised", "reached 0.99", "last_epoch"} & set(frame)
     return frame.astype(dict.fromkeys(epochs, "Int64"))  # whole numbers beside gaps
+
+
+def widths(frame: pd.DataFrame) -> list[str]:
+    """Of the table's columns, by the longest text of each, so that as many as can be stand side by side: a name whole, up
+    to a limit, a long value cut off."""
+    pixels = []
+    for name in frame:
+        longest = max(map(len, map(str, frame[name])), default=0)
+        pixels.append(min(230 if name == "run" else 112, max(22 + round(7.2 * len(name)), 20 + 7 * longest)))
+    return [f"{width}px" for width in pixels]
 
 
 def status(store: ExperimentStore) -> str:
@@ -167,13 +195,12 @@ def draw(store: ExperimentStore, view: View) -> tuple[Any, str, Callable[[], pd.
             raise UserError("There is nothing to show yet")
         if not runs:
             raise UserError("No run is chosen; choose some above")
-        if view.section == "Time to grok":
+        if view.section == "Time to 0.99":
             figure, data = plots.heat_map(runs, view)
-            return (
-                figure,
-                "Kaplan-Meier median of the epochs to 0.99 held-out accuracy; grey: not reached.",
-                lambda: data,
-            )
+            others = telling_fields(runs, beyond=plots.heat_map_fields(runs, view))
+            note = "Kaplan-Meier median over seeds of the epochs to 0.99 held-out accuracy; grey: not reached."
+            note += f" A panel for each {' and '.join(others)}." if others else ""
+            return figure, note, lambda: data
         if view.section == "Checkpoints":
             return draw_checkpoint(runs[0], view)
         figure = plots.curves(runs, view)
@@ -182,7 +209,7 @@ def draw(store: ExperimentStore, view: View) -> tuple[Any, str, Callable[[], pd.
     note = f"Shaded: the phases of {runs[0].name}." if view.shade else ""
     if view.lines == BAND:
         note += " Lines: means over seeds, in a band from the lowest to the highest"
-        few = len({arm_of(run.name) for run in runs}) <= len(plots.COLOURS)
+        few = len(seed_groups(runs)) <= len(plots.COLOURS)
         note += "; each seed thinly behind." if few else "."
     return figure, note, lambda: curves_data(runs, view)
 
@@ -260,10 +287,11 @@ def build(store: ExperimentStore) -> gr.Blocks:
             runs = [store.experiments[name] for name in listed_names]
             groups = dict.fromkeys(map(get_experiment_group, store.list_experiments()))
             short = plots.labels(list(store.experiments.values()))
-            there = ["", *plots.differing_fields(runs)]
+            there = ["", *differing_fields(runs)]
             rows, columns = (name if name in there else "" for name in (view.rows, view.columns))
+            frame = table(store, listed_names, view.all_columns)
             return [
-                table(store, listed_names), status(store) + problem,
+                gr.update(value=frame, column_widths=widths(frame)), status(store) + problem,
                 gr.update(choices=[(label, name) for name, label in short.items()], value=list(view.runs or ())),
                 gr.update(choices=[ALL, *groups], value=view.sweep), gr.update(choices=there, value=rows),
                 gr.update(choices=there, value=columns), (store.version, tuple(listed_names)),
@@ -275,7 +303,7 @@ def build(store: ExperimentStore) -> gr.Blocks:
                 choices=list(SECTIONS[view.section]), value=list(view.chosen_metrics), visible=is_curves
             )
             return [
-                metrics, gr.update(visible=is_curves), gr.update(visible=view.section == "Time to grok"),
+                metrics, gr.update(visible=is_curves), gr.update(visible=view.section == "Time to 0.99"),
                 gr.update(visible=view.section == "Checkpoints"),
             ]  # fmt: skip
 
@@ -315,6 +343,11 @@ def build(store: ExperimentStore) -> gr.Blocks:
                 return runs
             return [run for run in runs if run != name] if name in runs else [*runs, name]
 
+        def tabled(*values: Any) -> list[Any]:
+            """After other columns were asked for: the table, and the link that says so."""
+            view = view_from(*values)
+            return [*of_table(view), link(store, view)]
+
         def section(*values: Any) -> list[Any]:
             view = view_from(*values)
             return [*of_the_section(view), *drawn(view)]
@@ -342,6 +375,7 @@ def build(store: ExperimentStore) -> gr.Blocks:
             c[name].change(redraw, inputs, shown, **quiet)
         c["section"].input(section, inputs, [*of_section, *shown], **quiet)
         c["sweep"].input(filtered, inputs, [*of_table_outputs, *shown], **quiet)
+        c["all_columns"].input(tabled, inputs, [*of_table_outputs, c["link"]], **quiet)
         c["where"].submit(filtered, inputs, [*of_table_outputs, *shown], **quiet)
         at_once = {"show_progress": "hidden", "queue": False, "trigger_mode": "multiple"}
         c["table"].select(pick, [c["listed"], c["runs"]], c["runs"], **at_once).then(redraw, inputs, shown, **quiet)
@@ -369,7 +403,7 @@ def controls() -> dict[str, Any]:
             c["dark"] = gr.Checkbox(False, label="dark", elem_id="dark", container=False, min_width=60)
             c["export"] = gr.Button("Export figure and data", size="sm", elem_id="export", min_width=160)
     with gr.Row():
-        left, right = gr.Column(scale=3, min_width=340), gr.Column(scale=7, min_width=560)
+        left, right = gr.Column(scale=4, min_width=340), gr.Column(scale=8, min_width=560)
     with left:
         with gr.Column():
             c["sweep"] = gr.Dropdown([ALL], value=ALL, label="sweep", elem_id="sweep", scale=1)
@@ -379,8 +413,8 @@ def controls() -> dict[str, Any]:
             )  # fmt: skip
         c["table"] = gr.Dataframe(
             interactive=False, max_height=420, show_search="search", elem_id="table", show_label=False, pinned_columns=1,
-            column_widths=["175px"],
         )  # fmt: skip
+        c["all_columns"] = gr.Checkbox(False, label="all columns", elem_id="all_columns", container=False)
         label = "shown (a click on a row adds or removes it)"
         c["runs"] = gr.Dropdown([], multiselect=True, label=label, elem_id="runs", **stale)
         c["none"] = gr.Button("Show none", size="sm", elem_id="none")

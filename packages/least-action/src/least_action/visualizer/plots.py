@@ -13,12 +13,16 @@ from least_action.analysis import (
     align_by_epoch,
     compute_derived_metrics,
     detect_phases,
+    differing_fields,
     seed_bands,
+    seed_groups,
+    telling_fields,
     time_to_grok,
 )
 from least_action.analysis.architecture import layer_group
 from least_action.analysis.checkpoints import Snapshot
-from least_action.analysis.loader import arm_of
+from least_action.analysis.comparison import TASK
+from least_action.analysis.loader import BOOKKEEPING
 from least_action.config import OPERATIONS
 from least_action.visualizer.view import BAND, LOGARITHMIC, View
 from studycore import figures
@@ -28,8 +32,10 @@ COLOURS = (*figures.COLOURS[:6], "#8C6D46", "#7F7F7F")
 """Okabe and Ito's palette without black, which a dark page hides, and two more."""
 DASHES = ("solid", "dash", "dot", "dashdot")
 """Of the first eight lines, the next eight, ..."""
-SHADES = {"fitting": "128,128,128", "memorised": "213,94,0", "transition": "230,159,0", "grokked": "0,158,115"}
+SHADES = {"fitting": "128,128,128", "memorised": "213,94,0", "transition": "230,159,0", "reached 0.99": "0,158,115"}
 """Colours of phases, laid over the page at 9 %."""
+PANELS, PANEL_GAP = 24, 78
+"""Most panels of a heat map, and the pixels between two, which hold the upper one's axis and the lower one's title."""
 POINTS = 60_000
 """Values in a figure, beyond which lines are drawn with every second, third, ... evaluation."""
 NAMES = {
@@ -106,10 +112,13 @@ def curves(experiments: Sequence[ExperimentData], view: View) -> go.Figure:
         rows, columns, shared_xaxes="all", horizontal_spacing=0.09, vertical_spacing=0.3 / rows if rows > 1 else 0,
         subplot_titles=[NAMES.get(name, name) for name in metrics],
     )  # fmt: skip
-    draw = bands if view.lines == BAND else lines
+    groups = seed_groups(experiments)
     for number, metric in enumerate(metrics):
         place = {"row": number // columns + 1, "col": number % columns + 1}
-        traces = draw(experiments, metric, view, legend=number == 0)
+        if view.lines == BAND:
+            traces = bands(groups, metric, view, legend=number == 0)
+        else:
+            traces = lines(experiments, metric, view, legend=number == 0)
         figure.add_traces(traces, rows=[place["row"]] * len(traces), cols=[place["col"]] * len(traces))
         figure.update_yaxes(type="log" if view.log_y and metric in LOGARITHMIC else "linear", **place)
         if metric in LOGARITHMIC and view.log_y:
@@ -181,19 +190,16 @@ def lines(experiments: Sequence[ExperimentData], metric: str, view: View, legend
     return traces
 
 
-def bands(experiments: Sequence[ExperimentData], metric: str, view: View, legend: bool) -> list[go.Scatter]:
-    """Mean over the seeds of each arm, in a band from the lowest seed to the highest; of up to eight arms also every
+def bands(groups: Mapping[str, Sequence[ExperimentData]], metric: str, view: View, legend: bool) -> list[go.Scatter]:
+    """Mean over the seeds of each group, in a band from the lowest seed to the highest; of up to eight groups also every
     seed thinly behind."""
-    arms: dict[str, list[ExperimentData]] = {}
-    for experiment in experiments:
-        arms.setdefault(arm_of(experiment.name), []).append(experiment)
     traces = []
-    for number, (arm, members) in enumerate(arms.items()):
+    for number, (group, members) in enumerate(groups.items()):
         aligned = _aligned(members, metric)
         if aligned.empty:
             continue
-        aligned = aligned.iloc[:: max(1, aligned.size * len(arms) * len(view.chosen_metrics) // POINTS)]
-        colour, label = COLOURS[number % len(COLOURS)], f"{arm} ({len(members)})"
+        aligned = aligned.iloc[:: max(1, aligned.size * len(groups) * len(view.chosen_metrics) // POINTS)]
+        colour, label = COLOURS[number % len(COLOURS)], f"{group} ({len(members)})"
         logarithmic = view.log_y and metric in LOGARITHMIC
         if logarithmic:  # the geometric mean, as the axis shows it
             aligned = np.log(aligned.where(aligned > 0))
@@ -202,9 +208,9 @@ def bands(experiments: Sequence[ExperimentData], metric: str, view: View, legend
             band = band.rolling(view.smooth, min_periods=1, center=True).mean()
         if logarithmic:
             band[["mean", "min", "max"]], aligned = np.exp(band[["mean", "min", "max"]]), np.exp(aligned)
-        common = {"legendgroup": arm, "name": label, "mode": "lines"}
+        common = {"legendgroup": group, "name": label, "mode": "lines"}
         if len(members) > 1:
-            if len(arms) <= len(COLOURS):
+            if len(groups) <= len(COLOURS):
                 x, y = _joined(aligned)
                 thin = {"color": colour, "width": 0.7}
                 traces.append(
@@ -265,61 +271,77 @@ def shade(figure: go.Figure, experiment: ExperimentData, panels: int, view: View
 
 
 def heat_map(experiments: Sequence[ExperimentData], view: View) -> tuple[go.Figure, pd.DataFrame]:
-    """Median epochs to grok over two fields, a panel an operation, and the table behind it.
+    """Median epochs to 0.99 over two fields, and the table behind it. The runs of a cell differ in the seed alone: every
+    setting of the other fields has a panel, and a run made twice counts once, by its longest.
 
-    Unless the view names them, the fields are weight decay and fraction where both differ. UserError when only one value
-    differs nowhere.
+    Unless the view names them, the fields are weight decay and fraction where both differ. UserError where nothing but
+    the seed differs, and for more than PANELS panels.
     """
-    differing = differing_fields(experiments)
-    rows, columns = heat_map_fields(differing, view)
-    if not rows and not columns:
+    by = [name for name in dict.fromkeys(heat_map_fields(experiments, view)) if name]
+    if not by:
         raise UserError("The runs shown differ in no field but the seed; choose a sweep over one or two fields")
-    by = [name for name in dict.fromkeys((rows, columns)) if name]
-    panels: dict[str, list[ExperimentData]] = {}
-    for experiment in experiments:  # medians never mix operations
-        parted = "operation" in differing and "operation" not in by
-        panels.setdefault(str(experiment.config.get("operation")) if parted else "", []).append(experiment)
-    tables = {operation: time_to_grok(runs, by) for operation, runs in panels.items()}
-    tables = {operation: table for operation, table in tables.items() if len(table)}
-    medians = pd.concat(list(tables.values()))["median"].dropna()
+    rows, columns = heat_map_fields(experiments, view)
+    others = telling_fields(experiments, beyond=by)
+    longest: dict[Any, ExperimentData] = {}
+    for experiment in sorted(experiments, key=lambda experiment: experiment.max_epoch):
+        cell = tuple(repr(experiment.config.get(name)) for name in by)
+        longest[cell, experiment.setting, experiment.seeds] = experiment
+    panels: dict[tuple[Any, ...], list[ExperimentData]] = {}
+    for experiment in longest.values():
+        if experiment.events is not None:
+            panels.setdefault(tuple(experiment.config.get(name) for name in others), []).append(experiment)
+    if not panels:
+        raise UserError(
+            f"None of the {len(experiments)} runs shown has been evaluated yet; wait for the first evaluation"
+        )
+    panels = dict(sorted(panels.items(), key=lambda item: [(str(type(value)), value) for value in item[0]]))
+    if len(panels) > PANELS:
+        raise UserError(
+            f"The runs shown have {len(panels)} settings of {', '.join(others)}, a panel each; "
+            f"choose runs, or rows and columns, that leave {PANELS}"
+        )
+    tables = {setting: time_to_grok(runs, by) for setting, runs in panels.items()}
+    medians = pd.concat([table["median"] for table in tables.values()]).dropna()
     ends = (float(medians.min()), float(medians.max())) if len(medians) else (0.0, 1.0)
-    titles = [panel_title(panels[operation]) if operation else "" for operation in tables]
-    heights = [table[rows].nunique() if rows else 1 for table in tables.values()]
+    alone = len(tables) == 1
+    heights = [(90 if alone else 62) * (table[rows].nunique() if rows else 1) for table in tables.values()]
+    gaps = PANEL_GAP * (len(tables) - 1)
     figure = make_subplots(
-        len(tables), 1, subplot_titles=titles if any(titles) else None, row_heights=heights,
-        vertical_spacing=0.06 if len(tables) > 1 else 0,
+        len(tables), 1, subplot_titles=[panel_title(runs, others) for runs in panels.values()] if others else None,
+        row_heights=heights, vertical_spacing=0 if alone else PANEL_GAP / (sum(heights) + gaps),
     )  # fmt: skip
     colours: list[str | None] = [None] * len(figure.layout.annotations)
     for number, table in enumerate(tables.values(), start=1):
         colours += _cells(figure, table, rows, columns, ends, view, number)
-    per_row = 90 if len(tables) == 1 else 62
-    styled(
-        figure,
-        view,
-        140 * (1 if len(tables) == 1 else 0) + per_row * sum(heights) + 90 * (len(tables) > 1) * len(tables),
-    )
+    styled(figure, view, (140 if alone else 78) + sum(heights) + gaps)
     for annotation, colour in zip(figure.layout.annotations, colours, strict=True):
         if colour:
             annotation.font.color = colour
-            annotation.font.size = 12 if len(tables) == 1 else 10
-    parted_tables = [table.assign(**({"operation": name} if name else {})) for name, table in tables.items()]
-    return figure, pd.concat(parted_tables, ignore_index=True)
+            annotation.font.size = 12 if alone else 10
+    parted = [table.assign(**dict(zip(others, setting, strict=True))) for setting, table in tables.items()]
+    return figure, pd.concat(parted, ignore_index=True)
 
 
-def heat_map_fields(differing: Sequence[str], view: View) -> tuple[str, str]:
-    """(rows, columns): what the view names, else weight decay by fraction, else the first two fields that differ."""
-    preferred = [name for name in ("weight_decay", "train_frac") if name in differing]
-    order = [*preferred, *differing] if len(preferred) == 2 else list(differing)
+def heat_map_fields(experiments: Sequence[ExperimentData], view: View) -> tuple[str, str]:
+    """(rows, columns): what the view names, else weight decay by fraction, else the first two fields that differ, those
+    of the task last."""
+    fields = [name for name in differing_fields(experiments) if name not in BOOKKEEPING]
+    preferred = [name for name in ("weight_decay", "train_frac") if name in fields]
+    order = [*(preferred if len(preferred) == 2 else ()), *(n for n in fields if n not in TASK), *TASK]
+    order = [name for name in order if name in fields]
     rows = view.rows or next((name for name in order if name != view.columns), "")
     return rows, view.columns or next((name for name in order if name != rows), "")
 
 
-def panel_title(runs: Sequence[ExperimentData]) -> str:
-    """Of an operation: in words, with its group and the longest of its runs."""
+def panel_title(runs: Sequence[ExperimentData], others: Sequence[str]) -> str:
+    """Of a panel: its setting of the other fields, the task in words, and the longest of its runs."""
     config = runs[0].config
-    group = "" if config["operation"] == "compose" else f" mod {config['p']}"
+    parts = [f"{name} {config.get(name)}" for name in others if name not in TASK]
+    if len(parts) < len(others):
+        group = "" if config["operation"] == "compose" else f" mod {config['p']}"
+        parts = [f"{OPERATIONS[config['operation']]}{group}", *parts]
     epochs = max(int(run.config["epochs"]) for run in runs)
-    return f"{OPERATIONS[config['operation']]}{group}, {epochs:,} epochs at most"
+    return f"{', '.join(parts)}, {epochs:,} epochs at most"
 
 
 def _cells(
@@ -338,7 +360,7 @@ def _cells(
         state[position] = np.nan if reached else float(cell["memorised"] * 2 >= cell["n"])
         what = f"{cell['median']:.0f}" if reached else f"> {cell['last_epoch']:.0f}"
         kind = "" if reached else "<br>memorised" if state[position] else "<br>did not memorise"
-        texts[position] = f"<b>{what}</b>{kind}<br>{cell['grokked']} of {cell['n']} grokked"
+        texts[position] = f"<b>{what}</b>{kind}<br>{cell['grokked']} of {cell['n']} reached 0.99"
     axes = {"x": across, "y": down, "xgap": 3, "ygap": 3}
     grey = [[0, "rgba(128,128,128,0.55)"], [1, "rgba(128,128,128,0.22)"]]
     place = {"row": number, "col": 1}
@@ -356,16 +378,6 @@ def _cells(
     figure.update_xaxes(title_text=columns, type="category", **place)
     figure.update_yaxes(title_text=rows, type="category", **place)
     return colours
-
-
-def differing_fields(experiments: Sequence[ExperimentData]) -> list[str]:
-    """Fields of the configurations that are not the same in all, seeds left out."""
-    names = dict.fromkeys(name for e in experiments for name in e.config)
-    return [
-        name
-        for name in names
-        if name not in ("seed", "data_seed") and len({repr(e.config.get(name)) for e in experiments}) > 1
-    ]
 
 
 def checkpoint(snapshot: Snapshot, config: Mapping[str, Any], view: View) -> go.Figure:

@@ -27,7 +27,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "gini_unembedding", "gini_neuron_to_logit", "spectral_smoothness",
     ),
     "Routing": ("routing_entropy", "routing_max_use", "routing_paths"),
-    "Time to grok": (),
+    "Time to 0.99": (),
     "Checkpoints": (),
 }  # fmt: skip
 """Sections with their metrics; the first four are shown at first. The last two have figures of their own."""
@@ -55,6 +55,8 @@ class View:
     """SQL condition on the table `runs`."""
     runs: tuple[str, ...] | None = None
     """None: all that sweep and condition leave. An empty tuple is a choice as well: none."""
+    all_columns: bool = False
+    """Of the table; else those that tell the runs apart and their events."""
     metrics: tuple[str, ...] = ()
     """Empty: the section's first four."""
     lines: str = BAND
@@ -67,7 +69,7 @@ class View:
     """Epoch range that all sections share; None: open."""
     last: int | None = None
     rows: str = ""
-    """Fields of the heat map; empty: the first two that differ."""
+    """Fields of the heat map; empty: as `heat_map_fields` chooses."""
     columns: str = ""
     percent: int = 100
     """Of training, in the section Checkpoints."""
