@@ -167,7 +167,7 @@ def widths(frame: pd.DataFrame) -> list[str]:
     pixels = []
     for name in frame:
         longest = max(map(len, map(str, frame[name])), default=0)
-        pixels.append(min(230 if name == "run" else 112, max(22 + round(7.2 * len(name)), 20 + 7 * longest)))
+        pixels.append(min(230 if name == "run" else 112, max(22 + round(7.8 * len(name)), 20 + 7 * longest)))
     return [f"{width}px" for width in pixels]
 
 
