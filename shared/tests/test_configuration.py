@@ -316,6 +316,10 @@ def test_stored_fields_must_be_those_there_are():
     del stored["fast"]
     with pytest.raises(UserError, match=r"config.yaml: fields missing \['fast'\], unknown \['slow'\]"):
         from_dict(Training, stored | {"slow": 1}, "config.yaml")
+    with pytest.raises(UserError, match=r"config.yaml: fields missing \['fast'\], unknown \[\]"):
+        from_dict(Training, stored, "config.yaml")
+    with pytest.raises(UserError, match=r"config.yaml: fields missing \[\], unknown \['slow'\]"):
+        from_dict(Training, to_dict(Training()) | {"slow": 1}, "config.yaml")
 
 
 def test_the_hash_is_a_known_one_and_heeds_every_value():
@@ -427,9 +431,18 @@ def test_text_within_a_list_of_numbers_is_refused():
     assert read_arguments([Sizes], ["--sizes", "[1, 10]"], "", "toy_study")[1] == {"sizes": [1, 10]}
 
 
+@pytest.mark.parametrize("text", [".nan", ".inf", "-.inf"])
+def test_a_number_without_bounds_is_finite_all_the_same(text):
+    with pytest.raises(UserError, match=r"^shift: -?(nan|inf) does not fit; give a finite number$"):
+        read_arguments([Sizes], ["--shift", text], "", "toy_study")
+    assert read_arguments([Sizes], ["--shift", "-1e300"], "", "toy_study")[1] == {"shift": -1e300}
+
+
 @dataclass(frozen=True)
 class Sizes:
     """Widths."""
 
+    shift: float = 0.0
+    """Any number."""
     sizes: list[int] = field(default_factory=list)
     """Of layers."""

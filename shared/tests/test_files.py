@@ -78,6 +78,9 @@ def test_what_cannot_be_read_is_named(tmp_path):
     (tmp_path / "a.json").write_text('{"a": {"b": 1, "c": 2, "b": 3}, "d": [{"b": 1}, {"b": 2}]}')
     with pytest.raises(UserError, match=r"a\.json: not valid JSON \('b' stands there twice in one object\); "):
         read_json(tmp_path / "a.json")
+    (tmp_path / "marked").write_bytes(b"\xef\xbb\xbftext\r\n")
+    assert read_text(tmp_path / "marked") == "text\n"
+    assert read_text(tmp_path / "marked", newline="") == "text\r\n"
     with pytest.raises(UserError, match=r"none: there is no such file; "):
         read_text(tmp_path / "none")
     with pytest.raises(UserError, match=r"cannot be read \(Is a directory\)"):

@@ -93,6 +93,7 @@ def test_only_a_lost_reader_is_no_failure(tmp_path):
     broken = Broken(errno.EPIPE)
     stream = Output(broken)
     assert stream.write("abc") == 3
+    assert os.fstat(broken.file.fileno()).st_rdev == os.stat(os.devnull).st_rdev  # where what it still holds goes
     broken.number = errno.ENOSPC
     stream.write("what follows goes nowhere, and says nothing of why")
     assert stream.failure.errno == errno.EPIPE

@@ -324,6 +324,18 @@ def test_run_writes_output_and_resumes_nothing_twice(small, tmp_path, capsys):
     written = json.loads(output.read_text())
     assert written["method"] == "gram"
     assert set(written["initial"]) >= {"cond", "ppl", "loss", "val_ppl", "train_ppl"}
+    # An earlier one of these is replaced, and nothing else.
+    output.write_text(json.dumps(written | {"method": "standard"}))
+    flags[-1] = str(tmp_path / "again")
+    assert main(["run", *flags, "--output", str(output)]) == 0
+    assert json.loads(output.read_text()) == written
+    output.write_text('{"mine": 1}')
+    flags[-1] = str(tmp_path / "refused")
+    capsys.readouterr()
+    assert main(["run", *flags, "--output", str(output)]) == 2
+    assert f"output: '{output}' is there and no earlier output of this command" in capsys.readouterr().err
+    assert output.read_text() == '{"mine": 1}' and not (tmp_path / "refused").exists()
+    flags[-1] = str(tmp_path / "r")
     assert main(["run", *flags, "--resume"]) == 0
     assert "finished" in capsys.readouterr().out
     assert main(["run", *flags, "--resume", "--lr", "0.5"]) == 2

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import retrofit.data as module
 from retrofit.config import MeasureConfig, RunConfig
 from retrofit.data import check_overlap, hub_commit, load_data, micro_batches, read_both, read_source, without_overlap
 from studycore.errors import UserError
@@ -323,6 +324,23 @@ def test_batches_go_on_where_they_stopped_and_are_shared_out(small, workers):
         assert torch.equal(torch.stack([torch.cat(one), torch.cat(two)], 1).flatten(0, 1), expected)
     with pytest.raises(UserError, match="not divisible by 3 processes"):
         next(micro_batches(blocks, config, range(6), 0, 3))
+
+
+def test_batches_are_drawn_as_they_are_used(small, monkeypatch):
+    """A dry run of a billion updates makes a few of them."""
+    drawn, draw = [], module.batch_indices
+
+    def counted(blocks, size, seed, step):
+        drawn.append(step)
+        assert step < 10
+        return draw(blocks, size, seed, step)
+
+    monkeypatch.setattr(module, "batch_indices", counted)
+    config = small()
+    batches = micro_batches(load_data(config, load_tokenizer(config.model), 64, 64).train, config, range(10**9), 0, 1)
+    assert drawn == []
+    next(batches), next(batches)
+    assert drawn == [0, 1]
 
 
 def test_the_embedded_corpus_has_no_overlap(monkeypatch):

@@ -3,18 +3,22 @@
 import csv
 import json
 import math
+import os
 import re
 import shutil
+import signal
 
 import pandas as pd
 import pytest
 from conftest import tiny_model
 from safetensors.torch import load_file, save_file
 
+import retrofit.measure as module
 from retrofit.claims import over_gaussian
-from retrofit.cli import STUDY
+from retrofit.cli import STUDY, main
 from retrofit.config import MeasureConfig, MeasureOptions
 from retrofit.figures import curve_style, kind_of
+from retrofit.metrics import matrices
 from retrofit.metrics.matrices import measure_weights, roles_of_matrices
 from retrofit.metrics.matrix_rows import (
     ActivationRow,
@@ -25,7 +29,7 @@ from retrofit.metrics.matrix_rows import (
     token_note,
     write_csv,
 )
-from studycore.errors import UserError
+from studycore.errors import Stopped, UserError
 from studycore.execution import make_run, report_on
 
 
@@ -92,6 +96,31 @@ def test_nan_in_a_weight_is_said_by_its_name(run, made, tmp_path):
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"--model: .*: transformer\.h\.1\.mlp\.c_fc\.weight holds NaN or infinity"):
         run(model=str(folder))
+
+
+@pytest.mark.parametrize("work", ["spectrum_of", "measure_activations"])
+def test_a_signal_ends_a_measurement_between_two_matrices_or_batches(run, made, tmp_path, monkeypatch, work):
+    where = matrices if work == "spectrum_of" else module
+    original, calls = getattr(where, work), []
+
+    def signals(*arguments):
+        calls.append(1)
+        if len(calls) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(where, work, signals)
+        with pytest.raises(
+            Stopped, match=r"^stopped by SIGTERM without a checkpoint; `retrofit resume .* starts it again"
+        ):
+            run()
+    assert len(calls) == 1
+    manifest = json.loads((tmp_path / "m" / "manifest.json").read_text())
+    assert (manifest["state"], manifest["reason"]) == ("stopped", "stopped by SIGTERM")
+    assert not (tmp_path / "m" / "weights.csv").exists()
+    assert main(["resume", str(tmp_path / "m")]) == 0
+    assert len(read(tmp_path / "m", "weights.csv")) == len(measure_weights(tiny_model("gpt2"))[0])
 
 
 def weight(role, kappa):

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 import retrofit.train as module
 from retrofit.blocks import find_blocks
 from retrofit.cli import STUDY
+from retrofit.metrics import evaluation, perplexity
 from retrofit.metrics.documents import read_documents
 from retrofit.model import load_model
 from studycore.checkpoints import read_index
@@ -157,6 +158,51 @@ def test_a_signal_is_heeded_between_the_parts_of_an_update(small, tmp_path, monk
     assert len(rows_of(tmp_path / "cut", "update")) == updates
     train_run(config, tmp_path / "cut", resume=True)
     same(tmp_path / "straight", tmp_path / "cut")
+
+
+def test_a_signal_is_heeded_between_the_parts_of_an_evaluation(small, tmp_path, monkeypatch):
+    """Batches, matrices and tokens of one: what is not finished is given up, and made again to the bit."""
+    config = small(method="gram", activation_tokens=256)
+    train_run(config, tmp_path / "straight")
+    for name, where, call, step in (
+        ("perplexity", perplexity, "logits_of", 4), ("weights", evaluation, "spectrum_of", 4),
+        ("activations", evaluation, "activation_moments", 4), ("windows", evaluation, "ff_gram_of_windows", 8),
+    ):  # fmt: skip
+        folder, original, calls = tmp_path / name, getattr(where, call), []
+
+        def signals(*arguments, original=original, calls=calls, folder=folder, step=step, **more):
+            if read_rows(folder / "metrics.jsonl") and read_rows(folder / "metrics.jsonl")[-1]["step"] == step - 1:
+                calls.append(1)
+                if len(calls) == 1:
+                    os.kill(os.getpid(), signal.SIGTERM)
+            return original(*arguments, **more)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(where, call, signals)
+            with pytest.raises(Stopped, match=f"stopped by SIGTERM at step {step} and saved; "):
+                train_run(config, folder)
+        assert len(calls) == 1, name
+        assert json.loads((folder / "manifest.json").read_text())["state"] == "stopped"
+        assert read_index(folder / "checkpoints")["last"] == f"step-{step}"
+        train_run(config, folder, resume=True)
+        same(tmp_path / "straight", folder)
+
+
+def test_a_signal_is_heeded_between_the_transports_of_an_ablation(small, tmp_path, monkeypatch):
+    """Each changes the weights and puts them back: no checkpoint is made of what is between."""
+    original, made = module.ablation_rows, []
+
+    def signals(*arguments):
+        for row in original(*arguments):
+            made.append(row)
+            if len(made) == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield row
+
+    monkeypatch.setattr(module, "ablation_rows", signals)
+    with pytest.raises(Stopped, match=r"at step 0 without a checkpoint; `retrofit resume .* starts it again"):
+        train_run(small(method="none"), tmp_path / "run")
+    assert len(rows_of(tmp_path / "run", "ablation")) == 2 == len(made)
 
 
 def test_a_batch_far_above_the_training_blocks_is_refused(small, tmp_path):
@@ -333,7 +379,7 @@ def test_a_run_folder_holds_what_the_contract_names(small, tmp_path):
     about = json.loads((tmp_path / "run" / "results.json").read_text())["metrics"]
     assert about["block_size"] == about["stride"] == 16
     assert (about["end_of_text"], about["bos"], about["left_out"]) == ("before", "none", "")
-    assert "first 8 of" in about["validation_set"]
+    assert "first 8 of" in about["validation_set"] and "first 4 of" in about["trajectory_set"]
     assert about["training_tokens"] == 8 * 4 * 16
     table = read_documents(tmp_path / "run", 8)
     assert table[:, 2].sum() == 8 * 16

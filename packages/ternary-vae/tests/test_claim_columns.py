@@ -157,6 +157,14 @@ def test_radii_that_end_all_equal_are_in_no_order():
     assert (found["final_hierarchy"], found["decay"]) == (0.0, pytest.approx(0.72))
 
 
+def test_an_order_against_the_rule_is_of_the_same_size():
+    """The control claims that there is none, in either direction."""
+    metrics = {"tied_radius_share": 0.0, "hierarchy_of_ceiling": -0.3}
+    rows = [{"stage": "hierarchy", "epoch": 0, "coverage": 1.0, "hierarchy": 0.2}]
+    found = columns_of("shuffled_s0", TrainConfig(valuations="shuffled"), rows, metrics, 0.0)
+    assert (found["order"], found["size_of_order"]) == (-0.3, 0.3)
+
+
 @pytest.mark.parametrize(
     ("config", "whole_run", "fits", "fits_unseen"),
     [

@@ -181,6 +181,10 @@ def test_evaluate_prints_what_it_writes(trained, tmp_path, capsys):
         assert lines[name].split()[1] == f"{written[name]:.6f}"
         assert "baselines" in written
     assert f"{written['baselines']['closed_form']['hierarchy']:.6f}" in lines["hierarchy"]
+    evaluate_command([str(folder), "--output", str(tmp_path / "metrics.json")])  # replaces its own file, and no other
+    (tmp_path / "mine.json").write_text("[1]")
+    with pytest.raises(UserError, match=r"--output: '.*mine\.json' is there and no earlier output of this command"):
+        evaluate_command([str(folder), "--output", str(tmp_path / "mine.json")])
     with pytest.raises(UserError, match="--output"):  # before anything is measured
         evaluate_command([str(folder), "--output", str(tmp_path / "metrics.json" / "below.json")])
 

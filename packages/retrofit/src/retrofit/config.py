@@ -243,12 +243,12 @@ class TrainOptions(studycore.options.TrainOptions):
     """Flags of `run`."""
 
     output: str | None = None
-    """A JSON file in the original study's form, written at the end besides results.json."""
+    """A JSON file in the original study's form, written at the end besides results.json; an earlier one is replaced, any other file refused."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.output is not None:
-            check_output_file(self.output, "output")
+            check_output_file(self.output, "output", ours=("method", "initial", "final", "trajectory"))
         if self.output is not None and self.seeds > 1:
             raise ValueError(f"output: '{self.output}' is one run's file; leave it or --seeds out")
 

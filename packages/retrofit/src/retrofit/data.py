@@ -311,7 +311,7 @@ def micro_batches(blocks: Blocks, config: RunConfig, steps: range, rank: int, wo
 
     loader: Any = DataLoader(
         _Rows(blocks.ids_NT),
-        batch_sampler=list(order()),
+        batch_sampler=order(),
         num_workers=config.num_workers,
         collate_fn=_as_it_is,
         # Without a generator of its own the loader draws a seed from the global stream.

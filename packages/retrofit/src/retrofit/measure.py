@@ -49,14 +49,19 @@ def measure(config: MeasureConfig, run: Run) -> None:
             if config.dataset != EMBEDDED_DATASET:
                 raise
             why_none = str(error)
-    weights, spectra = measure_weights(model, config.embeddings)
     run.begin(data=fingerprints)
+    weights, spectra = measure_weights(model, config.embeddings, run.check_stop)
     activations: list[ActivationRow] = []
     if text is not None:
         ids_NB = text.ids_NT[: -(-config.activation_tokens // config.block_size), :-1]
         hidden = run.quiet or run.dry or not run.is_main or not sys.stderr.isatty()
         with tqdm(total=ids_NB.numel(), unit="token", desc="activations", disable=hidden) as bar:
-            activations = measure_activations(model, ids_NB, tokenizer.convert_ids_to_tokens, bar.update)
+
+            def progress(tokens: int) -> None:
+                run.check_stop()
+                bar.update(tokens)
+
+            activations = measure_activations(model, ids_NB, tokenizer.convert_ids_to_tokens, progress)
         why_none = "" if activations else lacking.of_activations
     bos = f"Beginning-of-text token: {text.bos}." if text is not None else ""
     notes = {"weights": lacking.of_weights, "activations": f"{bos} {lacking.of_activations}".strip()}

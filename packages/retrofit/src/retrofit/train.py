@@ -36,7 +36,7 @@ from retrofit.model import load_model, save_model
 from studycore.configuration import differences, to_dict
 from studycore.devices import check_memory, choose_device
 from studycore.errors import UserError
-from studycore.files import check_local, read_json
+from studycore.files import check_local
 from studycore.language.pretrained import (
     architecture_of,
     build_model,
@@ -51,7 +51,7 @@ from studycore.metrics_log import read_rows
 from studycore.models import count_parameters
 from studycore.record import is_done
 from studycore.run import Run
-from studycore.run_folder import read_manifest
+from studycore.run_folder import read_manifest, read_results
 from studycore.streams import derive_seed
 
 
@@ -115,12 +115,14 @@ def train(config: RunConfig, run: Run) -> None:
     for step in run.steps(last_step):
         # evaluate
         if run.every(config.eval_interval):
-            row = start_row(run) if step == 0 and START in run.needs else evaluation_row(run, model, blocks, data)
+            with run.saved_if_stopped():
+                row = start_row(run) if step == 0 and START in run.needs else evaluation_row(run, model, blocks, data)
             run.log(row)
             run.say(console_line(row, step, last_step, run.rows[-2] if step > 0 and run.is_main else {}))
             if config.method == "none":
                 for row in ablation_rows(model, blocks, data, config):
                     run.log(row)
+                    run.check_stop()
         # save
         if run.saving(config.checkpoint_every):
             run.save()
@@ -226,7 +228,7 @@ def rate_of(config: RunConfig, run: Run) -> float:
     tried = []
     for name in config.tuned:
         place = run.folder_of("tuned", name, need=Path(name).name)
-        metrics = read_json(place / "results.json")["metrics"] if is_done(place) else {}
+        metrics = read_results(place)["metrics"] if is_done(place) else {}
         if metrics.get("validate_on") != "tuning":
             raise UserError(f"tuned: {place} is no finished run with validate_on tuning; name such runs")
         tried.append((metrics["val_loss"], metrics["lr"]))
@@ -255,15 +257,16 @@ def evaluation_row(run: Run, model: Any, blocks: Sequence[FeedForward], data: Da
     row, documents = perplexity_row(
         config, data,
         lambda part: evaluate(
-            model, part, config.batch_size, config.mixed_precision, run.rank, run.world, lambda x: sum_processes(run, x)
+            model, part, config.batch_size, config.mixed_precision, run.rank, run.world,
+            lambda x: sum_processes(run, x), run.check_stop,
         ),
         end,
         run.step,
     )  # fmt: skip
     if run.is_main:
-        row |= conditioning_row(model, blocks, data, config, end)
+        row |= conditioning_row(model, blocks, data, config, end, run.check_stop)
         if end:
-            headline, extremes_LW2 = ff_gram_row(model, blocks, data, config)
+            headline, extremes_LW2 = ff_gram_row(model, blocks, data, config, run.check_stop)
             row |= headline
             if extremes_LW2 is not None:
                 write_windows(run.folder, run.index, extremes_LW2)

@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from studycore.claims import Claim, Condition, Measure, NotRun
 from studycore.configuration import to_dict
-from studycore.files import read_json
 from studycore.measures import at_least, enough, mean, paired_difference, rows, share
 from studycore.metrics_log import read_evaluations
-from studycore.run_folder import read_manifest
+from studycore.run_folder import read_manifest, read_results
 from studycore.statistics import Interval, fisher_interval, fisher_z, mean_interval
 from ternary_vae.config import TrainConfig
 from ternary_vae.history import ordering_metrics, ordering_rows
@@ -90,7 +89,7 @@ def columns(folder: Path, config: TrainConfig) -> dict[str, Any]:
     """What claims and tables read of one finished run. UserError when it holds no evaluation."""
     evaluations = read_evaluations(folder)
     seconds = float(read_manifest(folder)["times"].get("seconds", 0.0))
-    return columns_of(folder.name, config, evaluations, read_json(folder / "results.json")["metrics"], seconds)
+    return columns_of(folder.name, config, evaluations, read_results(folder)["metrics"], seconds)
 
 
 SETTINGS = (

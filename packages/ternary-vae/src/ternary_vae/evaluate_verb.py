@@ -14,7 +14,9 @@ def evaluate_command(argv: list[str]) -> None:
     """`evaluate CHECKPOINT [--output FILE]`."""
     parser = Parser(prog="ternary-vae evaluate", description=SUMMARY)
     parser.add_argument("checkpoint", help="a run folder, or a checkpoint's own folder")
-    parser.add_argument("--output", help="a JSON file for the metrics as well")
+    parser.add_argument(
+        "--output", help="a JSON file for the metrics as well; an earlier one is replaced, any other file refused"
+    )
     options = parser.parse_args(argv)
     evaluate(options.checkpoint, options.output)
 
@@ -29,7 +31,7 @@ def evaluate(name: str, output: str | None) -> None:
     from ternary_vae.metrics.final import baselines, run_metrics
 
     if output is not None:
-        check_output_file(output)
+        check_output_file(output, ours=("checkpoint", "baselines"))
     checkpoint, config, model = load_model(name)
     seen_N = torch.zeros(3**config.trits, dtype=torch.bool)
     seen_N[training_indices(config.trits, config.train_fraction, config.seed)] = True

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from retrofit.blocks import FeedForward
+from retrofit.blocks import FeedForward, Projection
 from retrofit.config import RunConfig
 from retrofit.data import Blocks, Data
 from retrofit.metrics.perplexity import Evaluation
 from retrofit.metrics.spectra import (
+    WeightSpectrum,
     activation_kappa,
     activation_moments,
     ff_gram_of_windows,
@@ -55,19 +56,32 @@ def perplexity_row(
 
 
 def conditioning_row(
-    model: Any, blocks: Sequence[FeedForward], data: Data, config: RunConfig, end: bool
+    model: Any,
+    blocks: Sequence[FeedForward],
+    data: Data,
+    config: RunConfig,
+    end: bool,
+    heed: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """Conditioning of weights, and of activations on the fixed tokens; lists go by layer. At both ends in full."""
+    """Conditioning of weights, and of activations on the fixed tokens; lists go by layer. At both ends in full.
+
+    `heed` is called for each matrix and batch.
+    """
+
+    def heeded(projection: Projection) -> WeightSpectrum:
+        heed()
+        return spectrum_of(projection)[0]
+
     row: dict[str, Any] = {}
     for name in ("up", "down"):
         projections = [getattr(block, name) for block in blocks]
-        spectra = [spectrum_of(projection)[0] for projection in projections]
+        spectra = [heeded(projection) for projection in projections]
         for key in ("kappa", "omega"):
             row |= by_layer(f"{name}_{key}", [getattr(spectrum, key) for spectrum in spectra])
     ids_NB, seen = activation_ids(data, config), [block for block in blocks if block.has_features]
     # With fewer tokens than the width only the ridge would be measured: then it is not run.
     if seen and enough_tokens(ids_NB.numel(), max(block.down.weight_OI.shape[1] for block in seen)):
-        moments = activation_moments(model, seen, ids_NB, dtype=torch.float32)
+        moments = activation_moments(model, seen, ids_NB, dtype=torch.float32, progress=lambda tokens: heed())
         layers = [ff_gram_original_of_layer(m) for m in moments]
         row["ff_gram_original_layers"] = [value if math.isfinite(value) else None for value in layers]
         if infinite := sum(not math.isfinite(value) for value in layers):  # then their mean is nothing
@@ -76,23 +90,28 @@ def conditioning_row(
             row["ff_gram_original"] = sum(layers) / len(layers)
         row["activation_tokens"] = moments[0].tokens
         if end:
-            moments = activation_moments(model, seen, ids_NB)
+            moments = activation_moments(model, seen, ids_NB, progress=lambda tokens: heed())
             for key, centred in (("act_kappa_centred", True), ("act_kappa_uncentred", False)):
                 row |= by_layer(key, [activation_kappa(m, centred) for m in moments])
     return row
 
 
 def ff_gram_row(
-    model: Any, blocks: Sequence[FeedForward], data: Data, config: RunConfig
+    model: Any,
+    blocks: Sequence[FeedForward],
+    data: Data,
+    config: RunConfig,
+    heed: Callable[[], None] = lambda: None,
 ) -> tuple[dict[str, Any], Floats | None]:
     """(ff_gram: geometric mean over layers on headline_tokens fixed tokens, with its interval; what the windows give).
 
     The interval is of the sampling of tokens: see windows.ff_gram_interval. Nothing for fewer tokens than the FFN's width.
+    `heed` is called for each batch.
     """
     ids_NB, seen = fixed_ids(data, config, config.headline_tokens), [block for block in blocks if block.has_features]
     if not seen or not enough_tokens(ids_NB.numel(), max(block.down.weight_OI.shape[1] for block in seen)):
         return {}, None
-    layers, extremes = ff_gram_of_windows(model, seen, ids_NB)
+    layers, extremes = ff_gram_of_windows(model, seen, ids_NB, progress=lambda tokens: heed())
     extremes_LW2 = extremes.numpy()
     low, high = ff_gram_interval(extremes_LW2)
     row = {"ff_gram": geometric_mean(layers), "ff_gram_low": low, "ff_gram_high": high, "ff_gram_layers": layers}

@@ -19,10 +19,13 @@ from retrofit.metrics.spectra import (
 from retrofit.metrics.summaries import enough_tokens
 
 
-def measure_weights(model: Any, embeddings: bool = False) -> tuple[list[MatrixRow], dict[str, Tensor]]:
-    """(rows, singular values by name) of every linear map, and of embeddings on request."""
+def measure_weights(
+    model: Any, embeddings: bool = False, heed: Callable[[], None] = lambda: None
+) -> tuple[list[MatrixRow], dict[str, Tensor]]:
+    """(rows, singular values by name) of every linear map, and of embeddings on request; `heed` is called for each."""
     rows, spectra, roles = [], {}, roles_of_matrices(model)
     for matrix in find_matrices(model, embeddings):
+        heed()
         spectrum, spectra[matrix.name] = spectrum_of(matrix)
         outputs, inputs = matrix.weight_OI.shape
         rows.append(MatrixRow(matrix.name, roles[matrix.name], f"{outputs} x {inputs}", **asdict(spectrum)))

@@ -66,11 +66,14 @@ def evaluate(
     rank: int = 0,
     world: int = 1,
     sum_processes: Sum = lambda x: x,
+    heed: Callable[[], None] = lambda: None,
 ) -> Evaluation:
-    """Every target of `blocks` once, shared out over processes and summed with `sum_processes`."""
+    """Every target of `blocks` once, shared out over processes and summed with `sum_processes`; `heed` is called for each
+    batch."""
     nll_D, tokens_D = (torch.zeros(blocks.documents, dtype=torch.float64) for _ in range(2))
     with evaluating(model) as device:
         for rows in torch.arange(rank, len(blocks.ids_NT), world).split(batch):
+            heed()
             ids_NT, owner = blocks.ids_NT[rows].to(device), blocks.document_NT[rows].flatten()
             logits = logits_of(model, ids_NT, precision)
             nll = F.cross_entropy(logits.flatten(0, 1), ids_NT[:, 1:].flatten(), reduction="none").double().cpu()

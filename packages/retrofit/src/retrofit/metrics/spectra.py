@@ -209,15 +209,19 @@ def activation_kappa(moments: Moments, centred: bool, ridge: float = RELATIVE_RI
 
 @torch.no_grad()
 def ff_gram_of_windows(
-    model: Any, blocks: Sequence[FeedForward], ids_NB: Tensor, batch: int = 16
+    model: Any,
+    blocks: Sequence[FeedForward],
+    ids_NB: Tensor,
+    batch: int = 16,
+    progress: Callable[[int], None] = lambda tokens: None,
 ) -> tuple[list[float], Tensor]:
     """(by layer, largest over smallest eigenvalue of E[x x^T] + 1e-5 I in float64; what each window gives to both).
 
     The latter, [layers, N, 2], is the mean over a window's tokens of the squared projection on the eigenvector of the
     largest and on that of the smallest eigenvalue: its mean over windows is the eigenvalue without the ridge. Two passes
-    over the model.
+    over the model, with `progress` as in activation_moments.
     """
-    kappas, ends, moments = [], [], activation_moments(model, blocks, ids_NB, batch)
+    kappas, ends, moments = [], [], activation_moments(model, blocks, ids_NB, batch, progress=progress)
     for m in moments:
         e_F, vectors_FF = torch.linalg.eigh(m.gram_FF.double().cpu() / m.tokens)
         kappas.append(float((e_F[-1] + ORIGINAL_RIDGE) / (e_F[0].clamp_min(0) + ORIGINAL_RIDGE)))
@@ -232,6 +236,7 @@ def ff_gram_of_windows(
     with evaluating(model) as device, _features(blocks, project):
         for part in ids_NB.split(batch):
             model.base_model(input_ids=part.to(device), use_cache=False)
+            progress(part.numel())
     return kappas, torch.stack([torch.cat(parts) for parts in squares])
 
 
