@@ -861,8 +861,8 @@ def test_every_arm_is_drawn_with_its_interval_over_its_numbers(axes, tmp_path, m
     assert all(len(picture.table.columns) <= 10 for picture in pictures if picture.table)
     purity = drawn[0][0]
     assert purity.get_xlabel() == "purity"
-    lines = {line.get_label(): line.get_xdata()[0] for line in purity.lines if line.get_linestyle() == "--"}
-    assert lines == {"phase 1's vectors": pytest.approx(0.6), "base rate": pytest.approx(0.05)}
+    lines = {line.get_linestyle(): (line.get_label(), line.get_xdata()[0]) for line in purity.lines if line.get_linestyle() in ("--", ":")}  # fmt: skip
+    assert lines == {"--": ("phase 1's vectors", pytest.approx(0.6)), ":": ("base rate", pytest.approx(0.05))}
     intervals = [tuple(line.get_xdata()) for line in purity.lines if line.get_linestyle() == "-" and len(line.get_xdata()) == 2 and line.get_marker() == "None"]  # fmt: skip
     half = 4.3027 * 0.01 / 3**0.5
     assert intervals[:2] == [pytest.approx((x - half, x + half), abs=1e-4) for x in (0.21, 0.51)]
