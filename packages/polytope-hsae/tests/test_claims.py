@@ -148,6 +148,16 @@ def test_soft_absorption_is_judged_whether_or_not_there_is_some(arm):
     assert verdict(claim, table) == "refuted"
 
 
+@pytest.mark.parametrize("name", ["leakage", "leakage_prompts", "leakage_beside_random_teacher"])
+def test_a_teacher_that_leaks_nothing_is_judged(name):
+    """A ratio leaves pairs with 0 out; the best that there is would not be run."""
+    claim = next(c for c in COMPARED if c.id == name)
+    table = trained(BESIDE[name][0], BESIDE[name][1], 0.0)
+    assert verdict(claim, table) == "supported"
+    assert "5 values below 0.001 count as that" in reason(claim, table)
+    assert "count as that" not in reason(claim, trained(BESIDE[name][0], BESIDE[name][1], 0.3))
+
+
 def test_only_a_step_that_moves_nothing_leaves_a_claim_open_by_a_condition():
     """Any other precondition would let a claim be supported and not refuted."""
     conditional = {claim.id for claim in (*COMPARED, *of_the_geometry(80, 0.1)) if claim.when}

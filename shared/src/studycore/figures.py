@@ -1,6 +1,7 @@
 """One look for all figures, saved as SVG whose bytes depend on the data alone."""
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,8 +92,8 @@ def plot_arms(
             for n, (xs, ys, marker, points) in enumerate(drawn):
                 named = name if n == 0 and len(series) > 1 else None
                 axis.plot(xs, ys, marker, color=colour, markersize=points, label=named)
-        for name, x in (levels or {}).get(label, {}).items():
-            axis.axvline(x, color="0.4", linewidth=0.8, linestyle="--", label=name)
+        for style, (name, x) in zip(cycle(("--", ":", "-.")), (levels or {}).get(label, {}).items(), strict=False):
+            axis.axvline(x, color="0.4", linewidth=1.0, linestyle=style, label=name)
         if ratios:
             axis.axvline(1, color="0.4", linewidth=0.8)
             ends = [x for line in axis.lines for x in line.get_xdata()]

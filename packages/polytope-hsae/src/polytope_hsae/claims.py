@@ -49,6 +49,26 @@ def beside(measure: Measure, note: Callable[["DataFrame"], str]) -> Measure:
     return Measure(measure.text, compute)
 
 
+LEAST_LEAKAGE = 1e-3
+"""What a smaller share counts as: a ratio leaves out pairs with 0, which is the best that there is."""
+
+
+def leakage_ratio(metric: str, control: str) -> Measure:
+    """Percent change of a leakage beside another arm, of LEAST_LEAKAGE at the least."""
+    measure = paired_ratio(metric, "teacher", control, percent=True)
+
+    def compute(table: "DataFrame") -> tuple[Interval, str]:
+        if metric not in table:
+            return measure.compute(table)
+        floored = table.assign(**{metric: table[metric].clip(lower=LEAST_LEAKAGE)})
+        floored.attrs = table.attrs
+        interval, how = measure.compute(floored)
+        fewer = int((rows(table[table["arm"].isin(["teacher", control])], metric)[metric] < LEAST_LEAKAGE).sum())
+        return interval, f"{how} {fewer} values below {LEAST_LEAKAGE:g} count as that." if fewer else how
+
+    return Measure(f"{measure.text}, each {LEAST_LEAKAGE:g} at the least", compute)
+
+
 def room(metric: str, gain: float, arm: str = "random") -> Callable[["DataFrame"], str]:
     """What the target, `gain` above an arm, comes to, and what phase 1's own vectors reach, which nothing has trained."""
 
@@ -165,13 +185,13 @@ TRAINED: tuple[tuple[set[str], Claim], ...] = (
     (set(), Claim("purity", "An autoencoder whose decoder starts from the concept vectors puts 10 points more of a parent latent's activation on its own concept than one started at random", ORIGINAL, ">= +0.10", "share of activation",
                   beside(paired_difference("purity", "teacher", "random"), room("purity", 0.10)), above=0.10)),
     (set(), Claim("leakage", "Where the decoder starts from the concept vectors, parent latents fire a fifth less often on words of other concepts alone than where it starts at random", ORIGINAL, "<= -20 %", "% change",
-                  paired_ratio("leakage", "teacher", "random", percent=True), below=-20.0)),
+                  leakage_ratio("leakage", "random"), below=-20.0)),
     (set(), Claim("reconstruction_parity", "An autoencoder whose decoder starts from the concept vectors explains at most 2 points of variance less than one started at random", ORIGINAL, "similar",
                   "explained variance", paired_difference("explained_variance", "teacher", "random"), above=-0.02)),
     ({"random_teacher"}, Claim("purity_beside_random_teacher", "Starting from the concept vectors puts more of a parent latent's activation on its own concept than starting from the same vectors rotated at random, which have the same angles",
                                OWN, "above 0", "share of activation", paired_difference("purity", "teacher", "random_teacher"), above=0.0)),
     ({"random_teacher"}, Claim("leakage_beside_random_teacher", "Parent latents fire less often on words of other concepts alone where the decoder starts from the concept vectors than where it starts from the same vectors rotated at random", OWN, "below 0", "% change",
-                               paired_ratio("leakage", "teacher", "random_teacher", percent=True), below=0.0)),
+                               leakage_ratio("leakage", "random_teacher"), below=0.0)),
     ({"frozen_random"}, Claim("purity_beside_frozen_random", "Starting from the concept vectors puts more of a parent latent's activation on its own concept than a random decoder that is never trained", OWN, "above 0",
                               "share of activation", paired_difference("purity", "teacher", "frozen_random"), above=0.0, decided_by=FULL)),
     ({"euclidean"}, Claim("purity_beside_euclidean", "Concept vectors of the causal inner product, each read by its dual, put more of a parent latent's activation on its own concept than vectors that are not whitened, which read themselves", OWN, "above 0", "share of activation",
@@ -197,7 +217,7 @@ IN_PROMPTS: tuple[tuple[set[str], Claim], ...] = (
     (set(), Claim("purity_prompts", "On prompts that end in a concept's word, a decoder that starts from the concept vectors puts 10 points more of a parent latent's activation on its own concept than one started at random",
                   ORIGINAL, ">= +0.10", "share of activation", beside(paired_difference("purity_prompts", "teacher", "random"), room("purity_prompts", 0.10)), above=0.10)),
     (set(), Claim("leakage_prompts", "On prompts that end in a concept's word, parent latents fire a fifth less often on other concepts' words where the decoder starts from the concept vectors than where it starts at random",
-                  ORIGINAL, "<= -20 %", "% change", paired_ratio("leakage_prompts", "teacher", "random", percent=True), below=-20.0)),
+                  ORIGINAL, "<= -20 %", "% change", leakage_ratio("leakage_prompts", "random"), below=-20.0)),
     ({"random_teacher"}, Claim("purity_prompts_beside_random_teacher", "On prompts that end in a concept's word, starting from the concept vectors puts more of a parent latent's activation on its own concept than starting from the same vectors rotated at random",
                                OWN, "above 0", "share of activation", paired_difference("purity_prompts", "teacher", "random_teacher"), above=0.0)),
 )  # fmt: skip

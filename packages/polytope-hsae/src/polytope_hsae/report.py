@@ -53,7 +53,7 @@ def arm_pictures(record: Record, arms: list[str]) -> list[Picture]:
     found = [
         Picture(
             plot_arms(arms, _panels(record, arms, DRAWN), place / "arms.svg", levels=_levels(record, ("purity", "leakage"))),
-            f"Every arm, means over seeds with 95 % intervals (Student's t). Purity and leakage: on {words}. Dashed: the base rate, which a latent that is always on has as its purity, and phase 1's own vectors read untrained.",
+            f"Every arm, means over seeds with 95 % intervals (Student's t). Purity and leakage: on {words}. Dashed: phase 1's own vectors, read untrained; dotted: the base rate, which a latent that is always on has as its purity.",
             arm_table(record, arms, "Arms", ARM_COLUMNS, "Means over seeds. Purity, leakage, absorption: on test activations, whose words no vector was estimated from. Causal cosine squared: of a parent and what its children add, in the causal metric in every arm; on as many parents as there are concepts."),
         )
     ]  # fmt: skip
