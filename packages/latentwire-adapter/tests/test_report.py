@@ -78,6 +78,9 @@ def test_every_cell_of_the_main_jobs_tables(tmp_path):
         ("the token's number", 16.0), ("its information under the unigram model", 9.5), ("its text in UTF-8", 30.0),
     ]  # fmt: skip
     assert found.notes[0] == "Uncompressed F1 100.0; 4x: adapter 75.0 (validated), linear inverse 45.0."
+    assert any(note.startswith("One adapter a ratio, of one seed") for note in found.notes)
+    several = record_of(tmp_path, suite_table(), config=SuiteConfig(ratios=[4.0], seeds=3))
+    assert any("means over the adapters of 3 seeds" in note for note in report(several).notes)
     assert found.notes[1] == (
         "On token types that no fit saw the adapter reconstructs better than the linear inverse of the same codes at 4x "
         "(0.500 against 0.600 unexplained)."

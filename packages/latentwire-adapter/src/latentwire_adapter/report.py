@@ -216,7 +216,12 @@ def report_suite(record: Record) -> Report:
             )
         )
     tables = [reconstruction_table(record, ratios), ledger_table(record)]
-    text_notes = [*figures_in_words(record, metrics, ratios), *notes(first_reading(record)), *explanations()]
+    text_notes = [
+        *figures_in_words(record, metrics, ratios),
+        *notes(first_reading(record)),
+        seeds_in_words(record.config.seeds),
+        *explanations(),
+    ]
     counted = {"runs": len(table), "failed": len(record.missing), "arms": metrics}
     return Report(
         "latentwire-adapter: what survives",
@@ -307,6 +312,15 @@ def ledger_table(record: Record) -> Table:
         ("way", "bits a token"),
         lines,
         "Who holds the model holds its table: a token's number says which row is meant, without loss.",
+    )
+
+
+def seeds_in_words(seeds: int) -> str:
+    """What the intervals do not hold."""
+    return (
+        "One adapter a ratio, of one seed: how much another seed's would differ is in no interval."
+        if seeds == 1
+        else f"Scores are means over the adapters of {seeds} seeds, whose spread is in no interval."
     )
 
 
