@@ -422,17 +422,21 @@ def test_each_figure_in_words_stands_where_its_name_does():
     g = {
         "held_out_projection": 0.11, "held_out_projection_shuffled": 0.12, "disjoint_angle": 61.3, "disjoint_angle_shuffled": 61.4,
         "disjoint_angle_label_permutation": 61.5, "nested_angle": 61.6, "nested_angle_shuffled": 61.7,
-        "held_out_projection_euclidean": 0.18, "disjoint_angle_euclidean": 61.9,
+        "held_out_projection_euclidean": 0.13, "disjoint_angle_euclidean": 61.8,
     }  # fmt: skip
     rows = [{"arm": "geometry", "seed": 0} | {f"{name}_median": value for name, value in g.items()}]
     for arm, start in (("teacher", 0.2), ("random", 0.5)):
-        names = ("purity", "leakage", "explained_variance", "purity_reference")
-        rows.append({"arm": arm, "seed": 0} | {name: start + 0.01 * i for i, name in enumerate(names, start=1)})
-    *_, words = figures_in_words(SimpleNamespace(table=pd.DataFrame(rows)))
+        rows.append(
+            {"arm": arm, "seed": 0, "purity": start + 0.01, "leakage": start + 0.02, "explained_variance": start + 0.03}
+        )
+    table = pd.DataFrame(rows).assign(purity_reference=0.7)
+    carried, words = figures_in_words(SimpleNamespace(table=table))
+    assert "carried by held-out projection and by the angle from disjoint words" in carried
     for part in (
         "project on their concept's vector at 0.11 (shuffled 0.12)", "stands at 61.3 degrees from disjoint words (shuffled 61.4, ",
         "random parts of the parent's words 61.5)", "nested words give 61.6 whatever they are (shuffled 61.7)",
-        "held-out projection is 0.18 and the angle 61.9", "purity 0.21 and leakage 0.22, from a random start 0.51 and 0.52, at ",
-        "at explained variance 0.230 and 0.530", "purity above a random start: 0.61; ", "untrained, reach 0.39",
+        "in the Euclidean metric, held-out projection is 0.13 and the angle 61.8",
+        "has purity 0.21 and leakage 0.22, from a random start 0.51 and 0.52, at explained variance 0.230 and 0.530",
+        "Ten points of purity above a random start: 0.61; phase 1's own vectors, untrained, reach 0.7.",
     ):  # fmt: skip
         assert part in words, words
