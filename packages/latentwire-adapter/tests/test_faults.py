@@ -308,3 +308,16 @@ def test_so_do_the_checks_for_each_of_them_and_each_batch(lm, prompts, reading, 
         make("selfcheck", of(SelfcheckConfig, small()), tmp_path / "run")
     assert read_json(tmp_path / "run" / "manifest.json")["state"] == "stopped"
     assert not (tmp_path / "run" / "results.json").exists()
+
+
+def test_so_does_further_text_for_each_thousand_of_its_documents(small, lm, tmp_path):
+    """Counted as if it were made into tokens at once."""
+    (tmp_path / "t.txt").write_text("\n\n".join(f"a b c {i % 7}" for i in range(2500)))
+    asked = []
+    config = small(fit_text=str(tmp_path / "t.txt"), fit_text_share=0.5)
+    counts_V, about = training_counts(config, lm.tokenizer, 500, 1024, lambda: asked.append(1))
+    assert len(asked) == about["prompts"] + 3
+    further_V = counts_V - training_counts(small(), lm.tokenizer, 500, 1024)[0]
+    (seven,) = lm.tokenizer("6", add_special_tokens=False)["input_ids"]
+    assert float(further_V[seven] / further_V.sum()) > 0.02
+    assert float(counts_V.sum() / further_V.sum()) == pytest.approx(2)

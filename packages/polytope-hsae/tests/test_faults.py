@@ -327,7 +327,7 @@ def test_jobs_of_models_of_other_widths_are_refused_before_the_work(planted, sma
 
 
 # -------------------------------------------------------------------------------------------------------- told to stop
-@pytest.mark.parametrize(("verb", "least"), [("geometry", 5), ("activations", 6), ("train", 1), ("evaluate", 6)])
+@pytest.mark.parametrize(("verb", "least"), [("geometry", 5), ("activations", 6), ("train", 9), ("evaluate", 6)])
 def test_long_work_outside_the_loop_heeds_a_signal(verb, least, captured, planted, small, tmp_path, monkeypatch):
     """Once or more for each part of it: draws, parents and batches."""
     own = tmp_path / "own"

@@ -31,6 +31,8 @@ from studycore.streams import derive_seed
 CUE = "Answer:"
 EXAMPLE_QUESTIONS = 3
 """Questions of a worked example: that they are of one paragraph shows that each asks for something else."""
+TOGETHER = 1024
+"""Texts that are made into tokens between two looks at whether to stop."""
 QUESTION_BYTES = 4096
 """Memory that a question takes at least: its words, the tokens of its prompt, and what is scored of it."""
 NO_ANSWER = "unanswerable"
@@ -375,7 +377,11 @@ def training_counts(
     about: dict[str, Any] = {"prompts": len(prompts.prompts), "prompt_tokens": tokens}
     if config.fit_text is not None and config.fit_text_share > 0:
         texts = _texts(config.fit_text)
-        rows = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+        rows: list[list[int]] = []
+        for start in range(0, len(texts), TOGETHER):
+            heed()
+            part = texts[start : start + TOGETHER]
+            rows += tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"]
         if not any(rows):
             raise UserError(
                 f"fit_text: '{config.fit_text}' has no token of text; give another file, {FIT_TEXT}, or null"

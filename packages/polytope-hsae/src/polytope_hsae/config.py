@@ -30,7 +30,7 @@ SYNTHETIC = "synthetic-tree"
 """The "model" that is no language model: a planted tree of concepts with exact ground truth."""
 DEFAULT = "smollm2"
 """The configuration that is read without --config."""
-AGAIN = "make that job again, or name the folder of another"
+AGAIN = "remove that folder, and its job is made again, or name that of another"
 """What to do about a folder of a job that cannot be read."""
 FLAT = ("topk", "batchtopk", "matryoshka")
 BASELINES = ("random", *FLAT)

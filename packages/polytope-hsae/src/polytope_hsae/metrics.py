@@ -8,7 +8,7 @@ never a 0.
 Shapes: N activations, D width, F latents in all (parents first), M parents, P concepts, R pairs.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -282,7 +282,12 @@ def learned_pairs(model: Any, codes_NF: Tensor) -> Tensor:
 
 
 def hierarchy_metrics(
-    x_ND: Tensor, codes_NF: Tensor, decoder_FD: Tensor, bias_D: Tensor, pairs_R2: Tensor
+    x_ND: Tensor,
+    codes_NF: Tensor,
+    decoder_FD: Tensor,
+    bias_D: Tensor,
+    pairs_R2: Tensor,
+    heed: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """Grandien et al. 2026 (arXiv:2606.22994) and Tree SAE's condition (arXiv:2605.07922), over pairs.
 
@@ -292,7 +297,7 @@ def hierarchy_metrics(
     soft_absorption: by regression on inputs where both fire, the share by which the parent's activation falls at the child's
     mean. distinct_siblings: 1 - Jaccard overlap of two children of one parent. co_correlation: of the two where both fire.
     reconstruction_gain: where both fire, the share of |x - b - parent|^2 that the child takes away; reconstruction_condition:
-    how many pairs take some away. x is scaled. UserError for no pairs.
+    how many pairs take some away. x is scaled. UserError for no pairs. `heed` is called for each pair.
     """
     if len(pairs_R2) == 0:
         raise UserError("inclusion: no parent and child fire often enough to be measured; train longer")
@@ -303,6 +308,7 @@ def hierarchy_metrics(
     }
     inclusion_R = torch.empty(len(pairs_R2), dtype=torch.float64)
     for r, (j, i) in enumerate(pairs_R2.tolist()):
+        heed()
         child_on = fires_NF[:, i]
         both = child_on & fires_NF[:, j]
         inclusion_R[r] = float(both.sum()) / float(child_on.sum())
@@ -353,12 +359,12 @@ def matched_pairs(codes_NF: Tensor, pairs_R2: Tensor, parents: int, seed: int) -
 # ------------------------------------------------------------------------------------------------------------- all of them
 @torch.no_grad()
 def sae_metrics(
-    model: Any, store: Store, size: int, seed: int, readers_PD: Tensor
+    model: Any, store: Store, size: int, seed: int, readers_PD: Tensor, heed: Callable[[], None] = lambda: None
 ) -> tuple[dict[str, float], Matching]:
     """Of a trained model: reconstruction, sparsity, usage, labels, learned hierarchy with its null.
 
     `readers_PD` are phase 1's, of parents. What labels say is measured on texts, where the concept's word comes next, and,
-    with names that end in _prompts, on prompts, where it stands itself.
+    with names that end in _prompts, on prompts, where it stands itself. `heed` is called for each pair.
     """
     config = model.config
     parents = config.m_top
@@ -388,10 +394,10 @@ def sae_metrics(
     pairs = learned_pairs(model, codes_NF)
     metrics["pairs"] = float(len(pairs))
     decoder = dense_decoder(model)
-    metrics |= hierarchy_metrics(scaled, codes_NF, decoder, model.bias, pairs)
+    metrics |= hierarchy_metrics(scaled, codes_NF, decoder, model.bias, pairs, heed)
     null = matched_pairs(codes_NF, pairs, parents, seed)
     if len(null):
-        null_metrics = hierarchy_metrics(scaled, codes_NF, decoder, model.bias, null)
+        null_metrics = hierarchy_metrics(scaled, codes_NF, decoder, model.bias, null, heed)
         metrics |= {f"{name}_null": v for name, v in null_metrics.items()}
     return metrics, matching
 

@@ -125,7 +125,9 @@ def train(config: TrainConfig, run: Run) -> None:
         model.eval().to("cpu")
         model.save_pretrained(run.folder / "sae")
         vectors_PD, sqrt_DD = (torch.from_numpy(read_arrays(geometry)[name]) for name in ("unified_parents", "sqrt"))
-        metrics, matching = sae_metrics(model, store, config.test_size, config.seed, (vectors_PD @ sqrt_DD).float())
+        metrics, matching = sae_metrics(
+            model, store, config.test_size, config.seed, (vectors_PD @ sqrt_DD).float(), run.check_stop
+        )
         dead = [float((counter > config.dead_after_tokens).double().mean()) for counter in model.counters()]
         kept = {"teacher_energy_kept": initialise(build_sae(model.config), teacher, config)["teacher_energy_kept"]} if teacher and config.taught else {}  # fmt: skip
         if model.config.kind == "hierarchical":
