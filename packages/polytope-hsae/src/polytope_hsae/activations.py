@@ -25,7 +25,7 @@ import torch
 from polytope_hsae import synthetic
 from polytope_hsae.concepts import Hierarchy, load_hierarchy, prompts
 from polytope_hsae.config import SYNTHETIC, ActivationConfig
-from polytope_hsae.data import CHOOSE, TEST, TRAIN, fault_of, folder_of, recorded, sum_of
+from polytope_hsae.data import CHOOSE, TEST, TRAIN, check_budget, fault_of, folder_of, recorded, sum_of
 from polytope_hsae.language import (
     beginning,
     check_capture,
@@ -35,7 +35,6 @@ from polytope_hsae.language import (
     load_tokenizer,
     pad,
 )
-from studycore.devices import check_memory
 from studycore.errors import UserError
 from studycore.files import check_local, sync_folder, write_atomic, write_json
 from studycore.hashes import share_of
@@ -151,16 +150,6 @@ def capture(config: ActivationConfig, run: Run) -> None:
         {name: torch.tensor(values, dtype=torch.int32) for name, values in numbers.items()}
         | {"split": torch.tensor(split, dtype=torch.int8)},
     )  # fmt: skip
-
-
-TOKEN_BYTES = 64
-"""Memory that a token's numbers take at least until they are written: itself, the next, its document and its split."""
-
-
-def check_budget(config: ActivationConfig) -> None:
-    """UserError for more activations than memory holds the numbers of."""
-    size = TOKEN_BYTES * config.token_budget
-    check_memory(size, f"data.token_budget: the tokens and labels of {config.token_budget:,} activations", "lower it")
 
 
 def gather(config: ActivationConfig, hierarchy: Hierarchy, tokenizer: Any) -> Sequences:

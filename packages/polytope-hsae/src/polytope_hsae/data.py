@@ -13,12 +13,16 @@ import torch
 from torch import Tensor
 
 from polytope_hsae.concepts import ESTIMATE, Hierarchy, load_hierarchy
-from polytope_hsae.config import AGAIN
+from polytope_hsae.config import AGAIN, ActivationConfig
+from studycore.devices import check_memory
 from studycore.errors import UserError
 from studycore.files import read_json, read_text, sha256
 from studycore.foreign import reading
 from studycore.run import Run
 from studycore.streams import generator
+
+TOKEN_BYTES = 64
+"""Memory that a token's numbers take at least until they are written: itself, the next, its document and its split."""
 
 TRAIN, CHOOSE, TEST = 0, 1, 2
 """The splits."""
@@ -160,3 +164,9 @@ def folder_of(run: Run, job: str) -> Path:
 def open_store(geometry: Path, activations: Path) -> Store:
     """Of the folders of the two jobs."""
     return Store(activations, load_hierarchy(geometry / "concepts.json"))
+
+
+def check_budget(config: ActivationConfig) -> None:
+    """UserError for more activations than memory holds the numbers of."""
+    size = TOKEN_BYTES * config.token_budget
+    check_memory(size, f"data.token_budget: the tokens and labels of {config.token_budget:,} activations", "lower it")

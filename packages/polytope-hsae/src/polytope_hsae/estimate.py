@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from polytope_hsae import synthetic
-from polytope_hsae.activations import check_budget
 from polytope_hsae.config import SYNTHETIC, ActivationConfig, StudyConfig, TrainConfig
+from polytope_hsae.data import check_budget
 from polytope_hsae.losses import Weights
 from polytope_hsae.model import build_sae
 from polytope_hsae.training import Objective, check_room, create_optimizer, shape_of, stages
