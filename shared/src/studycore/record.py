@@ -32,7 +32,7 @@ class Record:
     """One row per finished run: run, arm, seed, folder, labels of its job, and the study's columns.
 
     Its attrs["missing"] lists the other runs, for measures: run, arm ("" where it has none), labels, seed where it is known,
-    and whether it failed.
+    whether it failed, and the study's columns that the plan alone gives (Study.planned).
     """
     missing: Mapping[str, str]
     """Of many runs: those that are not done, with the reason."""
@@ -114,6 +114,12 @@ def read_record(study: Study, folder: Path, just_ended: bool = False) -> Record:
             of_seed = {"seed": entry["seed"]} if "seed" in entry else {}
             lost = {"run": name, "arm": entry["arm"] or "", "failed": name in failed or state == "failed"}
             others.append({**entry["labels"], **of_seed, **lost})
+    if study.planned and isinstance(study.verbs[verb], ManyRuns) and others:
+        of_plan = {job.name: job.config for job in load(study.verbs[verb].plan)(config)}  # type: ignore[union-attr]
+        others = [
+            {**(load(study.planned)(lost["run"], of_plan[lost["run"]]) if lost["run"] in of_plan else {}), **lost}
+            for lost in others
+        ]
     results, table = folder / "results.json", _table(rows)
     table.attrs["missing"] = others
     return Record(

@@ -133,6 +133,11 @@ def fisher_z(correlation: float) -> float:
     return math.atanh(min(max(correlation, -1 + 1e-12), 1 - 1e-12))
 
 
+def unbiased_z(correlation: float, draws: int) -> float:
+    """Fisher's z less r / (2 (n - 1)), by which n draws make it too large on average (Fisher 1921, Hotelling 1953)."""
+    return fisher_z(correlation) - correlation / (2 * (draws - 1))
+
+
 def share_interval(successes: int, n: int) -> Interval:
     """Share with the exact interval of Clopper and Pearson (1934)."""
     from scipy import stats

@@ -208,12 +208,12 @@ FOLLOWS = Wording(
     "whether the radii follow the hierarchy was not run",
 )
 APART = Wording(
-    "all levels lie apart", "but in some seeds neighbouring levels overlap", "whether all levels lie apart stays open", "",
+    "in every seed all levels lie apart", "not in every seed do all levels lie apart", "whether all levels lie apart stays open", "",
 )  # fmt: skip
 LEARNT = Wording(
-    "Where the valuations are shuffled they do not: a rule is learnt",
-    "Shuffled valuations are followed too, so that no rule is learnt",
-    "Whether shuffled valuations would be followed too stays open",
+    "The order of radii of valuations dealt out at random reaches {x:.0%} of its ceiling: a rule is learnt",
+    "The order of radii of valuations dealt out at random reaches {x:.0%} of its ceiling too, which shows no rule",
+    "Whether the order of valuations dealt out at random stays below half of its ceiling stays open",
     "",
 )
 COVERS_UNSEEN = Wording(
