@@ -226,7 +226,7 @@ def every_run(target: str) -> Measure:
 def _whole_runs(table: "DataFrame") -> list[Mapping[str, Any]]:
     """The whole runs that were planned: those that are done, and those that failed or are not finished."""
     done = table[table["whole"].eq(True)].to_dict("records") if "whole" in table else []
-    return [*done, *missing_runs(table, True, of="whole")]
+    return [*done, *(run for run in missing_runs(table, True, of="whole") if "settings" in run)]
 
 
 def _budget(run: Mapping[str, Any]) -> str:
@@ -437,11 +437,15 @@ def _long_runs_of_9_trits() -> Condition:
 COMPARABLE = _long_runs_of_9_trits()
 
 
-def _untied(arms: Sequence[str], end: bool = False) -> Condition:
-    """That few radii are tied where these arms are best; `end`: also where they end."""
+def _untied(arms: Sequence[str], group: str = "", end: bool = False) -> Condition:
+    """That few radii are tied where runs of these arms and of a group are best; `end`: also where any run of a phase ends."""
 
     def unmet(table: "DataFrame") -> str:
-        own = table[table["arm_without_draw"].isin(arms)] if "arm_without_draw" in table else table[:0]
+        if "arm_without_draw" not in table:
+            return ""
+        of_group = table["group"].eq(group) if "group" in table else False
+        own = table[table["arm_without_draw"].isin(arms) | of_group]
+        own = table[table["stages"] == "hierarchy"] if end else own
         for column in ("best_tied_share", *(("tied_radius_share",) if end else ())):
             tied = own[own[column].ge(TIES)] if column in own else own[:0]
             if len(tied):
@@ -512,7 +516,7 @@ def _against_twin(metric: str, statement: str, better: str, unit: str) -> Claim:
     weights = f"weights of the KL divergence {KL_WEIGHTS[BALL]:g} and {KL_WEIGHTS[TWIN]:g}: two places on one trade-off"
     return Claim(
         f"curvature_{metric}", f"{statement} than of its flat twin of equal parameters ({weights})",
-        "this study: who pays in which coin, not what the curvature alone buys",
+        "this study: a trade-off, not what the curvature alone buys",
         "better", unit, of_seeds(paired_difference(metric, BALL, TWIN)),
         above=0.0 if better == "above" else None, below=0.0 if better == "below" else None, when=TWINS,
     )  # fmt: skip
@@ -743,7 +747,11 @@ def _of_its_runs(claim: Claim) -> Claim:
         return interval, f"{how} Of this start and radius: {starts}; {radii}."
 
     assert claim.when is not None
-    when = all_of(claim.when, ABOUT[claim.id], _untied(NEEDED[claim.id], end=claim.id in OF_ALL_ARMS))
+    when = all_of(
+        claim.when,
+        ABOUT[claim.id],
+        _untied(NEEDED[claim.id], WEIGHTS if claim.id == "peak_weights" else "", claim.id in OF_ALL_ARMS),
+    )
     return replace(claim, measure=of_seeds(Measure(claim.measure.text, compute)), when=when)
 
 
