@@ -83,6 +83,18 @@ def manifest_of(study: Study, folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def _planned_columns(study: Study, verb: str, config: Any) -> dict[str, dict[str, Any]]:
+    """Name -> the columns that the plan gives of a run; empty where there is no plan, or one that this version refuses."""
+    action = study.verbs[verb]
+    if not isinstance(action, ManyRuns):
+        return {}
+    try:
+        jobs = load(action.plan)(config)
+    except UserError:  # an older folder's: then the arms alone say where a run belongs
+        return {}
+    return {job.name: load(study.planned)(job.name, job.config) for job in jobs}
+
+
 def read_record(study: Study, folder: Path, just_ended: bool = False) -> Record:
     """What the folder says; `just_ended`: of one run that has reached its end and is about to be marked as done.
 
@@ -114,12 +126,9 @@ def read_record(study: Study, folder: Path, just_ended: bool = False) -> Record:
             of_seed = {"seed": entry["seed"]} if "seed" in entry else {}
             lost = {"run": name, "arm": entry["arm"] or "", "failed": name in failed or state == "failed"}
             others.append({**entry["labels"], **of_seed, **lost})
-    if study.planned and isinstance(study.verbs[verb], ManyRuns) and others:
-        of_plan = {job.name: job.config for job in load(study.verbs[verb].plan)(config)}  # type: ignore[union-attr]
-        others = [
-            {**(load(study.planned)(lost["run"], of_plan[lost["run"]]) if lost["run"] in of_plan else {}), **lost}
-            for lost in others
-        ]
+    if study.planned and others:
+        columns = _planned_columns(study, verb, config)
+        others = [{**columns.get(lost["run"], {}), **lost} for lost in others]
     results, table = folder / "results.json", _table(rows)
     table.attrs["missing"] = others
     return Record(
