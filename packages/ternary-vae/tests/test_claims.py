@@ -282,7 +282,7 @@ def test_correlation_is_over_draws_within_a_seed():
         random = np.random.default_rng(seed)
         for k in range(20):
             begin, best = random.normal(seed, 0.1), random.normal(seed, 0.1)
-            runs.append(run(f"sweep5_draw_{k}", seed, [begin / 10, best / 10 - 0.8], projection_seed=k))
+            runs.append(run(f"sweep{5 + k // 10}_draw_{k}", seed, [begin / 10, best / 10 - 0.8], projection_seed=k))
     claim = next(c for c in judged(runs) if c["id"] == "init_best_correlation")
     assert claim["verdict"] == "refuted" and abs(claim["measured"]) < 0.3
 
@@ -647,15 +647,15 @@ def test_a_start_that_is_ordered_is_nothing_that_a_run_reached():
 
 
 def test_a_correlation_of_few_draws_is_not_taken_for_a_larger_one():
-    """Draws of a true correlation at the threshold: Fisher's z of four is larger by r / 6 on average."""
+    """Draws of a true correlation at the threshold: Fisher's z of four is larger by a quarter on average."""
     rho, random = 0.92, np.random.default_rng(16)
     z = []
     for _ in range(20_000):
         x, noise = random.normal(size=(2, 4))
         z.append((np.corrcoef(x, rho * x + math.sqrt(1 - rho**2) * noise)[0, 1], 4))
     with_bias = np.mean([math.atanh(r) for r, _ in z])
-    assert with_bias - math.atanh(rho) > 0.1
-    assert math.atanh(module._mean_correlation(z)) == pytest.approx(math.atanh(rho), abs=0.03)
+    assert with_bias - math.atanh(rho) > 0.2
+    assert math.atanh(module._mean_correlation(z)) == pytest.approx(math.atanh(rho), abs=0.06)
 
 
 def test_stopping_early_betters_the_step_schedule_only_beyond_its_first_step():

@@ -330,7 +330,7 @@ def _correlation_of_draws() -> Measure:
         return fisher_interval([_mean_correlation(of) for of in seeds]), how
 
     return Measure(
-        f"correlation(initial_hierarchy, best_hierarchy, group = {DRAWS!r}, within phase and seed, {LEAST_DRAWS} or more, z less r / (2 (n - 1)))",
+        f"correlation(initial_hierarchy, best_hierarchy, group = {DRAWS!r}, within phase and seed, {LEAST_DRAWS} or more, z less its bias)",
         compute,
     )
 
