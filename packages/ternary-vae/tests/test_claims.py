@@ -568,19 +568,15 @@ def test_a_dead_control_is_no_control(dead):
 
 def test_what_a_control_shows_is_said_with_its_figure():
     _, answer = of_edited("headline", with_metrics("shuffled", hierarchy_of_ceiling=0.11))
-    assert answer.endswith(
-        "The order of radii of valuations dealt out at random reaches 11% of its ceiling: a rule is learnt."
-    )
+    assert answer.endswith("Shuffled valuations reach 11% of the ceiling: a rule is learnt.")
     _, answer = of_edited("headline", with_metrics("shuffled", hierarchy_of_ceiling=0.6))
-    assert answer.endswith(
-        "The order of radii of valuations dealt out at random reaches 60% of its ceiling too, which shows no rule."
-    )
+    assert answer.endswith("Shuffled valuations reach 60% of the ceiling too, which shows no rule.")
 
     def overlapping(one):
         return with_metrics("ball", min_level_gap=-0.01)(one) if one.config.seed < 2 else one
 
     _, answer = of_edited("headline", overlapping)
-    assert "; not in every seed do all levels lie apart. The order of radii of valuations" in answer
+    assert "; not every seed has all levels apart. Shuffled valuations" in answer
 
 
 def test_every_weighting_and_every_phase_of_draws_must_be_there():

@@ -208,12 +208,12 @@ FOLLOWS = Wording(
     "whether the radii follow the hierarchy was not run",
 )
 APART = Wording(
-    "in every seed all levels lie apart", "not in every seed do all levels lie apart", "whether all levels lie apart stays open", "",
+    "all levels lie apart", "not every seed has all levels apart", "whether all levels lie apart stays open", "",
 )  # fmt: skip
 LEARNT = Wording(
-    "The order of radii of valuations dealt out at random reaches {x:.0%} of its ceiling: a rule is learnt",
-    "The order of radii of valuations dealt out at random reaches {x:.0%} of its ceiling too, which shows no rule",
-    "Whether the order of valuations dealt out at random stays below half of its ceiling stays open",
+    "Shuffled valuations reach {x:.0%} of the ceiling: a rule is learnt",
+    "Shuffled valuations reach {x:.0%} of the ceiling too, which shows no rule",
+    "Whether shuffled valuations would be followed too stays open",
     "",
 )
 COVERS_UNSEEN = Wording(
