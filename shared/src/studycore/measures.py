@@ -202,6 +202,8 @@ def missing_runs(table: "DataFrame", arm: Hashable = None, of: str = "arm") -> l
     Where the record does not say what `of` is of a missing run, those of the arms of the arm's own rows count.
     """
     missing = table.attrs.get("missing", [])
+    if not missing:
+        return []
     if arm is not None and any(of in run for run in missing):
         return [run for run in missing if run.get(of) == arm]
     chosen = table if arm is None else table[table[of] == arm] if of in table else table[:0]
