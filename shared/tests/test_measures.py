@@ -9,6 +9,7 @@ from studycore.measures import (
     at_least,
     by_seed,
     geometric_mean,
+    less_than,
     mean,
     paired_difference,
     paired_ratio,
@@ -161,6 +162,9 @@ def test_a_condition_says_what_is_not_met():
     smallest = made["x"].min()
     assert at_least("x", smallest).unmet(made) == ""
     assert at_least("x", 50, "a").unmet(made).startswith("Needs runs of a with x 50 or more; the smallest is ")
+    largest = made["x"].max()
+    assert less_than("x", 50).unmet(made) == ""
+    assert less_than("x", largest).unmet(made) == f"Needs runs with x below {largest:g}; the largest is {largest:g}."
 
 
 def test_the_text_names_whatever_changes_the_figure():
@@ -241,13 +245,64 @@ def test_a_share_holds_whatever_runs_that_failed_would_have_shown():
     assert (by_seed_["measured"], by_seed_["n"]) == (6 / 7, 7)
 
 
-def test_means_and_pairs_name_the_runs_that_failed():
-    made = lost(table(3.0), failed=[("s9", "a"), ("s8", "c")])
-    for name in ("mean", "geometric_mean", "paired_difference", "paired_ratio"):
-        why = verdict(MEASURES[name][0], made, above=0.5)["why"]
-        assert "Failed and left out: s9." in why, why
+@pytest.mark.parametrize("state", ["failed", "unfinished"])
+@pytest.mark.parametrize("name", ["mean", "geometric_mean", "paired_difference", "paired_ratio"])
+def test_means_and_pairs_are_not_left_to_the_runs_that_are_done(name, state):
+    measure = MEASURES[name][0]
+    of_another_arm = verdict(measure, lost(table(3.0), **{state: [("s8", "c")]}), above=0.5)
+    assert of_another_arm["verdict"] == "supported" and "s8" not in of_another_arm["why"]
+    made = table(3.0)
+    made = made[(made["arm"] == "b") | (made["seed"] < 2)]
+    whose = "a" if "mean" in name else "a and b"
+    missing = [(f"s{s}", "a") for s in range(2, SEEDS)]
+    found = verdict(measure, lost(made, **{state: missing}), above=0.5)
+    assert (found["verdict"], found["measured"]) == ("not run", None)
+    word = "failed" if state == "failed" else "not finished"
+    assert f"runs of {whose}; 6 are missing ({word}: s2, s3, s4, s5, s6, s7)." in found["why"], found["why"]
+
+
+def test_a_run_that_is_missing_counts_where_the_plan_puts_it():
+    """Of another column than the arm: whatever the arm is called, and when none of its runs is there."""
+    made = table(3.0).assign(kind=lambda t: t["arm"].map({"a": "fast", "b": "slow"}), x_of=lambda t: t["seed"])
+    gone = {"run": "s3", "arm": "third", "seed": 3, "failed": True}
+    for kind, found in (("fast", "not run"), ("other", "supported")):
+        made.attrs["missing"] = [gone | {"kind": kind}]
+        assert verdict(mean("x", "fast", of="kind"), made, above=0.5)["verdict"] == found
+        assert verdict(paired_difference("x", "fast", "slow", of="kind"), made, above=0.5)["verdict"] == found
+    # A run that has no partner by plan is in no pair.
+    made.attrs["missing"] = [gone | {"kind": "fast", "seed": 99}]
+    assert verdict(paired_difference("x", "fast", "slow", of="kind"), made, above=0.5)["verdict"] == "supported"
+    all_gone = made[made["kind"] == "slow"].assign(good=True)
+    all_gone.attrs["missing"] = [
+        {"run": f"s{s}", "arm": "a", "seed": s, "failed": True, "kind": "fast"} for s in range(6)
+    ]
+    none = verdict(share("good", "fast", of="kind"), all_gone, above=0.5)
+    assert (none["verdict"], none["measured"], none["n"]) == ("inconclusive", 0.0, 6)
+    assert "0 of 6" in none["why"] and none["interval95"] == [0.0, 1.0]
+    every = Claim("a", "", "", "", "", share("good", "fast", of="kind"), above=0.5, of_every_unit=True)
+    assert judge_all([every], all_gone, [as_stored(every)])[0]["verdict"] == "refuted"
+    all_gone.attrs["missing"] = [run | {"failed": False} for run in all_gone.attrs["missing"]]
+    none = verdict(share("good", "fast", of="kind"), all_gone, above=0.5)
+    assert none["verdict"] == "not run" and "Not finished: s0, s1, s2, s3, s4, s5." in none["why"]
+
+
+def test_a_mean_counts_the_finished_runs_that_it_leaves_out():
     negative = table(3.0).assign(log=lambda t: t["log"].where(t["seed"] > 0, -1.0))
     assert f"Left out: {EACH} of {SEEDS * EACH} runs" in verdict(geometric_mean("log", "a"), negative, above=1.0)["why"]
+    unmeasured = table(3.0).assign(x=lambda t: t["x"].where(t["seed"] > 0))
+    assert (
+        f"Left out: {EACH} of {SEEDS * EACH} runs without x." in verdict(mean("x", "a"), unmeasured, above=1.0)["why"]
+    )
+
+
+def test_a_geometric_mean_is_known_to_its_rounding():
+    made = pd.DataFrame({"run": list("uvwxyz"), "arm": "a", "seed": range(6), "x": 9.5, "rounded": 0.15})
+    plain, rounded = geometric_mean("x", "a"), geometric_mean("x", "a", rounding="rounded")
+    assert verdict(plain, made, above=10.0)["verdict"] == "refuted" and plain.text != rounded.text
+    found = verdict(rounded, made, above=10.0)
+    assert found["verdict"] == "inconclusive"
+    half = 2.5705818 * 0.15 / 6**0.5
+    assert np.log(found["interval95"]) == pytest.approx([np.log(9.5) - half, np.log(9.5) + half])
 
 
 def test_times_that_are_tied_on_their_grid_are_not_certain():

@@ -15,6 +15,7 @@ from studycore.statistics import (
     median_interval,
     ratio_interval,
     share_interval,
+    unbiased_z,
 )
 
 Z = 1.959963984540054
@@ -112,6 +113,17 @@ def test_a_ratio_is_the_mean_of_logarithms():
 def test_censored_units_make_a_bound(at_least, at_most, bound):
     interval = ratio_interval([(2, 1), (3, 1)], at_least, at_most)
     assert interval.bound == interval.as_percent().bound == bound
+
+
+def test_fishers_z_of_few_draws_is_less_its_bias():
+    assert unbiased_z(0.8, 10**6) == pytest.approx(atanh(0.8) - 0.8 / 2e6, abs=1e-11)
+    assert unbiased_z(0.0, 4) == 0
+    random = np.random.default_rng(2)
+    x, noise = random.normal(size=(2, 20_000, 10))
+    y = 0.6 * x + 0.8 * noise
+    found = [np.corrcoef(a, b)[0, 1] for a, b in zip(x, y, strict=True)]
+    assert np.mean([atanh(r) for r in found]) - atanh(0.6) > 0.025
+    assert np.mean([unbiased_z(r, 10) for r in found]) == pytest.approx(atanh(0.6), abs=0.01)
 
 
 def test_correlations_are_averaged_on_fishers_scale():

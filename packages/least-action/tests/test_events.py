@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from least_action.events import find_events, first_window, may_begin
+from least_action.events import find_events, first_window, has_plateau, may_begin
 
 
 def rows(train, test, every=10):
@@ -87,3 +87,28 @@ def test_what_begins_an_event_is_told_when_it_happens_and_only_where_it_may():
     assert {events.memorised, events.grokked_99} <= set(told)
     # 10: a touch that may have become the event; 70: memorised long before.
     assert told == [10, 30, 40]
+
+
+def with_new_pairs(new):
+    made = rows([0.5] + [1.0] * 9, [0.3] * 7 + [1.0] * 3)
+    return find_events(
+        [row | {"new_pairs_acc": value} for row, value in zip(made, new, strict=True)], p=113, window=5
+    ).as_dict()
+
+
+def test_a_plateau_lasts_for_a_window_of_evaluations_from_memorisation_on():
+    flat = with_new_pairs([0.5] + [0.02] * 4 + [0.09] + [0.4] * 4)
+    assert (flat["memorised"], flat["new_at_memorised"], flat["highest_new_accuracy"]) == (10, 0.02, 0.09)
+    assert has_plateau(flat)
+    # A curve that rises right through memorisation has a low evaluation as well.
+    rising = with_new_pairs([0.003, 0.007, 0.025, 0.065, 0.124, 0.2, 0.4, 0.6, 0.9, 1.0])
+    assert (rising["new_at_memorised"], rising["highest_new_accuracy"]) == (0.007, 0.2)
+    assert not has_plateau(rising)
+    at_the_edge = with_new_pairs([0.0] + [0.02] * 4 + [0.1] + [0.4] * 4)
+    assert not has_plateau(at_the_edge)
+    for gap in (None, float("nan")):
+        unmeasured = with_new_pairs([0.0] + [0.02] * 2 + [gap] + [0.02] * 6)
+        assert unmeasured["highest_new_accuracy"] is None and not has_plateau(unmeasured)
+    never = find_events(rows([0.5] * 9, [0.1] * 9), p=113, window=5).as_dict()
+    assert never["highest_new_accuracy"] is None and not has_plateau(never)
+    assert not has_plateau({"highest_new_accuracy": float("nan")}), "as a table has it"

@@ -97,12 +97,16 @@ def test_a_value_that_is_missing_or_not_positive_is_read_as_it_is(broken, tmp_pa
 
 
 def test_the_columns_of_a_run_that_groks(tmp_path):
-    last = {"restricted_acc": 0.97, "excluded_acc": 0.02, "train_acc": 0.995, "test_acc": 0.991, "train_loss": 0.3, "test_loss": 0.4}  # fmt: skip
+    last = {"restricted_acc": 0.5, "excluded_acc": 0.6, "train_acc": 0.995, "test_acc": 0.991, "train_loss": 0.3, "test_loss": 0.4}  # fmt: skip
     config = replace(TRANSFORMER, operation="subtract", train_frac=0.4, recipe="muon")
-    found = columns(folder_of(tmp_path / "run", grokking(**last)), config)
+    rows = grokking(**last)
+    (at_grokking,) = [row for row in rows if row["epoch"] == 40]
+    at_grokking |= {"restricted_acc": 0.97, "excluded_acc": 0.02}
+    found = columns(folder_of(tmp_path / "run", rows), config)
     expected = {
         "time": 40, "last_epoch": 80, "delay_ratio": 2.0, "grokked": True, "censored": False, "has_memorised": True,
-        "new_at_memorised": 0.05, "test_at_memorised": 0.0, "accuracy_of_keys": 0.97, "accuracy_without_keys": 0.02,
+        "new_at_memorised": 0.05, "test_at_memorised": 0.0, "restricted_acc_grokked": 0.97, "excluded_acc_grokked": 0.02,
+        "highest_new_accuracy": 0.06, "has_plateau": True,
         "train_acc": 0.995, "test_acc": 0.991, "train_loss": 0.3, "test_loss": 0.4, "kind": DENSE, "decay": "runs with it",
         "recipe": "muon", "operation": "subtract", "train_frac": 0.4, "weight_decay": 1.0, "routing": "dense runs",
     }  # fmt: skip
@@ -116,7 +120,7 @@ def test_the_columns_of_a_run_that_does_not(tmp_path):
     assert (found["time"], found["grokked"], found["censored"], found["has_memorised"]) == (80, False, True, True)
     assert found["delay_ratio"] == 4  # at least: it is censored
     assert found["decay"] == "runs without weight decay"
-    assert not {"kind", "published", "accuracy_of_keys", "accuracy_without_keys", "stable", "weight_hessian_trace_grokked"} & found.keys()  # fmt: skip
+    assert not {"kind", "published", "restricted_acc_grokked", "excluded_acc_grokked", "stable", "weight_hessian_trace_grokked"} & found.keys()  # fmt: skip
     never = columns(folder_of(tmp_path / "run", [row | {"train_acc": 0.5} for row in rows]), TRANSFORMER)
     assert (never["has_memorised"], "delay_ratio" in never) == (False, False)
 
@@ -190,8 +194,8 @@ def test_each_claim_reads_its_own_column():
     at_grokking = dict(zip(MEASURED_AT_EVENTS, (2.0, 3.0, 5.0, 7.0, 11.0), strict=False))
     values = {
         **{f"{name}_memorised": 1.0 for name in at_grokking}, **{f"{name}_grokked": x for name, x in at_grokking.items()},
-        "memorises_first": True, "delay_ratio": 13.0, "new_at_memorised": 0.17, "accuracy_without_keys": 0.19,
-        "accuracy_of_keys": 0.23,
+        "memorises_first": True, "delay_ratio": 13.0, "highest_new_accuracy": 0.17, "excluded_acc_grokked": 0.19,
+        "restricted_acc_grokked": 0.23, "delay_rounding": 0.1,
     }  # fmt: skip
     runs = [values | {"run": f"r{s}", "seed": s, "kind": DENSE, "published": ADAMW, "censored": False, "grokked": s > 0, "stable": s > 1} for s in range(4)]  # fmt: skip
     table = pd.DataFrame(runs)
@@ -443,7 +447,7 @@ def test_a_split_is_of_its_task_and_gates_decay_under_one_rule(small, trained):
 
 
 # ----------------------------------------------------------------------------------------------------------- the tables
-EVENTS = Events(10, 20, 30, 50, 40, 900, 45, 60, 0.875, 8, 0.25, 0.0625)
+EVENTS = Events(10, 20, 30, 50, 40, 900, 45, 60, 0.875, 8, 0.25, 0.0625, 0.09375)
 
 
 def test_each_head_of_the_table_of_events_has_its_event():
@@ -454,7 +458,7 @@ def test_each_head_of_the_table_of_events_has_its_event():
     first, second = (dict(zip(table.columns, row, strict=True)) for row in table.rows)
     assert first == {
         "run": "a", "memorised": 10, "onset": 20, "0.95 held": 30, "0.99 first": 45, "0.99 held": 50, "0.99 to the end": 60,
-        "delay": 40, "test accuracy at memorisation": 0.25, "on new pairs": 0.0625, "stability": 0.875,
+        "delay": 40, "test accuracy at memorisation": 0.25, "on new pairs": 0.0625, "highest of the window": 0.09375, "stability": 0.875,
         "last test accuracy": 0.75,
     }  # fmt: skip
     assert {value for name, value in second.items() if name not in ("run", "last test accuracy")} == {"> 800", "none"}
@@ -470,9 +474,9 @@ def test_the_sentence_on_one_run():
         "test accuracy was 0.25 when it memorised, 40 epochs before, and 0.06 on pairs whose mirror image was new too."
     )
     assert said() == f"This run grokked: {held}; {then}"
-    without = said(new_at_memorised=0.5)
-    assert without.startswith(f"This run generalised without a plateau: {held}") and "0.50 on pairs" in without
-    assert said(new_at_memorised=0.1).startswith("This run generalised without a plateau")  # it is below 0.1
+    without = said(new_at_memorised=0.05, highest_new_accuracy=0.5)
+    assert without.startswith(f"This run generalised without a plateau: {held}") and "0.05 on pairs" in without
+    assert said(highest_new_accuracy=0.1).startswith("This run generalised without a plateau")  # it is below 0.1
     assert said(memorised=None) == f"This run generalised without having memorised first: {held}."
     never = {"grokked_99": None, "held_99": None}
     assert said(**never) == "This run memorised and had not generalised when it ended at epoch 900: censored there."
@@ -493,6 +497,7 @@ def sweep_table(folder):
     ]
     made = pd.DataFrame([dict(zip(of, run, strict=True)) for run in runs])
     made["censored"] = ~made["grokked"]
+    made["highest_new_accuracy"] = made["new_at_memorised"] + 0.01
     made["folder"] = [str(folder_of(folder / name, [evaluation(0, 0.5, 0.25), evaluation(10, 1.0, 0.75)])) for name in made["run"]]  # fmt: skip
     constants = {
         "train_frac": 0.3,
@@ -528,14 +533,14 @@ def test_every_cell_of_the_table_of_arms(tmp_path, monkeypatch):
     assert x == {
         "arm": "x", "runs": 3, "reached it": 2, "censored": 1,
         "held: median [95 % interval]": reporting.median_text(kaplan_meier([100, 200, 900], [True, True, False])),
-        "first touch: median": "150", "test accuracy at memorisation": "0.40", "on new pairs": "0.09", "stable": "2 of 3",
+        "first touch: median": "150", "test accuracy at memorisation": "0.40", "on new pairs": "0.09", "highest of the window": "0.10", "stable": "2 of 3",
         "gate entropy over log heads": "0.40", "largest use of a head": "0.70",
     }  # fmt: skip
     assert x["held: median [95 % interval]"].startswith("200 [")
     assert y == {
         "arm": "y", "runs": 2, "reached it": 0, "censored": 2, "held: median [95 % interval]": "not reached",
         "first touch: median": "450", "test accuracy at memorisation": NOT_APPLICABLE, "on new pairs": NOT_APPLICABLE,
-        "stable": NOT_APPLICABLE, "gate entropy over log heads": "0.85", "largest use of a head": "0.25",
+        "highest of the window": NOT_APPLICABLE, "stable": NOT_APPLICABLE, "gate entropy over log heads": "0.85", "largest use of a head": "0.25",
     }  # fmt: skip
     assert len(events.rows) == 5 and not events.folded
     assert made.metrics == {
@@ -555,7 +560,7 @@ def test_every_cell_of_the_table_of_arms(tmp_path, monkeypatch):
 
 def test_a_sweep_says_who_had_a_plateau_and_who_stayed(tmp_path):
     table = sweep_table(tmp_path)
-    table.loc[1, "new_at_memorised"] = 0.5
+    table.loc[1, "highest_new_accuracy"] = 0.5
     table.loc[1, "stable"] = True
     table.loc[0, "stable"] = None
     said = reporting.counts_of(table)

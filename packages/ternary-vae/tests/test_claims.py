@@ -13,6 +13,7 @@ from fabricated import (
     of_jobs,
     peak,
     planted_sweep,
+    row,
     run,
     scratch,
     sweep_of,
@@ -28,6 +29,7 @@ from ternary_vae.claims import ANY_RIM, BALL_TARGETS, FINDINGS, NEEDED, SAME_RIM
 from ternary_vae.cli import STUDY
 from ternary_vae.config import SweepConfig, TrainConfig
 from ternary_vae.plan import plan, sweep_values
+from ternary_vae.report import sweep_answer
 
 CONFIGS = Path(str(resources.files("ternary_vae"))) / "configs"
 
@@ -43,6 +45,13 @@ def judged(runs, only=None, sweep=None):
 def judged_alone(one):
     """The claims of one run that is none of a sweep."""
     return judge_all(claims("train", one.config), table([one]).drop(columns="phase"), [])
+
+
+def supported(ids):
+    """The verdicts where the findings hold: by the epoch of its best, stopping early is the step schedule's own run."""
+    return dict.fromkeys(ids, "supported") | (
+        {"early_stop_vs_step": "inconclusive"} if "early_stop_vs_step" in ids else {}
+    )
 
 
 def verdicts(runs, sweep=None):
@@ -125,7 +134,8 @@ def test_a_seed_whose_radii_are_all_equal_fails_the_hierarchy():
 
 # ------------------------------------------------------------------------------------------------------------- sweep
 def test_planted_findings_are_supported_and_their_contraries_refuted():
-    assert set(verdicts(planted_sweep()).values()) == {"supported"}
+    found = verdicts(planted_sweep())
+    assert found == supported(found)
     assert set(verdicts(planted_sweep(true=False)).values()) == {"refuted"}
 
 
@@ -136,13 +146,16 @@ def test_every_claim_of_a_shipped_sweep_can_come_out_both_ways_at_its_budget_and
     jobs, asked = plan(sweep), claims("sweep", sweep)
     expected = {claim.id for claim in (ANY_RIM, SAME_RIM, *FINDINGS)} - {"curvature_2_vs_1_same_rim"}
     if name in ("quick", "full"):
-        assert {claim.id for claim in asked} >= expected | {claim.id for claim in BALL_TARGETS}
+        assert {claim.id for claim in asked} >= (expected if name == "full" else set()) | {c.id for c in BALL_TARGETS}
     assert asked
-    for true, verdict in ((True, "supported"), (False, "refuted")):
+    for true in (True, False):
         runs = of_jobs(jobs, true)
         registered = [as_stored(claim) for claim in asked]
         found = judge_all(asked, table(runs), registered)
-        assert {c["id"]: c["verdict"] for c in found} == dict.fromkeys((c.id for c in asked), verdict), name
+        ids = [claim.id for claim in asked]
+        assert {c["id"]: c["verdict"] for c in found} == (supported(ids) if true else dict.fromkeys(ids, "refuted")), (
+            name
+        )
     if name == "headline":
         folder = write_sweep(tmp_path / "sweep", runs)
         again = [columns(folder / one.name, one.config) for one in runs]
@@ -217,11 +230,12 @@ def test_without_arms_or_with_one_seed_nothing_of_the_original_study_is_judged()
     assert len(alone) == 17 and set(alone.values()) == {"not run"}
     for few in (1, 2):
         assert set(verdicts(planted_sweep(seeds=range(few))).values()) == {"not run"}
-    assert set(verdicts(planted_sweep(seeds=range(3))).values()) == {"supported"}
+    three = verdicts(planted_sweep(seeds=range(3)))
+    assert three == supported(three)
     for arm, lost in {
         "sweep_curv_2.0": {"curvature_2_vs_1"},
-        "sweep3_early_stop_p5": {"early_stop_vs_step", "early_stop_vs_cosine", "early_stop_peak"},
-        "sweep4_lr_1e3": {"lr_1e3_vs_1e4", "lr_1e3_vs_3e4", "lr_1e3_peak"},
+        "sweep3_early_stop_p5": {"early_stop_vs_step", "early_stop_vs_cosine", "early_stop_peak", "best_achieved"},
+        "sweep4_lr_1e3": {"lr_1e3_vs_1e4", "lr_1e3_vs_3e4", "lr_1e3_peak", "best_achieved"},
         "sweep7_ordered": {"ordered_no_decay", "ordered_vs_level_means"},
     }.items():
         left = judged([one for one in runs if one.arm != arm], sweep=planned)
@@ -233,9 +247,8 @@ def test_without_arms_or_with_one_seed_nothing_of_the_original_study_is_judged()
 def test_runs_without_the_loss_on_level_means_do_not_count_for_it():
     runs = planted_sweep()
     better = [run("sweep8_ordered", seed, peak(-0.8320, 3, -0.8320), loss="ordered") for seed in range(5)]
-    level_means = [one for one in runs if one.arm != "sweep4_lr_1e3"]
-    found = {claim["id"]: claim for claim in judged([*level_means, *better], sweep=sweep_of(runs))}
-    assert found["best_achieved"]["measured"] == pytest.approx(-0.80, abs=0.01)
+    found = {claim["id"]: claim for claim in judged([*runs, *better], sweep=sweep_of(runs))}
+    assert found["best_achieved"]["measured"] == pytest.approx(-0.82, abs=0.005)
 
 
 def test_differences_of_pure_noise_are_seldom_taken_for_findings():
@@ -269,7 +282,7 @@ def test_correlation_is_over_draws_within_a_seed():
         random = np.random.default_rng(seed)
         for k in range(20):
             begin, best = random.normal(seed, 0.1), random.normal(seed, 0.1)
-            runs.append(run(f"sweep5_draw_{k}", seed, [begin / 10, best / 10 - 0.8], projection_seed=k))
+            runs.append(run(f"sweep{5 + k // 10}_draw_{k}", seed, [begin / 10, best / 10 - 0.8], projection_seed=k))
     claim = next(c for c in judged(runs) if c["id"] == "init_best_correlation")
     assert claim["verdict"] == "refuted" and abs(claim["measured"]) < 0.3
 
@@ -291,7 +304,7 @@ def test_phases_that_differ_are_no_draws_of_one_quantity(shift):
     found = {claim["id"]: claim for claim in judged(draws(shift))}
     assert found["stability"]["verdict"] == found["init_best_correlation"]["verdict"] == "supported"
     assert found["stability"]["measured"] == pytest.approx(0.003, abs=0.001)
-    assert found["init_best_correlation"]["measured"] == pytest.approx(1)
+    assert found["init_best_correlation"]["measured"] == pytest.approx(1, abs=1e-6)
 
 
 def test_too_few_draws_in_a_phase_judge_nothing():
@@ -342,7 +355,7 @@ def test_an_arm_of_another_setting_than_the_claim_is_about_judges_nothing():
         at = one.arm == "sweep_curv_2.0"
         return dataclasses.replace(one, config=dataclasses.replace(one.config, curvature=1.0)) if at else one
 
-    found = of_shipped("quick", renamed)["curvature_2_vs_1"]
+    found = of_shipped("full", renamed)["curvature_2_vs_1"]
     assert (
         found["verdict"] == "not run" and "sweep_curv_2.0 with curvature 2.0; sweep_curv_2.0_s0 has 1.0" in found["why"]
     )
@@ -351,13 +364,13 @@ def test_an_arm_of_another_setting_than_the_claim_is_about_judges_nothing():
         at = one.arm == "sweep4_lr_1e3"
         return dataclasses.replace(one, config=dataclasses.replace(one.config, weight_decay=0.1)) if at else one
 
-    found = of_shipped("quick", longer)["lr_1e3_vs_1e4"]
+    found = of_shipped("full", longer)["lr_1e3_vs_1e4"]
     assert found["verdict"] == "not run" and "differ in weight_decay" in found["why"]
     for flags, of in (
         ({"loss": "ordered"}, {"decay_balanced", "decay_baseline", "lr_1e3_vs_1e4", "stability", "early_stop_peak"}),
         ({"richness_weight": 9.0}, {"decay_baseline", "peak_weights"}),
     ):
-        found = of_shipped("quick", flags=flags)
+        found = of_shipped("full", flags=flags)
         assert {found[name]["verdict"] for name in of} == {"not run"}, flags
     assert found["decay_balanced"]["verdict"] == "supported", "its arm sets the weight itself"
 
@@ -499,3 +512,156 @@ def test_columns_are_those_of_the_runs_folder(tmp_path):
     assert (found["arm_without_draw"], found["best_epoch"]) == ("sweep5", 3)
     assert (found["initial_hierarchy"], found["best_hierarchy"], found["final_hierarchy"]) == (0.3, -0.7, -0.6)
     assert found["decay"] == pytest.approx(0.1) and found["largest_coverage"] == 0.999
+
+
+# --------------------------------------------------------------------------------------- what made a verdict come out wrong
+def of_edited(name, edit):
+    """The claims of a shipped sweep by their ids, and its answer: runs changed by `edit`, which gives None for one that failed."""
+    sweep = SweepConfig(**read_yaml(CONFIGS / f"{name}.yaml"))
+    asked = claims("sweep", sweep)
+    planned_runs = of_jobs(plan(sweep))
+    kept = [(one, edit(one)) for one in planned_runs]
+    made = table([new for _, new in kept if new], failed=[one for one, new in kept if new is None])
+    found = judge_all(asked, made, [as_stored(claim) for claim in asked])
+    return {claim["id"]: claim for claim in found}, sweep_answer(found)
+
+
+def failing(*starts, seeds=range(99)):
+    return lambda one: None if one.arm.startswith(starts) and one.config.seed in seeds else one
+
+
+def with_curve(one, curve, **more):
+    return dataclasses.replace(one, rows=[row(epoch, float(h), **more) for epoch, h in enumerate(curve)])
+
+
+@pytest.mark.parametrize("arm", ["ball", "flat_twin"])
+def test_a_twin_is_not_judged_by_the_seeds_that_are_left(arm):
+    found, _ = of_edited("headline", failing(arm, seeds=(3, 4, 5)))
+    for name in ("curvature_kl", "curvature_coverage_sampled", "curvature_prior_coverage"):
+        assert (found[name]["verdict"], found[name]["measured"]) == ("not run", None)
+        assert f"Needs all 12 runs of ball and flat_twin; 3 are missing (failed: {arm}_s3, " in found[name]["why"]
+    assert found["rule_learnt"]["verdict"] == "supported"
+    assert found["scratch_rate"]["verdict"] == ("refuted" if arm == "ball" else "supported")
+
+
+def test_a_model_of_which_every_seed_failed_has_not_reached_its_targets():
+    found, answer = of_edited("headline", failing("ball"))
+    for name in {claim.id for claim in BALL_TARGETS}:
+        assert (found[name]["verdict"], found[name]["measured"], found[name]["n"]) == ("refuted", 0.0, 6), name
+        assert "0 of 6" in found[name]["why"] and "ball_s5" in found[name]["why"]
+    assert answer.startswith("Not every seed rebuilds all 19,683 operations from scratch;")
+
+
+@pytest.mark.parametrize(
+    "dead",
+    [
+        {"hierarchy_of_ceiling": None, "hierarchy": None, "tied_radius_share": 1.0},  # never trained
+        {"hierarchy_of_ceiling": 0.02, "coverage": 0.0005, "covered": 10},  # diverged
+        {"hierarchy_of_ceiling": 0.02, "tied_radius_share": 0.5},
+    ],
+)
+def test_a_dead_control_is_no_control(dead):
+    found, answer = of_edited("headline", with_metrics("shuffled", **dead))
+    assert (found["rule_learnt"]["verdict"], found["rule_learnt"]["measured"]) == ("not run", None)
+    assert "a rule is learnt" not in answer
+
+
+def test_what_a_control_shows_is_said_with_its_figure():
+    _, answer = of_edited("headline", with_metrics("shuffled", hierarchy_of_ceiling=0.11))
+    assert answer.endswith("Shuffled valuations reach 11% of the ceiling: a rule is learnt.")
+    _, answer = of_edited("headline", with_metrics("shuffled", hierarchy_of_ceiling=0.6))
+    assert answer.endswith("Shuffled valuations reach 60% of the ceiling too, which shows no rule.")
+
+    def overlapping(one):
+        return with_metrics("ball", min_level_gap=-0.01)(one) if one.config.seed < 2 else one
+
+    _, answer = of_edited("headline", overlapping)
+    assert "; not every seed has all levels apart. Shuffled valuations" in answer
+
+
+def test_every_weighting_and_every_phase_of_draws_must_be_there():
+    """Those of the plan: an arm that failed in all seeds is in no row of the table."""
+    found, _ = of_edited("full", failing("sweep2_high"))
+    assert found["peak_weights"]["verdict"] == "not run" and "24 are missing" in found["peak_weights"]["why"]
+    assert found["decay_balanced"]["verdict"] == "supported"
+    for seeds in (range(99), (1,)):
+        found, _ = of_edited("full", failing("sweep6", seeds=seeds))
+        for name in ("stability", "init_best_correlation"):
+            assert found[name]["verdict"] == "not run" and "sweep6_draw_10_s1" in found[name]["why"]
+    found, _ = of_edited("full", failing("sweep3_slow_b", seeds=(0,)))
+    assert found["ordered_vs_level_means"]["verdict"] == "not run"
+    assert found["best_achieved"]["verdict"] == "supported", "it is about other arms"
+
+
+def test_ties_make_no_best_hierarchy():
+    """All radii of a level on one value: beyond the ceiling of 0.832."""
+
+    def tied(one):
+        level_means = one.config.stages == "hierarchy" and one.config.loss == "rich_hierarchy"
+        return (
+            with_curve(one, [0.3, -0.95, -0.95 + 1e-4 * one.config.seed], tied_radius_share=0.99)
+            if level_means
+            else one
+        )
+
+    found, _ = of_edited("full", tied)
+    for name in ("best_achieved", "curvature_2_vs_1", "lr_1e3_vs_1e4", "stability", "ordered_vs_level_means"):
+        assert (found[name]["verdict"], found[name]["measured"]) == ("not run", None), name
+        assert "Ties fake a hierarchy" in found[name]["why"]
+    assert found["ordered_no_decay"]["verdict"] == "supported"
+
+
+def test_the_best_of_a_seed_does_not_grow_with_the_number_of_arms():
+    """One world in which every run's best is a draw of one distribution: more runs, and still one figure."""
+
+    def drawn(one):
+        if one.config.stages != "hierarchy" or one.config.loss != "rich_hierarchy":
+            return one
+        best = float(np.random.default_rng([one.config.seed, *map(ord, one.name)]).normal(-0.738, 0.022))
+        return with_curve(one, peak(best, 5, best + 0.02, 10))
+
+    whole_sweep, _ = of_edited("full", drawn)
+    fewer = lambda one: drawn(one) if one.arm in (*module.BEST_ARMS, "sweep7_ordered") else one  # noqa: E731
+    assert whole_sweep["best_achieved"]["measured"] == of_edited("full", fewer)[0]["best_achieved"]["measured"]
+    assert whole_sweep["best_achieved"]["verdict"] == "refuted"
+
+
+def test_a_start_that_is_ordered_is_nothing_that_a_run_reached():
+    """In the original study's convention every run begins at -0.832 and only worsens."""
+
+    def worsens(one):
+        if one.config.start_projections != "loaded" or one.config.stages != "hierarchy":
+            return one
+        rate = {"sweep4_lr_1e4": 0.001, "sweep4_lr_1e3": 0.01}.get(one.arm, 0.005)
+        return with_curve(one, [-0.832 + rate * epoch + 1e-5 * one.config.seed * epoch for epoch in range(31)])
+
+    found, _ = of_edited("original", worsens)
+    assert "best_achieved" not in found, "such a start needs no training to be at -0.792"
+    assert found["lr_1e3_vs_1e4"]["verdict"] == "refuted" and found["lr_1e3_vs_1e4"]["measured"] == pytest.approx(0.009)
+    assert found["lr_1e3_peak"]["measured"] == 1
+    assert found["decay_balanced"]["measured"] == pytest.approx(29 * 0.005, rel=0.01)
+
+
+def test_a_correlation_of_few_draws_is_not_taken_for_a_larger_one():
+    """Draws of a true correlation at the threshold: Fisher's z of four is larger by a quarter on average."""
+    rho, random = 0.92, np.random.default_rng(16)
+    z = []
+    for _ in range(20_000):
+        x, noise = random.normal(size=(2, 4))
+        z.append((np.corrcoef(x, rho * x + math.sqrt(1 - rho**2) * noise)[0, 1], 4))
+    with_bias = np.mean([math.atanh(r) for r, _ in z])
+    assert with_bias - math.atanh(rho) > 0.2
+    assert math.atanh(module._mean_correlation(z)) == pytest.approx(math.atanh(rho), abs=0.06)
+
+
+def test_stopping_early_betters_the_step_schedule_only_beyond_its_first_step():
+    """Until epoch 10 they are one trajectory: the best lies behind it, where the rate had better not fallen."""
+    runs = []
+    for seed in range(5):
+        n = 0.001 * seed
+        early = peak(-0.80 + n, 14, -0.75, 19)
+        step = [*early[:11], *np.linspace(early[10], -0.76 + n, 30)]
+        runs.append(run("sweep3_early_stop_p5", seed, early, early_stopping_patience=5, scheduler="constant"))
+        runs.append(run("sweep3_step_decay", seed, step, scheduler="step"))
+    found = {claim["id"]: claim["verdict"] for claim in judged(runs)}
+    assert (found["early_stop_vs_step"], found["early_stop_peak"]) == ("supported", "refuted")

@@ -101,7 +101,7 @@ print(json.dumps(took))
         (["sweep", "--config", "joint"], ["stages"]),
         (["sweep", "--config", "quick", "--seeds", "0"], ["seeds: 0", "1 or more"]),
         (["sweep", "--config", "quick", "--start", "there"], ["--start", "leave it out"]),
-        (["sweep", "--config", "quick", "--curvature", "9"], ["experiment", "max_radius"]),
+        (["sweep", "--config", "full", "--curvature", "9"], ["experiment", "max_radius"]),
         (["evaluate", "gone"], ["gone", "holds no checkpoint"]),
         (["evaluate"], ["checkpoint"]),
         (["inspect", "gone"], ["gone"]),

@@ -244,10 +244,10 @@ def test_the_answer_of_a_sweep_is_worded_by_its_verdicts():
     assert max(len(text.split()) for text in texts) <= 45 and len(set(texts)) == len(texts)
     assert texts[0] == (
         "Yes: trained from scratch, every seed rebuilds all 19,683 operations; the radii follow the hierarchy to 99.99 % of "
-        "what radii can; all levels lie apart. Where the valuations are shuffled they do not: a rule is learnt."
+        "what radii can; all levels lie apart. Shuffled valuations reach 250% of the ceiling: a rule is learnt."
     )
     assert report.sweep_answer([judged_as("scratch_coverage", "refuted"), judged_as("scratch_gaps", "refuted")]) == (
-        "Not every seed rebuilds all 19,683 operations from scratch; but in some seeds neighbouring levels overlap."
+        "Not every seed rebuilds all 19,683 operations from scratch; not every seed has all levels apart."
     )
     unseen = [judged_as("unseen_coverage", "supported"), judged_as("unseen_hierarchy", "inconclusive")]
     assert report.sweep_answer(unseen) == (

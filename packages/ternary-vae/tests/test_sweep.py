@@ -163,7 +163,12 @@ def test_what_cannot_be_planned_is_refused_by_name(changes, named):
         assert word in str(found.value), found.value
 
 
-@pytest.mark.parametrize("name", ["quick", "full"])
+def test_the_quick_sweep_is_from_scratch_and_asks_for_six_seeds_of_each_arm():
+    jobs = plan(SweepConfig(**check_types(SweepConfig, read_yaml(CONFIGS / "quick.yaml"))))
+    assert {job.labels["phase"] for job in jobs} == {SCRATCH} and len(jobs) == 24
+
+
+@pytest.mark.parametrize("name", ["full"])
 def test_the_shipped_sweeps_have_the_original_study_s_phases(name):
     sweep = SweepConfig(**check_types(SweepConfig, read_yaml(CONFIGS / f"{name}.yaml")))
     jobs = plan(sweep)

@@ -3,8 +3,9 @@
 Rows are chosen by the value of a column, `arm` unless `of` names another, and averaged within a seed first: the seed is
 the independent unit. Every measure needs two of them.
 
-`table.attrs["missing"]` lists the runs that are not done, as studycore.record gives them. Those that belong to the arms of
-the rows that a measure takes are named, and a share counts those that failed as not passed.
+`table.attrs["missing"]` lists the runs that are not done, as studycore.record gives them. A share counts those of its rows
+that failed as not passed; a mean, a difference or a ratio is not run without any of its own, because runs that fail are
+often those that would have decided it.
 """
 
 import math
@@ -25,10 +26,10 @@ def mean(metric: str, arm: Hashable = None, of: str = "arm") -> Measure:
     """Mean over seeds with Student's t interval."""
 
     def compute(table: "DataFrame") -> tuple[Interval, str]:
-        means, lost = by_seed(table, metric, arm, of), lost_runs(table, rows(table, metric, arm, of))
+        means = by_seed(table, metric, arm, of)
         if infinite := sum(map(math.isinf, means)):
             raise NotRun(f"{metric} is infinite for {infinite} of {len(means)} seeds{_of(arm)}, which have no mean.")
-        return mean_interval(list(means)), f"Mean over seeds{_of(arm)}, Student's t.{lost}"
+        return mean_interval(list(means)), f"Mean over seeds{_of(arm)}, Student's t.{_lacking(table, metric, arm, of)}"
 
     return Measure(f"mean({metric}{_args(arm, of)})", compute)
 
@@ -36,14 +37,22 @@ def mean(metric: str, arm: Hashable = None, of: str = "arm") -> Measure:
 def share(metric: str, arm: Hashable = None, of: str = "arm", by: str = "run") -> Measure:
     """Share of the runs (or of another unit, `by`) for which a true-or-false metric is true throughout; exact interval.
 
-    A run of the same arms that failed has not passed. The interval reaches as far as if it had, and runs that are not
-    finished could come out either way.
+    A planned run of the same arms that failed has not passed. The interval reaches as far as if it had, and runs that are
+    not finished could come out either way.
     """
 
     def compute(table: "DataFrame") -> tuple[Interval, str]:
-        chosen = rows(table, metric, arm, of)
+        missing = missing_runs(table, arm, of)
+        failed, unfinished = ([run for run in missing if run["failed"] == which] for which in (True, False))
+        try:
+            chosen = rows(table, metric, arm, of)
+        except NotRun as none:
+            if missing and not failed:
+                raise NotRun(f"{none} Not finished: {_names(unfinished)}.") from None
+            if not failed:
+                raise
+            chosen = table.reindex(columns=[*{*table.columns, by, metric}])[:0]
         passed = chosen.groupby(by)[metric].all()
-        failed, unfinished = (_missing(table, chosen, failed) for failed in (True, False))
         fail = set(passed.index[~passed.astype(bool)])
         lost = {run[by] for run in failed if by in run} - fail
         still_open = {run[by] for run in unfinished if by in run} - fail - lost
@@ -64,26 +73,34 @@ def share(metric: str, arm: Hashable = None, of: str = "arm", by: str = "run") -
     return Measure(f"share({metric}{_args(arm, of)}, by {by})", compute)
 
 
-def geometric_mean(metric: str, arm: Hashable = None, of: str = "arm", censored: str = "") -> Measure:
+def geometric_mean(
+    metric: str, arm: Hashable = None, of: str = "arm", censored: str = "", rounding: str = ""
+) -> Measure:
     """Geometric mean over runs of a positive metric, such as a ratio; `censored` names the column that is true where the
-    value is only a lower bound."""
+    value is only a lower bound.
+
+    `rounding` names the column with the standard deviation that the metric's logarithm has by rounding alone, such as that
+    of times on a grid, so that ties do not pass for certainty.
+    """
 
     def compute(table: "DataFrame") -> tuple[Interval, str]:
+        all_done(table, arm, of)
         found = rows(table, metric, arm, of)
-        chosen, lost = found[found[metric] > 0], lost_runs(table, found)
+        chosen, lost = found[found[metric] > 0], _lacking(table, metric, arm, of)
         if len(found) > len(chosen):
             lost += f" Left out: {len(found) - len(chosen)} of {len(found)} runs without a positive {metric}."
         enough(len(chosen), f"runs{_of(arm)} with a positive {metric}")
         count = int(chosen[censored].sum()) if censored else 0
-        interval = ratio_interval([(float(value), 1.0) for value in chosen[metric]], at_least=count > 0)
+        least_sd = math.sqrt(float((chosen[rounding] ** 2).mean())) if rounding else 0.0
+        values = [(float(value), 1.0) for value in chosen[metric]]
+        interval = ratio_interval(values, at_least=count > 0, least_sd=least_sd)
         return (
             interval,
             f"Geometric mean over runs{_of(arm)}, Student's t on logarithms.{_censored(count, len(chosen))}{lost}",
         )
 
-    return Measure(
-        f"geometric_mean({metric}{_args(arm, of)}{f', censored by {censored}' if censored else ''})", compute
-    )
+    more = f"{f', censored by {censored}' if censored else ''}{f', rounded by {rounding}' if rounding else ''}"
+    return Measure(f"geometric_mean({metric}{_args(arm, of)}{more})", compute)
 
 
 def paired_difference(metric: str, treated: Hashable, control: Hashable, of: str = "arm", by: str = "seed") -> Measure:
@@ -92,8 +109,7 @@ def paired_difference(metric: str, treated: Hashable, control: Hashable, of: str
     def compute(table: "DataFrame") -> tuple[Interval, str]:
         both = pairs(table, metric, treated, control, of, by)
         interval = mean_interval(list(both["treated"] - both["control"]))
-        lost = lost_runs(table, table[table[of].isin([treated, control])])
-        return interval, f"{treated} minus {control}, paired by {by}, Student's t.{lost}"
+        return interval, f"{treated} minus {control}, paired by {by}, Student's t."
 
     return Measure(f"paired_difference({metric}, {treated!r} - {control!r}{_by(of, by)})", compute)
 
@@ -135,7 +151,6 @@ def paired_ratio(
         how += _censored(counts[0], len(positive), f" of {treated}") + _censored(
             counts[1], len(positive), f" of {control}"
         )
-        how += lost_runs(table, table[table[of].isin([treated, control])])
         return interval.as_percent() if percent else interval, how
 
     more = f"{', percent' if percent else ''}{f', censored by {censored}' if censored else ''}"
@@ -157,6 +172,20 @@ def at_least(metric: str, value: float, arm: Hashable = None, of: str = "arm") -
     return Condition(f"at_least({metric}, {value:g}{_args(arm, of)})", unmet)
 
 
+def less_than(metric: str, value: float, arm: Hashable = None, of: str = "arm") -> Condition:
+    """That every run, of the arm if one is named, has a metric below `value`."""
+
+    def unmet(table: "DataFrame") -> str:
+        largest = rows(table, metric, arm, of)[metric].max()
+        return (
+            ""
+            if largest < value
+            else f"Needs runs{_of(arm)} with {metric} below {value:g}; the largest is {largest:g}."
+        )
+
+    return Condition(f"less_than({metric}, {value:g}{_args(arm, of)})", unmet)
+
+
 # --------------------------------------------------------------------------------------------------------- the table
 def rows(table: "DataFrame", metric: str, arm: Hashable = None, of: str = "arm") -> "DataFrame":
     """The runs of an arm (all of them for None) that have the metric. NotRun when there are none."""
@@ -167,21 +196,43 @@ def rows(table: "DataFrame", metric: str, arm: Hashable = None, of: str = "arm")
     return chosen
 
 
-def _missing(table: "DataFrame", chosen: "DataFrame", failed: bool) -> list[Mapping[str, Any]]:
-    """The runs of the arms of the chosen rows that failed, or that are not finished yet."""
+def missing_runs(table: "DataFrame", arm: Hashable = None, of: str = "arm") -> list[Mapping[str, Any]]:
+    """The runs of an arm that failed or are not finished; for None those of all arms of which a run is in the table.
+
+    Where the record does not say what `of` is of a missing run, those of the arms of the arm's own rows count.
+    """
     missing = table.attrs.get("missing", [])
     if not missing:
         return []
-    arms = set(chosen["arm"])
-    if (chosen["arm"] == chosen["run"]).any():  # runs without a named arm are of one
+    if arm is not None and any(of in run for run in missing):
+        return [run for run in missing if run.get(of) == arm]
+    chosen = table if arm is None else table[table[of] == arm] if of in table else table[:0]
+    arms = set(chosen["arm"]) if "arm" in chosen else set()
+    if arms and (chosen["arm"] == chosen["run"]).any():  # runs without a named arm are of one
         arms.add("")
-    return [run for run in missing if run["arm"] in arms and run["failed"] == failed]
+    return [run for run in missing if run["arm"] in arms]
 
 
-def lost_runs(table: "DataFrame", chosen: "DataFrame") -> str:
-    """ "" or a sentence that names the runs which failed in the arms of the chosen rows."""
-    failed = _missing(table, chosen, True)
-    return f" Failed and left out: {_names(failed)}." if failed else ""
+def all_done(table: "DataFrame", arm: Hashable = None, of: str = "arm") -> None:
+    """NotRun when runs of an arm failed or are not finished: those that are done would decide alone."""
+    missing = missing_runs(table, arm, of)
+    done = len(table) if arm is None else int((table[of] == arm).sum()) if of in table else 0
+    _none_missing(missing, len(missing) + done, _of(arm))
+
+
+def _none_missing(missing: Sequence[Mapping[str, Any]], planned: int, whose: str) -> None:
+    if missing:
+        words = (("failed", True), ("not finished", False))
+        kinds = [(word, [run for run in missing if run["failed"] == which]) for word, which in words]
+        which = "; ".join(f"{word}: {_names(runs)}" for word, runs in kinds if runs)
+        raise NotRun(f"Needs all {planned} runs{whose}; {len(missing)} are missing ({which}).")
+
+
+def _lacking(table: "DataFrame", metric: str, arm: Hashable, of: str) -> str:
+    """ "" or a sentence that counts the finished runs of a named arm without the metric."""
+    own = table[:0] if arm is None else table[table[of] == arm]
+    count = int(own[metric].isna().sum())
+    return f" Left out: {count} of {len(own)} runs without {metric}." if count else ""
 
 
 def _names(runs: Sequence[Mapping[str, Any]]) -> str:
@@ -197,7 +248,8 @@ def _has_columns(table: "DataFrame", metric: str, *others: str) -> None:
 
 
 def by_seed(table: "DataFrame", metric: str, arm: Hashable = None, of: str = "arm") -> "Series[float]":
-    """The metric by seed, averaged over a seed's runs. NotRun with fewer than two seeds."""
+    """The metric by seed, averaged over a seed's runs. NotRun with fewer than two seeds, or when a run is missing."""
+    all_done(table, arm, of)
     means = rows(table, metric, arm, of).groupby("seed")[metric].mean()
     enough(len(means), f"seeds{_of(arm)}")
     return means
@@ -212,9 +264,11 @@ def pairs(
     by: str = "seed",
     alike: str = "",
 ) -> "DataFrame":
-    """Columns treated and control of every value of `by` that both have, averaged within it. NotRun with fewer than two."""
+    """Columns treated and control of every value of `by` that both have, averaged within it. NotRun with fewer than two, or
+    when a run that a pair needs is missing."""
     import pandas as pd
 
+    _all_pairs_done(table, treated, control, of, by)
     _has_columns(table, metric, of, by)
     sides = [
         table[table[of] == arm].dropna(subset=[metric, by]).groupby(by)[metric].mean() for arm in (treated, control)
@@ -224,6 +278,18 @@ def pairs(
         len(both), f"pairs of {treated} and {control} {alike}" if alike else f"pairs by {by} of {treated} and {control}"
     )
     return both
+
+
+def _all_pairs_done(table: "DataFrame", treated: Hashable, control: Hashable, of: str, by: str) -> None:
+    missing = [missing_runs(table, arm, of) for arm in (treated, control)]
+    if not any(missing):
+        return
+    done = [list(table[table[of] == arm][by]) if {of, by} <= set(table) else [] for arm in (treated, control)]
+    sides = [[*keys, *(run.get(by) for run in runs)] for keys, runs in zip(done, missing, strict=True)]
+    both = set(sides[0]) & set(sides[1])
+    lost = [run for runs in missing for run in runs if run.get(by) in both]
+    planned = sum(key in both for side in sides for key in side)
+    _none_missing(lost, planned, f" of {treated} and {control}")
 
 
 def enough(count: int, what: str) -> None:

@@ -32,7 +32,7 @@ class Record:
     """One row per finished run: run, arm, seed, folder, labels of its job, and the study's columns.
 
     Its attrs["missing"] lists the other runs, for measures: run, arm ("" where it has none), labels, seed where it is known,
-    and whether it failed.
+    whether it failed, and the study's columns that the plan alone gives (Study.planned).
     """
     missing: Mapping[str, str]
     """Of many runs: those that are not done, with the reason."""
@@ -83,6 +83,18 @@ def manifest_of(study: Study, folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def _planned_columns(study: Study, verb: str, config: Any) -> dict[str, dict[str, Any]]:
+    """Name -> the columns that the plan gives of a run; empty where there is no plan, or one that this version refuses."""
+    action = study.verbs[verb]
+    if not isinstance(action, ManyRuns):
+        return {}
+    try:
+        jobs = load(action.plan)(config)
+    except UserError:  # an older folder's: then the arms alone say where a run belongs
+        return {}
+    return {job.name: load(study.planned)(job.name, job.config) for job in jobs}
+
+
 def read_record(study: Study, folder: Path, just_ended: bool = False) -> Record:
     """What the folder says; `just_ended`: of one run that has reached its end and is about to be marked as done.
 
@@ -114,6 +126,9 @@ def read_record(study: Study, folder: Path, just_ended: bool = False) -> Record:
             of_seed = {"seed": entry["seed"]} if "seed" in entry else {}
             lost = {"run": name, "arm": entry["arm"] or "", "failed": name in failed or state == "failed"}
             others.append({**entry["labels"], **of_seed, **lost})
+    if study.planned and others:
+        columns = _planned_columns(study, verb, config)
+        others = [{**columns.get(lost["run"], {}), **lost} for lost in others]
     results, table = folder / "results.json", _table(rows)
     table.attrs["missing"] = others
     return Record(

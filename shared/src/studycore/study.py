@@ -83,6 +83,9 @@ class Study:
     """`columns(run folder, config) -> {name: value}`: what the claims read of one finished run."""
     report: str
     """`report(studycore.record.Record) -> studycore.report.Report`."""
+    planned: str = ""
+    """`planned(name, config) -> {column: value}`: those that a run's configuration alone gives, so that measures know of
+    which arms a run is that failed or is not finished."""
     doctor: str = ""
     """`doctor() -> list[(what, holds, what to do)]`: the study's own checks."""
     libraries: tuple[str, ...] = ("accelerate",)

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from least_action.config import TrainerConfig
-from least_action.events import GROKKED, MEMORISED, PLATEAU, Events, find_events
+from least_action.events import GROKKED, MEMORISED, PLATEAU, Events, find_events, has_plateau
 from least_action.plan import plan
 from studycore.claims import Claim, Condition, Measure, NotRun
 from studycore.configuration import config_hash, to_dict
-from studycore.measures import geometric_mean, lost_runs, mean, paired_ratio, rows as rows_of, share
+from studycore.measures import all_done, geometric_mean, mean, paired_ratio, rows as rows_of, share
 from studycore.metrics_log import read_evaluations
 from studycore.statistics import Interval, median_interval, ratio_interval
 
@@ -35,7 +35,10 @@ STABLE = 0.99
 ENTROPY_SHARE, MAX_USE = 0.5, 0.9
 """Gates are selective when their mean entropy is below this share of log heads and no head has more than this use."""
 KEPT, REMOVED = 0.95, 0.05
-"""Accuracy of the key frequencies alone, and without them: chance is below 0.01 at p = 113."""
+"""Accuracy of the key frequencies alone, and without them: chance is below 0.01 at p = 113. Nothing is asked of accuracies
+without them where chance, 1 / p, is more than half of that."""
+UNITS_OF_A_SHARE = 6
+"""Runs with which the exact interval of a share can lie above or below one half."""
 LEAST_UNITS = 3
 """Seeds or pairs below which a mean or a ratio is not judged: two times on a grid of evaluations are often tied."""
 
@@ -70,6 +73,22 @@ def _stability_is_measured() -> Condition:
     return Condition(f"{LEAST_EVALUATIONS} evaluations follow grokking", unmet)
 
 
+def _stable_runs() -> Measure:
+    """Share of the runs that stay, of those that went on long enough to tell; how many did not is said."""
+    plain = share("stable", DENSE, of="kind").given(GROKKED=GROKKED, STABLE=STABLE)
+
+    def compute(table: "DataFrame") -> tuple[Interval, str]:
+        interval, how = plain.compute(table)
+        own = table[table["kind"] == DENSE]
+        untold = own[own["stable"].isna()]
+        never = int((~untold["grokked"].astype(bool)).sum())
+        reasons = {f"did not reach {GROKKED:g}": never, "reached it too late to tell": len(untold) - never}
+        left_out = ", ".join(f"{count} {reason}" for reason, count in reasons.items() if count)
+        return interval, how + (f" Left out of {len(own)} runs: {left_out}." if left_out else "")
+
+    return Measure(plain.text, compute)
+
+
 def _time_ratio(treated: str, control: str, of: str, by: str = "seed", alike: str = "") -> Measure:
     """Time to 0.99, treated over control, in pairs."""
     measure = paired_ratio("time", treated, control, of=of, by=by, censored="censored", alike=alike, grid="eval_every")
@@ -94,6 +113,7 @@ def _from_memorising_to_grokking(column: str) -> Measure:
     """
 
     def compute(table: "DataFrame") -> tuple[Interval, str]:
+        all_done(table, DENSE, "kind")
         own = rows_of(table, "grokked", DENSE, "kind")
         reached = own[own["grokked"].astype(bool)]
         ordered = reached[reached["memorises_first"].astype(bool)]
@@ -102,7 +122,6 @@ def _from_memorising_to_grokking(column: str) -> Measure:
         reasons = {"did not memorise before": len(reached) - len(ordered), "lack a value": len(ordered) - len(values)}
         left_out = ", ".join(f"{count} {reason}" for reason, count in reasons.items() if count)
         left_out = f" Left out of {len(reached)} runs that reached {GROKKED:g}: {left_out}." if left_out else ""
-        left_out += lost_runs(table, own)
         if len(values) < LEAST_UNITS:
             raise NotRun(
                 f"Needs {LEAST_UNITS} or more runs that memorise before they reach {GROKKED:g}, with {column} at both; "
@@ -151,19 +170,19 @@ CLAIMS = (
     ),
     Claim(
         "plateau",
-        f"When training accuracy reaches 0.99, accuracy on held-out pairs whose mirror image is new too is below {PLATEAU:g}",
-        POWER, "near chance", "accuracy at memorisation",
-        mean("new_at_memorised", DENSE, of="kind").given(MEMORISED=MEMORISED).from_units(LEAST_UNITS), below=PLATEAU,
+        f"From memorisation on, accuracy on held-out pairs whose mirror image is new too stays below {PLATEAU:g} for a window "
+        "of evaluations", POWER, "near chance", "accuracy, highest of the window",
+        mean("highest_new_accuracy", DENSE, of="kind").given(MEMORISED=MEMORISED).from_units(LEAST_UNITS), below=PLATEAU,
     ),
     Claim(
         "stability", "Once 0.99 is reached, it holds in 99 % of the evaluations that follow", OWN, "9 of 10 runs",
-        "share of runs", share("stable", DENSE, of="kind").given(GROKKED=GROKKED, STABLE=STABLE), above=HALF,
+        "share of runs", _stable_runs(), above=HALF,
         when=_stability_is_measured(),
     ),
     Claim(
         "delay", "Test accuracy reaches 0.99 ten times later than training accuracy does", POWER,
         "10 times or more (AdamW)", "times, time to generalise over time to memorise",
-        geometric_mean("delay_ratio", ADAMW, of="published", censored="censored")
+        geometric_mean("delay_ratio", ADAMW, of="published", censored="censored", rounding="delay_rounding")
         .given(MEMORISED=MEMORISED, GROKKED=GROKKED).from_units(LEAST_UNITS), above=10.0,
     ),
     Claim(
@@ -202,19 +221,20 @@ CLAIMS = (
         NANDA, "excluded_loss", "excluded loss", rises=True,
     ),
     Claim(
-        "keys_removed", f"Without the key frequencies a generalising run's accuracy on held-out pairs is below {REMOVED:g}",
+        "keys_removed", f"When a run reaches 0.99, its accuracy on held-out pairs without the key frequencies is below {REMOVED:g}",
         NANDA, "chance", "accuracy on held-out pairs",
-        mean("accuracy_without_keys", DENSE, of="kind").given(GROKKED=GROKKED).from_units(LEAST_UNITS), below=REMOVED,
+        mean("excluded_acc_grokked", DENSE, of="kind").given(GROKKED=GROKKED).from_units(LEAST_UNITS), below=REMOVED,
     ),
     Claim(
-        "keys_kept", f"The key frequencies alone leave a generalising run's accuracy above {KEPT:g}", NANDA, "unchanged",
+        "keys_kept", f"When a run reaches 0.99, the key frequencies alone leave its accuracy above {KEPT:g}", NANDA, "unchanged",
         "accuracy on all pairs",
-        mean("accuracy_of_keys", DENSE, of="kind").given(GROKKED=GROKKED).from_units(LEAST_UNITS), above=KEPT,
+        mean("restricted_acc_grokked", DENSE, of="kind").given(GROKKED=GROKKED).from_units(LEAST_UNITS), above=KEPT,
     ),
     Claim(
         "muon", "Muon reaches 0.99 test accuracy in fewer epochs than AdamW", TVEIT, "0.67 times (to 0.95)",
         "times, time to 0.99 Muon over AdamW",
-        _time_ratio("muon", "none", "recipe"), below=1.0, decided_by="sweep --config recipes",
+        _time_ratio("muon", "none", "recipe", "matched_but_for_recipe", "that differ in recipe and rate alone"), below=1.0,
+        decided_by="sweep --config recipes",
     ),
     _operation("add", "addition"),
     _operation("subtract", "subtraction"),
@@ -235,11 +255,20 @@ def _is_asked(claim: str, runs: Sequence[TrainerConfig]) -> bool:
     """Whether the runs that the claim takes together are there and differ in nothing but the seed."""
     if claim.startswith("generalises_"):
         own = [run for run in runs if run.operation == claim.removeprefix("generalises_")]
-        return len({run.operation for run in runs}) > 1 and _are_alike(own)
+        return len({run.operation for run in runs}) > 1 and len(own) >= UNITS_OF_A_SHARE and _are_alike(own)
     if claim == "muon":
-        return all(_are_alike([run for run in runs if run.recipe == recipe]) for recipe in ("muon", "none"))
+        muon, adamw = ([run for run in runs if run.recipe == recipe] for recipe in ("muon", "none"))
+        return _are_alike(muon) and _are_alike(adamw) and _are_paired(muon, adamw, "recipe", "lr")
     dense = [run for run in runs if _is_dense_with_decay(run)]
     if not _are_alike(dense):
+        return False
+    if claim in ("generalises", "stability") and len(dense) < UNITS_OF_A_SHARE:
+        return False
+    if claim == "stability":
+        return any(map(_may_show_stability, dense))
+    if claim.startswith("curvature"):
+        return any(run.compute_weight_curvature for run in dense)
+    if claim == "keys_removed" and 1 / dense[0].p > REMOVED / 2:
         return False
     if claim == "delay":
         return any(map(_is_published, runs))
@@ -260,8 +289,14 @@ def _are_alike(runs: Sequence[TrainerConfig]) -> bool:
     return len({config_hash({k: v for k, v in to_dict(run).items() if k not in left_out}) for run in runs}) == 1
 
 
-def _are_paired(some: Sequence[TrainerConfig], others: Sequence[TrainerConfig], but_for: str) -> bool:
-    return bool({_identity(run, but_for) for run in some} & {_identity(run, but_for) for run in others})
+def _are_paired(some: Sequence[TrainerConfig], others: Sequence[TrainerConfig], *but_for: str) -> bool:
+    return bool({_identity(run, *but_for) for run in some} & {_identity(run, *but_for) for run in others})
+
+
+def _may_show_stability(config: TrainerConfig) -> bool:
+    """Whether a run that groks goes on for long enough, where its epochs suffice."""
+    last = config.epochs if config.stop_after_grok is None else config.stop_after_grok
+    return last // config.eval_every - (config.event_window - 1) >= LEAST_EVALUATIONS
 
 
 def _is_dense_with_decay(config: TrainerConfig) -> bool:
@@ -277,23 +312,11 @@ def _is_routed(config: TrainerConfig) -> bool:
     return config.model_type == "routed_transformer" and bool(config.routing_regularizer) and config.lambda_routing > 0
 
 
-def columns(folder: Path, config: TrainerConfig) -> dict[str, Any]:
-    """What claims and tables read of one finished run. UserError when it holds no evaluation."""
-    rows = read_evaluations(folder)
-    events = find_events(rows, config.p, config.event_window)
-    grokked = events.grokked_99 is not None
-    time = max(1, events.last_epoch if events.grokked_99 is None else events.grokked_99)
-    last = [row for row in rows if "test_acc" in row][-1]
-    dense = _is_dense_with_decay(config)
-    values: dict[str, Any] = {
-        **events.as_dict(),
-        "time": time,
-        "grokked": grokked,
-        "censored": not grokked,
-        "has_memorised": events.memorised is not None,
-        "memorises_first": grokked and events.memorised is not None and events.delay is not None and events.delay > 0,
+def planned(name: str, config: TrainerConfig) -> dict[str, Any]:
+    """The columns that a configuration gives, of a run that has not been made as well."""
+    values = {
         "decay": "runs with it" if config.weight_decay > 0 else "runs without weight decay",
-        "kind": DENSE if dense else None,
+        "kind": DENSE if _is_dense_with_decay(config) else None,
         "published": ADAMW if _is_published(config) else None,
         "recipe": config.recipe,
         "operation": config.operation,
@@ -309,14 +332,36 @@ def columns(folder: Path, config: TrainerConfig) -> dict[str, Any]:
         else None,
         "matched_but_for_decay": _identity(config, "weight_decay"),
         "matched_but_for_routing": _identity(config, "model_type"),
+        "matched_but_for_recipe": _identity(config, "recipe", "lr"),
+    }
+    return {column: value for column, value in values.items() if value is not None}
+
+
+def columns(folder: Path, config: TrainerConfig) -> dict[str, Any]:
+    """What claims and tables read of one finished run. UserError when it holds no evaluation."""
+    rows = read_evaluations(folder)
+    events = find_events(rows, config.p, config.event_window)
+    grokked = events.grokked_99 is not None
+    time = max(1, events.last_epoch if events.grokked_99 is None else events.grokked_99)
+    last = [row for row in rows if "test_acc" in row][-1]
+    values: dict[str, Any] = {
+        **planned(folder.name, config),
+        **events.as_dict(),
+        "time": time,
+        "grokked": grokked,
+        "censored": not grokked,
+        "has_memorised": events.memorised is not None,
+        "memorises_first": grokked and events.memorised is not None and events.delay is not None and events.delay > 0,
+        "has_plateau": has_plateau(events.as_dict()),
         **{name: last[name] for name in ("train_acc", "test_acc", "train_loss", "test_loss")},
     }
     if events.memorised is not None:
         values["delay_ratio"] = time / max(1, events.memorised)
+        # Either time is known to a step between evaluations, which is uniform: its standard deviation is step / sqrt(12).
+        relative = [config.eval_every / max(config.eval_every, at) for at in (time, events.memorised)]
+        values["delay_rounding"] = math.hypot(*relative) / math.sqrt(12)
     if events.held_99 is not None and events.evaluations_after >= LEAST_EVALUATIONS:
         values["stable"] = events.held_99 >= STABLE
-    if grokked:
-        values |= {"accuracy_of_keys": last.get("restricted_acc"), "accuracy_without_keys": last.get("excluded_acc")}
     heads = config.n_heads if config.model_type == "routed" else config.routing_heads
     if "routing_entropy" in last and heads > 1:
         values["gate_entropy_share"] = last["routing_entropy"] / math.log(heads)
@@ -327,8 +372,9 @@ def columns(folder: Path, config: TrainerConfig) -> dict[str, Any]:
 
 AT_EVENTS = (
     "weight_hessian_trace", "weight_hessian_scale_free", "weight_hessian_per_loss", "restricted_loss", "excluded_loss",
+    "restricted_acc", "excluded_acc",
 )  # fmt: skip
-"""Columns of the history that claims compare between memorisation and grokking."""
+"""Columns of the history that claims read at memorisation or grokking."""
 MEASURING = (
     "epochs", "stop_after_grok", "log_every", "sensitivity_every", "checkpoint_every", "compute_weight_curvature",
     "weight_curvature_interval", "curvature_probes", "metric_samples", "compute_optimizer_metrics",
@@ -338,9 +384,9 @@ ROUTING = ("routing_regularizer", "lambda_routing", "routing_heads", "decay_gate
 """Fields that leave a dense run's path alone."""
 
 
-def _identity(config: TrainerConfig, but_for: str) -> str:
-    """A name for all runs that differ in the field `but_for` alone."""
-    left_out = {*MEASURING, *ROUTING, but_for}
+def _identity(config: TrainerConfig, *but_for: str) -> str:
+    """A name for all runs that differ in the fields `but_for` alone."""
+    left_out = {*MEASURING, *ROUTING, *but_for}
     return config_hash({name: value for name, value in to_dict(config).items() if name not in left_out})
 
 

@@ -34,6 +34,7 @@ STUDY = Study(
     },
     claims="least_action.claims:claims",
     columns="least_action.claims:columns",
+    planned="least_action.claims:planned",
     report="least_action.report:report",
 )
 

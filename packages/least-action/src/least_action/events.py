@@ -6,7 +6,7 @@ and the evaluation from which on no other fell below.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,8 +17,9 @@ GROKKED = 0.99
 LEVELS = {"grokked_95": 0.95, "grokked_99": GROKKED}
 ONSET_ABOVE_CHANCE = 0.05
 PLATEAU = 0.1
-"""Accuracy on new pairs below which a run that has memorised is on the plateau: then it groks. Else it
-generalises without a plateau, at whatever epoch.
+"""Accuracy on new pairs below which a run that has memorised is on the plateau. It has one, and groks, when it stays there
+for a window of evaluations from memorisation on; else it generalises without a plateau, at whatever epoch: one low
+evaluation also lies on a curve that rises right through memorisation.
 
 New pairs are held-out pairs whose mirror image (b, a) is held out too. Of a commutative operation a network that treats a
 and b alike has the other held-out pairs by heart, so that its test accuracy starts at the training fraction.
@@ -51,6 +52,8 @@ class Events:
     """Test accuracy at the evaluation `memorised`."""
     new_at_memorised: float | None = None
     """The same on new pairs."""
+    highest_new_accuracy: float | None = None
+    """The highest accuracy on new pairs in the window of evaluations that begins at `memorised`."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -96,6 +99,9 @@ def find_events(rows: Sequence[dict[str, Any]], p: int, window: int) -> Events:
     grokked = {name: first_window(epochs, test, level, window) for name, level in LEVELS.items()}
     delay = None if memorised is None or grokked["grokked_99"] is None else grokked["grokked_99"] - memorised
     new = [row.get("new_pairs_acc") for row in evaluated]
+    at = None if memorised is None else epochs.index(memorised)
+    from_there = [] if at is None else new[at : at + window]
+    known = [value for value in from_there if value is not None and not math.isnan(value)]
     level, stays = GROKKED, len(test)
     while stays > 0 and test[stays - 1] >= level:
         stays -= 1
@@ -106,9 +112,16 @@ def find_events(rows: Sequence[dict[str, Any]], p: int, window: int) -> Events:
         sustained_99=epochs[stays] if len(test) - stays >= window else None,
         held_99=sum(value >= level for value in after) / len(after) if after else None,
         evaluations_after=len(after),
-        test_at_memorised=None if memorised is None else test[epochs.index(memorised)],
-        new_at_memorised=None if memorised is None else new[epochs.index(memorised)],
+        test_at_memorised=None if at is None else test[at],
+        new_at_memorised=None if at is None else new[at],
+        highest_new_accuracy=max(known) if known and len(known) == len(from_there) else None,
     )  # fmt: skip
+
+
+def has_plateau(events: Mapping[str, Any]) -> bool:
+    """Whether accuracy on new pairs stayed low for a window of evaluations after training accuracy had reached 0.99."""
+    highest = events.get("highest_new_accuracy")
+    return highest is not None and highest < PLATEAU  # NaN, where a table has no value, is not
 
 
 def has_touched_99(rows: Sequence[dict[str, Any]]) -> bool:

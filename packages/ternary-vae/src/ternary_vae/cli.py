@@ -51,6 +51,7 @@ STUDY = Study(
     },
     claims="ternary_vae.claims:claims",
     columns="ternary_vae.claims:columns",
+    planned="ternary_vae.claims:planned",
     report="ternary_vae.report:report",
     aliases={"max_epochs": "epochs"},
 )

@@ -28,12 +28,22 @@ def ordering_rows(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row["stage"] != "coverage" and "hierarchy" in row]
 
 
-def ordering_metrics(rows: Sequence[Row]) -> dict[str, Any]:
-    """The first and the best hierarchy of that stage, and the epoch of the best; empty where there was none."""
+def best_row(rows: Sequence[Row], starts_ordered: bool = False) -> Row | None:
+    """That stage's evaluation with the best hierarchy, the first of equal ones; None where there was none.
+
+    `starts_ordered`: what the run found when it began is not what it reached, so that a later evaluation counts where
+    there is one.
+    """
     ordering = ordering_rows(rows)
-    if not ordering:
+    later = ordering[1:] if starts_ordered and len(ordering) > 1 else ordering
+    return min(later, key=lambda row: float(row["hierarchy"]), default=None)
+
+
+def ordering_metrics(rows: Sequence[Row], starts_ordered: bool = False) -> dict[str, Any]:
+    """The first and the best hierarchy of that stage, and the epoch of the best; empty where there was none."""
+    ordering, best = ordering_rows(rows), best_row(rows, starts_ordered)
+    if best is None:
         return {}
-    best = min(ordering, key=lambda row: float(row["hierarchy"]))
     first = float(ordering[0]["hierarchy"])
     return {
         "initial_hierarchy": first, "starts_inverted": first > 0, "best_hierarchy": best["hierarchy"],

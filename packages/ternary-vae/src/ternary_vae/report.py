@@ -208,11 +208,11 @@ FOLLOWS = Wording(
     "whether the radii follow the hierarchy was not run",
 )
 APART = Wording(
-    "all levels lie apart", "but in some seeds neighbouring levels overlap", "whether all levels lie apart stays open", "",
+    "all levels lie apart", "not every seed has all levels apart", "whether all levels lie apart stays open", "",
 )  # fmt: skip
 LEARNT = Wording(
-    "Where the valuations are shuffled they do not: a rule is learnt",
-    "Shuffled valuations are followed too, so that no rule is learnt",
+    "Shuffled valuations reach {x:.0%} of the ceiling: a rule is learnt",
+    "Shuffled valuations reach {x:.0%} of the ceiling too, which shows no rule",
     "Whether shuffled valuations would be followed too stays open",
     "",
 )
