@@ -100,7 +100,7 @@ def test_the_nearest_row_is_found_as_by_all_distances(table):
     codes_VK = compressor.compress(rows_VD.float())
     noisy = codes_VK[:20] + 0.3 * torch.randn(20, 3, generator=torch.Generator().manual_seed(1))
     expected = torch.cdist(noisy, codes_VK).argmin(1)
-    assert torch.equal(codecs.nearest_types(rows_VD.float(), compressor, noisy, block=7), expected)
+    assert torch.equal(codecs.nearest_types(codes_VK, noisy, block=7), expected)
     ids = torch.arange(60)
     torch.testing.assert_close(codecs.nearest(rows_VD.float(), compressor)(ids), rows_VD.float())
 
@@ -110,7 +110,7 @@ def test_of_equal_codes_the_first_is_the_nearest():
     compressor = EmbeddingCompressor(2, 2).fit(rows_VD)
     codes_VK = compressor.compress(rows_VD)
     for block in (1, 2, 5):
-        assert codecs.nearest_types(rows_VD, compressor, codes_VK, block).tolist() == [0, 1, 1, 3, 1]
+        assert codecs.nearest_types(codes_VK, codes_VK, block).tolist() == [0, 1, 1, 3, 1]
 
 
 def test_a_fit_has_one_sign_and_a_projection_its_seed(table):

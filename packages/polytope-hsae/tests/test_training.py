@@ -145,7 +145,7 @@ def test_the_reference_reads_in_the_dual_of_the_steps(tmp_path, planted, small, 
     from studycore.record import read_arrays
 
     seen, real = [], loop.sae_metrics
-    monkeypatch.setattr(loop, "sae_metrics", lambda *args: seen.append(args[-1]) or real(*args))
+    monkeypatch.setattr(loop, "sae_metrics", lambda *args: seen.append(args[-2]) or real(*args))
     train(small(stage_a_steps=1, stage_b_steps=5), tmp_path / "run", planted)
     arrays = {name: torch.from_numpy(values) for name, values in read_arrays(planted["geometry"]).items()}
     expected = arrays["causal_parents"] @ arrays["sqrt"] @ arrays["sqrt"]

@@ -48,7 +48,7 @@ MEASURED = {
     "curvature_kl": ("paired_difference(kl, 'ball' - 'flat_twin')", "<", 0, TWINS),
     "curvature_coverage_sampled": ("paired_difference(coverage_sampled, 'ball' - 'flat_twin')", ">", 0, TWINS),
     "curvature_prior_coverage": ("paired_difference(prior_coverage, 'ball' - 'flat_twin')", ">", 0, TWINS),
-    "rule_learnt": ("mean(size_of_order, 'shuffled')", "<", 0.5, "ball has valuations true; shuffled has valuations shuffled, all else but [] alike and at_least(order, 0.9, 'ball') and at_least(coverage, 0.9999, 'shuffled') and less_than(tied_radius_share, 0.001, 'shuffled')"),
+    "rule_learnt": ("mean(size_of_order, 'shuffled'), of those with coverage 0.9999 or more and fewer than 0.001 tied", "<", 0.5, "ball has valuations true; shuffled has valuations shuffled, all else but [] alike and at_least(order, 0.9, 'ball')"),
     "decay_balanced": ("mean(decay, 'sweep2_balanced')", ">", 0.16, f"{LONG} and at_least(epochs, 21, 'sweep2_balanced') and {BALANCED}"),
     "decay_baseline": ("mean(decay, 'sweep2_baseline')", ">", 0.19, f"{LONG} and at_least(epochs, 21, 'sweep2_baseline') and {BASELINE}"),
     "peak_weights": ("mean over seeds of the largest best_epoch of group = 'sweep2_*'", "<", 20.5, f"{LONG} and at_least(epochs, 21, group = 'sweep2_*') and {BALANCED}; {BASELINE}"),

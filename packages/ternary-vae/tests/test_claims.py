@@ -566,6 +566,25 @@ def test_a_dead_control_is_no_control(dead):
     assert "a rule is learnt" not in answer
 
 
+def test_the_rule_is_judged_by_the_controls_that_live():
+    """One that covers little is left out and counted; a claim needs three that live."""
+
+    def dead_up_to(seeds):
+        dead = with_metrics("shuffled", coverage=0.42, hierarchy_of_ceiling=0.0)
+        alive = with_metrics("shuffled", hierarchy_of_ceiling=0.6)
+        return lambda one: dead(one) if one.config.seed < seeds else alive(one)
+
+    found, _ = of_edited("headline", dead_up_to(1))
+    assert (found["rule_learnt"]["verdict"], found["rule_learnt"]["measured"], found["rule_learnt"]["n"]) == (
+        "refuted",
+        pytest.approx(0.6),
+        5,
+    )
+    assert "5 of 6" in found["rule_learnt"]["why"]
+    assert of_edited("headline", dead_up_to(3))[0]["rule_learnt"]["n"] == 3
+    assert of_edited("headline", dead_up_to(4))[0]["rule_learnt"]["verdict"] == "not run"
+
+
 def test_what_a_control_shows_is_said_with_its_figure():
     _, answer = of_edited("headline", with_metrics("shuffled", hierarchy_of_ceiling=0.11))
     assert answer.endswith("Shuffled valuations reach 11% of the ceiling: a rule is learnt.")

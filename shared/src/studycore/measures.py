@@ -172,20 +172,6 @@ def at_least(metric: str, value: float, arm: Hashable = None, of: str = "arm") -
     return Condition(f"at_least({metric}, {value:g}{_args(arm, of)})", unmet)
 
 
-def less_than(metric: str, value: float, arm: Hashable = None, of: str = "arm") -> Condition:
-    """That every run, of the arm if one is named, has a metric below `value`."""
-
-    def unmet(table: "DataFrame") -> str:
-        largest = rows(table, metric, arm, of)[metric].max()
-        return (
-            ""
-            if largest < value
-            else f"Needs runs{_of(arm)} with {metric} below {value:g}; the largest is {largest:g}."
-        )
-
-    return Condition(f"less_than({metric}, {value:g}{_args(arm, of)})", unmet)
-
-
 # --------------------------------------------------------------------------------------------------------- the table
 def rows(table: "DataFrame", metric: str, arm: Hashable = None, of: str = "arm") -> "DataFrame":
     """The runs of an arm (all of them for None) that have the metric. NotRun when there are none."""

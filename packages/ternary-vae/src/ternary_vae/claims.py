@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from studycore.claims import Claim, Condition, Measure, NotRun
 from studycore.configuration import to_dict
-from studycore.measures import all_done, at_least, less_than, mean, missing_runs, paired_difference, rows, share
+from studycore.measures import all_done, at_least, mean, missing_runs, paired_difference, rows, share
 from studycore.metrics_log import read_evaluations
 from studycore.run_folder import read_manifest, read_results
 from studycore.statistics import Interval, fisher_interval, mean_interval, unbiased_z
@@ -526,17 +526,38 @@ CURVATURE_BUYS = (
     _against_twin("coverage_sampled", "More operations come back right from a sample of the model in the ball", "above", "share, difference"),
     _against_twin("prior_coverage", "The prior of the model in the ball meets more operations", "above", "share, difference"),
 )  # fmt: skip
+
+
+def _order_of_controls() -> Measure:
+    """Mean size of the order over the shuffled runs that have learnt something: another is in no order either."""
+
+    def compute(table: "DataFrame") -> tuple[Interval, str]:
+        all_done(table, SHUFFLED)
+        own = rows(table, "coverage", SHUFFLED)
+        if "tied_radius_share" not in own:
+            raise NotRun("No control has a share of tied radii.")
+        alive = own[own["coverage"].ge(COVERS) & own["tied_radius_share"].lt(TIES)]
+        _enough_seeds(alive["seed"].nunique())
+        interval, how = mean("size_of_order", SHUFFLED).compute(alive)
+        return (
+            interval,
+            f"{how} Controls that cover {COVERS:.2%} of the operations, few radii tied: {len(alive)} of {len(own)}.",
+        )
+
+    return Measure(
+        f"mean(size_of_order, {SHUFFLED!r}), of those with coverage {COVERS:g} or more and fewer than {TIES:g} tied",
+        compute,
+    )
+
+
 RULE_LEARNT = Claim(
     "rule_learnt",
     "With valuations dealt out at random, the order of the radii, in either direction, stays below half of its ceiling",
     "this study: radii are memorised otherwise, and no rule is learnt", "0.11", "share of the ceiling, without sign",
-    of_seeds(mean("size_of_order", SHUFFLED)), below=0.5,
+    _order_of_controls(), below=0.5,
     when=all_of(
         settings_are({BALL: {"valuations": "true"}, SHUFFLED: {"valuations": "shuffled"}}, alike=True),
         at_least("order", ORDERED_BY_RULE, BALL),
-        # A control that has learnt nothing at all is in no order either.
-        at_least("coverage", COVERS, SHUFFLED),
-        less_than("tied_radius_share", TIES, SHUFFLED),
     ),
 )  # fmt: skip
 UNSEEN_TARGETS = (
