@@ -14,17 +14,19 @@ from latentwire_adapter import objectives, phases, train as train_module
 from latentwire_adapter.cli import STUDY
 from latentwire_adapter.config import EvaluateConfig, FitConfig, Phase2Config, SelfcheckConfig, SuiteConfig
 from latentwire_adapter.evaluation_files import read_predictions
-from latentwire_adapter.model import codecs, reader
+from latentwire_adapter.model import codecs, language_model, reader
 from latentwire_adapter.model.adapter import Adapter
 from latentwire_adapter.model.compressor import EmbeddingCompressor
-from latentwire_adapter.plan import plan, suite_of_seeds
+from latentwire_adapter.plan import plan, sweep_of_seeds
 from studycore.configuration import to_dict
 from studycore.errors import Stopped, UserError
 from studycore.execution import alone, make_runs, report_on
 from studycore.files import read_json
+from studycore.language.pretrained import weights_fingerprint
 from studycore.metrics_log import read_rows
 from studycore.options import SweepOptions
 from studycore.run import Run
+from studycore.run_folder import read_manifest
 from studycore.testing.interrupted import killed_at
 
 CONFIGS = Path(train_module.__file__).parent / "configs"
@@ -139,6 +141,24 @@ def test_a_stopped_run_goes_on_to_the_same_bits(trained, make, small, tmp_path, 
         assert files[0] == files[1]
     same = [[q["prediction"] for q in read_predictions(f)["questions"]] for f in (trained, tmp_path / "stopped")]
     assert same[0] == same[1]
+
+
+def test_a_run_says_which_weights_it_read_and_goes_on_with_no_others(make, small, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "saving", lambda self, n: setattr(self, "stopping", True) or True)
+        with pytest.raises(Stopped):
+            make("phase1", small(), tmp_path / "stopped")
+    lm = language_model.load_language_model(small(), "cpu")
+    assert read_manifest(tmp_path / "stopped")["data_fingerprints"]["model"] == weights_fingerprint(lm.model)
+    with torch.no_grad():
+        first = next(lm.model.parameters())
+        first[0, 0] += 1
+    del lm.__dict__["fingerprint"]
+    try:
+        with pytest.raises(UserError, match="model"):
+            make("phase1", small(), tmp_path / "stopped", resume=True)
+    finally:
+        language_model._loaded.clear()
 
 
 def test_a_killed_run_goes_on_to_the_same_bits(trained, make, small, tmp_path, monkeypatch):
@@ -384,7 +404,7 @@ def test_the_plan_names_every_arm_at_every_ratio(small):
     two = plan(suite(small, seeds=2, arms=["linear"]))
     assert [job.name for job in two if job.arm == "linear"] == ["linear_4x_s0", "linear_4x_s1"]
     assert {job.config.data_seed for job in two} == {0}
-    verb, several = suite_of_seeds(small(), 3)
+    verb, several = sweep_of_seeds(small(), 3)
     assert (verb, several.seeds, several.ratios) == ("run", 3, [4.0])
     plan(several)
 

@@ -24,7 +24,7 @@ from latentwire_adapter.model import codecs
 from latentwire_adapter.model.adapter import Adapter
 from latentwire_adapter.model.compressor import EmbeddingCompressor
 from latentwire_adapter.model.language_model import load_language_model
-from latentwire_adapter.plan import plan, suite_of_seeds
+from latentwire_adapter.plan import plan, sweep_of_seeds
 from studycore.claims import NotRun, as_stored, judge_all
 from studycore.errors import Stopped, UserError
 from studycore.metrics_log import read_rows
@@ -479,7 +479,7 @@ def test_what_the_runs_share_is_used_or_refused(small, make, tmp_path):
     with pytest.raises(UserError, match=r"^base: \['compress_dim'\] are no fields of all runs"):
         plan(with_base(small, compress_dim=5))
     with pytest.raises(UserError, match=r"^compress_dim: 5 with --seeds does not fit; give --ratio"):
-        suite_of_seeds(small(compress_dim=5), 2)
+        sweep_of_seeds(small(compress_dim=5), 2)
     with pytest.raises(UserError, match=r"^objective: prompt_ppl is what the arm phase2_ppl trains on"):
         plan(with_base(small, objective="prompt_ppl"))
     with pytest.raises(ValueError, match=r"^pca_samples: 31 exceeds the 30 samples"):

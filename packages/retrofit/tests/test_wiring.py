@@ -37,7 +37,7 @@ from retrofit.metrics.spectra import (
 )
 from retrofit.metrics.summaries import by_layer, mean_rows, update_means
 from retrofit.model import load_model
-from retrofit.plan import comparison_of_seeds, plan
+from retrofit.plan import plan, sweep_of_seeds
 from retrofit.report import (
     ablation_table,
     arm_metrics,
@@ -601,10 +601,10 @@ def test_an_arms_own_values_hold_against_the_base():
 
 def test_seeds_of_one_method_keep_what_was_given():
     config = RunConfig(method="gram", lr=0.5, seed=7, num_steps=9, save_model=False)
-    verb, whole = comparison_of_seeds(config, 3)
+    verb, whole = sweep_of_seeds(config, 3)
     assert (verb, whole.arms, whole.seeds, whole.save_models) == ("compare", ["gram"], 3, "none")
     assert whole.base == {"lr": 0.5, "seed": 7, "num_steps": 9}
-    assert comparison_of_seeds(RunConfig(method="gram"), 2)[1].save_models == "all"
+    assert sweep_of_seeds(RunConfig(method="gram"), 2)[1].save_models == "all"
 
 
 # -------------------------------------------------------------------------------------------------------------- tables

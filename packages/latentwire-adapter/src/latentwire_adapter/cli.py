@@ -34,7 +34,7 @@ STUDY = Study(
             config="latentwire_adapter.config:Phase1Config",
             train="latentwire_adapter.phases:phase1",
             options=OPTIONS,
-            seeds="latentwire_adapter.plan:suite_of_seeds",
+            seeds="latentwire_adapter.plan:sweep_of_seeds",
         ),
         "phase2": OneRun(
             "train phase 1's adapter through the frozen language model, where its F1 is below 70",

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from latentwire_adapter.config import Phase1Config, Phase2Config
-from latentwire_adapter.core_utils import batch_metrics
 from latentwire_adapter.data import Prompts
 from latentwire_adapter.evaluation import Arm, log, reader_of
 from latentwire_adapter.fitting import Fit, TypeRows
 from latentwire_adapter.losses import PromptLosses, teaching
+from latentwire_adapter.metrics.squad import batch_metrics
 from latentwire_adapter.model import codecs
 from latentwire_adapter.model.adapter import Adapter
 from latentwire_adapter.model.language_model import LanguageModel

@@ -35,7 +35,7 @@ from latentwire_adapter.fitting import (
     save_fit,
 )
 from latentwire_adapter.model import codecs
-from latentwire_adapter.model.adapter import Adapter, build_adapter, probe_inputs, replay
+from latentwire_adapter.model.adapter import Adapter, build_adapter, probe_inputs, replay_probe
 from latentwire_adapter.model.language_model import LanguageModel, load_language_model
 from latentwire_adapter.objectives import Reconstruction, ThroughModel
 from latentwire_adapter.selfcheck import demand, selfcheck as run_checks
@@ -46,11 +46,16 @@ from studycore.models import check_fits, count_parameters
 from studycore.run import Run
 
 
+def begin(run: Run, lm: LanguageModel, data: Mapping[str, str], **about: Any) -> None:
+    """Opens the run's folder, which says by what model and data it was made."""
+    run.begin(data={"model": lm.fingerprint, **data}, hub_commit=lm.commit, **about)
+
+
 # ------------------------------------------------------------------------------------------- selfcheck, fit, evaluate
 def selfcheck(config: SelfcheckConfig, run: Run) -> None:
     """Every check. UserError names the first that fails, so that what needs this run fails with it."""
     lm, prompts = read(config, run)
-    run.begin(data={"scored questions": prompts.fingerprint})
+    begin(run, lm, {"scored questions": prompts.fingerprint})
     outcomes = run_checks(lm, prompts, config, run.check_stop)
     for name, wrong in outcomes.items():
         run.log({"type": "check", "check": name, "holds": not wrong, "wrong": wrong or "nothing"})
@@ -65,7 +70,7 @@ def fit(config: FitConfig, run: Run) -> None:
     width = lm.table_VD.shape[1]
     check_width(config, width)
     fitted = make_fit(config, lm, width, run.check_stop)
-    run.begin(data={"counts": fingerprint(fitted.counts_V)}, about=fitted.about)
+    begin(run, lm, {"counts": fingerprint(fitted.counts_V)}, about=fitted.about)
     if run.is_main:
         save_fit(fitted, run.folder)
     variances = fitted.compressor.variances
@@ -83,7 +88,7 @@ def evaluate(config: EvaluateConfig, run: Run) -> None:
         folder = phase1_folder(config.phase1, run)
         fitted = load_fit(folder, lm)
         adapter = load_adapter(folder, fitted, lm).eval()
-    run.begin(data={"scored questions": prompts.fingerprint})
+    begin(run, lm, {"scored questions": prompts.fingerprint})
     check_first(config, lm, prompts, run)
     arm = make_arm(config.arm, lm, prompts, fitted, adapter)
     rows = score(arm, lm, config, codecs.raw(lm.table_VD), run, run.needs.get("raw"))
@@ -108,14 +113,14 @@ def phase1(config: Phase1Config, run: Run) -> None:
     k = code_dimensions(config, lm.table_VD.shape[1])
     check_room(config, k, lm)
     fitted = fit_of(config, lm, k, run)
-    run.begin(
-        data={"scored questions": prompts.fingerprint, "counts": fingerprint(fitted.counts_V)}, about=fitted.about
+    begin(
+        run, lm, {"scored questions": prompts.fingerprint, "counts": fingerprint(fitted.counts_V)}, about=fitted.about
     )
     check_first(config, lm, prompts, run)
     data = TypeRows(lm, fitted, config)
     values = adapter_values(config, k, data.x_UD.shape[1])
     adapter = run.model(
-        build_adapter, replay, probe_inputs(k), values, lambda: start_adapter(values, config.seed, data, fitted)
+        build_adapter, replay_probe, probe_inputs(k), values, lambda: start_adapter(values, config.seed, data, fitted)
     )
     objective = Reconstruction(config, data, lm, prompts, fitted)
     train(config, run, adapter, objective)
@@ -141,10 +146,11 @@ def phase2(config: Phase2Config, run: Run) -> None:
     count = min(max(config.steps * config.phase2_batch_size, 1), config.samples)
     taught = training_prompts(config, lm.tokenizer, lm.context, count, run.check_stop)
     check_known(tokens_of(taught), lm, "training questions", config)
-    run.begin(
-        data={
+    begin(
+        run, lm,
+        {
             "scored questions": prompts.fingerprint, "training questions": taught.fingerprint, "counts": fingerprint(fitted.counts_V),
-        }
+        },
     )  # fmt: skip
     due = before < config.only_below
     run.log({"type": "decision", "due": due, "phase1_f1": before, "only_below": config.only_below})
@@ -154,7 +160,7 @@ def phase2(config: Phase2Config, run: Run) -> None:
     check_first(config, lm, prompts, run)
     data = TypeRows(lm, fitted, config)
     probe = probe_inputs(fitted.compressor.output_dim)
-    adapter = run.model(build_adapter, replay, probe, start.arguments, lambda: start)
+    adapter = run.model(build_adapter, replay_probe, probe, start.arguments, lambda: start)
     objective = ThroughModel(config, data, lm, taught, fitted)
     train(config, run, adapter, objective)
     more = {"due": True, "phase1_f1": before}

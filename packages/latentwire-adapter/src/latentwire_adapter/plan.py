@@ -76,7 +76,7 @@ def job_of(values: dict[str, Any], arm: str, end: str) -> Job:
     return Job(f"{arm}_{size}{end}", config, needs + more, verb="evaluate", **common)
 
 
-def suite_of_seeds(config: Phase1Config, seeds: int) -> tuple[str, SuiteConfig]:
+def sweep_of_seeds(config: Phase1Config, seeds: int) -> tuple[str, SuiteConfig]:
     """`phase1 --seeds N`: the verb and the suite of one configuration. UserError for dimensions without a ratio."""
     if config.compress_dim is not None:
         raise UserError(

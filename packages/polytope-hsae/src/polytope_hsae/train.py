@@ -20,8 +20,8 @@ from polytope_hsae.training import (
     Objective,
     check_room,
     create_optimizer,
-    probe,
-    replay,
+    probe_inputs,
+    replay_probe,
     schedule,
     stages,
     start_model,
@@ -54,8 +54,8 @@ def train(config: TrainConfig, run: Run) -> None:
     # ------------------------------------------------------------------------------------- model and optimizer
     values = run.checkpoint.config if run.checkpoint else start_values(config, store, indices)
     model = run.model(
-        lambda stored: build_sae(SAEConfig.from_stored(stored)), replay,
-        probe(store.width), values, start=lambda: start_model(config, values, store, indices, teacher),
+        lambda stored: build_sae(SAEConfig.from_stored(stored)), replay_probe,
+        probe_inputs(store.width), values, start=lambda: start_model(config, values, store, indices, teacher),
     ).train()  # fmt: skip
     objective = Objective(model, config, teacher, run.device, run.accelerator if run.world > 1 else None)
     run.about(parameters=count_parameters(model), latents=model.config.features)

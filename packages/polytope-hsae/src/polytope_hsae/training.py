@@ -151,11 +151,11 @@ def schedule(step: int, config: TrainConfig) -> float:
     return warm * (0.1 + 0.45 * (1 + math.cos(math.pi * step / config.total_steps)))
 
 
-def probe(width: int) -> dict[str, Tensor]:
+def probe_inputs(width: int) -> dict[str, Tensor]:
     """Fixed activations, on whose reconstruction a checkpoint is checked."""
     return {"input": torch.randn(8, width, generator=torch.Generator().manual_seed(derive_seed(0, "probe")))}
 
 
-def replay(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+def replay_probe(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     x = inputs["input"].to(model.bias.device) / model.config.input_scale
     return {"output": model(x) * model.config.input_scale}

@@ -27,7 +27,7 @@ STUDY = Study(
             config="retrofit.config:RunConfig",
             train="retrofit.train:train",
             options="retrofit.config:TrainOptions",
-            seeds="retrofit.plan:comparison_of_seeds",
+            seeds="retrofit.plan:sweep_of_seeds",
         ),
         "compare": ManyRuns(
             "train all arms and seeds from one start, and report on all of them",

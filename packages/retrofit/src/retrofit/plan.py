@@ -53,7 +53,7 @@ def variants(compare: CompareConfig) -> Iterator[tuple[str, str, dict[str, Any]]
             yield arm, arm, {}
 
 
-def comparison_of_seeds(config: RunConfig, seeds: int) -> tuple[str, CompareConfig]:
+def sweep_of_seeds(config: RunConfig, seeds: int) -> tuple[str, CompareConfig]:
     """`run --seeds N`: the verb and the comparison of one method. UserError for a method that cannot stand alone."""
     base = {name: value for name, value in base_of(config).items() if name not in ("method", "save_model")}
     saved = "all" if config.save_model else "none"

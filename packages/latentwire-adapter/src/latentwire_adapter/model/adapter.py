@@ -88,7 +88,7 @@ def probe_inputs(k: int) -> dict[str, Tensor]:
     return {"input_code": torch.linspace(-1, 1, k)[None]}
 
 
-def replay(adapter: Adapter, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def replay_probe(adapter: Adapter, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The row of the fixed code."""
     with evaluating(adapter) as device:
         return {"output_row": adapter(inputs["input_code"].to(device))}

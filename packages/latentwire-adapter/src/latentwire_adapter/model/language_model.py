@@ -4,6 +4,7 @@ Shapes: V token types, D dimensions.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from latentwire_adapter.config import Reading
 from studycore.errors import UserError
-from studycore.language.pretrained import context_of, load_model, load_tokenizer
+from studycore.language.pretrained import context_of, load_model, load_tokenizer, weights_fingerprint
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,11 @@ class LanguageModel:
     def context(self) -> int:
         """Positions that the model knows."""
         return context_of(self.model)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the weights."""
+        return weights_fingerprint(self.model)
 
 
 _loaded: dict[tuple[str, str | None, str, str], LanguageModel] = {}
