@@ -14,6 +14,7 @@ from studycore.statistics import (
     mean_interval,
     median_interval,
     ratio_interval,
+    resample_counts,
     share_interval,
     unbiased_z,
 )
@@ -171,3 +172,14 @@ def test_the_interval_of_a_median_inverts_the_sign_test():
         not (i.low <= 0 <= i.high) for i in (median_interval(random.normal(size=9), -9, 9) for _ in range(400))
     )
     assert missed / 400 <= 0.068  # 0.039, and 3 standard errors
+
+
+def test_resamples_draw_as_many_units_as_there_are_and_always_the_same():
+    counts_RU = resample_counts(5, 4000)
+    assert counts_RU.shape == (4000, 5)
+    assert (counts_RU.sum(1) == 5).all()
+    # Multinomial: mean 1, variance 1 - 1/5.
+    assert counts_RU.mean(0) == pytest.approx(1, abs=0.06)
+    assert counts_RU.var(0) == pytest.approx(0.8, abs=0.08)
+    resample_counts.cache_clear()
+    assert (resample_counts(5, 4000) == counts_RU).all()

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +57,12 @@ def bootstrap(
     drawn = [statistic(rows[random.integers(0, len(rows), len(rows))]) for _ in range(resamples)]
     low, high = np.quantile(drawn, [0.025, 0.975])
     return Interval(float(statistic(rows)), float(low), float(high), len(rows))
+
+
+@lru_cache(maxsize=8)
+def resample_counts(units: int, resamples: int) -> Floats:
+    """[resamples, units]: how often each unit is in each resample, drawn with replacement; the same at every call."""
+    return np.random.default_rng(0).multinomial(units, np.full(units, 1 / units), resamples).astype(np.float64)
 
 
 def joined_interval(

@@ -12,7 +12,6 @@ Shapes: B draws, V words, D width, K children over all parents, P parents, N con
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from polytope_hsae.concepts import ESTIMATE, TEST, Hierarchy
 from polytope_hsae.estimators import concept_vector
 from polytope_hsae.geometry import CausalGeometry, angles_deg, cosine
 from polytope_hsae.head import Head
+from studycore.statistics import median_interval, resample_counts
 from studycore.streams import generator
 
 LEVEL = 0.05
@@ -206,7 +206,7 @@ def clustered_interval(values: Tensor, group: Tensor) -> tuple[float, float, flo
     """
     ordered, place = values.double().sort()
     of_value = group.unique(return_inverse=True)[1][place].numpy()
-    times_RK = _drawn(int(of_value.max()) + 1)[:, of_value]
+    times_RK = resample_counts(int(of_value.max()) + 1, RESAMPLES)[:, of_value]
     reached_RK = times_RK.cumsum(1)
     total_R1 = reached_RK[:, -1:]
     # A median is between two values where a draw has an even number of them.
@@ -216,31 +216,13 @@ def clustered_interval(values: Tensor, group: Tensor) -> tuple[float, float, flo
     return float(np.median(ordered)), float(low), float(high)
 
 
-@cache
-def _drawn(groups: int) -> Any:
-    """[R, groups] how often each group is in each resample, always the same."""
-    return np.random.default_rng(0).multinomial(groups, np.full(groups, 1 / groups), RESAMPLES)
-
-
-def median_interval(values: Tensor) -> tuple[float, float, float]:
-    """(median, low, high): the interval between two order statistics that holds the median in 95 % (exact, binomial)."""
-    ordered = values.double().sort().values
-    n = len(ordered)
-    rank = int(_rank(n))
-    return float(np.median(ordered)), float(ordered[rank]), float(ordered[n - 1 - rank])
-
-
-@cache
-def _rank(n: int) -> int:
-    from scipy import stats
-
-    # With fewer than 6 values no two order statistics reach 95 %; then it is all of them.
-    return max(0, int(stats.binom.ppf(0.025, n, 0.5)) - 1)
-
-
 def _median(result: Validation, name: str, values: Tensor, group: Tensor | None = None) -> None:
     """Median with its interval over groups, n of them; without groups over values, each drawn by itself."""
-    middle, low, high = median_interval(values) if group is None else clustered_interval(values, group)
+    if group is None:
+        each = median_interval(values.double().tolist(), float(values.min()), float(values.max()))
+        middle, low, high = each.estimate, each.low, each.high
+    else:
+        middle, low, high = clustered_interval(values, group)
     result.measured[name] = {
         "median": middle,
         "low": low,

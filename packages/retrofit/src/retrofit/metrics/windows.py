@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from retrofit.metrics.summaries import ORIGINAL_RIDGE
 from studycore.metrics_log import write_parquet
+from studycore.statistics import resample_counts
 
 Floats = NDArray[np.float64]
 RESAMPLES = 2000
@@ -57,22 +58,16 @@ def log_ff_gram(extremes_LW2: Floats, counts_RW: Floats | None = None) -> Floats
     return np.asarray((np.log(means_R2L[:, 0]) - np.log(means_R2L[:, 1])).mean(1))
 
 
-def drawn_counts(windows: int, resamples: int = RESAMPLES) -> Floats:
-    """[R, W]: how often each window is drawn, with replacement; the same at every call."""
-    random = np.random.default_rng(0)
-    return random.multinomial(windows, np.full(windows, 1 / windows), resamples).astype(np.float64)
-
-
 def ff_gram_interval(extremes_LW2: Floats) -> tuple[float, float]:
     """95 % of the bootstrap over windows of tokens."""
-    logs_R = log_ff_gram(extremes_LW2, drawn_counts(extremes_LW2.shape[1]))
+    logs_R = log_ff_gram(extremes_LW2, resample_counts(extremes_LW2.shape[1], RESAMPLES))
     low, high = np.quantile(logs_R, [0.025, 0.975])
     return math.exp(float(low)), math.exp(float(high))
 
 
 def log_differences(pairs: Sequence[tuple[Floats, Floats]], resamples: int = RESAMPLES) -> tuple[list[float], Floats]:
     """(log ratio treated over control of each pair, [R] their mean on resampled windows, each with its values in all pairs)."""
-    counts_RW = drawn_counts(pairs[0][0].shape[1], resamples)
+    counts_RW = resample_counts(pairs[0][0].shape[1], resamples)
     for treated, control in pairs:
         assert treated.shape == control.shape == pairs[0][0].shape, "evaluations on other tokens can't be paired"
     each = [float(log_ff_gram(treated)[0] - log_ff_gram(control)[0]) for treated, control in pairs]
