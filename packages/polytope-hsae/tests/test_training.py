@@ -12,14 +12,17 @@ from conftest import SMALL, job
 
 import polytope_hsae.train as loop
 import polytope_hsae.training as module
+from polytope_hsae.cli import STUDY
 from polytope_hsae.data import open_store
 from polytope_hsae.model import SparseAutoencoder
+from polytope_hsae.report import ONE_JOB, fields_of, report
 from polytope_hsae.teacher import initialise, load_teacher
 from polytope_hsae.training import check_room
 from studycore.configuration import to_dict, to_yaml
 from studycore.errors import Stopped, UserError
 from studycore.files import read_json
 from studycore.metrics_log import read_rows
+from studycore.record import read_record
 from studycore.stopping import stop_on_signals
 from studycore.testing.interrupted import killed_at
 
@@ -299,3 +302,22 @@ def test_an_autoencoder_that_cannot_fit_is_refused_with_its_size(planted, small,
             act()
     assert not (tmp_path / "run").exists()
     check_room(small(arm=arm), 64, "cpu")
+
+
+def test_the_report_of_one_job_answers_with_its_own_figures(tmp_path, planted, small):
+    """Each sentence has what its verb measures, and a training has its curve."""
+    folder = train(small(), tmp_path / "run", planted)
+    told = {}
+    for verb, place in (*planted.items(), ("train", folder)):
+        record = read_record(STUDY, place)
+        told[verb] = report(record)
+        assert all(fields_of(text) <= set(record.metrics) for text in ONE_JOB[verb]), verb
+    found = read_json(folder / "results.json")["metrics"]
+    assert f"explains {found['explained_variance']:.1%} of the variance" in told["train"].answer
+    assert f"activation {found['purity']:.1%} is on its own concept" in told["train"].answer
+    assert f"latent that is always on: {found['base_rate']:.1%})" in told["train"].answer
+    assert len(told["train"].pictures) == 1
+    of_geometry = read_json(planted["geometry"] / "results.json")["metrics"]
+    assert f"vector with {of_geometry['held_out_projection_median']:.2f} of it" in told["geometry"].answer
+    assert len(told["geometry"].pictures) == 3
+    assert told["activations"].answer == "3,000 activations are kept, 3,000 of them with a concept."

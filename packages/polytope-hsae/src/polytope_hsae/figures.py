@@ -1,5 +1,6 @@
 """Figures from what the folders hold, and the page of the feature tree. Nothing is drawn from what is missing."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,7 @@ def pictures_of(record: Record, geometry: Table | None = None) -> list[Picture]:
     folders = {str(row["run"]): Path(row["folder"]) for _, row in record.table.iterrows()}
     place, pictures = record.folder / "figures", []
     if (folder := folders.get("geometry")) is not None:
-        arrays = read_arrays(folder)
-        pictures += [
-            Picture(plot_angles(arrays, place / "angles.svg"), "Angles between parent and child minus parent, and held-out projections, beside their nulls. Of the three, disjoint words and held-out projection carry the finding.", geometry),
-            Picture(plot_polytope(arrays, load_hierarchy(folder / "concepts.json"), place / "polytope.svg"), "The parent with most children: its children's vectors on the plane of their differences (left) and with the parent's direction as height (right)."),
-            Picture(plot_tree_heatmap(arrays, place / "heatmap.svg"), "Cosines of all children's vectors (left) and the same from shuffled rows (right); lines part the parents."),
-        ]  # fmt: skip
+        pictures += geometry_pictures(folder, place, geometry)
     table = record.table
     curves = {name: read_arrays(path) for name, path in folders.items() if name.startswith("evaluate_")}
     if curves:
@@ -40,6 +36,33 @@ def pictures_of(record: Record, geometry: Table | None = None) -> list[Picture]:
                 write_tree_page(read_json(path / "tree.json"), record.folder / "feature_tree.html", name)
                 break
     return pictures
+
+
+def geometry_pictures(folder: Path, place: Path, table: Table | None = None) -> list[Picture]:
+    """Of the folder of a geometry job, the first over a table."""
+    arrays = read_arrays(folder)
+    return [
+        Picture(plot_angles(arrays, place / "angles.svg"), "Angles between parent and child minus parent, and held-out projections, beside their nulls. Of the three, disjoint words and held-out projection carry the finding.", table),
+        Picture(plot_polytope(arrays, load_hierarchy(folder / "concepts.json"), place / "polytope.svg"), "The parent with most children: its children's vectors on the plane of their differences (left) and with the parent's direction as height (right)."),
+        Picture(plot_tree_heatmap(arrays, place / "heatmap.svg"), "Cosines of all children's vectors (left) and the same from shuffled rows (right); lines part the parents."),
+    ]  # fmt: skip
+
+
+def plot_explained_variance(rows: Sequence[Mapping[str, Any]], path: Path) -> Path:
+    """A line over updates for each stage."""
+    figure, ax = new_figure(6, 3.2)
+    for stage in dict.fromkeys(row["stage"] for row in rows):
+        own = [row for row in rows if row["stage"] == stage]
+        ax.plot(
+            [row["step"] for row in own],
+            [row["explained_variance"] for row in own],
+            marker="o",
+            markersize=3,
+            label=f"stage {stage}",
+        )
+    ax.set(xlabel="update", ylabel="explained variance")
+    ax.legend()
+    return save_figure(figure, path)
 
 
 def plot_angles(arrays: dict[str, Any], path: Path) -> Path:

@@ -1,11 +1,12 @@
 """The report of a phase, or of a single job, from what its folder holds."""
 
 from collections.abc import Mapping, Sequence
+from string import Formatter
 from typing import Any
 
 from polytope_hsae.claims import room
 from polytope_hsae.config import QUESTION, StudyConfig
-from polytope_hsae.figures import pictures_of, plot_purity_leakage
+from polytope_hsae.figures import geometry_pictures, pictures_of, plot_explained_variance, plot_purity_leakage
 from studycore.claims import Wording, said, sentences
 from studycore.figures import plot_arms
 from studycore.record import Record
@@ -29,9 +30,8 @@ DRAWN = ("purity", "leakage", "steering_leakage", "explained_variance")
 
 def report(record: Record) -> Report:
     """Of any folder."""
-    if record.verb in ("geometry", "activations", "train", "evaluate"):
-        rows = [(name, value) for name, value in record.metrics.items()]
-        return Report(f"polytope-hsae {record.verb}", QUESTION, f"{len(rows)} metrics.", [Table("Metrics", ("metric", "value"), rows)])  # fmt: skip
+    if record.verb in ONE_JOB:
+        return of_one_job(record)
     table = record.table
     arms = [arm for arm in table["arm"].unique() if arm not in ("geometry", "activations")]
     pictures = pictures_of(record, geometry_table(record))
@@ -43,6 +43,45 @@ def report(record: Record) -> Report:
         tables[-1].folded = True
     metrics = {arm: _means(record, arm) for arm in arms}
     return Report("polytope-hsae", QUESTION, answer(record.claims), tables, pictures, [*figures_in_words(record), *notes(record)], {"arms": metrics, "jobs": len(table)})  # fmt: skip
+
+
+ONE_JOB = {
+    "geometry": (
+        "Words that took no part in estimating project on their concept's vector with {held_out_projection_median:.2f} of it (shuffled rows: {held_out_projection_shuffled_median:.2f}).",
+        "The angle from disjoint words is {disjoint_angle_median:.1f} degrees (shuffled rows: {disjoint_angle_shuffled_median:.1f}).",
+    ),
+    "activations": ("{activations:,} activations are kept, {labelled:,} of them with a concept.",),
+    "train": (
+        "The autoencoder explains {explained_variance:.1%} of the variance with {latents_active:.1f} active latents.",
+        "Of a parent latent's activation {purity:.1%} is on its own concept (of a latent that is always on: {base_rate:.1%}).",
+    ),
+    "evaluate": (
+        "Of what steering moves, {steering_leakage:.1%} goes to other words.",
+        "Its reconstructions recover {ce_recovered:.1%} of the cross-entropy.",
+    ),
+}  # fmt: skip
+"""Verb -> the sentences that answer for one job by itself, each of metrics that it may have."""
+
+
+def of_one_job(record: Record) -> Report:
+    """What it found in a sentence or two, its figures, and every metric."""
+    found, place = record.metrics, record.folder / "figures"
+    answered = [text.format(**found) for text in ONE_JOB[record.verb] if fields_of(text) <= set(found)]
+    pictures = geometry_pictures(record.folder, place) if record.verb == "geometry" else []
+    curve = [row for row in record.rows if "explained_variance" in row] if record.verb == "train" else []
+    if curve:
+        pictures.append(
+            Picture(
+                plot_explained_variance(curve, place / "explained_variance.svg"),
+                "Explained variance of activations kept for choosing, over updates of each stage.",
+            )
+        )
+    return Report(f"polytope-hsae {record.verb}", QUESTION, " ".join(answered), [Table("Metrics", ("metric", "value"), list(found.items()))], pictures)  # fmt: skip
+
+
+def fields_of(text: str) -> set[str]:
+    """The names in braces."""
+    return {name for _, name, _, _ in Formatter().parse(text) if name}
 
 
 def arm_pictures(record: Record, arms: list[str]) -> list[Picture]:

@@ -126,7 +126,7 @@ class TrainConfig(ArchitectureConfig):
     """Of `start`: its projections, or ones drawn anew."""
 
     stages: Literal["coverage_hierarchy", "coverage", "hierarchy", "joint"] = "coverage_hierarchy"
-    """coverage: reconstruction; hierarchy: radii, what stands in hierarchy_frozen kept; joint: both at once."""
+    """coverage: reconstruction; hierarchy: radii, while the parts in hierarchy_frozen stay as they are; joint: both at once."""
     coverage_epochs: PositiveInt = 100
     """Most epochs of the coverage stage."""
     coverage_patience: PositiveInt | None = 3
