@@ -10,6 +10,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import pytest
 import torch
 
+from latentwire_adapter import phases
 from latentwire_adapter.cli import STUDY
 from latentwire_adapter.config import Options, Phase1Config, Reading
 from latentwire_adapter.data import scored_prompts
@@ -125,6 +126,18 @@ def make():
         return folder
 
     return run
+
+
+@pytest.fixture
+def checked(monkeypatch):
+    """The checks have tests of their own."""
+    monkeypatch.setattr(phases, "run_checks", lambda *a: {"table": ""})
+
+
+@pytest.fixture
+def trained(make, small, tmp_path):
+    """A finished phase 1 run."""
+    return make("phase1", small(), tmp_path / "phase1_4x")
 
 
 @pytest.fixture(autouse=True)

@@ -33,17 +33,7 @@ from studycore.language.documents import as_read
 from studycore.metrics_log import read_rows
 from studycore.run import Run
 
-
-@pytest.fixture(autouse=True)
-def checked(monkeypatch):
-    """The checks have tests of their own."""
-    monkeypatch.setattr(phases, "run_checks", lambda *a: {"table": ""})
-
-
-@pytest.fixture
-def trained(make, small, tmp_path):
-    """A finished phase 1 run."""
-    return make("phase1", small(), tmp_path / "phase1_4x")
+pytestmark = pytest.mark.usefixtures("checked")
 
 
 def of_phase2(small, trained, **more):

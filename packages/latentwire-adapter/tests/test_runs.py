@@ -35,16 +35,7 @@ CONFIGS = Path(train_module.__file__).parent / "configs"
 RUN_CHECKS = phases.run_checks
 
 
-@pytest.fixture(autouse=True)
-def checked(monkeypatch):
-    """The checks have tests of their own."""
-    monkeypatch.setattr(phases, "run_checks", lambda *a: {"table": ""})
-
-
-@pytest.fixture
-def trained(make, small, tmp_path):
-    """A finished phase 1 run."""
-    return make("phase1", small(), tmp_path / "phase1_4x")
+pytestmark = pytest.mark.usefixtures("checked")
 
 
 def metrics(folder):

@@ -10,7 +10,7 @@ import torch
 from test_retention import asked
 from test_runs import metrics, of, suite
 
-from latentwire_adapter import objectives, phases
+from latentwire_adapter import objectives
 from latentwire_adapter.claims import claims, unexplained
 from latentwire_adapter.config import EvaluateConfig, FitConfig, Phase2Config, SuiteConfig
 from latentwire_adapter.data import Prompt, Prompts, Question, fewer_tokens, training_counts, training_prompts
@@ -31,16 +31,7 @@ from studycore.metrics_log import read_rows
 from studycore.record import read_arrays
 from studycore.run import Run
 
-
-@pytest.fixture(autouse=True)
-def checked(monkeypatch):
-    """The checks have tests of their own."""
-    monkeypatch.setattr(phases, "run_checks", lambda *a: {"table": ""})
-
-
-@pytest.fixture
-def trained(make, small, tmp_path):
-    return make("phase1", small(), tmp_path / "phase1_4x")
+pytestmark = pytest.mark.usefixtures("checked")
 
 
 def rows_of(folder, kind="train_step"):
