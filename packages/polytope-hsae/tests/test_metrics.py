@@ -8,6 +8,7 @@ from polytope_hsae.metrics import (
     LEAST,
     ExplainedVariance,
     Labelled,
+    auroc,
     ce_recovered,
     concept_metrics,
     correlations,
@@ -74,6 +75,21 @@ def test_perfect_latents_are_pure_and_leak_nothing():
     assert matching.child_PC.tolist() == [[2, 3], [4, 5]]
     found = concept_metrics(codes, labels, matching)
     assert (found["purity"], found["leakage"], found["split"], found["absorption"], found["recall"]) == (1, 0, 0, 0, 1)
+
+
+def test_the_auroc_is_the_share_of_pairs_in_order():
+    draw = torch.Generator().manual_seed(0)
+    own, other = (torch.randint(0, 5, (n,), generator=draw).float() for n in (30, 50))
+    pairs = [(a > b) + 0.5 * (a == b) for a in own for b in other]
+    assert auroc(own, other) == pytest.approx(float(sum(pairs)) / len(pairs))
+    assert auroc(other + 9, other) == 1
+    assert auroc(other * 0, other * 0) == 0.5
+    labels, codes = labels_and_codes()
+    often = codes[:, :2] + 0.01
+    found = mean_reading(reading(often, labels >= 0))
+    assert (found["leakage"], found["auroc"]) == (1, 1), (
+        "firing everywhere is no matter, as long as the code is larger at home"
+    )
 
 
 def test_no_latent_stands_for_two_concepts():
@@ -152,7 +168,7 @@ def test_what_never_fires_is_not_pure():
     x_ND, on = labelled(400, 0.3)
     half = Labelled(x_ND[:200], on[:200], x_ND[200:] - 100, on[200:])
     assert direction_reading(half, torch.eye(2, 6)) == pytest.approx(
-        {"base_rate": float(on[200:].double().mean()), "purity": 0, "recall": 0, "leakage": 0}
+        {"base_rate": float(on[200:].double().mean()), "purity": 0, "recall": 0, "leakage": 0, "auroc": 0.5}
     )
 
 

@@ -9,7 +9,7 @@ from polytope_hsae.concepts import Child, Hierarchy, Parent
 from polytope_hsae.config import EvaluateConfig
 from polytope_hsae.head import Head, load_head
 from polytope_hsae.model import SAEConfig, build_sae
-from polytope_hsae.steering import steering_effects, steering_metrics
+from polytope_hsae.steering import steering_effects, steering_metrics, untrained_steering
 from studycore.files import read_json
 from studycore.run import opened
 
@@ -66,6 +66,14 @@ def test_a_latent_that_points_at_its_words_succeeds_and_one_that_points_away_fai
     assert wrong["steering_leakage"] == 1 > found["steering_leakage"]
 
 
+def test_the_reference_steers_with_steps_as_they_are():
+    found = untrained_steering(torch.tensor([[2.0, 0.0], [0.0, -2.0]]), HEAD, HIERARCHY, torch.zeros(1, 2))
+    # The first moves its own words by 0.95 and the others by 0.95 the other way; the second moves its own down.
+    assert found == pytest.approx(
+        {"steering_leakage_reference": (0.5 + 1) / 2, "steering_success_reference": 0.5}, abs=0.03
+    )
+
+
 def test_a_latent_that_never_fires_is_a_failure():
     found, _ = steering_metrics(model_of(torch.eye(2)), torch.tensor([0, 1]), -torch.eye(2), HEAD, HIERARCHY, [1.0])
     assert (found["steering_success"], found["steering_leakage"]) == (0, 1)
@@ -81,6 +89,9 @@ def test_phase_4_of_a_planted_tree(tmp_path, planted, small):
     metrics = read_json(folder / "results.json")["metrics"]
     assert 0 < metrics["stability"] <= 1
     assert 0 <= metrics["steering_leakage"] <= 1
+    # What phase 1's own steps do, which point at their words.
+    assert metrics["steering_success_reference"] == 1
+    assert metrics["steering_leakage_reference"] < 0.5
     # A planted tree has no next token, so there is no cross-entropy, rather than a 0.
     assert "ce_recovered" not in metrics
     tree = read_json(folder / "tree.json")

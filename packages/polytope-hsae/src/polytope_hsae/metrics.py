@@ -197,15 +197,26 @@ def reading(codes_NP: Tensor, on_NP: Tensor) -> dict[int, dict[str, float]]:
             "purity": float(code_N[on_N].sum() / code_N.sum()) if float(code_N.sum()) > 0 else 0.0,
             "recall": float((code_N[on_N] > 0).double().mean()),
             "leakage": float((code_N[others_N] > 0).double().mean()),
+            "auroc": auroc(code_N[on_N], code_N[others_N]),
         }
     return found
+
+
+def auroc(own_N: Tensor, other_M: Tensor) -> float:
+    """The chance that a code on the concept is larger than one on another concept, ties counting a half: 0.5 tells nothing.
+
+    Unlike leakage it does not hang on how often a latent fires (area under the receiver's curve, Hanley and McNeil 1982).
+    """
+    ordered_M = other_M.sort().values
+    below = torch.searchsorted(ordered_M, own_N) + torch.searchsorted(ordered_M, own_N, right=True)
+    return float(below.double().mean()) / (2 * len(other_M))
 
 
 def mean_reading(readings: Mapping[int, Mapping[str, float]]) -> dict[str, float]:
     """Means over concepts. UserError for none."""
     if not readings:
         raise UserError(f"purity: no concept has {LEAST} test activations; raise data.token_budget or concepts.prompts_per_concept")  # fmt: skip
-    return {name: sum(r[name] for r in readings.values()) / len(readings) for name in ("base_rate", "purity", "recall", "leakage")}  # fmt: skip
+    return {name: sum(r[name] for r in readings.values()) / len(readings) for name in ("base_rate", "purity", "recall", "leakage", "auroc")}  # fmt: skip
 
 
 @dataclass(frozen=True)

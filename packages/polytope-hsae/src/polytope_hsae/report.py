@@ -14,10 +14,10 @@ from studycore.report import Picture, Report, Table, figure_of, number
 from studycore.statistics import Interval, mean_interval
 
 ARM_COLUMNS = (
-    "explained_variance", "ce_recovered", "purity", "leakage", "absorption", "steering_leakage", "steering_success",
-    "causal_cosine_squared",
+    "explained_variance", "ce_recovered", "purity", "recall", "leakage", "auroc", "absorption", "steering_leakage",
+    "steering_success", "causal_cosine_squared",
 )  # fmt: skip
-TRAINING_COLUMNS = ("steps_to_convergence", "latents_used", "dead_parents", "split", "recall", "stability")
+TRAINING_COLUMNS = ("steps_to_convergence", "latents_used", "dead_parents", "split", "stability")
 LABELLED = ("purity", "leakage", "purity_prompts", "leakage_prompts")
 """What labels give, on texts and on prompts."""
 YARDSTICKS = (
@@ -91,9 +91,9 @@ def arm_pictures(record: Record, arms: list[str]) -> list[Picture]:
     words = "texts, where the concept is that of the next word" if prompts else "activations whose labels are exact"
     found = [
         Picture(
-            plot_arms(arms, _panels(record, arms, DRAWN), place / "arms.svg", levels=_levels(record, ("purity", "leakage"))),
-            f"Every arm, means over seeds with 95 % intervals (Student's t). Purity and leakage: on {words}. Dashed: phase 1's own vectors, read untrained; dotted: the base rate, which a latent that is always on has as its purity.",
-            arm_table(record, arms, "Arms", ARM_COLUMNS, "Means over seeds. Purity, leakage, absorption: on test activations, whose words no vector was estimated from. Causal cosine squared: of a parent and what its children add, in the causal metric in every arm; on as many parents as there are concepts."),
+            plot_arms(arms, _panels(record, arms, DRAWN), place / "arms.svg", levels=_levels(record, ("purity", "leakage", "steering_leakage"))),
+            f"Every arm, means over seeds with 95 % intervals (Student's t). Purity and leakage: on {words}. Dashed: phase 1's own vectors, untrained; dotted: the base rate, which a latent that is always on has as its purity.",
+            arm_table(record, arms, "Arms", ARM_COLUMNS, "Means over seeds. Purity, recall, leakage, AUROC, absorption: on test activations, whose words no vector was estimated from. Leakage counts firings on other concepts, so a latent that fires more often leaks more; AUROC, the chance that its code is larger on its own concept, does not hang on that. Causal cosine squared: of a parent and what its children add, in the causal metric in every arm; on as many parents as there are concepts."),
         )
     ]  # fmt: skip
     if not any("purity" in _means(record, arm) for arm in arms):

@@ -74,16 +74,30 @@ def steering_metrics(
     step_PD = mean_P[:, None] * dense_decoder(model)[latent_P] / model.config.input_scale
     target_P, off_P, size_P = steering_effects(step_PD, head, hierarchy, x_ND[:CONTEXTS])
     fires_P = count_P > 0
-    leakage_P = torch.where(fires_P, off_P / (off_P + target_P.clamp_min(0)).clamp_min(1e-12), 1.0)
-    success_P = fires_P & (target_P > 0) & (size_P > 0.5)
+    leakage_P, success_P = leakage_and_success(target_P, off_P, size_P)
     metrics = {
-        "steering_leakage": float(leakage_P.mean()), "steering_success": float(success_P.double().mean()),
+        "steering_leakage": float(torch.where(fires_P, leakage_P, 1.0).mean()),
+        "steering_success": float((fires_P & success_P).double().mean()),
         "steering_effect_size": float(torch.where(fires_P, size_P, 0.0).mean()),
         "steering_target_logit": float(target_P.mean()), "steering_off_target_logit": float(off_P.mean()),
     }  # fmt: skip
     curves = [steering_effects(s * step_PD, head, hierarchy, x_ND[:CONTEXTS])[:2] for s in strengths]
     target_SP, off_SP = (torch.stack(part) for part in zip(*curves, strict=True))
     return metrics, {"strengths": torch.tensor(strengths), "target": target_SP, "off_target": off_SP}
+
+
+def leakage_and_success(target_P: Tensor, off_P: Tensor, size_P: Tensor) -> tuple[Tensor, Tensor]:
+    """([P] off target / (off target + max(target, 0)), [P] whether its own words move up and more than the others do)."""
+    return off_P / (off_P + target_P.clamp_min(0)).clamp_min(1e-12), (target_P > 0) & (size_P > 0.5)
+
+
+def untrained_steering(steps_PD: Tensor, head: Head, hierarchy: Hierarchy, x_ND: Tensor) -> dict[str, float]:
+    """What phase 1's own steps do that nothing has trained: the reference beside which an autoencoder's steering is read."""
+    leakage_P, success_P = leakage_and_success(*steering_effects(steps_PD, head, hierarchy, x_ND[:CONTEXTS]))
+    return {
+        "steering_leakage_reference": float(leakage_P.mean()),
+        "steering_success_reference": float(success_P.double().mean()),
+    }
 
 
 def target_probability(
@@ -131,6 +145,8 @@ def evaluate(config: EvaluateConfig, run: Run) -> None:
         latent_P = torch.from_numpy(read_arrays(own)["parent_of_concept"])
     x_ND = store.rows(store.sample(CHOOSE, config.ce_size))
     metrics, arrays = steering_metrics(model, latent_P, x_ND, head, store.hierarchy, config.steering_magnitudes)
+    steps_PD = torch.from_numpy(read_arrays(geometry)["causal_parents"]).float()
+    metrics |= untrained_steering(steps_PD, head, store.hierarchy, x_ND)
     run.check_stop()
     arrays["log_probability"] = target_probability(
         model, latent_P, x_ND[:CONTEXTS], head, store.hierarchy, config.steering_magnitudes, run.check_stop
