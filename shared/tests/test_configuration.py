@@ -24,6 +24,7 @@ from studycore.configuration import (
     to_yaml,
 )
 from studycore.errors import UserError
+from studycore.options import TrainOptions
 
 
 @dataclass(frozen=True)
@@ -394,13 +395,19 @@ def test_truth_is_true_or_false_alone(text, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["epochs: 1\nname: a\nepochs: 2\n", "grid:\n  a: [1]\n  a: [2]\n", "base: {x: {b: 1, b: 1}}\n"]
+    ("text", "where"),
+    [
+        ("epochs: 1\nname: a\nepochs: 2\n", "line 3, column 1"),
+        ("grid:\n  a: [1]\n  a: [2]\n", "line 3, column 3"),
+        ("base: {x: {b: 1, b: 1}}\n", "line 1, column 18"),
+    ],
 )
-def test_a_key_that_stands_twice_is_refused(text, tmp_path):
+def test_a_key_that_stands_twice_is_refused_where_it_stands_again(text, where, tmp_path):
     file = tmp_path / "c.yaml"
     file.write_text(text)
-    with pytest.raises(UserError, match="stands there twice"):
+    with pytest.raises(UserError, match="stands there twice") as caught:
         read_yaml(file)
+    assert where in " ".join(str(caught.value).split())
     file.write_text("epochs: 1\nbase: {epochs: 2, other: {epochs: 3}}\n")
     assert read_yaml(file)["base"]["other"] == {"epochs": 3}
 
@@ -446,3 +453,16 @@ class Sizes:
     """Any number."""
     sizes: list[int] = field(default_factory=list)
     """Of layers."""
+
+
+def test_more_seeds_or_layers_than_a_plan_can_hold_are_refused():
+    from studycore.bounds import WORDS, Layers, Seeds
+
+    for kind, most in ((Seeds, 10_000), (Layers, 1000)):
+        assert kind(most) == most
+        assert str(most) in WORDS[kind]
+        for value in (0, most + 1):
+            with pytest.raises(ValueError, match=str(value)):
+                kind(value)
+    with pytest.raises(ValueError, match=r"^seeds: 1000000 does not fit; give an int from 1 to 10000$"):
+        TrainOptions(seeds=1_000_000)

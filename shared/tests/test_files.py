@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -129,7 +130,32 @@ def test_a_file_of_somebody_elses_is_not_replaced_at_the_end(tmp_path):
     for ours in ("", '{"baselines": 2, "metrics": 1, "more": 3}'):
         path.write_text(ours)
         check_output_file(path, ours=("metrics", "baselines"))
-    check_output_file("/dev/stdout", ours=("metrics",))
+
+
+def test_a_link_or_a_device_is_not_replaced_at_the_end(tmp_path):
+    (tmp_path / "x.json").write_text("{}")
+    (tmp_path / "link.json").symlink_to(tmp_path / "x.json")
+    (tmp_path / "lost.json").symlink_to(tmp_path / "none")
+    for place in ("/dev/null", tmp_path / "link.json", tmp_path / "lost.json"):
+        with pytest.raises(UserError, match=r"^--output: '.*' is a link or a device, and would be replaced; name an"):
+            check_output_file(place, ours=("metrics",))
+
+
+def test_a_folder_that_cannot_be_written_is_found_although_the_file_in_it_can(tmp_path, monkeypatch):
+    """The file is replaced by a new one beside it."""
+    (tmp_path / "x.json").write_text('{"metrics": 1}')
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    with pytest.raises(UserError, match=r"^--output: '.*x\.json' cannot be written; choose another place"):
+        check_output_file(tmp_path / "x.json", ours=("metrics",))
+
+
+@pytest.mark.parametrize("content", ["a text".encode("utf-16-le"), "a".encode("utf-32-be"), b"a text" + bytes(3000)])
+def test_text_with_nul_bytes_is_none(tmp_path, content):
+    (tmp_path / "x.txt").write_bytes(content)
+    with pytest.raises(
+        UserError, match=r"x\.txt: holds NUL bytes, as UTF-16 does and damaged files do; .*save it as UTF-8$"
+    ):
+        read_text(tmp_path / "x.txt")
 
 
 def test_a_name_that_is_no_utf_8_can_be_written_down(tmp_path):

@@ -109,6 +109,18 @@ def test_sketches_are_made_once_each_in_their_order(monkeypatch):
     assert asked == [(first, 64) for first in range(0, 350, 64)]
 
 
+def test_two_questions_of_one_id_are_refused(tmp_path):
+    """Answers are kept by id: an arm that takes over another's would give both the last one's."""
+    content = life_sketches.squad("development", 2, 3, 0)
+    asked = [question for article in content["data"] for entry in article["paragraphs"] for question in entry["qas"]]
+    (tmp_path / "x.json").write_text(json.dumps(content))
+    assert len(read_questions(Reading(dataset=str(tmp_path / "x.json")), "validation", 6, None, 0)) == 6
+    asked[4]["id"] = asked[1]["id"]
+    (tmp_path / "x.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=rf"x\.json' has the question id '{asked[1]['id']}' more than once; give each"):
+        read_questions(Reading(dataset=str(tmp_path / "x.json")), "validation", 6, None, 0)
+
+
 def test_phase2_makes_no_more_prompts_than_there_are_training_questions(trained, make, small, tmp_path, monkeypatch):
     """However many steps there are: after `samples` of them it begins again."""
     asked, real = [], phases.training_prompts

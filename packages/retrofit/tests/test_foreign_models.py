@@ -78,6 +78,7 @@ BROKEN = {
     "empty weights": (write("model.safetensors", b""), ["model.safetensors", "is empty"]),
     "empty configuration": (write("config.json", b""), ["config.json", "is empty"]),
     "cut off": (lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:999]), ["cannot be read"]),
+    "a key twice": (lambda f: (f / "config.json").write_text((f / "config.json").read_text().replace("{", '{"vocab_size": 9,', 1)), ["config.json", "'vocab_size' stands there twice"]),
     "no JSON": (write("config.json", b"{hidden_size: 16}"), ["config.json"]),
     "a list": (write("config.json", b"[1, 2]"), ["cannot be read as a causal language model"]),
     "text for a number": (set_config(hidden_size="16"), ["hidden_size", "expected int, got str"]),
@@ -219,11 +220,13 @@ def test_nothing_that_transformers_would_print_comes_beside_the_sentence(folder,
     [
         (write("tokenizer.json", POINTER), ["tokenizer.json", "git lfs pull"]),
         (write("tokenizer.json", b""), ["tokenizer.json", "is empty"]),
+        (write("merges.txt", b""), ["merges.txt", "is empty"]),
+        (write("special_tokens_map.json", POINTER), ["special_tokens_map.json", "git lfs pull"]),
         (write("tokenizer.json", b'{"version": "9.0", "model": {"type": "Wish", "vocab": {}}}'), ["a model with a tokenizer"]),
         (write("tokenizer_config.json", b"[]"), ["a model with a tokenizer", "put the tokenizer's files"]),
         (lambda f: [file.unlink() for file in f.glob("tokenizer*")], ["a model with a tokenizer"]),
     ],
-    ids=["pointer", "empty", "another version", "a list", "none"],
+    ids=["pointer", "empty", "empty merges", "pointer of another", "another version", "a list", "none"],
 )  # fmt: skip
 def test_a_tokenizer_that_cannot_be_read_is_refused_by_both_commands(folder, text, capsys, tmp_path, damage, named):
     damage(folder)

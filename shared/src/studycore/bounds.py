@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     PositiveInt: TypeAlias = int
     AtLeast2: TypeAlias = int
     AtLeast3: TypeAlias = int
+    Seeds: TypeAlias = int
+    Layers: TypeAlias = int
     NonNegativeFloat: TypeAlias = float
     PositiveFloat: TypeAlias = float
     BelowOne: TypeAlias = float
@@ -23,6 +25,9 @@ else:
 
     AtLeast2 = restricted_number_type("AtLeast2", int, (">=", 2))
     AtLeast3 = restricted_number_type("AtLeast3", int, (">=", 3))
+    # Each seed is a job and each layer modules, which a plan or a dry run makes: more would take hours to be told of.
+    Seeds = restricted_number_type("Seeds", int, [(">=", 1), ("<=", 10_000)])
+    Layers = restricted_number_type("Layers", int, [(">=", 1), ("<=", 1000)])
     BelowOne = restricted_number_type("BelowOne", float, [(">=", 0), ("<", 1)])
     Share = restricted_number_type("Share", float, [(">", 0), ("<=", 1)])
 
@@ -31,6 +36,8 @@ WORDS: dict[Any, str] = {
     PositiveInt: "an int of 1 or more",
     AtLeast2: "an int of 2 or more",
     AtLeast3: "an int of 3 or more",
+    Seeds: "an int from 1 to 10000",
+    Layers: "an int from 1 to 1000",
     PositiveFloat: "a float above 0",
     NonNegativeFloat: "a float of 0 or more",
     BelowOne: "a float from 0 to below 1",

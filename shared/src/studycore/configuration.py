@@ -294,9 +294,12 @@ class _Loader(yaml.SafeLoader):
     """YAML 1.1 where 010, 0x10, 1_000, 1:30, yes, no and dates are text, and each key stands once."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        if twice := [key for i, key in enumerate(keys) if key in keys[:i]]:
-            raise yaml.constructor.ConstructorError(None, None, f"'{twice[0][1]}' stands there twice", node.start_mark)
+        nodes = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        keys = [(key.tag, key.value) for key in nodes]
+        if twice := [key for i, key in enumerate(nodes) if keys[i] in keys[:i]]:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"'{twice[0].value}' stands there twice", twice[0].start_mark
+            )
         return super().construct_mapping(node, deep)
 
 

@@ -114,11 +114,13 @@ def check_output_file(path: str | Path, flag: str = "--output", ours: Collection
     path = Path(path)
     if path.is_dir():
         raise UserError(f"{flag}: '{path}' is a folder; name a file in it")
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise UserError(f"{flag}: '{path}' is a link or a device, and would be replaced; name an ordinary file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{flag}: '{path}' cannot be written ({error.strerror}); choose another place") from None
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
+    if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
         raise UserError(f"{flag}: '{path}' cannot be written; choose another place, or change its rights")
     if ours and path.is_file() and path.stat().st_size:
         try:
@@ -138,13 +140,16 @@ def read_text(path: Path, newline: str | None = None) -> str:
     """
     try:
         with path.open(encoding="utf-8-sig", newline=newline) as file:
-            return file.read()
+            text = file.read()
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file; check the name") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check what it is and whose") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is no text in UTF-8 ({error.reason}); restore it or write it anew") from None
+        raise UserError(f"{path}: is no text in UTF-8 ({error.reason}); restore it or save it as UTF-8") from None
+    if "\0" in text:  # another encoding without its mark, or what a crash left of a file
+        raise UserError(f"{path}: holds NUL bytes, as UTF-16 does and damaged files do; restore it or save it as UTF-8")
+    return text
 
 
 def sha256(path: Path) -> str:

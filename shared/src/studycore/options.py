@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from studycore.bounds import NonNegativeInt, PositiveInt, check_bounds
+from studycore.bounds import NonNegativeInt, PositiveInt, Seeds, check_bounds
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class TrainOptions(RunOptions):
 
     num_processes: PositiveInt | None = None
     """Data-parallel processes of the run; without it one per CUDA device."""
-    seeds: PositiveInt = 1
+    seeds: Seeds = 1
     """Trains this many seeds, counted up from --seed, as many runs of one configuration."""
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import studycore.options
-from studycore.bounds import BelowOne, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, check_bounds
+from studycore.bounds import BelowOne, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Seeds, check_bounds
 from studycore.files import check_output_file
 
 QUESTION = "How much of a prompt survives when each token's embedding is compressed and rebuilt, so that questions on it are still answered?"
@@ -214,7 +214,7 @@ class SuiteConfig:
     """Arms at every ratio, besides the uncompressed ones."""
     only: dict[str, list[float]] = field(default_factory=dict)
     """Arms that are not done at every ratio, and those of the ratios that they are done at; none leaves an arm out."""
-    seeds: PositiveInt = 1
+    seeds: Seeds = 1
     """Seeds, counted up from base's seed: each its own adapters and its own arms that depend on them."""
 
     def __post_init__(self) -> None:

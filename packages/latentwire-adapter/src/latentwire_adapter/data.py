@@ -8,6 +8,7 @@ Shapes: V token types, T tokens.
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -121,6 +122,10 @@ def read_questions(config: Reading, split: str, limit: int, per_paragraph: int |
         questions = _read_hub(config, split)
     if not questions:
         raise UserError(f"--dataset: '{config.dataset}' ({split}) holds no questions; name another")
+    if twice := next((id_ for id_, count in Counter(q.id for q in questions).items() if count > 1), None):
+        raise UserError(
+            f"--dataset: '{config.dataset}' has the question id '{twice}' more than once; give each its own"
+        )
     groups: dict[str, list[Question]] = {}
     for question in questions:
         groups.setdefault(question.paragraph, []).append(question)

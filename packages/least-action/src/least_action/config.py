@@ -8,10 +8,12 @@ from studycore.bounds import (
     AtLeast2,
     AtLeast3,
     BelowOne,
+    Layers,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    Seeds,
     check_bounds,
 )
 
@@ -44,7 +46,7 @@ class TrainerConfig:
     """baseline: MLP; routed: MLP with routed heads; transformer; routed_transformer: matched to transformer."""
     hidden_dim: PositiveInt = 128
     """Width (d_model of a transformer)."""
-    n_layers: PositiveInt = 4
+    n_layers: Layers = 4
     """Layers or blocks."""
     n_heads: PositiveInt = 4
     """Attention heads of a transformer, routing heads of a routed MLP (1: the single-head ablation)."""
@@ -206,7 +208,7 @@ class SweepConfig:
     """Grids of single arms, by their names, in place of `grid`."""
     name: str = ""
     """Experiment names as a template over fields, such as "p{p}_lr{lr}_wd{weight_decay}"."""
-    seeds: PositiveInt = 1
+    seeds: Seeds = 1
     """Seeds per configuration, counted up from base's seed."""
 
     def __post_init__(self) -> None:

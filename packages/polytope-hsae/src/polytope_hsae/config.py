@@ -16,6 +16,7 @@ from studycore.bounds import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    Seeds,
     Share,
     check_bounds,
 )
@@ -432,7 +433,7 @@ class StudyConfig:
     """Ablations by the original study's names, besides training.arms."""
     logging: dict[str, Any] = field(default_factory=dict)
     """log_every, checkpoint_every, keep_last_k."""
-    seeds: PositiveInt = 3
+    seeds: Seeds = 3
     """Seeds of every arm, counted up from run.seed."""
 
     def __post_init__(self) -> None:

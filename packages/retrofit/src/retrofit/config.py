@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import studycore.options
-from studycore.bounds import BelowOne, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, check_bounds
+from studycore.bounds import BelowOne, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Seeds, check_bounds
 from studycore.files import check_output_file
 
 QUESTION = "Does geometry-aware training improve the conditioning of a pre-trained language model, and its perplexity?"
@@ -167,7 +167,7 @@ class CompareConfig:
     """RunConfig fields that all arms share."""
     arms: list[str] = field(default_factory=lambda: ["standard", "gram", "geometry", "glt_fold"])
     """Methods that are compared."""
-    seeds: PositiveInt = 3
+    seeds: Seeds = 3
     """Seeds per arm, counted up from base's seed."""
     lrs: list[float] = field(default_factory=list)
     """Learning rates at which continued training is tried on tuning text (see validate_on) before anything else; all arms

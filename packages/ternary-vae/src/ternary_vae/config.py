@@ -10,6 +10,7 @@ from studycore.bounds import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    Seeds,
     Share,
     check_bounds,
 )
@@ -311,7 +312,7 @@ class SweepConfig:
     """Phase -> its PhaseConfig: base, arms, grid, name."""
     from_scratch: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Arms that start from scratch, as changes to coverage."""
-    seeds: PositiveInt = 5
+    seeds: Seeds = 5
     """Seeds per arm, counted up from base's seed."""
 
     def __post_init__(self) -> None:

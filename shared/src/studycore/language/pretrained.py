@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from studycore.errors import UserError
-from studycore.files import check_local
+from studycore.files import check_local, read_json
 from studycore.foreign import check_file, check_tensors, reading
 from studycore.language.embedded import locate
 from studycore.language.progress import without_bars
@@ -91,7 +91,10 @@ WEIGHT_FILES = (
     ("pytorch_model*.bin", "pytorch_model.bin.index.json"),
 )
 """Of the first kind that is there, transformers reads the weights."""
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "merges.txt",
+    "special_tokens_map.json", "added_tokens.json", "spiece.model", "sentencepiece.bpe.model",
+)  # fmt: skip
 
 
 @contextmanager
@@ -121,6 +124,7 @@ def _check_files(folder: Path) -> None:
     indices = (folder / index for _, index in WEIGHT_FILES)
     for file in (folder / "config.json", *weight_files(folder), *filter(Path.exists, indices)):
         check_file(file)
+    read_json(folder / "config.json")  # transformers' own reader takes the last of two equal keys
 
 
 def _check_kind(source: str, config: Any) -> None:
