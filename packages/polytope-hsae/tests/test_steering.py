@@ -10,6 +10,7 @@ from polytope_hsae.config import EvaluateConfig
 from polytope_hsae.head import Head, load_head
 from polytope_hsae.model import SAEConfig, build_sae
 from polytope_hsae.steering import steering_effects, steering_metrics, untrained_steering
+from polytope_hsae.visualization import write_tree_page
 from studycore.files import read_json
 from studycore.run import opened
 
@@ -96,7 +97,15 @@ def test_phase_4_of_a_planted_tree(tmp_path, planted, small):
     assert "ce_recovered" not in metrics
     tree = read_json(folder / "tree.json")
     assert tree[0]["fires"] >= tree[-1]["fires"] > 0
-    assert {parent["concept"] for parent in tree} & {"p0", "p1", "p2", "p3"}
+    named = [parent for parent in tree if parent["concept"]]
+    assert {parent["concept"] for parent in named} & {"p0", "p1", "p2", "p3"}
+    assert all(0 <= parent["purity"] <= 1 and 0 <= parent["recall"] <= 1 for parent in named)
+    page = write_tree_page(tree, tmp_path / "tree.html", "teacher").read_text()
+    assert f"<b>{named[0]['concept']}</b> ({100 * named[0]['purity']:.1f} % of its activation" in page
+    assert f"of which it finds {100 * named[0]['recall']:.0f} %)" in page
+    assert (
+        "% of its activation" not in write_tree_page([{**tree[0], "concept": ""}], tmp_path / "t.html", "x").read_text()
+    )
 
 
 def test_runs_open_with_the_declared_study(tmp_path, planted, small):

@@ -17,7 +17,7 @@ from polytope_hsae.concepts import TEST as TEST_WORDS, Hierarchy
 from polytope_hsae.config import AGAIN, EvaluateConfig
 from polytope_hsae.data import CHOOSE, TEST, folder_of, open_store
 from polytope_hsae.head import Head, load_head
-from polytope_hsae.metrics import ce_recovered, stability
+from polytope_hsae.metrics import ce_recovered, reading as reading_of, stability
 from polytope_hsae.model import SparseAutoencoder, dense_codes, dense_decoder
 from studycore.files import write_json
 from studycore.foreign import reading
@@ -166,11 +166,16 @@ def evaluate(config: EvaluateConfig, run: Run) -> None:
 
 
 def tree(model: Any, store: Any, latent_P: Tensor, config: EvaluateConfig) -> list[dict[str, Any]]:
-    """Parents with their children and the contexts in which each is strongest, for the page."""
+    """Parents with their children and the contexts in which each is strongest, for the page; of a parent that is matched to
+    a concept how pure it is and how much of the concept it finds, where it was on often enough."""
     indices = store.sample(TEST, 4096)
     codes_NF = dense_codes(model, store.rows(indices))
     fires_F = (codes_NF > 0).sum(0)
-    concepts = {int(j): store.hierarchy.parents[p].name for p, j in enumerate(latent_P.tolist())}
+    measured = reading_of(codes_NF[:, latent_P], store.labels(indices) >= 0)
+    concepts = {
+        int(j): {"concept": store.hierarchy.parents[p].name, **{k: measured[p][k] for k in ("purity", "recall") if p in measured}}
+        for p, j in enumerate(latent_P.tolist())
+    }  # fmt: skip
     shape = model.config
 
     def contexts(latent: int) -> list[str]:
@@ -187,6 +192,6 @@ def tree(model: Any, store: Any, latent_P: Tensor, config: EvaluateConfig) -> li
             for i in range(first, first + shape.m_low)
             if fires_F[i] > 0
         ]
-        parents.append({"latent": j, "concept": concepts.get(j, ""), "fires": int(fires_F[j]), "contexts": contexts(j),
+        parents.append({"latent": j, **concepts.get(j, {"concept": ""}), "fires": int(fires_F[j]), "contexts": contexts(j),
                       "children": sorted(children, key=lambda c: -c["fires"])})  # fmt: skip
     return parents
