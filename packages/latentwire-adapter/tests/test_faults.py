@@ -63,7 +63,13 @@ def test_a_scored_paragraph_in_other_spelling_is_neither_taught_nor_shown(altere
     """Every paragraph stands twice in the file, and one question of it is scored."""
     (article,) = life_sketches.squad("train", 8, 3)["data"]
     own = [entry | {"context": f"Caf\xe9. {entry['context']}"} for entry in article["paragraphs"]]
-    twins = [entry | {"context": altered(entry["context"])} for entry in own]
+    twins = [
+        {
+            "context": altered(entry["context"]),
+            "qas": [asked | {"id": f"{asked['id']} again"} for asked in entry["qas"]],
+        }
+        for entry in own
+    ]
     assert all(one["context"] != other["context"] for one, other in zip(own, twins, strict=True))
     path = tmp_path / "twice.json"
     path.write_text(json.dumps({"data": [{"paragraphs": [*own, *twins]}]}))
