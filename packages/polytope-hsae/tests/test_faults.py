@@ -378,8 +378,12 @@ def test_what_phase_4_reads_and_predicts(store, tmp_path, monkeypatch):
     """Steering on activations for choosing; the next token of those for testing that have one, against their own mean."""
     seen, own = {}, tmp_path / "own"
     build_sae(SAEConfig("topk", 2, 2, 1)).save_pretrained(own / "sae")
-    save_file({"parent_of_concept": np.arange(2)}, own / "arrays.safetensors")
+    steps = np.arange(4, dtype="float64").reshape(2, 2)
+    save_file({"parent_of_concept": np.arange(2), "causal_parents": steps}, own / "arrays.safetensors")
     monkeypatch.setattr(steering, "open_store", lambda *folders: store)
+    monkeypatch.setattr(
+        steering, "untrained_steering", lambda *arguments: seen.setdefault("untrained", arguments) and {}
+    )
     monkeypatch.setattr(steering, "load_head", lambda path: HEAD)
 
     def noted(name, value):
@@ -396,6 +400,8 @@ def test_what_phase_4_reads_and_predicts(store, tmp_path, monkeypatch):
     )
     choose, test = (store.sample(which, 24) for which in (CHOOSE, TEST))
     assert torch.equal(seen["steering"][2], store.rows(choose))
+    assert seen["untrained"][0].tolist() == steps.tolist()
+    assert torch.equal(seen["untrained"][3], store.rows(choose))
     assert torch.equal(seen["probability"][2], store.rows(choose)[:32])
     with_next = [i for i in test if i % 5 != 0]
     assert 0 < len(with_next) < len(test)

@@ -145,7 +145,8 @@ def evaluate(config: EvaluateConfig, run: Run) -> None:
         latent_P = torch.from_numpy(read_arrays(own)["parent_of_concept"])
     x_ND = store.rows(store.sample(CHOOSE, config.ce_size))
     metrics, arrays = steering_metrics(model, latent_P, x_ND, head, store.hierarchy, config.steering_magnitudes)
-    steps_PD = torch.from_numpy(read_arrays(geometry)["causal_parents"]).float()
+    with reading(geometry, "the geometry of concepts", AGAIN):
+        steps_PD = torch.from_numpy(read_arrays(geometry)["causal_parents"]).float()
     metrics |= untrained_steering(steps_PD, head, store.hierarchy, x_ND)
     run.check_stop()
     arrays["log_probability"] = target_probability(
