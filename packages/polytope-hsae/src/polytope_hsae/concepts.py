@@ -39,6 +39,8 @@ Words = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Child:
+    """A concept below a parent."""
+
     name: str
     about: str
     words: Words
@@ -80,6 +82,7 @@ class Hierarchy:
         return labels
 
     def save(self, path: Path) -> None:
+        """JSON, which `load_hierarchy` reads."""
         write_json(path, {"parents": [asdict(p) for p in self.parents], "text": {str(k): v for k, v in self.text.items()}})  # fmt: skip
 
 
@@ -127,6 +130,7 @@ def irregular_plurals() -> dict[str, str]:
 
 
 def plural(word: str) -> str:
+    """By WordNet's exceptions, else by the rules of spelling."""
     if word in irregular_plurals():
         return irregular_plurals()[word]
     if re.search(r"(s|x|z|ch|sh)$", word):

@@ -85,4 +85,5 @@ def cosine(a_ND: Tensor, b_ND: Tensor) -> Tensor:
 
 
 def angles_deg(cosines: Tensor) -> Tensor:
+    """Degrees, of cosines that rounding may have put beyond 1."""
     return torch.rad2deg(torch.acos(cosines.clamp(-1, 1)))

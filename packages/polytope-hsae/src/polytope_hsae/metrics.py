@@ -46,6 +46,7 @@ class ExplainedVariance:
         self.count = 0
 
     def add(self, x_ND: Tensor, x_hat_ND: Tensor) -> None:
+        """Activations and their reconstructions."""
         x = x_ND.double()
         self.error += float((x - x_hat_ND.double()).square().sum())
         self.square += float(x.square().sum())
@@ -63,6 +64,7 @@ class ExplainedVariance:
 
 
 def explained_variance(model: Any, x_ND: Tensor) -> float:
+    """1 - squared error / variance about the mean, of a model's reconstructions of activations as they are."""
     explained = ExplainedVariance()
     for part in x_ND.split(CHUNK):
         explained.add(part, model(part))

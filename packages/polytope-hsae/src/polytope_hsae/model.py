@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from polytope_hsae.sparse import Order, sparse_decode, sparse_encode
+from polytope_hsae.sparse import Order, dots, sparse_decode, sparse_encode, sums
 from studycore.files import write_json, write_tensors
 from studycore.models import load_module, save_module
 
@@ -146,9 +146,11 @@ class SparseAutoencoder(nn.Module):
 
     # --------------------------------------------------------------------------------------------------------------- use
     def encode(self, x_BD: Tensor) -> Codes:
+        """Codes [B, K] of activations [B, D] as they are."""
         raise NotImplementedError
 
     def decode(self, codes: Codes) -> Tensor:
+        """[B, D] activations, as they are, of codes."""
         raise NotImplementedError
 
     def forward(self, x_BD: Tensor) -> Tensor:
@@ -203,14 +205,14 @@ class FlatSAE(SparseAutoencoder):
     def encode(self, x_BD: Tensor) -> Codes:
         x_BD = x_BD * self.config.input_scale
         index_BK = self.select(self.pre_activations(x_BD))
-        value_BK = torch.relu(_dots_of(x_BD - self.bias, self.encoder, index_BK) + self.encoder_bias[index_BK])
+        value_BK = torch.relu(dots(x_BD - self.bias, self.encoder, index_BK) + self.encoder_bias[index_BK])
         if self.config.kind != "topk":
             value_BK = value_BK * (value_BK >= self.threshold)
         return Codes(index_BK, value_BK)
 
     @torch.no_grad()
     def decode(self, codes: Codes) -> Tensor:
-        return (self.bias + _sums_of(codes.value, self.decoder, codes.index)) / self.config.input_scale
+        return (self.bias + sums(codes.value, self.decoder, codes.index)) / self.config.input_scale
 
     def counters(self) -> tuple[Tensor, ...]:
         return (self.tokens_since_fired,)
@@ -258,7 +260,7 @@ class HierarchicalSAE(SparseAutoencoder):
         best_children = []
         for y_nS, index_n in zip(y_BKS.flatten(0, 1).split(CHUNK), index_BK.flatten().split(CHUNK), strict=True):
             weight_nS = torch.cat([y_nS, torch.ones_like(y_nS[:, :1])], 1)
-            pre_nL = _sums_of(weight_nS, rows, index_n[:, None] * size + steps)
+            pre_nL = sums(weight_nS, rows, index_n[:, None] * size + steps)
             best_children.append(
                 pre_nL.argmax(1, keepdim=True) if count == 1 else pre_nL.topk(count, dim=1, sorted=False).indices
             )
@@ -306,9 +308,9 @@ class HierarchicalSAE(SparseAutoencoder):
         x_BD = x_BD * config.input_scale
         index_BK = self.pre_activations(x_BD).topk(config.topk_parent, dim=1, sorted=False).indices
         centred_BD = x_BD - self.bias
-        value_BK = torch.relu(_dots_of(centred_BD, self.encoder, index_BK) + self.encoder_bias[index_BK])
+        value_BK = torch.relu(dots(centred_BD, self.encoder, index_BK) + self.encoder_bias[index_BK])
         rows = index_BK[..., None] * config.subspace_dim + torch.arange(config.subspace_dim, device=x_BD.device)
-        y_BKS = _dots_of(centred_BD, self.down.flatten(0, 1), rows.flatten(1)).view(*index_BK.shape, -1)
+        y_BKS = dots(centred_BD, self.down.flatten(0, 1), rows.flatten(1)).view(*index_BK.shape, -1)
         row_BKC, child_BKC, _ = self._children(y_BKS, index_BK, value_BK > 0)
         return Codes(index_BK, value_BK, row_BKC.flatten(1), child_BKC.flatten(1))
 
@@ -319,8 +321,8 @@ class HierarchicalSAE(SparseAutoencoder):
         atoms = self.low_decoder.flatten(0, 1)[codes.child] * codes.child_value[..., None]
         parent = codes.child // config.m_low
         rows = parent[..., None] * config.subspace_dim + torch.arange(config.subspace_dim, device=parent.device)
-        x_hat_BD = self.bias + _sums_of(codes.value, self.decoder, codes.index)
-        x_hat_BD = x_hat_BD + _sums_of(atoms.flatten(1), self.up.flatten(0, 1), rows.flatten(1))
+        x_hat_BD = self.bias + sums(codes.value, self.decoder, codes.index)
+        x_hat_BD = x_hat_BD + sums(atoms.flatten(1), self.up.flatten(0, 1), rows.flatten(1))
         return x_hat_BD / config.input_scale
 
     def counters(self) -> tuple[Tensor, ...]:
@@ -431,15 +433,3 @@ def dense_decoder(model: Any) -> Tensor:
 def _gather(rows: Tensor, index: Tensor) -> Tensor:
     """rows[index] whose gradient is an index_add, which has one order on a CPU."""
     return rows.index_select(0, index.flatten()).view(*index.shape, *rows.shape[1:])
-
-
-def _dots_of(x_BD: Tensor, rows_FD: Tensor, index_BK: Tensor) -> Tensor:
-    from polytope_hsae.sparse import _dots
-
-    return _dots(x_BD.contiguous(), rows_FD.detach(), index_BK)
-
-
-def _sums_of(weight_BK: Tensor, rows_FD: Tensor, index_BK: Tensor) -> Tensor:
-    from polytope_hsae.sparse import _sums
-
-    return _sums(weight_BK.contiguous(), rows_FD.detach(), index_BK)

@@ -45,20 +45,20 @@ class Order:
         return other
 
 
-def _dots(x_BD: Tensor, rows_FD: Tensor, index_BK: Tensor) -> Tensor:
-    """[B, K] products of each sample with its selected rows."""
+def dots(x_BD: Tensor, rows_FD: Tensor, index_BK: Tensor) -> Tensor:
+    """[B, K] products of each sample with its selected rows, without a gradient."""
     batch, k = index_BK.shape
     offsets = torch.arange(0, batch * k, k, device=x_BD.device)
     bag = torch.arange(batch, device=x_BD.device).repeat_interleave(k)
     products = torch.ops.aten._embedding_bag_per_sample_weights_backward(
-        x_BD, rows_FD, index_BK.flatten(), offsets, bag, 0, -1
+        x_BD.contiguous(), rows_FD.detach(), index_BK.flatten(), offsets, bag, 0, -1
     )
     return products.view(batch, k)
 
 
-def _sums(weight_BK: Tensor, rows_FD: Tensor, index_BK: Tensor) -> Tensor:
-    """[B, D] sums of each sample's selected rows."""
-    return functional.embedding_bag(index_BK, rows_FD, per_sample_weights=weight_BK, mode="sum")
+def sums(weight_BK: Tensor, rows_FD: Tensor, index_BK: Tensor) -> Tensor:
+    """[B, D] sums of each sample's selected rows, without a gradient."""
+    return functional.embedding_bag(index_BK, rows_FD.detach(), per_sample_weights=weight_BK.contiguous(), mode="sum")
 
 
 def _transposed(weight_BK: Tensor, x_BD: Tensor, order: Order) -> Tensor:
@@ -72,7 +72,7 @@ class _SparseEncode(torch.autograd.Function):
     def forward(ctx: Any, x_BD: Tensor, rows_FD: Tensor, order: Order) -> Tensor:
         ctx.save_for_backward(x_BD)
         ctx.order = order
-        return _dots(x_BD, rows_FD, order.index_BK)
+        return dots(x_BD, rows_FD, order.index_BK)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
@@ -85,14 +85,14 @@ class _SparseDecode(torch.autograd.Function):
     def forward(ctx: Any, weight_BK: Tensor, rows_FD: Tensor, order: Order) -> Tensor:
         ctx.save_for_backward(weight_BK, rows_FD)
         ctx.order = order
-        return _sums(weight_BK.contiguous(), rows_FD, order.index_BK)
+        return sums(weight_BK, rows_FD, order.index_BK)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
         weight_BK, rows_FD = ctx.saved_tensors
         grad_BD = grads[0].contiguous()
         by_rows = _transposed(weight_BK, grad_BD, ctx.order) if ctx.needs_input_grad[1] else None
-        return _dots(grad_BD, rows_FD, ctx.order.index_BK), by_rows, None
+        return dots(grad_BD, rows_FD, ctx.order.index_BK), by_rows, None
 
 
 def sparse_encode(x_BD: Tensor, rows_FD: Tensor, order: Order) -> Tensor:

@@ -88,6 +88,7 @@ class Statistics:
 
 
 def statistics(g_VD: Tensor, hierarchy: Hierarchy, vectors: Vectors, order_BV: Tensor | None = None) -> Statistics:
+    """Angles of estimated vectors, and projections on them of words that took no part; as draws where `order_BV` shuffles rows."""
     own = torch.tensor([p for p, _ in family(hierarchy)])
     parents_KD = vectors.parents_PD[..., own, :]
     of_children, of_parents, siblings = [], [], []
