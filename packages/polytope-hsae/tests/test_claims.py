@@ -90,6 +90,15 @@ def test_a_comparison_is_supported_refuted_and_not_run(claim):
     assert verdict(claim, trained(column, other, good, seeds=1)) == "not run"
 
 
+def test_an_angle_that_noise_reaches_too_shows_nothing():
+    (claim,) = (c for c in of_the_geometry(80, 0.1) if c.id == "median_angle")
+    row = {f"nested_angle_{part}": 91.0 for part in ("median", "low", "high")} | {"nested_angle_n": 9}
+    for noise, expected in ((79.9, "supported"), (80.0, "not run"), (90.5, "not run")):
+        table = pd.DataFrame([row | {"nested_angle_shuffled_median": noise}])
+        assert verdict(claim, table) == expected, noise
+    assert verdict(claim, pd.DataFrame([row])) == "not run"
+
+
 @pytest.mark.parametrize("claim", of_the_geometry(80, 0.1), ids=lambda claim: claim.id)
 def test_a_claim_on_the_geometry_is_supported_refuted_open_and_not_run(claim):
     column, good, bad = OF_GEOMETRY[claim.id]
@@ -103,6 +112,7 @@ def test_a_claim_on_the_geometry_is_supported_refuted_open_and_not_run(claim):
                     f"{column}_high": middle + wide,
                     f"{column}_n": 9,
                     "p_ratio_invariance": 0.05,
+                    "nested_angle_shuffled_median": 70.0,
                 }
             ]
         )
@@ -158,10 +168,10 @@ def test_a_teacher_that_leaks_nothing_is_judged(name):
     assert "count as that" not in reason(claim, trained(BESIDE[name][0], BESIDE[name][1], 0.3))
 
 
-def test_only_a_step_that_moves_nothing_leaves_a_claim_open_by_a_condition():
-    """Any other precondition would let a claim be supported and not refuted."""
+def test_only_what_noise_does_too_leaves_a_claim_open_by_a_condition():
+    """A precondition on the figure itself would let a claim be supported and not refuted; these read the null alone."""
     conditional = {claim.id for claim in (*COMPARED, *of_the_geometry(80, 0.1)) if claim.when}
-    assert conditional == {"ratio_invariance", "ratio_invariance_null"}
+    assert conditional == {"median_angle", "ratio_invariance", "ratio_invariance_null"}
 
 
 def test_what_decides_a_claim_has_its_arms():

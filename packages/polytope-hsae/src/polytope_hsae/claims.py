@@ -108,6 +108,21 @@ def shifted(gate: str) -> Condition:
     return Condition(f"shifted({gate})", unmet)
 
 
+def noise_fails(angle: float) -> Condition:
+    """That shuffled rows miss the angle: nested words give 90 degrees by algebra, and what noise passes shows nothing."""
+
+    def unmet(table: "DataFrame") -> str:
+        name = "nested_angle_shuffled_median"
+        if name not in table or table[name].dropna().empty:
+            raise NotRun("Phase 1 is not done.")
+        noise = float(table[name].dropna().iloc[0])
+        if noise < angle:
+            return ""
+        return f"Shuffled rows reach {noise:.1f} degrees too, since nested words give 90 by algebra: the angle shows nothing."
+
+    return Condition(f"noise_fails({angle:g} degrees)", unmet)
+
+
 def claims(verb: str, config: Any) -> Sequence[Claim]:
     """What a phase is judged by; a single job by none."""
     if not isinstance(config, StudyConfig):
@@ -141,8 +156,8 @@ def of_the_geometry(angle: float, divergence: float) -> Sequence[Claim]:
               "of the vector", of_geometry("held_out_projection_minus_euclidean"), above=0.0),
         Claim("disjoint_angle_euclidean", "Estimated from disjoint words, the angle is nearer to 90 degrees with the causal inner product than with the Euclidean one", OWN, "below 0",
               "degrees farther from 90 than the Euclidean one", of_geometry("disjoint_angle_farther_than_euclidean"), below=0.0),
-        Claim("median_angle", f"The median causal angle is at least {angle:g} degrees (as pure noise has it too: nested words give 90 by algebra)", ORIGINAL,
-              f">= {angle:g}", "degrees", of_geometry("nested_angle"), above=angle),
+        Claim("median_angle", f"The median causal angle of child minus parent with the parent is at least {angle:g} degrees", ORIGINAL,
+              f">= {angle:g}", "degrees", of_geometry("nested_angle"), above=angle, when=noise_fails(angle)),
         Claim("own_parent", "A child's held-out words project on its parent, estimated without them", OWN, "above 0.25",
               "of the parent's vector", of_geometry("projection_on_own_parent"), above=0.25),
         Claim("ratio_invariance", "Adding a parent leaves the odds among its children's words as they were (median divergence)", ORIGINAL,
