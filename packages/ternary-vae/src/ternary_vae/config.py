@@ -146,7 +146,7 @@ class TrainConfig(ArchitectureConfig):
     """Parts that the hierarchy stage leaves alone (partial freeze)."""
 
     batch_size: AtLeast2 = 1024
-    """Operations per update, over all processes."""
+    """Operations per update, over all processes; all of them where there are fewer."""
     deep_share: BelowOne = 0.2
     """Share of a batch that is drawn from the operations of the six deepest levels."""
     lr: PositiveFloat = 2e-3
