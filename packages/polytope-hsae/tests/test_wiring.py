@@ -26,7 +26,7 @@ from polytope_hsae.losses import Weights, causal_orthogonality, off_diagonal_bio
 from polytope_hsae.model import Codes, Output, SAEConfig, SparseAutoencoder, build_sae, dense_codes
 from polytope_hsae.plan import phase4
 from polytope_hsae.report import _levels, arm_pictures, arm_table, geometry_table, labelled_table, notes
-from polytope_hsae.steering import steering_effects, steering_metrics, target_probability, tree
+from polytope_hsae.steering import steering_effects, steering_metrics, strongest, target_probability, tree
 from polytope_hsae.teacher import initialise, load_teacher
 from polytope_hsae.validation import (
     Statistics,
@@ -483,6 +483,14 @@ def test_the_tree_has_each_parents_own_children(planted, small):
         own = {c["latent"]: c["fires"] for c in parent["children"]}
         assert own == {i: int(count[8 + 4 * j + i]) for i in range(4) if count[8 + 4 * j + i] > 0}
     assert {p["latent"]: p["concept"] for p in found if p["concept"]} == {2: "p0", 5: "p1", 1: "p2", 0: "p3"}
+
+
+def test_contexts_of_a_latent_do_not_overlap():
+    codes = torch.tensor([0.5, 3.0, 2.0, 1.0, 0.0, -1.0])
+    places = [90, 20, 30, 31, 60, 75]
+    assert strongest(codes, places, 5) == [20, 31, 90]
+    assert strongest(codes, places, 2) == [20, 31]
+    assert strongest(codes, places, 0) == []
 
 
 # ---------------------------------------------------------------------------------------------------------- geometry

@@ -21,6 +21,8 @@ from studycore.foreign import reading
 from studycore.run import Run
 from studycore.streams import generator
 
+CONTEXT = 10
+"""Tokens before one that its context shows."""
 TOKEN_BYTES = 64
 """Memory that a token's numbers take at least until they are written: itself, the next, its document and its split."""
 
@@ -133,7 +135,7 @@ class Store:
         """[N] of a language model, -1 where there is none."""
         return self.arrays.get("next") if "child" not in self.arrays else None
 
-    def context(self, index: int, before: int = 10) -> str:
+    def context(self, index: int, before: int = CONTEXT) -> str:
         """The text up to an activation's token, and the next one in brackets; a prompt; of a planted tree its labels."""
         if "child" in self.arrays:
             on = [(p, int(c)) for p, c in enumerate(self._labels[index]) if c >= 0]

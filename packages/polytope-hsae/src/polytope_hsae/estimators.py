@@ -107,13 +107,16 @@ def concept_vector(g_nD: Tensor, shrinkage: float | None = None) -> Tensor:
     return ((mean_1D * direction_1D).sum(-1, keepdim=True) * direction_1D).squeeze(-2)
 
 
-def concept_vector_pinv(g_nD: Tensor) -> Tensor:
-    """The same by the dense D x D pseudo-inverse, as in the paper's code: slow, for tests and the benchmark."""
+def concept_vector_pinv(g_nD: Tensor, symmetric: bool = True) -> Tensor:
+    """The same by the dense D x D pseudo-inverse: slow, for tests and the benchmark.
+
+    By eigenvalues where it is told that the matrix is `symmetric`, else by singular values, as `pinv` does by itself.
+    """
     n, width = g_nD.shape
     mean_D = g_nD.mean(0)
     centred_nD = g_nD - mean_D
     a, mu = ledoit_wolf(centred_nD @ centred_nD.T, width)
     covariance_DD = (1 - a) * centred_nD.T @ centred_nD / n + a * mu * torch.eye(width, dtype=g_nD.dtype)
-    direction_D = torch.linalg.pinv(covariance_DD, hermitian=True) @ mean_D
+    direction_D = torch.linalg.pinv(covariance_DD, hermitian=symmetric) @ mean_D
     direction_D = direction_D / direction_D.norm()
     return (mean_D @ direction_D) * direction_D

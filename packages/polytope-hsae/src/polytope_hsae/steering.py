@@ -7,7 +7,7 @@ taken out. Steering a parent at strength s adds s times the mean code with which
 Shapes: V words, D width, P concepts, N activations.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from polytope_hsae.concepts import TEST as TEST_WORDS, Hierarchy
 from polytope_hsae.config import AGAIN, EvaluateConfig
-from polytope_hsae.data import CHOOSE, TEST, folder_of, open_store
+from polytope_hsae.data import CHOOSE, CONTEXT, TEST, folder_of, open_store
 from polytope_hsae.head import Head, load_head
 from polytope_hsae.metrics import ce_recovered, reading as reading_of, stability
 from polytope_hsae.model import SparseAutoencoder, dense_codes, dense_decoder
@@ -166,6 +166,17 @@ def evaluate(config: EvaluateConfig, run: Run) -> None:
     run.results(metrics, arrays)
 
 
+def strongest(codes_N: Tensor, places_N: Sequence[int], count: int) -> list[int]:
+    """Up to `count` places of the largest codes above 0, no two so near that one text would show both."""
+    chosen: list[int] = []
+    for i in codes_N.argsort(descending=True, stable=True).tolist():
+        if len(chosen) == count or codes_N[i] <= 0:
+            break
+        if all(abs(int(places_N[i]) - place) > CONTEXT for place in chosen):
+            chosen.append(int(places_N[i]))
+    return chosen
+
+
 def tree(model: Any, store: Any, latent_P: Tensor, config: EvaluateConfig) -> list[dict[str, Any]]:
     """Parents with their children and the contexts in which each is strongest, for the page; of a parent that is matched to
     a concept how pure it is and how much of the concept it finds, where it was on often enough."""
@@ -180,8 +191,7 @@ def tree(model: Any, store: Any, latent_P: Tensor, config: EvaluateConfig) -> li
     shape = model.config
 
     def contexts(latent: int) -> list[str]:
-        best = codes_NF[:, latent].topk(min(config.tree_contexts, len(indices)))
-        return [store.context(int(indices[i])) for v, i in zip(best.values, best.indices, strict=True) if v > 0]
+        return [store.context(i) for i in strongest(codes_NF[:, latent], indices, config.tree_contexts)]
 
     parents = []
     for j in fires_F[: shape.m_top].argsort(descending=True, stable=True).tolist():
