@@ -23,14 +23,14 @@ def same(one: Path, other: Path, times: Collection[str] = ()) -> None:
 
     Compared are state and reason; every file of the folders but OF_ITS_TIME: configuration, claims, rows, history, arrays,
     results, whatever the study writes; which checkpoints are the last and the best, and every file of these two: weights,
-    optimizer, the loop's numbers, probe. A run that was cut off may keep other checkpoints besides.
+    optimizer, the loop's numbers, probe. A run that was cut off may keep other checkpoints besides, and an empty file of rows.
 
     `times`: names of what a study measures by the clock. They are left out of its JSON and rows, and history.parquet, which
     has the rows again, is then left to them.
     """
     ends = [tuple(read_manifest(folder)[key] for key in ("state", "reason")) for folder in (one, other)]
     assert ends[0] == ends[1] and ends[0][0] == "done", f"{one} and {other} ended as {ends}"
-    assert (one / "metrics.jsonl").exists(), f"{one} has no rows"
+    assert (one / "results.json").exists(), f"{one} has no results"
     files = [_files_of(folder, times) for folder in (one, other)]
     assert sorted(files[0]) == sorted(files[1]), f"only one has {sorted({*files[0]} ^ {*files[1]})}"
     for name in files[0]:
@@ -42,7 +42,7 @@ def _files_of(folder: Path, times: Collection[str]) -> list[str]:
     from studycore.checkpoints import read_index  # with torch, which processes that only wait do without
 
     kept = {"index.json", *read_index(folder / "checkpoints").values()}
-    paths = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    paths = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file() and path.stat().st_size]
     left_out = {*OF_ITS_TIME, *(["history.parquet"] if times else [])}
     return [
         path.as_posix()
