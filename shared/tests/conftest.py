@@ -1,8 +1,7 @@
 """Shared by the tests: one thread, a run folder, and the toy study beside this file."""
 
 import os
-import subprocess
-import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from toy_study.cli import STUDY
 
 import studycore.execution
 from studycore.run_folder import create_run
+from studycore.testing.runs import running
 
 torch.set_num_threads(1)
 HERE = Path(__file__).parent
@@ -36,24 +36,16 @@ def new_run(tmp_path):
 
 
 @pytest.fixture
-def start():
-    """Starts `python ARGUMENTS` with this folder on the path; whatever still runs when the test ends is killed."""
-    started = []
+def toy_on_path(monkeypatch):
+    """Processes that the test starts find what lies in this folder."""
+    monkeypatch.setenv("PYTHONPATH", f"{HERE}:{os.environ.get('PYTHONPATH', '')}")
 
-    def run(*arguments, **kwargs):
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE}:{os.environ.get('PYTHONPATH', '')}"}
-        command = [sys.executable, "-W", "error", *map(str, arguments)]
-        process = subprocess.Popen(
-            command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, **kwargs
-        )
-        started.append(process)
-        return process
 
-    yield run
-    for process in started:
-        if process.poll() is None:
-            process.kill()
-        process.communicate()
+@pytest.fixture
+def start(toy_on_path):
+    """Starts `python ARGUMENTS`; whatever still runs when the test ends is killed."""
+    with ExitStack() as stack:
+        yield lambda *arguments, **more: stack.enter_context(running("-W", "error", *arguments, **more))
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ from studycore.jobs import (
     seeds_from,
 )
 from studycore.stopping import StopFlag
+from studycore.testing.runs import wait_until
 
 
 def test_a_plan_is_every_arm_by_every_point_by_every_seed_in_order():
@@ -199,10 +200,7 @@ def alive(pid):
 
 
 def wait_until_gone(pids):
-    deadline = time.monotonic() + 20
-    while any(map(alive, pids)):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until(lambda: not any(map(alive, pids)), "the end of the workers", seconds=20)
 
 
 def test_each_job_ends_in_its_own_way_and_stops_no_other(start, tmp_path):

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import time
 from pathlib import Path
 
 import pandas as pd
@@ -18,11 +17,12 @@ from toy_study import cli as toy, train as toy_train
 from toy_study.config import Config
 
 import studycore.execution
-from studycore.checkpoints import load_checkpoint, read_index, steps
+from studycore.checkpoints import load_checkpoint, steps
 from studycore.metrics_log import read_rows
 from studycore.record import is_done
 from studycore.run import Run
 from studycore.run_folder import is_writing, open_run, read_manifest, state_of
+from studycore.testing.runs import cut_off, same, wait_for_rows, wait_until
 
 CPU = ("--device", "cpu", "--threads", "1")
 OFTEN = ("--checkpoint-every", "10")
@@ -39,17 +39,6 @@ def rows_of(folder):
     return read_rows(folder / "metrics.jsonl")
 
 
-def same(one, other):
-    """Rows, weights, momenta, probe and the loop's numbers."""
-    for name in ("metrics.jsonl", "history.parquet", "arrays.safetensors"):
-        assert (one / name).read_bytes() == (other / name).read_bytes(), name
-    last = read_index(one / "checkpoints")["last"]
-    assert read_index(other / "checkpoints")["last"] == last
-    for name in ("model.safetensors", "optimizer.safetensors", "probe.safetensors", "state.json"):
-        contents = [(folder / "checkpoints" / last / name).read_bytes() for folder in (one, other)]
-        assert contents[0] == contents[1], name
-
-
 def tell():
     os.kill(os.getpid(), signal.SIGTERM)
 
@@ -59,17 +48,6 @@ def raises(error):
         raise error
 
     return act
-
-
-def wait_until(holds):
-    deadline = time.monotonic() + 200
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def wait_for_rows(folder, count):
-    wait_until(lambda: len(rows_of(folder)) >= count)
 
 
 @pytest.fixture(scope="module")
@@ -409,17 +387,12 @@ def test_a_dry_run_times_every_loop_and_adds_them_up(tmp_path, monkeypatch, caps
     assert next(clock, None) is None and list(tmp_path.iterdir()) == []
 
 
-def test_two_processes_give_the_rows_of_one_and_stop_together(tmp_path, start, capsys):
+@pytest.mark.usefixtures("toy_on_path")
+def test_two_processes_give_the_rows_of_one_and_stop_together(tmp_path, capsys):
     folder, flags = tmp_path / "two", (*CPU, "--steps", "40", "--pause", "0.02")
-    process = start("-m", "toy_study", "train", *flags, "--num-processes", 2, "--output-dir", folder)
-    wait_for_rows(folder, 4)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 3, errors
-    assert "Traceback" not in errors
-    assert errors.count("stopped by SIGTERM") == 1
-    manifest = read_manifest(folder)
-    assert (manifest["state"], manifest["devices"]["world_size"]) == ("stopped", 2)
+    toy_of_two = ("-W", "error", "-m", "toy_study", "train", *flags, "--num-processes", 2, "--output-dir", folder)
+    assert cut_off(folder, 4, signal.SIGTERM, *toy_of_two).count("stopped by SIGTERM") == 1
+    assert read_manifest(folder)["devices"]["world_size"] == 2
     assert 15 <= int(steps(folder / "checkpoints")[-1].name[5:]) < 40
     assert train(tmp_path / "one", "--steps", 40) == 0
     one, two = (rows_of(tmp_path / name) for name in ("one", "two"))
@@ -455,7 +428,7 @@ def test_a_sweep_that_is_killed_goes_on_where_its_runs_were(tmp_path, start, her
     file = sweep_file(tmp_path / "c.yaml", {"pause": 0.03}, seeds=2, arms={"a": {}, "b": {}, "c": FAILS})
     flags = ("--config", file, "--output-dir", folder, "--processes", 2, *CPU)
     process = start("-m", "toy_study", "sweep", *flags)
-    wait_for_rows(folder / "a_s1", 2)
+    wait_for_rows(folder / "a_s1", 2, process)
     process.kill()
     process.wait()
     wait_until(lambda: not any(is_writing(place) for place in folder.glob("*_s?")))
@@ -475,7 +448,7 @@ def test_a_sweep_that_is_killed_goes_on_where_its_runs_were(tmp_path, start, her
     report = (folder / "report.md").read_text()
     assert [report.index(name) for name in names] == sorted(report.index(name) for name in names)
     for seed in (1, 2):
-        assert train(tmp_path / f"{seed}", "--steps", 40, *OFTEN, "--seed", seed) == 0
+        assert train(tmp_path / f"{seed}", "--steps", 40, *OFTEN, "--pause", 0.03, "--seed", seed) == 0
         same(tmp_path / f"{seed}", folder / f"a_s{seed}")
 
 

@@ -12,14 +12,13 @@ from studycore.jobs import Ended, Schedule, run_in_processes
 from studycore.ray_engine import run_on_ray
 from studycore.stopping import stop_on_signals
 from studycore.study import Study, Verb
+from studycore.testing.runs import wait_until
 
 
 def wait_for(files):
     """Until each file is there and not empty."""
-    deadline = time.monotonic() + 60
-    while not all(file.exists() and file.read_text().endswith("\n") for file in files):
-        assert time.monotonic() < deadline, files
-        time.sleep(0.02)
+    written = lambda file: file.exists() and file.read_text().endswith("\n")  # noqa: E731
+    wait_until(lambda: all(map(written, files)), f"lines in {files}", seconds=60)
 
 
 def fail_verb(argv):

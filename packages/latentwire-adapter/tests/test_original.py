@@ -1,8 +1,6 @@
 """What the original study's plan names exists under that name, and its examples run with only the import's prefix changed."""
 
 import json
-import re
-from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -135,13 +133,8 @@ def test_the_flags_of_the_original_scripts_are_flags_here():
 
 
 # ------------------------------------------------------------------------------------------------------------ README
+# What every README promises alike is tested in tests/test_readmes.py of the repository.
 TABLE = README.split("## From the original study's names")[1].split("\n## ")[0]
-
-
-@pytest.mark.parametrize("path", re.findall(r"`(latentwire_adapter(?:\.\w+)+)`", TABLE))
-def test_each_name_of_the_table_exists(path):
-    module, _, name = path.rpartition(".")
-    assert callable(getattr(import_module(module), name))
 
 
 def test_the_table_covers_the_plan():
@@ -149,25 +142,3 @@ def test_the_table_covers_the_plan():
                  "scripts/run_stage1_h100.sh", "recon_loss", "prompt_ppl_loss", "alpha", "recon_mse", "recon_cosine_sim", "recon_rel_error",
                  "quick_f1", "--ce_weight", "--compress_dim"):  # fmt: skip
         assert f"`{name}`" in TABLE, name
-
-
-def test_the_readmes_commands_and_flags_exist():
-    from latentwire_adapter import config
-    from studycore.options import SweepOptions
-
-    verbs = set(re.findall(r"^    latentwire-adapter ([a-z0-9]+)", README, re.M))
-    assert verbs <= set(STUDY.verbs) | {"report", "resume", "runs", "doctor"}
-    classes = (config.Phase2Config, config.EvaluateConfig, config.SuiteConfig, config.Options, SweepOptions)
-    fields = {name for cls in classes for name in cls.__dataclass_fields__} | set(STUDY.aliases)
-    flags = {flag.replace("-", "_") for flag in re.findall(r"--([a-z][a-z0-9_-]+)", README)}
-    assert flags - fields <= {"config", "help"}
-
-
-def test_the_files_of_the_reading_order_exist():
-    order = README.split("## Read the code in this order")[1].split("\n## ")[0]
-    source = Path(__file__).parents[1] / "src" / "latentwire_adapter"
-    names = [name for name in re.findall(r"`([\w/]+\.py|[\w/]+/)`", order) if not name.startswith("studycore/")]
-    assert len(names) > 8
-    assert [name for name in names if not (source / name).exists()] == []
-    there = {path.relative_to(source).as_posix() for path in source.glob("*.py")}
-    assert there - set(names) == {"__init__.py", "__main__.py"}

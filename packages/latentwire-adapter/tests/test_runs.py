@@ -1,8 +1,6 @@
 """Runs in this process: phase 1 and 2, every arm, resuming, the main job, two processes."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,11 +26,17 @@ from studycore.options import SweepOptions
 from studycore.run import Run
 from studycore.run_folder import read_manifest
 from studycore.testing.interrupted import killed_at
+from studycore.testing.runs import output_of, same
 
 CONFIGS = Path(train_module.__file__).parent / "configs"
 
 
 RUN_CHECKS = phases.run_checks
+TIMES = (
+    "timestamp", "seconds", "fit_seconds", "decode_seconds", "seconds_per_question",
+    "encode_seconds_per_1000_types", "decode_seconds_per_1000_types",
+)  # fmt: skip
+"""What a run measures by the clock."""
 
 
 pytestmark = pytest.mark.usefixtures("checked")
@@ -127,11 +131,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(trained, make, small, tmp_path, 
             make("phase1", small(), tmp_path / "stopped")
     assert max(calls) == 7
     make("phase1", small(), tmp_path / "stopped", resume=True)
-    for name in ("adapter", "compressor"):
-        files = [(f / name / "model.safetensors").read_bytes() for f in (trained, tmp_path / "stopped")]
-        assert files[0] == files[1]
-    same = [[q["prediction"] for q in read_predictions(f)["questions"]] for f in (trained, tmp_path / "stopped")]
-    assert same[0] == same[1]
+    same(trained, tmp_path / "stopped", TIMES)
 
 
 def test_a_run_says_which_weights_it_read_and_goes_on_with_no_others(make, small, tmp_path, monkeypatch):
@@ -167,10 +167,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(trained, make, small, tmp_path, m
         assert killed_at(*place, lambda: make("phase1", small(), cut, resume=cut.exists())), place
     assert read_json(cut / "manifest.json")["state"] == "running"
     make("phase1", small(), cut, resume=True)
-    for name in ("adapter", "compressor"):
-        assert (cut / name / "model.safetensors").read_bytes() == (trained / name / "model.safetensors").read_bytes()
-    same = [[q["prediction"] for q in read_predictions(f)["questions"]] for f in (trained, cut)]
-    assert same[0] == same[1]
+    same(trained, cut, TIMES)
 
 
 def test_the_losses_are_the_committed_ones(make, small, tmp_path):
@@ -478,18 +475,11 @@ def test_two_processes_score_exactly_what_one_does(trained, small, tmp_path):
     flags = [f"--{k}={v}" for k, v in to_dict(config).items() if v is not None]
     found = []
     for n in (1, 2):
-        command = [
-            sys.executable,
-            "-c",
-            "import sys; import latentwire_adapter.phases as t; t.run_checks = lambda *a: {}; from latentwire_adapter.cli import main; sys.exit(main())",
-        ]
+        unchecked = "import sys; import latentwire_adapter.phases as t; t.run_checks = lambda *a: {}; from latentwire_adapter.cli import main; sys.exit(main())"
         folder = tmp_path / f"n{n}"
-        command = command if n == 1 else [sys.executable, "-m", "latentwire_adapter"]
-        done = subprocess.run(
-            [*command, "evaluate", *flags, "--device", "cpu", "--threads", "1", "--num-processes", str(n), "--output-dir", str(folder)],
-            capture_output=True, text=True, cwd=tmp_path,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-2000:]
+        command = ["-c", unchecked] if n == 1 else ["-m", "latentwire_adapter"]
+        here = ["--device", "cpu", "--threads", "1", "--num-processes", n, "--output-dir", folder]
+        output_of(*command, "evaluate", *flags, *here, cwd=tmp_path)
         found.append(
             [
                 {k: q[k] for k in ("id", "prediction", "em", "f1", "error")}

@@ -1,10 +1,5 @@
 """Shared by the tests: one thread, and small configurations."""
 
-import os
-import subprocess
-import sys
-from typing import Any
-
 import pytest
 import torch
 import yaml
@@ -16,12 +11,8 @@ from studycore.execution import make_run
 torch.set_num_threads(1)
 
 
-def command(*arguments: str, **kwargs: Any) -> subprocess.Popen[str]:
-    """`least-action` with these arguments in a process of its own, on one thread."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "least_action", *arguments],
-        text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"}, **kwargs,
-    )  # fmt: skip
+COMMAND = ("-m", "least_action")
+"""Python's arguments for `least-action`."""
 
 
 @pytest.fixture

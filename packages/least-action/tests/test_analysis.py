@@ -1,20 +1,15 @@
 """The analysis layer, on a real tiny sweep: the original study's examples, SQL, phases, comparisons, snapshots."""
 
 import json
-import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from conftest import BASE, SWEEP
+from conftest import BASE, COMMAND, SWEEP
 
 from least_action import analysis
 from least_action.analysis import (
@@ -48,6 +43,7 @@ from least_action.config import TrainerConfig
 from studycore.errors import UserError
 from studycore.metrics_log import read_rows, write_parquet
 from studycore.statistics import mean_interval
+from studycore.testing.runs import running, wait_for_rows
 
 
 @pytest.fixture
@@ -249,32 +245,13 @@ def test_a_run_that_is_being_written_is_seen_as_far_as_it_is(runs):
 
 def test_a_run_whose_process_is_killed_changes_from_running_to_interrupted(tmp_path):
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(BASE | {"epochs": 1000000}))
-    command = [
-        sys.executable,
-        "-m",
-        "least_action",
-        "train",
-        "--config",
-        "c.yaml",
-        "--device",
-        "cpu",
-        "--output-dir",
-        "runs/live",
-    ]
-    process = subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )  # fmt: skip
-    try:
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and len(read_rows(tmp_path / "runs/live/metrics.jsonl")) < 3:
-            time.sleep(0.1)
+    flags = ["--config", "c.yaml", "--device", "cpu", "--output-dir", "runs/live"]
+    with running(*COMMAND, "train", *flags, cwd=tmp_path) as process:
+        wait_for_rows(tmp_path / "runs/live", 3, process)
         store = ExperimentStore(tmp_path / "runs")
         assert store.load("live").state == "running"
         rows = len(store.load("live").history)
         assert rows >= 3
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
     store.refresh()
     assert store.load("live").state == "interrupted"
     assert len(store.load("live").history) >= rows

@@ -2,16 +2,13 @@
 
 import json
 import signal
-import subprocess
-import sys
-import time
 from importlib import resources
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import yaml
-from conftest import command
+from conftest import COMMAND
 
 from least_action.cli import main
 from least_action.config import SweepConfig
@@ -20,6 +17,8 @@ from least_action.plan import plan
 from least_action.report import atlas_answer, atlas_pictures, smallest_fraction, smallest_fractions, tasks_of
 from studycore.configuration import check_types, read_yaml
 from studycore.metrics_log import read_rows
+from studycore.run_folder import is_writing
+from studycore.testing.runs import cut_off, output_of, wait_until
 
 TINY = {
     "p": 7, "train_frac": 0.5, "model_type": "baseline", "hidden_dim": 8, "n_layers": 1, "epochs": 40, "eval_every": 5,
@@ -81,24 +80,13 @@ def test_a_killed_sweep_keeps_what_is_done_and_resumes_the_rest(tmp_path):
         tmp_path / "s.yaml", base={**TINY, "epochs": 400, "log_every": 400, "weight_curvature_interval": 400}, seeds=4
     )
     flags = ["--config", file, "--device", "cpu", "--processes", "2", "--output-dir", "out"]
-    process = command("sweep", *flags, cwd=tmp_path)
-    deadline = time.monotonic() + 90
-    while time.monotonic() < deadline and not read_rows(tmp_path / "out" / "metrics.jsonl"):
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=30)
+    cut_off(tmp_path / "out", 1, signal.SIGKILL, *COMMAND, "sweep", *flags, cwd=tmp_path)
     done = [row["run"] for row in read_rows(tmp_path / "out" / "metrics.jsonl")]
     finished = {name: (tmp_path / "out" / name / "results.json").stat().st_mtime_ns for name in done}
     assert done
-    time.sleep(2)  # the workers see that their parent is gone, save and end
-    resumed = subprocess.run(
-        [sys.executable, "-m", "least_action", "resume", "out"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=180,
-    )
-    assert resumed.returncode == 0, resumed.stderr
+    folders = [file.parent for file in (tmp_path / "out").glob("*/manifest.json")]
+    wait_until(lambda: not any(map(is_writing, folders)), "the end of workers whose parent is gone")
+    output_of(*COMMAND, "resume", "out", cwd=tmp_path)
     rows = read_rows(tmp_path / "out" / "metrics.jsonl")
     assert sorted(row["run"] for row in rows) == [f"run_s{s}" for s in (42, 43, 44, 45)]
     for name, written in finished.items():

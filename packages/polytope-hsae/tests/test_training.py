@@ -2,8 +2,6 @@
 
 import itertools
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -25,6 +23,7 @@ from studycore.metrics_log import read_rows
 from studycore.record import read_record
 from studycore.stopping import stop_on_signals
 from studycore.testing.interrupted import killed_at
+from studycore.testing.runs import output_of, same
 
 SERIES = [0.6244, 0.5371, 0.4860, 0.4907, 0.4265]  # encoders start from the duals of their steps
 
@@ -51,10 +50,7 @@ def test_a_stopped_and_resumed_run_is_bitwise_the_same(tmp_path, planted, small,
     with pytest.raises(Stopped, match="stopped by a test"):
         train(config, tmp_path / "cut", planted)
     monkeypatch.undo()
-    train(config, tmp_path / "cut", planted, resume=True)
-    for name in ("sae.safetensors", "cfg.json"):
-        assert (whole / "sae" / name).read_bytes() == (tmp_path / "cut" / "sae" / name).read_bytes()
-    assert read_rows(whole / "metrics.jsonl") == read_rows(tmp_path / "cut" / "metrics.jsonl")
+    same(whole, train(config, tmp_path / "cut", planted, resume=True))
 
 
 def test_stage_a_leaves_the_teachers_parents_and_stage_b_moves_them(tmp_path, planted, small, monkeypatch):
@@ -226,11 +222,7 @@ def test_a_training_that_was_killed_again_and_again_is_the_same(tmp_path, plante
     ]
     for place in places:
         assert killed_at(*place, lambda: train(config, cut, planted, resume=cut.exists())), place
-    train(config, cut, planted, resume=True)
-    for name in ("sae/sae.safetensors", "arrays.safetensors"):
-        assert (whole / name).read_bytes() == (cut / name).read_bytes(), name
-    assert read_rows(whole / "metrics.jsonl") == read_rows(cut / "metrics.jsonl")
-    assert read_json(whole / "results.json")["metrics"] == read_json(cut / "results.json")["metrics"]
+    same(whole, train(config, cut, planted, resume=True))
 
 
 def test_other_jobs_that_were_killed_are_the_same(tmp_path, planted, small, monkeypatch):
@@ -252,9 +244,7 @@ def test_other_jobs_that_were_killed_are_the_same(tmp_path, planted, small, monk
         whole = job(verb, config, tmp_path / verb, needs)
         assert killed_at(*place, lambda: job(verb, config, cut, needs)), verb  # noqa: B023
         assert read_json(cut / "manifest.json")["state"] == "running"
-        job(verb, config, cut, needs, resume=True)
-        assert (whole / "arrays.safetensors").read_bytes() == (cut / "arrays.safetensors").read_bytes(), verb
-        assert read_json(whole / "results.json")["metrics"] == read_json(cut / "results.json")["metrics"], verb
+        same(whole, job(verb, config, cut, needs, resume=True))
 
 
 def test_two_processes_equal_one_at_equal_batch(tmp_path, planted, small):
@@ -263,10 +253,8 @@ def test_two_processes_equal_one_at_equal_batch(tmp_path, planted, small):
     train(config, tmp_path / "one", planted)
     (tmp_path / "c.yaml").write_text(to_yaml(to_dict(config)))
     folders = [f"--{name}={planted[name]}" for name in ("geometry", "activations")]
-    command = [sys.executable, "-m", "polytope_hsae", "train", "--config", str(tmp_path / "c.yaml"), *folders, "--device", "cpu",
-               "--threads", "1", "--num-processes", "2", "--output-dir", str(tmp_path / "two")]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=150, check=False)
-    assert done.returncode == 0, done.stderr
+    flags = ["--config", tmp_path / "c.yaml", *folders, "--device", "cpu", "--threads", "1", "--num-processes", "2"]
+    output_of("-m", "polytope_hsae", "train", *flags, "--output-dir", tmp_path / "two")
     assert read_json(tmp_path / "two" / "manifest.json")["devices"]["world_size"] == 2
     losses = [
         [row["loss"] for row in read_rows(tmp_path / n / "metrics.jsonl") if "loss" in row] for n in ("one", "two")

@@ -5,9 +5,6 @@ import math
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -26,7 +23,9 @@ from studycore.configuration import to_dict, to_yaml
 from studycore.errors import Stopped, UserError
 from studycore.execution import report_on
 from studycore.metrics_log import read_rows
+from studycore.testing.runs import cut_off, output_of, same
 
+COMMAND = ("-m", "retrofit")
 METHODS = ["standard", "gram", "gram_scale_free", "geometry", "glt_ffn", "glt_fold", "glt_perm"]
 
 
@@ -34,30 +33,9 @@ def rows_of(folder: Path, kind: str) -> list[dict]:
     return [row for row in read_rows(folder / "metrics.jsonl") if row["kind"] == kind]
 
 
-def final(folder: Path, file: str = "model") -> dict[str, torch.Tensor]:
+def final(folder: Path) -> dict[str, torch.Tensor]:
     checkpoints = folder / "checkpoints"
-    return load_file(checkpoints / read_index(checkpoints)["last"] / f"{file}.safetensors")
-
-
-def same(one: Path, other: Path) -> None:
-    """Bitwise: weights, optimiser and every row."""
-    for file in ("model", "optimizer"):
-        a, b = final(one, file), final(other, file)
-        assert a.keys() == b.keys()
-        for name in a:
-            assert torch.equal(a[name], b[name]), name
-    assert (one / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
-
-
-def command(*arguments: str) -> subprocess.Popen:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "retrofit", *arguments],
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=environment,
-    )
+    return load_file(checkpoints / read_index(checkpoints)["last"] / "model.safetensors")
 
 
 def test_the_first_twenty_steps_are_the_recorded_ones(small, tmp_path):
@@ -106,7 +84,6 @@ def test_resuming_is_bitwise(small, tmp_path, monkeypatch, method):
     monkeypatch.undo()
     train_run(config, tmp_path / "cut", resume=True)
     same(tmp_path / "straight", tmp_path / "cut")
-    assert json.loads((tmp_path / "cut" / "manifest.json").read_text())["state"] == "done"
 
 
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGKILL])
@@ -118,19 +95,8 @@ def test_a_killed_process_resumes_to_the_bit(small, tmp_path, sign):
     file = tmp_path / "c.yaml"
     file.write_text(to_yaml(to_dict(config)))
     flags = ["--config", str(file), "--device", "cpu", "--threads", "1"]
-    process = command("run", *flags, "--output-dir", str(tmp_path / "cut"))
-    rows = tmp_path / "cut" / "metrics.jsonl"
-    deadline = time.monotonic() + 100
-    while time.monotonic() < deadline and not (rows.exists() and len(rows.read_text().splitlines()) > 25):
-        time.sleep(0.01)
-    process.send_signal(sign)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == (-9 if sign == signal.SIGKILL else 3), errors
-    state = json.loads((tmp_path / "cut" / "manifest.json").read_text())["state"]
-    assert state == ("running" if sign == signal.SIGKILL else "stopped")
-    resumed = command("resume", str(tmp_path / "cut"))
-    _, errors = resumed.communicate(timeout=120)
-    assert resumed.returncode == 0, errors
+    cut_off(tmp_path / "cut", 26, sign, *COMMAND, "run", *flags, "--output-dir", tmp_path / "cut")
+    output_of(*COMMAND, "resume", tmp_path / "cut")
     train_run(config, tmp_path / "straight")
     same(tmp_path / "straight", tmp_path / "cut")
 
@@ -233,13 +199,8 @@ def test_two_processes_equal_one(small, tmp_path):
     train_run(config, tmp_path / "one")
     file = tmp_path / "c.yaml"
     file.write_text(to_yaml(to_dict(config)))
-    process = command(
-        "run", "--config", str(file), "--device", "cpu", "--threads", "1", "--num-processes", "2",
-        "--output-dir", str(tmp_path / "two"),
-    )  # fmt: skip
-    out, errors = process.communicate(timeout=150)
-    assert process.returncode == 0, errors
-    assert "2 processes" in out
+    flags = ["--config", file, "--device", "cpu", "--threads", "1", "--num-processes", "2"]
+    assert "2 processes" in output_of(*COMMAND, "run", *flags, "--output-dir", tmp_path / "two")
     one, two = (rows_of(tmp_path / name, "evaluation") for name in ("one", "two"))
     # The untrained model's perplexity: exact but for the order of sums.
     assert two[0]["val_ppl"] == pytest.approx(one[0]["val_ppl"], rel=1e-6)

@@ -1,11 +1,9 @@
 """The command from outside: help, exit codes, errors in one sentence, and a run from its beginning to its end."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
 from importlib import resources
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import yaml
 
 from studycore.configuration import check_types, read_yaml
 from studycore.metrics_log import read_rows
+from studycore.testing.runs import cut_off, output_of, refused
 from ternary_vae.cli import STUDY, main
 from ternary_vae.config import SweepConfig, TrainConfig
 from ternary_vae.plan import plan
@@ -24,15 +23,7 @@ TINY = [
     "--config", "two_codes", "--trits", "3", "--latent-dim", "4", "--encoder-sizes", "[12, 8]", "--decoder-sizes", "[8]", "--hidden-dim", "8",
     "--coverage-epochs", "3", "--epochs", "3", "--batch-size", "10", "--device", "cpu", "--threads", "1",
 ]  # fmt: skip
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
-def command(*arguments) -> list[str]:
-    return [sys.executable, "-m", "ternary_vae", *map(str, arguments)]
-
-
-def errors_of(capsys) -> list[str]:
-    return capsys.readouterr().err.strip().splitlines()
+COMMAND = ("-m", "ternary_vae")
 
 
 # --------------------------------------------------------------------------------------------------------------- help
@@ -114,11 +105,8 @@ print(json.dumps(took))
 )  # fmt: skip
 def test_mistakes_get_one_sentence_and_exit_code_2(arguments, named, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert main(arguments) == 2
-    errors = errors_of(capsys)
-    assert len(errors) == 1
-    for word in named:
-        assert word in errors[0], errors[0]
+    said = refused(main, arguments, capsys)
+    assert [word for word in named if word not in said] == [], said
     assert not any(tmp_path.iterdir())
 
 
@@ -126,17 +114,14 @@ def test_mistakes_get_one_sentence_and_exit_code_2(arguments, named, capsys, tmp
 @pytest.mark.parametrize("text", ["trits: {", "- 1", "\x00", "epochs: [1, 2]", "lr: fast", "phases: 3", "base: {lr: x"])
 def test_bad_yaml_gets_one_sentence(verb, text, capsys, tmp_path):
     (tmp_path / "c.yaml").write_text(text)
-    assert main([verb, "--config", str(tmp_path / "c.yaml")]) == 2
-    (error,) = errors_of(capsys)
-    assert error.startswith("ternary-vae: error: ")
+    refused(main, [verb, "--config", str(tmp_path / "c.yaml")], capsys)
 
 
 def test_a_folder_that_holds_a_run_is_refused(capsys, tmp_path):
     (tmp_path / "manifest.json").write_text("{}")
-    assert main(["train", *TINY, "--output-dir", str(tmp_path)]) == 2
-    assert "holds a run already; resume it or choose another folder" in errors_of(capsys)[0]
-    assert main(["finetune", str(tmp_path)]) == 2
-    assert "holds no checkpoint" in errors_of(capsys)[0]
+    said = refused(main, ["train", *TINY, "--output-dir", str(tmp_path)], capsys)
+    assert "holds a run already; resume it or choose another folder" in said
+    assert "holds no checkpoint" in refused(main, ["finetune", str(tmp_path)], capsys)
 
 
 # -------------------------------------------------------------------------------------------------------- configurations
@@ -190,11 +175,7 @@ def test_train_evaluate_inspect_finetune_report_runs_and_resume(tmp_path):
     """One tiny model through the real command."""
 
     def call(*arguments):
-        ended = subprocess.run(
-            command(*arguments), cwd=tmp_path, capture_output=True, text=True, timeout=300, env=ENVIRONMENT, check=False
-        )
-        assert ended.returncode == 0, (arguments, ended.stderr)
-        return ended.stdout
+        return output_of(*COMMAND, *arguments, cwd=tmp_path)
 
     assert "coverage" in call("train", *TINY)
     (run,) = (tmp_path / "runs" / "ternary-vae").iterdir()
@@ -231,35 +212,13 @@ def test_train_evaluate_inspect_finetune_report_runs_and_resume(tmp_path):
 def test_a_run_that_gets_sigterm_exits_with_3_and_resume_goes_on(tmp_path):
     flags = [*TINY, "--epochs", "4000", "--early-stopping-patience", "100000", "--checkpoint-every", "5"]
     folder = tmp_path / "run"
-    with open(tmp_path / "log", "w") as log:
-        process = subprocess.Popen(
-            command("train", *flags, "--output-dir", folder), stdout=log, stderr=log, env=ENVIRONMENT
-        )
-        deadline = time.monotonic() + 90
-        while process.poll() is None and time.monotonic() < deadline and len(read_rows(folder / "metrics.jsonl")) < 12:
-            time.sleep(0.02)
-        process.send_signal(signal.SIGTERM)
-        code = process.wait(60)
-    output = (tmp_path / "log").read_text()
-    assert code == 3, output
-    assert "Traceback" not in output
-    assert "stopped by SIGTERM at" in output
-    assert f"`ternary-vae resume {folder}` continues" in output
-    manifest = json.loads((folder / "manifest.json").read_text())
-    assert manifest["state"] == "stopped"
+    said = cut_off(folder, 12, signal.SIGTERM, *COMMAND, "train", *flags, "--output-dir", folder)
+    assert "stopped by SIGTERM at" in said
+    assert f"`ternary-vae resume {folder}` continues" in said
     rows = read_rows(folder / "metrics.jsonl")
     assert 12 <= len(rows) < 4000
     # Going on to the end would take long: another signal, and the rows are those of before and more.
-    with open(tmp_path / "log2", "w") as log:
-        process = subprocess.Popen(command("resume", folder), stdout=log, stderr=log, env=ENVIRONMENT)
-        while (
-            process.poll() is None
-            and time.monotonic() < deadline
-            and len(read_rows(folder / "metrics.jsonl")) < len(rows) + 5
-        ):
-            time.sleep(0.02)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 3, (tmp_path / "log2").read_text()
+    cut_off(folder, len(rows) + 5, signal.SIGTERM, *COMMAND, "resume", folder)
     after = read_rows(folder / "metrics.jsonl")
     assert after[: len(rows)] == rows
     assert [row["epoch"] for row in after if row["stage"] == "hierarchy"] == list(range(len(after) - 4))
@@ -280,7 +239,6 @@ def test_a_run_that_gets_sigterm_exits_with_3_and_resume_goes_on(tmp_path):
 def test_a_model_that_cannot_fit_is_refused_with_its_size(flags, decode, tmp_path, capsys):
     stages = ["--stages", "joint", "--view", "a"] if decode == "ball" else []
     asked = [*TINY, "--decode", decode, *stages, *flags, "--output-dir", str(tmp_path / "run")]
-    assert main(["train", *asked]) == 2
-    (said,) = errors_of(capsys)
+    said = refused(main, ["train", *asked], capsys)
     assert flags[1] in said and "moments and a batch take" in said
     assert not (tmp_path / "run").exists()

@@ -15,6 +15,7 @@ from studycore.execution import Task, do_tasks
 from studycore.jobs import Ended
 from studycore.run import Run
 from studycore.testing.interrupted import killed_at, signal_at
+from studycore.testing.runs import same
 from ternary_vae.checkpoint import find_checkpoint, load_model, start_model, stored_metrics
 from ternary_vae.config import TrainConfig
 from ternary_vae.optimizers import StackedAdamW
@@ -82,20 +83,6 @@ def close(rows: list[dict], others: list[dict], tolerance: float = 1e-8) -> None
         for name, value in one.items():
             expected = other[name] if isinstance(value, str) else pytest.approx(other[name], rel=0, abs=tolerance)
             assert value == expected, (name, one["epoch"], value, other[name])
-
-
-def same(one: Path, other: Path) -> None:
-    """Bitwise: rows, weights and optimiser of the last checkpoint, weights of the best, results and end."""
-    assert (one / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
-    for which in ("last", "best"):
-        here, there = (f / "checkpoints" / read_index(f / "checkpoints")[which] for f in (one, other))
-        assert here.name == there.name
-        assert (here / "model.safetensors").read_bytes() == (there / "model.safetensors").read_bytes()
-        assert (here / "optimizer.safetensors").read_bytes() == (there / "optimizer.safetensors").read_bytes()
-    metrics = [json.loads((f / "results.json").read_text())["metrics"] for f in (one, other)]
-    assert metrics[0] == metrics[1]
-    assert state_of(one) == state_of(other)
-    assert state_of(one)[0] == "done"
 
 
 def folders(root: Path, configs: list) -> list[Path]:

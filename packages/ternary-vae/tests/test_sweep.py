@@ -2,11 +2,7 @@
 
 import dataclasses
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 from importlib import resources
 from pathlib import Path
 
@@ -20,6 +16,7 @@ from studycore.jobs import Schedule
 from studycore.metrics_log import read_rows
 from studycore.options import SweepOptions
 from studycore.run_folder import LOCK_TEXT, is_writing
+from studycore.testing.runs import output_of, running, wait_until
 from ternary_vae.checkpoint import load_model
 from ternary_vae.cli import STUDY
 from ternary_vae.config import COVERAGE, SCRATCH, SweepConfig, TrainConfig
@@ -267,30 +264,21 @@ def test_together_or_alone_on_one_process_or_two_the_numbers_are_the_same(whole,
 def test_a_killed_sweep_keeps_what_is_done_and_ends_with_the_same_numbers(whole, tmp_path):
     """SIGKILL of the sweep while its runs are trained, on two processes; then `sweep --resume`."""
     (tmp_path / "s.yaml").write_text(to_yaml(SWEEP))
-    command = [sys.executable, "-m", "ternary_vae", "sweep", "--config", "s.yaml", "--device", "cpu", "--threads", "1"]
+    command = ["-m", "ternary_vae", "sweep", "--config", "s.yaml", "--device", "cpu", "--threads", "1"]
     command += ["--processes", "2", "--output-dir", "out"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     out = tmp_path / "out"
-    with open(tmp_path / "log", "w") as log:
-        process = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log, env=environment)
-        deadline = time.monotonic() + 240
-        while process.poll() is None and time.monotonic() < deadline and not list(out.glob("*_s*/checkpoints/step-30")):
-            time.sleep(0.01)
+    with running(*command, cwd=tmp_path) as process:
+        wait_until(lambda: list(out.glob("*_s*/checkpoints/step-30")), "step 30", process)
         process.kill()
-        process.wait(30)
-    assert process.returncode == -signal.SIGKILL, (tmp_path / "log").read_text()
+    assert process.returncode == -signal.SIGKILL
     folders = [path.parent for path in out.glob("*/manifest.json")]
-    while any(map(is_writing, folders)) and time.monotonic() < deadline:
-        time.sleep(0.05)  # the workers see that their parent is gone, save and end
+    wait_until(lambda: not any(map(is_writing, folders)), "the end of workers whose parent is gone")
     states = {folder.name: manifest_of(folder)["state"] for folder in folders}
     done = [name for name, state in states.items() if state == "done"]
     assert done
     assert "stopped" in states.values(), states
     written = {name: [(out / name / f).stat().st_mtime_ns for f in ("results.json", "manifest.json")] for name in done}
-    again = subprocess.run(
-        [*command, "--resume"], cwd=tmp_path, capture_output=True, text=True, timeout=300, env=environment, check=False
-    )
-    assert again.returncode == 0, again.stderr
+    output_of(*command, "--resume", cwd=tmp_path)
     for name, times in written.items():
         assert [(out / name / f).stat().st_mtime_ns for f in ("results.json", "manifest.json")] == times, name
     assert manifest_of(out)["state"] == "done"

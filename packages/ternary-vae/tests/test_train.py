@@ -1,10 +1,7 @@
 """Training: reproducible, resumable to the bit, the same on two processes, and finite or over."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +15,7 @@ from studycore.checkpoints import load_checkpoint, read_index
 from studycore.configuration import to_dict
 from studycore.errors import Stopped, UserError
 from studycore.testing.interrupted import killed_at, signal_at
+from studycore.testing.runs import output_of, same
 from ternary_vae.checkpoint import find_checkpoint, load_model, start_model
 from ternary_vae.config import TrainConfig
 from ternary_vae.data import Operations, training_indices
@@ -41,22 +39,6 @@ def loss_of(row: dict) -> float:
 
 def numbers(row: dict) -> dict[str, float]:
     return {name: value for name, value in row.items() if not isinstance(value, str)}
-
-
-def last(folder: Path, which: str = "last") -> Path:
-    return folder / "checkpoints" / read_index(folder / "checkpoints")[which]
-
-
-def same(one: Path, other: Path) -> None:
-    """Bitwise: weights, optimiser, the loop's numbers and every row; the best checkpoint's weights as well."""
-    for file in ("model.safetensors", "optimizer.safetensors", "state.json"):
-        assert (last(one) / file).read_bytes() == (last(other) / file).read_bytes(), file
-    assert last(one, "best").name == last(other, "best").name
-    assert (last(one, "best") / "model.safetensors").read_bytes() == (
-        last(other, "best") / "model.safetensors"
-    ).read_bytes()
-    assert (one / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
-    assert json.loads((other / "manifest.json").read_text())["state"] == "done"
 
 
 # ---------------------------------------------------------------------------------------------------- the loop's numbers
@@ -296,15 +278,7 @@ def test_two_processes_equal_one(small, tmp_path, changes):
     train_run(config, tmp_path / "one")
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(to_dict(config)))
     flags = ["--config", str(tmp_path / "c.yaml"), "--device", "cpu", "--threads", "1", "--num-processes", "2"]
-    process = subprocess.run(
-        [sys.executable, "-m", "ternary_vae", "train", *flags, "--output-dir", str(tmp_path / "two")],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=False,
-    )
-    assert process.returncode == 0, process.stderr
+    output_of("-m", "ternary_vae", "train", *flags, "--output-dir", tmp_path / "two")
     assert json.loads((tmp_path / "two" / "manifest.json").read_text())["devices"]["world_size"] == 2
     for one, two in zip(rows_of(tmp_path / "one"), rows_of(tmp_path / "two"), strict=True):
         assert numbers(one) == pytest.approx(numbers(two), rel=1e-6, abs=1e-12)
@@ -360,7 +334,8 @@ def test_projections_may_be_drawn_anew(small, tmp_path):
     for name, weight in found.state_dict().items():
         assert torch.equal(weight, (drawn if name.startswith("projection") else stored)[name]), name
     folder = train_run(config, tmp_path / "run")
-    assert load_checkpoint(last(folder)).config["curvature"] == 0.5
+    last = read_index(folder / "checkpoints")["last"]
+    assert load_checkpoint(folder / "checkpoints" / last).config["curvature"] == 0.5
     load_model(str(folder))
 
 
