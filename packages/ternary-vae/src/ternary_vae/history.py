@@ -24,19 +24,24 @@ def history_metrics(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def ordering_rows(rows: Sequence[Row]) -> list[Row]:
-    """Evaluations of the stage that orders radii, from before its first update on; empty where there was none."""
-    return [row for row in rows if row["stage"] != "coverage" and "hierarchy" in row]
+    """Evaluations of the stage that orders radii, from before its first update on; empty where there was none.
+
+    Radii that are all equal have a Somers' D of 0 and no correlation: they are in no order, so that their hierarchy is 0.
+    """
+    return [
+        {"hierarchy": 0.0, **row} for row in rows if row["stage"] != "coverage" and {"hierarchy", "somers_d"} & set(row)
+    ]
+
+
+def after_start(ordering: Sequence[Row], starts_ordered: bool) -> Sequence[Row]:
+    """The evaluations that count for what was reached: what a run found in order when it began is none, where there are
+    later ones."""
+    return ordering[1:] if starts_ordered and len(ordering) > 1 else ordering
 
 
 def best_row(rows: Sequence[Row], starts_ordered: bool = False) -> Row | None:
-    """That stage's evaluation with the best hierarchy, the first of equal ones; None where there was none.
-
-    `starts_ordered`: what the run found when it began is not what it reached, so that a later evaluation counts where
-    there is one.
-    """
-    ordering = ordering_rows(rows)
-    later = ordering[1:] if starts_ordered and len(ordering) > 1 else ordering
-    return min(later, key=lambda row: float(row["hierarchy"]), default=None)
+    """That stage's evaluation with the best hierarchy, the first of equal ones; None where there was none."""
+    return min(after_start(ordering_rows(rows), starts_ordered), key=lambda row: float(row["hierarchy"]), default=None)
 
 
 def ordering_metrics(rows: Sequence[Row], starts_ordered: bool = False) -> dict[str, Any]:

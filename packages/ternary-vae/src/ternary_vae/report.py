@@ -1,6 +1,7 @@
 """The reports of a run and of a sweep: tables, figures and what was found, from what their folders hold."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import astuple
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -196,19 +197,19 @@ def inverted_starts(runs: "DataFrame") -> list[str]:
 
 
 COVERS = Wording(
-    "Yes: trained from scratch, every seed rebuilds all 19,683 operations",
-    "Not every seed rebuilds all 19,683 operations from scratch",
-    "Whether every seed rebuilds all operations stays open",
+    "Yes: from scratch, all {n} seeds tried rebuild all 19,683 operations",
+    "{few} of the {n} seeds tried rebuild all 19,683 operations from scratch",
+    "Whether seeds rebuild all operations from scratch stays open",
     "Whether training from scratch covers all operations was not run",
 )
 FOLLOWS = Wording(
-    "the radii follow the hierarchy to 99.99 % of what radii can",
-    "not every seed's radii follow the hierarchy to 99.99 %",
-    "whether the radii follow the hierarchy in every seed stays open",
+    "in all {n} the radii follow the hierarchy to 99.99 %, deep levels included",
+    "{few} of the {n} have radii that follow the hierarchy to 99.99 %, deep levels included",
+    "whether the radii follow the hierarchy stays open",
     "whether the radii follow the hierarchy was not run",
 )
 APART = Wording(
-    "all levels lie apart", "not every seed has all levels apart", "whether all levels lie apart stays open", "",
+    "all {n} have all levels apart", "{few} of the {n} have all levels apart", "whether all levels lie apart stays open", "",
 )  # fmt: skip
 LEARNT = Wording(
     "Shuffled valuations reach {x:.0%} of the ceiling: a rule is learnt",
@@ -217,30 +218,54 @@ LEARNT = Wording(
     "",
 )
 COVERS_UNSEEN = Wording(
-    "Of the operations that training never saw, more than 95 % are rebuilt",
-    "Of the operations that training never saw, 95 % or fewer are rebuilt in some seeds",
+    "Of the operations that training never saw, more than 95 % are rebuilt in all {n} seeds tried",
+    "Of the operations that training never saw, more than 95 % are rebuilt in {few} of the {n} seeds tried",
     "How many of the operations that training never saw are rebuilt stays open",
     "Whether operations that training never saw are rebuilt was not run",
 )
 FOLLOWS_UNSEEN = Wording(
-    "their radii follow the hierarchy",
-    "their radii do not follow the hierarchy in every seed",
+    "in all {n} their radii follow the hierarchy, deep levels included",
+    "in {few} of the {n} their radii follow the hierarchy, deep levels included",
     "whether their radii follow the hierarchy stays open",
     "",
 )
+OF_SEEDS = {
+    "scratch_coverage": COVERS, "scratch_hierarchy": FOLLOWS, "scratch_gaps": APART, "unseen_coverage": COVERS_UNSEEN,
+    "unseen_hierarchy": FOLLOWS_UNSEEN,
+}  # fmt: skip
+"""Targets of the answer, which are asked of every seed."""
+
+
+def said_of_seeds(claims: Sequence[Mapping[str, Any]], id_: str, wording: Wording) -> str:
+    """said, of a share of seeds: `{n}` stands for how many were judged, `{few}` for how many of them passed."""
+    claim = next((claim for claim in claims if claim["id"] == id_), None)
+    if claim is None or claim["measured"] is None:
+        return said(claims, id_, wording)
+    n, passed = claim["n"], round(claim["measured"] * claim["n"])
+    few = f"only {passed}" if passed else "none"
+    return said(claims, id_, Wording(*(text.format(n=n, few=few) for text in astuple(wording))))
+
+
+def bound_of_seeds(claims: Sequence[Mapping[str, Any]]) -> str:
+    """What all seeds that were tried say of those that were not; "" where none of the answer's targets is supported."""
+    lows = [claim["interval95"][0] for claim in claims if claim["id"] in OF_SEEDS and claim["verdict"] == "supported"]
+    if not lows:
+        return ""
+    return f"where all pass, at least {min(lows):.0%} of all seeds do (95 % interval)"
 
 
 def sweep_answer(claims: Sequence[Mapping[str, Any]]) -> str:
     """Whether the operations are covered and ordered, by the verdicts; without such runs, how the original study's
     findings fare."""
 
-    def of(**wordings: Wording) -> list[str]:
-        return [said(claims, id_, wording) for id_, wording in wordings.items()]
+    def of(names: Sequence[str]) -> list[str]:
+        return [said_of_seeds(claims, id_, OF_SEEDS[id_]) for id_ in names]
 
     answer = sentences(
-        of(scratch_coverage=COVERS, scratch_hierarchy=FOLLOWS, scratch_gaps=APART),
-        of(rule_learnt=LEARNT),
-        of(unseen_coverage=COVERS_UNSEEN, unseen_hierarchy=FOLLOWS_UNSEEN),
+        of(["scratch_coverage", "scratch_hierarchy", "scratch_gaps"]),
+        of(["unseen_coverage", "unseen_hierarchy"]),
+        [bound_of_seeds(claims)],
+        [said(claims, "rule_learnt", LEARNT)],
     )
     if answer:
         return answer
