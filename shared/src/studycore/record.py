@@ -39,12 +39,12 @@ class Record:
     """Of many runs: those that are not done, with the reason."""
     registered: list[dict[str, Any]]
     """claims.json: what the run is judged by."""
-    unregistered: str = ""
-    """Why no claim counts as registered although some were when the run started; "" where they do."""
     first_config: Any = None
     """Of the table's first run."""
     claims: Sequence[Mapping[str, Any]] = ()
     """The verdicts, as studycore.claims.judge_all gives them; a report's answer is made from them."""
+    unregistered: str = ""
+    """Why no claim counts as registered although some were when the run started; "" where they do."""
 
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
@@ -195,7 +195,7 @@ def read_record(study: Study, folder: Path, just_ended: bool = False) -> Record:
     table.attrs["missing"] = others
     return Record(
         folder, verb, config, manifest, read_results(folder)["metrics"] if results.exists() else {}, table, missing,
-        registered, unregistered, configs[0] if configs else None,
+        registered, configs[0] if configs else None, unregistered=unregistered,
     )  # fmt: skip
 
 
