@@ -6,8 +6,8 @@ import shutil
 from toy_study import cli as toy
 from toy_study.config import Config, Sweep
 
-from studycore.record import read_record
 from studycore.files import read_json
+from studycore.record import read_record
 from studycore.run_folder import read_manifest
 from studycore.testing.fabricated import Outcome, fabricate, judged
 
@@ -84,7 +84,7 @@ def test_runs_that_were_struck_from_the_manifest_are_read_and_runs_beside_the_pl
     manifest = read_json(folder / "manifest.json")
     kept = {name: entry for name, entry in manifest["jobs"].items() if not name.endswith("_s1")}
     (folder / "manifest.json").write_text(json.dumps(manifest | {"jobs": kept}))
-    verdicts, record = states(folder)
+    _, record = states(folder)
     assert judged(toy.STUDY, record) == before and len(record.table) == 8
     shutil.rmtree(folder / "momentum_s1")
     assert states(folder)[0]["sooner"] == "not run"

@@ -315,7 +315,9 @@ def test_a_pair_that_is_done_and_lacks_the_metric_leaves_the_measure_not_run(kin
 
 
 def test_a_geometric_mean_counts_units_and_not_runs_and_knows_upper_bounds():
-    made = pd.DataFrame({"run": list("uvwxyz"), "arm": "a", "training": [0, 0, 0, 0, 1, 2], "x": [8.0] * 4 + [2.0, 4.0]})
+    made = pd.DataFrame(
+        {"run": list("uvwxyz"), "arm": "a", "training": [0, 0, 0, 0, 1, 2], "x": [8.0] * 4 + [2.0, 4.0]}
+    )
     found = verdict(geometric_mean("x", "a", by="training"), made, above=1.0)
     assert (found["n"], found["measured"]) == (3, pytest.approx(4.0))
     assert verdict(geometric_mean("x", "a", by="training"), made[:4], above=1.0)["verdict"] == "not run"

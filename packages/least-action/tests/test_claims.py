@@ -423,7 +423,8 @@ def test_runs_that_differ_in_more_than_the_seed_are_not_taken_together():
 CONSTANTS = {
     "STABLE": {"stability"}, "LEAST_EVALUATIONS": {"stability"}, "MAX_USE": {"routing", "routing_fourfold"},
     "ENTROPY_SHARE": {"routing", "routing_fourfold"},
-    "LEAST_UNITS": {"routing", "weight_decay", "curvature", "keys_kept", "keys_removed", "plateau", "delay", "muon"},
+    "LEAST_UNITS": {"routing", "weight_decay", "curvature", "delay", "muon"}, "PLATEAU": {"plateau"},
+    "REMOVED": {"keys_removed"}, "KEPT": {"keys_kept"},
     "GROKKED": {claim.id for claim in CLAIMS} - {"plateau"},
     "MEMORISED": {"plateau", "delay", "curvature", "excluded_loss"},
 }  # fmt: skip
@@ -437,6 +438,8 @@ def edited_claims(constant, monkeypatch):
         monkeypatch.setattr(events, constant, 0.5)
     elif constant in ("ENTROPY_SHARE", "MAX_USE"):
         source = source.replace("ENTROPY_SHARE, MAX_USE = 0.5, 0.9", "ENTROPY_SHARE, MAX_USE = 0.4, 0.8")
+    elif constant in ("KEPT", "REMOVED"):
+        source = source.replace("KEPT, REMOVED = 0.95, 0.05", "KEPT, REMOVED = 0.9, 0.1")
     else:
         source, count = re.subn(rf"^{constant} = .*$", f"{constant} = 5", source, flags=re.M)
         assert count == 1
@@ -637,7 +640,10 @@ def test_a_share_of_runs_that_get_there_is_of_their_budget(tmp_path):
     assert sweep_answer(list(judged.values()), read_record(STUDY, folder).table) == (
         "It does not on addition, subtraction, multiplication and division within 400 epochs."
     )
-    by_epochs = [claims("sweep", replace(shipped("operations"), base={**shipped("operations").base, "epochs": n})) for n in (400, 500)]
+    by_epochs = [
+        claims("sweep", replace(shipped("operations"), base={**shipped("operations").base, "epochs": n}))
+        for n in (400, 500)
+    ]
     assert by_epochs[0][0].measure.text != by_epochs[1][0].measure.text
 
     def asked(**changes):
@@ -646,7 +652,9 @@ def test_a_share_of_runs_that_get_there_is_of_their_budget(tmp_path):
 
     assert asked(epochs=40) == asked() and not asked(epochs=30)  # five evaluations, ten epochs apart
     arms = {"a": {"epochs": 300}, "b": {"epochs": 600}}
-    assert "generalises" not in {c.id for c in claims("sweep", SweepConfig(base=shipped("quick").base, arms=arms, seeds=6))}
+    assert "generalises" not in {
+        c.id for c in claims("sweep", SweepConfig(base=shipped("quick").base, arms=arms, seeds=6))
+    }
 
 
 def lost_for(rows, first, last):
@@ -699,7 +707,11 @@ def test_a_run_that_fails_grossly_now_and_then_is_not_lost_in_a_mean_without_wid
     names = ("plateau", "keys_removed", "keys_kept")
     found = [judge(tmp_path / str(trial), shipped("quick"), rows_of) for trial in range(8)]
     assert sum(judged[name]["verdict"] == "supported" for judged in found for name in names) <= 3
-    one_bad = judge(tmp_path / "one", shipped("full"), lambda job: history(job.config, 150, at_memorised=0.25 if job.config.seed == 4 else 0.01))
+    one_bad = judge(
+        tmp_path / "one",
+        shipped("full"),
+        lambda job: history(job.config, 150, at_memorised=0.25 if job.config.seed == 4 else 0.01),
+    )
     assert one_bad["plateau"]["verdict"] == "supported" and one_bad["plateau"]["measured"] == 0.9
     table = read_record(STUDY, tmp_path / "one").table
     assert "after a plateau in 9 of 10: these grok" in sweep_answer(list(one_bad.values()), table)
@@ -719,7 +731,9 @@ def test_a_value_that_was_infinite_at_an_event_is_not_left_out(epoch, tmp_path):
 
     judged = judge(tmp_path / "run", shipped("quick"), rows_of)
     assert (judged["curvature"]["verdict"], judged["curvature"]["measured"]) == ("not run", None)
-    assert "of the 6 trainings that memorise before they reach 0.99; 3 have no finite value" in judged["curvature"]["why"]
+    assert (
+        "of the 6 trainings that memorise before they reach 0.99; 3 have no finite value" in judged["curvature"]["why"]
+    )
     assert judged["curvature_scale_free"]["verdict"] == "supported"
 
 
@@ -730,7 +744,10 @@ def test_a_value_without_which_a_share_is_of_others_leaves_it_not_run(tmp_path):
 
     judged = judge(tmp_path / "run", shipped("quick"), rows_of)
     assert judged["keys_removed"]["verdict"] == "not run"
-    assert "Needs keys_removed of 6 runs" in judged["keys_removed"]["why"] and "3 are done" in judged["keys_removed"]["why"]
+    assert (
+        "Needs keys_removed of 6 runs" in judged["keys_removed"]["why"]
+        and "3 are done" in judged["keys_removed"]["why"]
+    )
     assert judged["keys_kept"]["verdict"] == "supported"
 
 
@@ -809,7 +826,9 @@ def test_epochs_beyond_the_configurations_do_not_count(tmp_path):
 def test_a_run_with_damaged_rows_is_missing_with_the_reason(damage, why, tmp_path):
     folder = tmp_path / "run"
     rows_of = arms_of_quick()
-    judged = judge(folder, shipped("quick"), lambda job: damage(rows_of(job)) if job.name == "sphere_s2" else rows_of(job))
+    judged = judge(
+        folder, shipped("quick"), lambda job: damage(rows_of(job)) if job.name == "sphere_s2" else rows_of(job)
+    )
     assert why in read_record(STUDY, folder).missing["sphere_s2"]
     assert judged["curvature"]["verdict"] == "not run" and "not finished: sphere_s2" in judged["curvature"]["why"]
     assert judged["generalises"]["verdict"] == "inconclusive"
@@ -818,6 +837,9 @@ def test_a_run_with_damaged_rows_is_missing_with_the_reason(damage, why, tmp_pat
 def test_runs_of_one_split_say_so(tmp_path):
     base = {**shipped("quick").base, "data_seed": 42}
     one = judge(tmp_path / "one", replace(shipped("quick"), base=base), lambda job: history(job.config, 150))
-    assert "All runs have one split of the pairs, that of data_seed 42: n counts initial weights" in one["generalises"]["why"]
+    assert (
+        "All runs have one split of the pairs, that of data_seed 42: n counts initial weights"
+        in one["generalises"]["why"]
+    )
     several = judge(tmp_path / "several", shipped("quick"), lambda job: history(job.config, 150))
     assert "split" not in several["generalises"]["why"]

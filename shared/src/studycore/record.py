@@ -122,7 +122,9 @@ def _check_planned(study: Study, action: ManyRuns, place: Path, job: Job, identi
     if manifest["verb"] != (job.verb or action.of):
         what = [f"the verb {manifest['verb']}"]
     # Only a folder of this version's schema and fields has an identity that can be compared.
-    same_form = manifest.get("schema_version") == SCHEMA_VERSION and manifest["configuration_hash"] == config_hash(config)
+    same_form = manifest.get("schema_version") == SCHEMA_VERSION and manifest["configuration_hash"] == config_hash(
+        config
+    )
     if not what and same_form and manifest.get("identity") not in ("", None, identity):
         what = ["made from other runs than those that it needs"]
     if what:

@@ -72,7 +72,10 @@ def _selective_gates() -> Condition:
             f"more than {MAX_USE:g} of the use; the largest are {entropy:.2f} and {use:.2f}, so that nothing is routed."
         )
 
-    return Condition(f"gates are selective(entropy {ENTROPY_SHARE:g}, use {MAX_USE:g}, every routed run, at {GROKKED:g} and at the end)", unmet)
+    return Condition(
+        f"gates are selective(entropy {ENTROPY_SHARE:g}, use {MAX_USE:g}, every routed run, at {GROKKED:g} and at the end)",
+        unmet,
+    )
 
 
 def _stability_is_measured() -> Condition:
@@ -118,7 +121,11 @@ def _share_of_known(metric: str, of: str = "") -> Measure:
         if lacking := int((~known).sum()):
             raise NotRun(f"Needs {metric} of {len(asked)} runs of {DENSE}; {lacking} are done and have no value of it.")
         interval, how = plain.compute(table)
-        left_out = f" Left out: {len(own) - len(asked)} of {len(own)} runs, which are not {of}." if len(asked) < len(own) else ""
+        left_out = (
+            f" Left out: {len(own) - len(asked)} of {len(own)} runs, which are not {of}."
+            if len(asked) < len(own)
+            else ""
+        )
         return interval, how + left_out
 
     return Measure(f"{plain.text}, each known{f', of {of}' if of else ''}", compute)
@@ -156,7 +163,11 @@ def _from_memorising_to_grokking(column: str) -> Measure:
         wanted = [f"{column}_memorised", f"{column}_grokked"]
         values = ordered.reindex(columns=wanted).astype(float).groupby(ordered[TRAINING]).mean()
         others = len(reached) - len(ordered)
-        left_out = f" Left out of {len(reached)} runs that reached {GROKKED:g}: {others} did not memorise before." if others else ""
+        left_out = (
+            f" Left out of {len(reached)} runs that reached {GROKKED:g}: {others} did not memorise before."
+            if others
+            else ""
+        )
         if lacking := int(values.isna().any(axis=1).sum()):
             raise NotRun(
                 f"Needs {column} at both events of the {len(values)} trainings that memorise before they reach {GROKKED:g}; "
@@ -316,7 +327,10 @@ def _of_one_split(measure: Measure, data_seed: int | None) -> Measure:
 
     def compute(table: "DataFrame") -> tuple[Interval, str]:
         interval, how = measure.compute(table)
-        return interval, f"{how} All runs have one split of the pairs, that of data_seed {data_seed}: n counts initial weights, and of other splits the figure says nothing."
+        return (
+            interval,
+            f"{how} All runs have one split of the pairs, that of data_seed {data_seed}: n counts initial weights, and of other splits the figure says nothing.",
+        )
 
     return Measure(measure.text, compute)
 
@@ -461,7 +475,9 @@ def columns(folder: Path, config: TrainerConfig) -> dict[str, Any]:
         values["stable"] = values["held_from_touch"] >= STABLE
     values |= _gates(rows, events, config) | _at_events(rows, events)
     if memorised or grokked:  # of one that did neither, a longer run might have shown a plateau
-        values["plateau"] = False if not memorised else None if events.highest_new_accuracy is None else values["has_plateau"]
+        values["plateau"] = (
+            False if not memorised else None if events.highest_new_accuracy is None else values["has_plateau"]
+        )
     for name, accuracy, passes in (
         ("keys_removed", values.get("excluded_acc_grokked"), lambda x: x < REMOVED),
         ("keys_kept", values.get("restricted_acc_grokked"), lambda x: x > KEPT),

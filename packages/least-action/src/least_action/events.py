@@ -7,9 +7,9 @@ and the evaluation from which on no other fell below.
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from dataclasses import asdict, dataclass
 from typing import Any
 
 from least_action.config import TrainerConfig
