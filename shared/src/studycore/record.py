@@ -86,12 +86,15 @@ def manifest_of(study: Study, folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _planned(action: ManyRuns, config: Any) -> dict[str, Job]:
-    """The jobs of the plan by name; empty where this version refuses it, as it may an older folder's."""
+def _planned(action: ManyRuns, config: Any, manifest: Mapping[str, Any]) -> dict[str, Job]:
+    """The jobs of the plan by name; empty where the folder alone says which runs there are: it is older, and this version
+    refuses its plan or has other runs in it."""
     try:
-        return {job.name: job for job in load(action.plan)(config)}
-    except UserError:  # then the folder alone says which runs there are
+        jobs = {job.name: job for job in load(action.plan)(config)}
+    except UserError:
         return {}
+    is_of_this_version = manifest.get("schema_version") == SCHEMA_VERSION
+    return jobs if is_of_this_version or manifest.get("jobs", jobs).keys() == jobs.keys() else {}
 
 
 def identity_of(verb: str, config: Any, needs: Mapping[str, str]) -> str:
@@ -151,7 +154,7 @@ def read_record(study: Study, folder: Path, just_ended: bool = False) -> Record:
     config, verb = read_config(study, folder), manifest["verb"]
     action, jobs, identities = study.verbs[verb], {}, {}
     if isinstance(action, ManyRuns):
-        jobs = _planned(action, config)
+        jobs = _planned(action, config, manifest)
         identities = identities_of(action, list(jobs.values()))
         entries = _entries(manifest.get("jobs") or job_entries(load(action.plan)(config)), jobs)
     else:
