@@ -91,11 +91,21 @@ def test_a_share_of_every_unit_is_refuted_by_one():
     facts = ABOVE | {"threshold": 0.5, "of_every_unit": True}
     assert judge(facts, Interval(1.0, 0.9, 1.0, 40), "")["verdict"] == "supported"
     assert judge(facts, Interval(1.0, 0.4, 1.0, 3), "")["verdict"] == "inconclusive"
-    refuted = judge(facts, Interval(0.99, 0.9, 1.0, 100), "")
+    refuted = judge(facts, Interval(0.99, 0.94, 0.999, 100), "")
     assert (refuted["verdict"], refuted["why"]) == (
         "refuted",
         "refuted: the claim is of all 100, and a single one that fails refutes it.",
     )
+
+
+def test_a_share_of_every_unit_is_left_open_by_one_that_did_not_finish():
+    """A disk that was full says nothing of what the run would have shown, however many others pass."""
+    facts = ABOVE | {"threshold": 0.45, "of_every_unit": True}
+    for passed, n in ((5, 6), (39, 40)):
+        found = judge(facts, Interval(passed / n, passed / n - 0.4, 1.0, n, unknown=1), "")
+        assert found["verdict"] == "inconclusive"
+    assert found["why"] == "inconclusive: the claim is of all, and 1 did not finish, which shows neither."
+    assert judge(facts, Interval(4 / 6, 0.2, 0.99, 6, unknown=1), "")["verdict"] == "refuted"
 
 
 def verdicts(claims, table, registered):
@@ -208,7 +218,7 @@ def test_the_command_is_the_studys_or_the_claims_and_never_the_runs_own(
     manifest = {"argv": ["toy", *argv.split()]}
     record = SimpleNamespace(
         manifest=manifest, missing=missing, folder="here", verb=argv.split()[0], config=None,
-        table=pd.DataFrame({"y": [1.0]}), registered=[as_stored(claim)],
+        table=pd.DataFrame({"y": [1.0]}), registered=[as_stored(claim)], unregistered="",
     )  # fmt: skip
     assert judged(study, record)[0].get("command", "") == command
 
@@ -220,6 +230,8 @@ def test_an_answer_says_a_claim_by_its_verdict_and_nothing_of_what_is_not_asked(
     ]  # fmt: skip
     assert said([judged_as("a", "supported", bound="at least")], "a", wording) == "it helps at least 2.5 times"
     assert said([judged_as("b", "supported")], "a", wording) == ""
+    share = Wording("in {k} of {n}", "", "", "")
+    assert said([judged_as("a", "supported", 0.6)], "a", share) == "in 3 of 5"
     assert sentences(["", "one thing", "another"], [""], ["a third"]) == "One thing; another. A third."
     several = [judged_as("a", "supported"), judged_as("b", "refuted"), judged_as("c", "supported")]
     wording = Wording("{which} hold", "{which} fail", "{which} are open", "{which} are not run")

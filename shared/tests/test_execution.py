@@ -80,18 +80,21 @@ START = Job("start", config(seed=7), shared=True)
 
 # ------------------------------------------------------------------------------------------------------------ shared jobs
 def test_a_shared_job_is_made_once_and_found_by_every_plan(here):
-    assert sweep("one", START, Job("a", config(lr=0.02, seed=7), needs=("start",))) == 0
+    one = [START, Job("a", config(lr=0.02, seed=7), needs=("start",))]
+    two = [Job("other", config()), START, Job("b", config(lr=0.03, seed=7), needs=("start",))]
+    assert sweep("one", *one) == 0
     (cached,) = CACHE.iterdir()
     made = (cached / "manifest.json").read_bytes()
     assert cached.name == f"train-{identity_of('train', START.config, {})}"
-    assert sweep("two", Job("other", config()), START, Job("b", config(lr=0.03, seed=7), needs=("start",))) == 0
+    assert sweep("two", *two) == 0
     assert here == [["start"], ["a"], ["other"], ["b"]]
     assert (list(CACHE.iterdir()), (cached / "manifest.json").read_bytes()) == ([cached], made)
     assert not Path("one/start").exists()
     assert not Path("two/start").exists()
     assert first_loss("one/a") == first_loss("two/b") == last_loss(cached)
     # The whole has it among its runs all the same.
-    for folder, names in (("one", {"start", "a"}), ("two", {"start", "other", "b"})):
+    for folder, jobs, names in (("one", one, {"start", "a"}), ("two", two, {"start", "other", "b"})):
+        planned[:] = jobs
         record = read_record(STUDY, Path(folder))
         assert (set(record.table["run"]), record.missing) == (names, {})
         assert {row["run"] for row in record.rows} == names

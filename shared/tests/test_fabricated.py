@@ -1,8 +1,12 @@
 """Fabricated runs: judged as real ones are, by what was registered, and with what is left out missing."""
 
+import json
+import shutil
+
 from toy_study import cli as toy
 from toy_study.config import Config, Sweep
 
+from studycore.files import read_json
 from studycore.record import read_record
 from studycore.run_folder import read_manifest
 from studycore.testing.fabricated import Outcome, fabricate, judged
@@ -37,3 +41,54 @@ def test_one_run(tmp_path):
     found = fabricate(toy.STUDY, "train", Config(), run, lambda job: Outcome([{"step": 0, "loss": 1.0}], {"loss": 1.0}))
     assert found["fits"]["verdict"] == "not run"  # one seed has no interval
     assert read_manifest(run)["state"] == "done"
+
+
+def states(folder):
+    record = read_record(toy.STUDY, folder)
+    return {name: claim["verdict"] for name, claim in judged(toy.STUDY, record).items()}, record
+
+
+def test_a_folder_that_holds_another_run_than_the_plan_has_there_is_missing(tmp_path):
+    """Copies of one run are no further seeds, and neither is a run of another configuration or of other needs."""
+    folder = tmp_path / "run"
+    fabricate(toy.STUDY, "sweep", SWEEP, folder, outcome)
+    for seed in (2, 3):
+        shutil.rmtree(folder / f"momentum_s{seed}")
+        shutil.copytree(folder / "momentum_s1", folder / f"momentum_s{seed}")
+    manifest = read_json(folder / "momentum_s4" / "manifest.json")
+    (folder / "momentum_s4" / "manifest.json").write_text(json.dumps(manifest | {"identity": "0" * 8}))
+    verdicts, record = states(folder)
+    assert set(record.missing) == {"momentum_s2", "momentum_s3", "momentum_s4"} and verdicts["sooner"] == "not run"
+    assert "holds another run than the plan has there: seed: there 1, planned 2" in record.missing["momentum_s2"]
+    assert "made from other runs than those that it needs" in record.missing["momentum_s4"]
+    assert not any(run["failed"] for run in record.table.attrs["missing"])
+
+
+def test_a_finished_run_whose_rows_end_before_its_results_is_missing(tmp_path):
+    folder = tmp_path / "run"
+    fabricate(toy.STUDY, "sweep", SWEEP, folder, outcome)
+    log = folder / "momentum_s1" / "metrics.jsonl"
+    log.write_text("".join(log.read_text().splitlines(keepends=True)[:9]))
+    verdicts, record = states(folder)
+    assert verdicts["sooner"] == "not run"
+    assert "its last step is 8 and that of results.json 59; restore it" in record.missing["momentum_s1"]
+
+
+def test_runs_that_were_struck_from_the_manifest_are_read_and_runs_beside_the_plan_are_not(tmp_path):
+    folder = tmp_path / "run"
+
+    def slow(job):
+        return outcome(job, sooner=job.config.seed != 1)
+
+    before = fabricate(toy.STUDY, "sweep", SWEEP, folder, slow)
+    manifest = read_json(folder / "manifest.json")
+    kept = {name: entry for name, entry in manifest["jobs"].items() if not name.endswith("_s1")}
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"jobs": kept}))
+    _, record = states(folder)
+    assert judged(toy.STUDY, record) == before and len(record.table) == 8
+    shutil.rmtree(folder / "momentum_s1")
+    assert states(folder)[0]["sooner"] == "not run"
+    shutil.copytree(folder / "momentum_s2", folder / "extra")
+    more = {**manifest["jobs"], "extra": {**manifest["jobs"]["momentum_s2"], "folder": "extra"}}
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"jobs": more}))
+    assert states(folder)[1].missing["extra"] == "the plan does not have it"

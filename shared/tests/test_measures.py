@@ -209,17 +209,22 @@ def test_runs_that_failed_have_not_passed():
     five = runs_that_pass(5)
     assert judged(five)["verdict"] == "supported"
     diverged = judged(lost(five, failed=[(f"s{i}", "a") for i in range(5, 10)]))
-    assert (diverged["verdict"], diverged["measured"], diverged["n"]) == ("refuted", 0.5, 10)
+    assert (diverged["verdict"], diverged["measured"], diverged["n"]) == ("inconclusive", 0.5, 10)
     assert "5 of 10" in diverged["why"] and "not passed: s5, s6, s7, s8, s9." in diverged["why"]
     # Of runs that have not ended nothing is known: they neither refute nor let the others support.
     running = judged(lost(five, unfinished=[(f"s{i}", "a") for i in range(5, 10)]))
     assert (running["verdict"], running["measured"], running["n"]) == ("inconclusive", 1.0, 5)
     assert "s5, s6, s7, s8, s9" in running["why"]
+    # One that finished and did not pass refutes, whatever the others would have shown.
+    one_fails = runs_that_pass(6).assign(good=lambda t: t["seed"] > 0)
+    assert judged(lost(one_fails, failed=[("s6", "a")]))["verdict"] == "refuted"
+    # However many pass, the claim is of all.
+    assert judged(lost(runs_that_pass(20), unfinished=[("s20", "a")]))["verdict"] == "inconclusive"
     # Those of another arm are none of its business.
     assert judged(lost(five, failed=[("s9", "b")]))["verdict"] == "supported"
     # Runs without a named arm are of one.
     nameless = five.assign(arm=five["run"])
-    for failed, found in ([], "supported"), ([("s5", "")], "refuted"):
+    for failed, found in ([], "supported"), ([("s5", "")], "inconclusive"):
         assert verdict_of_all(lost(nameless, failed=failed)) == found
 
 
@@ -276,7 +281,7 @@ def test_a_run_that_is_missing_counts_where_the_plan_puts_it():
     assert (none["verdict"], none["measured"], none["n"]) == ("inconclusive", 0.0, 6)
     assert "0 of 6" in none["why"] and none["interval95"] == [0.0, 1.0]
     every = Claim("a", "", "", "", "", share("good", "fast", of="kind"), above=0.5, of_every_unit=True)
-    assert judge_all([every], all_gone, [as_stored(every)])[0]["verdict"] == "refuted"
+    assert judge_all([every], all_gone, [as_stored(every)])[0]["verdict"] == "inconclusive"
     all_gone.attrs["missing"] = [run | {"failed": False} for run in all_gone.attrs["missing"]]
     none = verdict(share("good", "fast", of="kind"), all_gone, above=0.5)
     assert none["verdict"] == "not run" and "Not finished: s0, s1, s2, s3, s4, s5." in none["why"]
@@ -289,6 +294,39 @@ def test_a_mean_counts_the_finished_runs_that_it_leaves_out():
     assert (
         f"Left out: {EACH} of {SEEDS * EACH} runs without x." in verdict(mean("x", "a"), unmeasured, above=1.0)["why"]
     )
+
+
+@pytest.mark.parametrize("kind", [paired_difference, paired_ratio])
+def test_a_pair_that_is_done_and_lacks_the_metric_leaves_the_measure_not_run(kind):
+    """Three of eight seeds have no value, of one side: those may be the ones that would have decided."""
+    made = table(3.0)
+    made["log"] = made["log"].where((made["arm"] == "b") | (made["seed"] > 2))
+    found = verdict(kind("log", "a", "b"), made, above=0.0)
+    assert (found["verdict"], found["measured"]) == ("not run", None)
+    assert found["why"].startswith("Needs log of all 8 pairs by seed of a and b; 3 are done and lack it (seed 0, 1, 2)")
+    # A metric that has no value in some runs by its definition says so.
+    by_design = verdict(kind("log", "a", "b", may_lack="where nothing fires"), made, above=0.0)
+    assert (by_design["verdict"], by_design["n"]) == ("supported", SEEDS - 3)
+    assert "Left out: 3 of 8 pairs without log, where nothing fires." in by_design["why"]
+    # One of a seed's runs has it: that is the seed's value.
+    one_run = table(3.0)
+    one_run.loc[0, "log"] = np.nan
+    assert verdict(kind("log", "a", "b"), one_run, above=0.0)["n"] == SEEDS
+
+
+def test_a_geometric_mean_counts_units_and_not_runs_and_knows_upper_bounds():
+    made = pd.DataFrame(
+        {"run": list("uvwxyz"), "arm": "a", "training": [0, 0, 0, 0, 1, 2], "x": [8.0] * 4 + [2.0, 4.0]}
+    )
+    found = verdict(geometric_mean("x", "a", by="training"), made, above=1.0)
+    assert (found["n"], found["measured"]) == (3, pytest.approx(4.0))
+    assert verdict(geometric_mean("x", "a", by="training"), made[:4], above=1.0)["verdict"] == "not run"
+    capped = geometric_mean("x", "a", capped="late")
+    for late, above, below in ((False, "supported", "refuted"), (True, "inconclusive", "inconclusive")):
+        assert verdict(capped, made.assign(late=late), above=1.0)["verdict"] == above
+        assert verdict(capped, made.assign(late=late), below=1.0)["verdict"] == below
+    assert verdict(capped, made.assign(late=True), above=100.0)["verdict"] == "refuted"
+    assert len({capped.text, geometric_mean("x", "a").text, geometric_mean("x", "a", by="training").text}) == 3
 
 
 def test_a_geometric_mean_is_known_to_its_rounding():

@@ -110,10 +110,16 @@ def test_claims_that_were_changed_after_the_start_are_exploratory(tmp_path, stra
     (folder / "claims.json").write_text(json.dumps([stored[0], stored[1] | {"threshold": 5.0}]))
     assert toy.main(["report", str(folder)]) == 0
     shown = capsys.readouterr()
-    assert shown.out.count("exploratory: added after the run") == 2
+    assert shown.out.count("exploratory: not registered before the run") == 2
     assert "claims.json: was changed after the run started" in shown.err
     judged = json.loads((folder / "results.json").read_text())["claims"]
     assert [(claim["threshold"], claim["registered"]) for claim in judged] == [(1.0, False), (0.01, False)]
+    assert all(claim["why"].endswith("The run's claims.json was changed after the run started.") for claim in judged)
+    (folder / "claims.json").unlink()
+    assert toy.main(["report", str(folder)]) == 0
+    assert "claims.json: was removed after the run started" in capsys.readouterr().err
+    judged = json.loads((folder / "results.json").read_text())["claims"]
+    assert all(claim["why"].endswith("The run's claims.json was removed after the run started.") for claim in judged)
 
 
 def test_a_run_that_is_being_written_is_not_reported(tmp_path, straight, capsys):

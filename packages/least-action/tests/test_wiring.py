@@ -21,7 +21,7 @@ import least_action.train as loop
 from least_action.claims import ADAMW, CLAIMS, DENSE, SELECTIVE, columns
 from least_action.config import SweepConfig, TrainerConfig
 from least_action.data import batches, create_dataset
-from least_action.events import Events, find_events, may_begin
+from least_action.events import Events, find_events, held_from_first_touch, last_epoch, may_begin
 from least_action.history import MetricsHistory
 from least_action.losses import LeastActionLoss, data_loss, jacobian_regularizer, spectral_smoothness_loss
 from least_action.metrics.curvature import (
@@ -122,7 +122,10 @@ def test_the_columns_of_a_run_that_does_not(tmp_path):
     assert found["decay"] == "runs without weight decay"
     assert not {"kind", "published", "restricted_acc_grokked", "excluded_acc_grokked", "stable", "weight_hessian_trace_grokked"} & found.keys()  # fmt: skip
     never = columns(folder_of(tmp_path / "run", [row | {"train_acc": 0.5} for row in rows]), TRANSFORMER)
-    assert (never["has_memorised"], "delay_ratio" in never) == (False, False)
+    assert (never["has_memorised"], never["not_memorised"], never["delay_ratio"]) == (False, True, 1)
+    assert "plateau" not in never and found["plateau"]
+    unmemorised = columns(folder_of(tmp_path / "run", [row | {"train_acc": 0.5} for row in grokking()]), TRANSFORMER)
+    assert (unmemorised["delay_ratio"], unmemorised["plateau"]) == (0.5, False)  # at most: it may memorise later
 
 
 def test_stability_begins_at_99_of_100_and_at_20_evaluations(tmp_path):
@@ -136,8 +139,30 @@ def test_stability_begins_at_99_of_100_and_at_20_evaluations(tmp_path):
     assert [stable(20, 0), stable(20, 1), stable(19, 0)] == [True, False, None]
 
 
+def test_stability_is_of_the_evaluations_after_the_first_touch():
+    def held(*test):
+        return held_from_first_touch([{"epoch": i, "test_acc": value} for i, value in enumerate(test)])
+
+    assert held(0.5, 0.99, 1.0, 0.5, 0.99) == [True, False, True]
+    assert held(0.5, 0.98) == held(0.5, 0.99) == []
+
+
+def test_a_run_counts_up_to_where_its_configuration_lets_it_end():
+    rows = grokking(100)  # 0.99 at 40, a window of two evaluations, 10 epochs apart
+    for stop, epochs, end in (
+        (None, 900, 900),
+        (25, 900, 70),
+        (0, 900, 60),
+        (200, 900, 240),
+        (200, 90, 90),
+        (0, 30, 30),
+    ):
+        assert last_epoch(rows, replace(TRANSFORMER, stop_after_grok=stop, epochs=epochs)) == end
+
+
 def test_what_a_run_counts_as_goes_by_its_configuration(tmp_path):
-    folder = folder_of(tmp_path / "run", grokking(routing_entropy=0.6, routing_max_use=0.7))
+    gates = {"routing_entropy": 0.6, "routing_max_use": 0.7}
+    folder = folder_of(tmp_path / "run", [row | gates for row in grokking()])
 
     def kinds(**changes):
         found = columns(folder, replace(TRANSFORMER, **changes))
@@ -157,6 +182,9 @@ def test_what_a_run_counts_as_goes_by_its_configuration(tmp_path):
     ]
     assert entropies == pytest.approx([0.6 / math.log(8), 0.6 / math.log(4)])
     assert columns(folder, TRANSFORMER)["gate_max_use"] == 0.7
+    for epoch in (40, 80):  # the larger of the two evaluations; others do not count
+        rows = [row | gates | {"routing_max_use": 0.9 if row["epoch"] in (epoch, 20) else 0.7} for row in grokking()]
+        assert columns(folder_of(tmp_path / "larger", rows), TRANSFORMER)["gate_max_use"] == 0.9
     assert "gate_entropy_share" not in columns(folder, replace(TRANSFORMER, model_type="routed", n_heads=1))
 
 
@@ -194,15 +222,14 @@ def test_each_claim_reads_its_own_column():
     at_grokking = dict(zip(MEASURED_AT_EVENTS, (2.0, 3.0, 5.0, 7.0, 11.0), strict=False))
     values = {
         **{f"{name}_memorised": 1.0 for name in at_grokking}, **{f"{name}_grokked": x for name, x in at_grokking.items()},
-        "memorises_first": True, "delay_ratio": 13.0, "highest_new_accuracy": 0.17, "excluded_acc_grokked": 0.19,
-        "restricted_acc_grokked": 0.23, "delay_rounding": 0.1,
+        "memorises_first": True, "delay_ratio": 13.0, "delay_rounding": 0.1, "not_memorised": False,
     }  # fmt: skip
-    runs = [values | {"run": f"r{s}", "seed": s, "kind": DENSE, "published": ADAMW, "censored": False, "grokked": s > 0, "stable": s > 1} for s in range(4)]  # fmt: skip
+    runs = [values | {"run": f"r{s}", "seed": s, "kind": DENSE, "published": ADAMW, "censored": False, "grokked": s > 0, "stable": s > 1, "training": f"t{s}", "plateau": s > 2, "keys_removed": s != 1, "keys_kept": s == 1} for s in range(4)]  # fmt: skip
     table = pd.DataFrame(runs)
     claims = {claim.id: claim for claim in CLAIMS}
     expected = {
         "curvature": 2, "curvature_scale_free": 3, "curvature_per_loss": 5, "restricted_loss": 7, "excluded_loss": 11,
-        "delay": 13, "plateau": 0.17, "keys_removed": 0.19, "keys_kept": 0.23, "generalises": 0.75, "stability": 0.5,
+        "delay": 13, "plateau": 0.25, "keys_removed": 0.75, "keys_kept": 0.25, "generalises": 0.75, "stability": 0.5,
     }  # fmt: skip
     found = {name: claims[name].measure.compute(table)[0].estimate for name in expected}
     assert found == pytest.approx(expected)
@@ -212,8 +239,6 @@ def test_each_claim_reads_its_own_column():
         "curvature_scale_free",
         "curvature_per_loss",
         "restricted_loss",
-        "plateau",
-        "keys_removed",
     }
 
 
@@ -318,6 +343,15 @@ def test_spectra_routing_and_progress_of_a_row(trained):
         assert row[name] == pytest.approx(progress[name], rel=1e-4)
     layers = {name for name in row if name.startswith("layer_weight_norm_")}
     assert {"layer_weight_norm_token", "layer_weight_norm_blocks_1_query"} <= layers
+
+
+def test_gates_are_measured_where_an_event_may_begin(trained, monkeypatch):
+    model, state, probe, config = trained
+    config = replace(config, log_every=1000)
+    for event in (True, False):
+        monkeypatch.setattr(measuring, "may_begin", lambda *given, event=event: event)
+        row = measure(model, state, probe, config, 7, 70, last=False).row()
+        assert ("routing_entropy" in row, "routing_max_use" in row, "logit_scale" in row) == (event, event, False)
 
 
 def test_collapse_is_of_training_pairs_in_float32(trained):
@@ -453,12 +487,15 @@ EVENTS = Events(10, 20, 30, 50, 40, 900, 45, 60, 0.875, 8, 0.25, 0.0625, 0.09375
 def test_each_head_of_the_table_of_events_has_its_event():
     none = Events(None, None, None, None, None, 800)
     table = reporting.event_table(
-        [{"run": "a", "test_acc": 0.75, **EVENTS.as_dict()}, {"run": "b", "test_acc": 0.5, **none.as_dict()}]
+        [
+            {"run": "a", "test_acc": 0.75, **EVENTS.as_dict(), "held_from_touch": 0.9},
+            {"run": "b", "test_acc": 0.5, **none.as_dict()},
+        ]
     )
     first, second = (dict(zip(table.columns, row, strict=True)) for row in table.rows)
     assert first == {
         "run": "a", "memorised": 10, "onset": 20, "0.95 held": 30, "0.99 first": 45, "0.99 held": 50, "0.99 to the end": 60,
-        "delay": 40, "test accuracy at memorisation": 0.25, "on new pairs": 0.0625, "highest of the window": 0.09375, "stability": 0.875,
+        "delay": 40, "test accuracy at memorisation": 0.25, "on new pairs": 0.0625, "highest of the window": 0.09375, "stability": 0.9,
         "last test accuracy": 0.75,
     }  # fmt: skip
     assert {value for name, value in second.items() if name not in ("run", "last test accuracy")} == {"> 800", "none"}
@@ -549,8 +586,9 @@ def test_every_cell_of_the_table_of_arms(tmp_path, monkeypatch):
     }  # fmt: skip
     assert made.answer == "2 of 5 runs came to generalise."
     assert made.notes[0] == (
-        "2 of 5 runs reached 0.99 test accuracy: 2 after a plateau (they grokked), 0 without one. "
-        "Of the 2 that went on long enough to tell, 1 stayed there."
+        "2 of 5 runs reached 0.99 test accuracy: 2 after a plateau (they grokked), 0 without one. 1 more had it in single "
+        "evaluations and did not hold it for a window. Of the 3 that went on long enough after their first evaluation at 0.99 "
+        "to tell, 2 stayed there."
     )
     curves, censored, ends = drawn["survival"]
     assert (curves["x"].times, curves["x"].n, curves["x"].events) == ([100, 200], 3, 2)
@@ -565,8 +603,12 @@ def test_a_sweep_says_who_had_a_plateau_and_who_stayed(tmp_path):
     table.loc[0, "stable"] = None
     said = reporting.counts_of(table)
     assert "1 after a plateau (they grokked), 1 without one" in said
-    assert "Of the 1 that went on long enough to tell, 1 stayed there." in said
-    assert reporting.counts_of(table[~table["grokked"]]) == "None of 3 runs reached 0.99 test accuracy."
+    table.loc[2, "stable"] = False
+    said = reporting.counts_of(table)
+    assert "Of the 2 that went on long enough after their first evaluation at 0.99 to tell, 1 stayed there." in said
+    assert reporting.counts_of(table[~table["grokked"]]).startswith(
+        "None of 3 runs reached 0.99 test accuracy. 1 more had"
+    )
 
 
 def test_a_median_stands_before_its_lower_and_its_upper_end():

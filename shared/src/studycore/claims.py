@@ -71,7 +71,7 @@ class Claim:
     below: float | None = None
     when: Condition | None = None
     of_every_unit: bool = False
-    """Of shares: a single unit that fails refutes the claim."""
+    """Of shares: a single finished unit that does not pass refutes the claim, and one that has not finished leaves it open."""
     decided_by: str | None = ""
     """Arguments of the study's command whose runs decide it; "": those of Study.decided_by; None: nothing does."""
 
@@ -84,7 +84,8 @@ class Wording:
     """What a headline claim says in the answer of a report, by its verdict.
 
     `{x}` stands for the measured figure, `{size}` for it without its sign, `{at}` for "at least " or "at most " where it is
-    only a bound, and `{which}` for the things that the claims of this verdict are about.
+    only a bound, `{k}` and `{n}` for what a share is a share of, and `{which}` for the things that the claims of this
+    verdict are about.
     """
 
     supported: str
@@ -101,7 +102,8 @@ def said(claims: Sequence[Mapping[str, Any]], id_: str, wording: Wording) -> str
     bound = claim["bound"] if claim["bound"] in ("at least", "at most") else ""
     text: str = getattr(wording, claim["verdict"].replace(" ", "_"))
     measured = claim["measured"]
-    return text.format(x=measured, size=None if measured is None else abs(measured), at=f"{bound} " if bound else "")
+    size, k = (None, None) if measured is None else (abs(measured), round(measured * claim["n"]))
+    return text.format(x=measured, size=size, k=k, n=claim["n"], at=f"{bound} " if bound else "")
 
 
 def said_of(claims: Sequence[Mapping[str, Any]], names: Mapping[str, str], wording: Wording) -> list[str]:
@@ -140,11 +142,13 @@ def judge_all(
     table: "DataFrame",
     registered: Sequence[Mapping[str, Any]],
     command: Callable[[Claim], str] = lambda claim: "",
+    unregistered: str = "",
 ) -> list[dict[str, Any]]:
     """Every claim on the runs of the table, by the threshold that was registered in the folder when its run started.
 
-    A claim that was not registered is judged by the code's threshold and marked; one that the code no longer has, or
-    measures otherwise, is not run. `command(claim)` is what would run one that is not run; "" for none.
+    A claim that was not registered is judged by the code's threshold and marked, with the sentence `unregistered` where
+    there is one; one that the code no longer has, or measures otherwise, is not run. `command(claim)` is what would run one
+    that is not run; "" for none.
     """
     stored = {entry["id"]: entry for entry in registered}
     judged = []
@@ -160,13 +164,17 @@ def judge_all(
                 raise NotRun(unmet)
             interval, how = claim.measure.compute(table)
         except NotRun as missing:
-            judged.append(_verdict(facts, None, "not run", str(missing), command(claim)))
+            judged.append(_verdict(facts, None, "not run", _joined(str(missing), unregistered), command(claim)))
         else:
             if (now := as_stored(claim)["threshold"]) != facts["threshold"]:
                 how += f" Judged by the threshold that was registered; in this version it is {now:g}."
-            judged.append(judge(facts, interval, how))
+            judged.append(judge(facts, interval, _joined(how, unregistered)))
     gone = "This version no longer has the claim; the version that made the run judges it."
     return judged + [_verdict({**entry, "registered": True}, None, "not run", gone) for entry in stored.values()]
+
+
+def _joined(*parts: str) -> str:
+    return " ".join(filter(None, parts))
 
 
 def _how(facts: Mapping[str, Any]) -> str:
@@ -184,8 +192,12 @@ def judge(facts: Mapping[str, Any], measured: Interval, how: str) -> dict[str, A
     above = measured.low > threshold and not measured.at_most
     below = measured.high < threshold and not measured.at_least
     supported, refuted = (above, below) if direction == "above" else (below, above)
-    fails = facts.get("of_every_unit") and measured.estimate < 1
-    verdict: Verdict = "refuted" if refuted or fails else "supported" if supported else "inconclusive"
+    # The interval of a share takes units that did not finish for passed ones: it ends at 1 if all that finished passed.
+    fails = facts.get("of_every_unit") and measured.high < 1
+    stays_open = facts.get("of_every_unit") and not fails and measured.unknown > 0
+    verdict: Verdict = (
+        "refuted" if refuted or fails else "supported" if supported and not stays_open else "inconclusive"
+    )
     other = "below" if direction == "above" else "above"
     rule = {
         "supported": f"the whole interval lies {direction} {threshold:g}",
@@ -195,6 +207,8 @@ def judge(facts: Mapping[str, Any], measured: Interval, how: str) -> dict[str, A
     }[verdict]
     if fails:
         rule = f"the claim is of all {measured.n}, and a single one that fails refutes it"
+    if stays_open and verdict == "inconclusive":
+        rule = f"the claim is of all, and {measured.unknown} did not finish, which shows neither"
     return _verdict(facts, measured, verdict, f"{verdict}: {rule}. {how}")
 
 

@@ -8,6 +8,10 @@ class UserError(ValueError):
     """A mistake of the user's: one sentence that names the field or file, its value and the mend. Exit code 2."""
 
 
+class DamagedRun(UserError):
+    """What a finished run's own files say does not fit together: among many runs it is missing, with this as the reason."""
+
+
 class SomeFailed(UserError):
     """Of many runs some failed, and the report on the others is written."""
 

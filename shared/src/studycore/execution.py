@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from studycore.claims import Claim, as_stored, judge_all
-from studycore.configuration import config_hash, differences, read_yaml, to_dict
+from studycore.configuration import differences, read_yaml, to_dict
 from studycore.devices import choose_device, cores, describe, set_threads
 from studycore.errors import SomeFailed, Stopped, UserError, reason_of, refused_by_system
 from studycore.jobs import Ended, Job, JobRunner, Schedule, check_names, run_in_processes
 from studycore.options import RunOptions, SweepOptions
-from studycore.record import Record, is_done, job_entries, read_record
+from studycore.record import Record, identities_of, identity_of, is_done, job_entries, read_record
 from studycore.report import configuration_name, write_report, write_results
 from studycore.run_folder import RunFolder, create_run, is_writing, read_manifest
 from studycore.stopping import stop_on_signals
-from studycore.study import SCHEMA_VERSION, ManyRuns, OneRun, Study, load
+from studycore.study import ManyRuns, OneRun, Study, load
 from studycore.terminal import duration
 
 
@@ -154,12 +154,8 @@ def judged(study: Study, record: Record) -> list[dict[str, Any]]:
         is_this_run = is_this_run and not flags(argv) - flags(rest) - CHANGES_NOTHING
         return "" if not decided_by or is_this_run else f"{study.name} {decided_by}"
 
-    return judge_all(load(study.claims)(record.verb, record.config), record.table, record.registered, command)
-
-
-def identity_of(verb: str, config: Any, needs: Mapping[str, str]) -> str:
-    """What makes a finished run the one that is wanted: verb, configuration, code schema, identities of what it needs."""
-    return config_hash({"verb": verb, "config": to_dict(config), "schema": SCHEMA_VERSION, "needs": dict(needs)})
+    claims = load(study.claims)(record.verb, record.config)
+    return judge_all(claims, record.table, record.registered, command, record.unregistered)
 
 
 # --------------------------------------------------------------------------------------------------------- many runs
@@ -321,11 +317,9 @@ def choose_jobs(jobs: Sequence[Job], options: SweepOptions) -> list[str]:
 def locate(study: Study, action: ManyRuns, jobs: Sequence[Job], folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
     """(folders, identities) of the jobs by name."""
     places: dict[str, Path] = {}
-    identities: dict[str, str] = {}
+    identities = identities_of(action, jobs)
     for job in jobs:
-        verb = job.verb or action.of
-        identities[job.name] = identity_of(verb, job.config, {n: identities[n] for n in job.needs})
-        cache = Path("runs") / study.name / "cache" / f"{verb}-{identities[job.name]}"
+        cache = Path("runs") / study.name / "cache" / f"{job.verb or action.of}-{identities[job.name]}"
         places[job.name] = (cache if job.shared else folder / job.name).absolute()
     return places, identities
 

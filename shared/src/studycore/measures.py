@@ -68,16 +68,17 @@ def share(metric: str, arm: Hashable = None, of: str = "arm", by: str = "run") -
             how += f" Failed, which counts as not passed: {_names(failed)}."
         if unfinished:
             how += f" Not finished, which counts either way: {_names(unfinished)}."
-        return Interval(k / n, low, high, n), how
+        return Interval(k / n, low, high, n, unknown=len(lost) + len(still_open)), how
 
     return Measure(f"share({metric}{_args(arm, of)}, by {by})", compute)
 
 
 def geometric_mean(
-    metric: str, arm: Hashable = None, of: str = "arm", censored: str = "", rounding: str = ""
-) -> Measure:
-    """Geometric mean over runs of a positive metric, such as a ratio; `censored` names the column that is true where the
-    value is only a lower bound.
+    metric: str, arm: Hashable = None, of: str = "arm", censored: str = "", rounding: str = "", by: str = "run",
+    capped: str = "",
+) -> Measure:  # fmt: skip
+    """Geometric mean over runs (or over another unit, `by`) of a positive metric, such as a ratio; `censored` names the column
+    that is true where the value is only a lower bound, `capped` the one that is true where it is only an upper bound.
 
     `rounding` names the column with the standard deviation that the metric's logarithm has by rounding alone, such as that
     of times on a grid, so that ties do not pass for certainty.
@@ -90,35 +91,46 @@ def geometric_mean(
         if len(found) > len(chosen):
             lost += f" Left out: {len(found) - len(chosen)} of {len(found)} runs without a positive {metric}."
         enough(len(chosen), f"runs{_of(arm)} with a positive {metric}")
-        count = int(chosen[censored].sum()) if censored else 0
+        count, above = (int(chosen[column].sum()) if column else 0 for column in (censored, capped))
         least_sd = math.sqrt(float((chosen[rounding] ** 2).mean())) if rounding else 0.0
-        values = [(float(value), 1.0) for value in chosen[metric]]
-        interval = ratio_interval(values, at_least=count > 0, least_sd=least_sd)
-        return (
-            interval,
-            f"Geometric mean over runs{_of(arm)}, Student's t on logarithms.{_censored(count, len(chosen))}{lost}",
-        )
+        logs = chosen[metric].astype(float).map(math.log).groupby(chosen[by]).mean()
+        enough(len(logs), f"{by}s{_of(arm)} with a positive {metric}")
+        values = [(math.exp(log), 1.0) for log in logs]
+        interval = ratio_interval(values, at_least=count > 0, at_most=above > 0, least_sd=least_sd)
+        bounds = _censored(count, len(chosen))
+        if above:
+            bounds += f" Of {above} of {len(chosen)} the value is only an upper bound ({capped})."
+        return interval, f"Geometric mean over {by}s{_of(arm)}, Student's t on logarithms.{bounds}{lost}"
 
     more = f"{f', censored by {censored}' if censored else ''}{f', rounded by {rounding}' if rounding else ''}"
+    more += f"{f', capped by {capped}' if capped else ''}{'' if by == 'run' else f', by {by}'}"
     return Measure(f"geometric_mean({metric}{_args(arm, of)}{more})", compute)
 
 
-def paired_difference(metric: str, treated: Hashable, control: Hashable, of: str = "arm", by: str = "seed") -> Measure:
-    """Treated minus control, paired, with Student's t interval over the pairs."""
+def paired_difference(
+    metric: str, treated: Hashable, control: Hashable, of: str = "arm", by: str = "seed", may_lack: str = ""
+) -> Measure:
+    """Treated minus control, paired, with Student's t interval over the pairs.
+
+    A pair whose runs are done and lacks the metric leaves the measure not run, since it may be the one that would have
+    decided. `may_lack` says of a metric that has no value in some runs by its definition when that is: such pairs are then
+    left out and counted.
+    """
 
     def compute(table: "DataFrame") -> tuple[Interval, str]:
-        both = pairs(table, metric, treated, control, of, by)
+        both = pairs(table, metric, treated, control, of, by, may_lack=may_lack)
         interval = mean_interval(list(both["treated"] - both["control"]))
-        return interval, f"{treated} minus {control}, paired by {by}, Student's t."
+        return interval, f"{treated} minus {control}, paired by {by}, Student's t.{both.attrs['left_out']}"
 
     return Measure(f"paired_difference({metric}, {treated!r} - {control!r}{_by(of, by)})", compute)
 
 
 def paired_ratio(
     metric: str, treated: Hashable, control: Hashable, of: str = "arm", by: str = "seed", percent: bool = False,
-    censored: str = "", alike: str = "", grid: str = "",
+    censored: str = "", alike: str = "", grid: str = "", may_lack: str = "",
 ) -> Measure:  # fmt: skip
-    """Treated over control, paired: geometric mean with Student's t interval on logarithms; `percent`: as a change.
+    """Treated over control, paired: geometric mean with Student's t interval on logarithms; `percent`: as a change. Of pairs
+    without the metric see paired_difference.
 
     `censored` names the column that is true where the metric, a time, was not reached and is the run's length: a
     censored treated run makes the ratio a lower bound, a censored control an upper bound. `alike` says in words what the
@@ -128,7 +140,7 @@ def paired_ratio(
     """
 
     def compute(table: "DataFrame") -> tuple[Interval, str]:
-        both = pairs(table, metric, treated, control, of, by, alike)
+        both = pairs(table, metric, treated, control, of, by, alike, may_lack)
         positive = both[(both["treated"] > 0) & (both["control"] > 0)]
         enough(len(positive), f"pairs of {treated} and {control} with positive {metric}")
         counts = [0, 0]
@@ -147,6 +159,7 @@ def paired_ratio(
             if len(both) > len(positive)
             else ""
         )
+        left_out += both.attrs["left_out"]
         how = f"{treated} over {control}, geometric mean over pairs {alike or f'by {by}'}, Student's t on logarithms.{left_out}"
         how += _censored(counts[0], len(positive), f" of {treated}") + _censored(
             counts[1], len(positive), f" of {control}"
@@ -249,20 +262,33 @@ def pairs(
     of: str = "arm",
     by: str = "seed",
     alike: str = "",
+    may_lack: str = "",
 ) -> "DataFrame":
     """Columns treated and control of every value of `by` that both have, averaged within it. NotRun with fewer than two, or
-    when a run that a pair needs is missing."""
+    when a run that a pair needs is missing, or when a pair lacks the metric and `may_lack` does not say why it may; else
+    attrs["left_out"] is the sentence that counts such pairs."""
     import pandas as pd
 
     _all_pairs_done(table, treated, control, of, by)
     _has_columns(table, metric, of, by)
-    sides = [
-        table[table[of] == arm].dropna(subset=[metric, by]).groupby(by)[metric].mean() for arm in (treated, control)
-    ]
-    both = pd.concat(sides, axis=1, join="inner", keys=["treated", "control"]).astype(float)
-    enough(
-        len(both), f"pairs of {treated} and {control} {alike}" if alike else f"pairs by {by} of {treated} and {control}"
-    )
+    sides = []
+    for arm in (treated, control):
+        own = table[table[of] == arm].dropna(subset=[by])
+        known = own.dropna(subset=[metric]).groupby(by)[metric].mean()
+        sides.append(known.reindex(sorted(set(own[by]))))  # with a gap for what is done and has no value
+    planned = pd.concat(sides, axis=1, join="inner", keys=["treated", "control"]).astype(float)
+    lacking = planned[planned.isna().any(axis=1)]
+    whose = f"pairs of {treated} and {control} {alike}" if alike else f"pairs by {by} of {treated} and {control}"
+    if len(lacking) and not may_lack:
+        named = ", ".join(map(str, lacking.index[:NAMED])) + (" and more" if len(lacking) > NAMED else "")
+        raise NotRun(
+            f"Needs {metric} of all {len(planned)} {whose}; {len(lacking)} are done and lack it ({by} {named}), and what "
+            "they would have shown is not known."
+        )
+    both = planned.dropna()
+    enough(len(both), whose)
+    lost = f" Left out: {len(lacking)} of {len(planned)} pairs without {metric}, {may_lack}." if len(lacking) else ""
+    both.attrs["left_out"] = lost
     return both
 
 

@@ -7,12 +7,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from studycore.configuration import from_dict, read_yaml
-from studycore.errors import UserError
+from studycore.configuration import config_hash, differences, from_dict, read_yaml, to_dict
+from studycore.errors import DamagedRun, UserError
 from studycore.files import read_json, sha256
+from studycore.jobs import Job
 from studycore.metrics_log import read_rows
 from studycore.run_folder import read_manifest, read_results
-from studycore.study import ManyRuns, Study, load
+from studycore.study import SCHEMA_VERSION, ManyRuns, Study, load
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,6 +43,8 @@ class Record:
     """Of the table's first run."""
     claims: Sequence[Mapping[str, Any]] = ()
     """The verdicts, as studycore.claims.judge_all gives them; a report's answer is made from them."""
+    unregistered: str = ""
+    """Why no claim counts as registered although some were when the run started; "" where they do."""
 
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
@@ -83,16 +86,63 @@ def manifest_of(study: Study, folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _planned_columns(study: Study, verb: str, config: Any) -> dict[str, dict[str, Any]]:
-    """Name -> the columns that the plan gives of a run; empty where there is no plan, or one that this version refuses."""
-    action = study.verbs[verb]
-    if not isinstance(action, ManyRuns):
-        return {}
+def _planned(action: ManyRuns, config: Any, manifest: Mapping[str, Any]) -> dict[str, Job]:
+    """The jobs of the plan by name; empty where the folder alone says which runs there are: it is older, and this version
+    refuses its plan or has other runs in it."""
     try:
-        jobs = load(action.plan)(config)
-    except UserError:  # an older folder's: then the arms alone say where a run belongs
+        jobs = {job.name: job for job in load(action.plan)(config)}
+    except UserError:
         return {}
-    return {job.name: load(study.planned)(job.name, job.config) for job in jobs}
+    is_of_this_version = manifest.get("schema_version") == SCHEMA_VERSION
+    return jobs if is_of_this_version or manifest.get("jobs", jobs).keys() == jobs.keys() else {}
+
+
+def identity_of(verb: str, config: Any, needs: Mapping[str, str]) -> str:
+    """What makes a finished run the one that is wanted: verb, configuration, code schema, identities of what it needs."""
+    return config_hash({"verb": verb, "config": to_dict(config), "schema": SCHEMA_VERSION, "needs": dict(needs)})
+
+
+def identities_of(action: ManyRuns, jobs: Sequence[Job]) -> dict[str, str]:
+    """The identity of each job of a plan, by its name."""
+    found: dict[str, str] = {}
+    for job in jobs:
+        found[job.name] = identity_of(job.verb or action.of, job.config, {name: found[name] for name in job.needs})
+    return found
+
+
+def _entries(recorded: Mapping[str, Any], jobs: Mapping[str, Job]) -> dict[str, dict[str, Any]]:
+    """What is to be read: every run of the plan, whether the folder's manifest names it or not, and what else it names."""
+    of_plan = job_entries(list(jobs.values()))
+    for name in of_plan.keys() & recorded.keys():
+        of_plan[name]["folder"] = recorded[name]["folder"]
+    return {**of_plan, **{name: entry for name, entry in recorded.items() if name not in of_plan}}
+
+
+def _check_planned(study: Study, action: ManyRuns, place: Path, job: Job, identity: str) -> None:
+    """DamagedRun when the folder holds another run than the one that the plan has there."""
+    manifest, config = read_manifest(place), to_dict(read_config(study, place))
+    what = differences(config, to_dict(job.config), "there", "planned")
+    if manifest["verb"] != (job.verb or action.of):
+        what = [f"the verb {manifest['verb']}"]
+    # Only a folder of this version's schema and fields has an identity that can be compared.
+    same_form = manifest.get("schema_version") == SCHEMA_VERSION and manifest["configuration_hash"] == config_hash(
+        config
+    )
+    if not what and same_form and manifest.get("identity") not in ("", None, identity):
+        what = ["made from other runs than those that it needs"]
+    if what:
+        raise DamagedRun(f"{place} holds another run than the plan has there: {'; '.join(what)}")
+
+
+def _check_whole(place: Path) -> None:
+    """DamagedRun when the rows of a finished run end before the step that its results are of."""
+    step = read_results(place)["metrics"].get("step")
+    rows = read_rows(place / "metrics.jsonl")
+    last = rows[-1]["step"] if rows else "none"
+    if isinstance(step, int) and last != step:
+        raise DamagedRun(
+            f"{place}/metrics.jsonl: its last step is {last} and that of results.json {step}; restore it, or make the run again"
+        )
 
 
 def read_record(study: Study, folder: Path, just_ended: bool = False) -> Record:
@@ -102,51 +152,73 @@ def read_record(study: Study, folder: Path, just_ended: bool = False) -> Record:
     """
     manifest = manifest_of(study, folder)
     config, verb = read_config(study, folder), manifest["verb"]
-    if isinstance(study.verbs[verb], ManyRuns):
-        entries = manifest.get("jobs") or job_entries(load(study.verbs[verb].plan)(config))  # type: ignore[union-attr]
+    action, jobs, identities = study.verbs[verb], {}, {}
+    if isinstance(action, ManyRuns):
+        jobs = _planned(action, config, manifest)
+        identities = identities_of(action, list(jobs.values()))
+        entries = _entries(manifest.get("jobs") or job_entries(load(action.plan)(config)), jobs)
     else:
         name = folder.name.encode(errors="backslashreplace").decode()  # which no encoding need hold
         entries = {name: {"folder": ".", "arm": name, "labels": {}}}
     rows, missing, configs, others = [], {}, [], []
     failed = manifest.get("failed", {})
     for name, entry in entries.items():
-        place = folder / entry["folder"]
+        place, why = folder / entry["folder"], ""
+        if jobs and name not in jobs:
+            missing[name] = "the plan does not have it"
+            continue
         if is_done(place) or just_ended:
-            if (place / "results.json").exists():
-                read_results(place)  # which the study's columns take as it should be
-            of_run = read_config(study, place)
-            configs.append(of_run)
-            base = {"run": name, "arm": entry["arm"] or name, "seed": getattr(of_run, "seed", 0), "folder": str(place)}
-            rows.append({**base, **entry["labels"], **load(study.columns)(place, of_run)})
-        else:
-            state = read_manifest(place)["state"] if (place / "manifest.json").exists() else "not begun"
-            if state == "not begun" and manifest["state"] == "done" and name in manifest.get("chosen", entries):
-                state = f"made before, and its folder {place} is not there now"
-            missing[name] = failed.get(name, state)
-            of_seed = {"seed": entry["seed"]} if "seed" in entry else {}
-            lost = {"run": name, "arm": entry["arm"] or "", "failed": name in failed or state == "failed"}
-            others.append({**entry["labels"], **of_seed, **lost})
-    if study.planned and others:
-        columns = _planned_columns(study, verb, config)
-        others = [{**columns.get(lost["run"], {}), **lost} for lost in others]
+            try:
+                if jobs and isinstance(action, ManyRuns):
+                    _check_planned(study, action, place, jobs[name], identities[name])
+                if (place / "results.json").exists():
+                    _check_whole(place)  # and that results.json is as the study's columns take it
+                of_run = read_config(study, place)
+                columns = load(study.columns)(place, of_run)
+            except DamagedRun as damage:
+                if not isinstance(action, ManyRuns):
+                    raise
+                why = str(damage)
+            else:
+                configs.append(of_run)
+                seed = getattr(of_run, "seed", 0)
+                base = {"run": name, "arm": entry["arm"] or name, "seed": seed, "folder": str(place)}
+                rows.append({**base, **entry["labels"], **columns})
+                continue
+        state = read_manifest(place)["state"] if (place / "manifest.json").exists() else "not begun"
+        if state == "not begun" and manifest["state"] == "done" and name in manifest.get("chosen", entries):
+            state = f"made before, and its folder {place} is not there now"
+        missing[name] = why or failed.get(name, state)
+        of_seed = {"seed": entry["seed"]} if "seed" in entry else {}
+        lost = {"run": name, "arm": entry["arm"] or "", "failed": name in failed or state == "failed"}
+        others.append({**entry["labels"], **of_seed, **lost})
+    if study.planned and jobs and others:
+        of_plan = load(study.planned)
+        others = [{**of_plan(lost["run"], jobs[lost["run"]].config), **lost} for lost in others]
+    registered, unregistered = registered_claims(folder, manifest)
     results, table = folder / "results.json", _table(rows)
     table.attrs["missing"] = others
     return Record(
         folder, verb, config, manifest, read_results(folder)["metrics"] if results.exists() else {}, table, missing,
-        registered_claims(folder, manifest), configs[0] if configs else None,
+        registered, configs[0] if configs else None, unregistered=unregistered,
     )  # fmt: skip
 
 
-def registered_claims(folder: Path, manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """claims.json, if it is as it was when the run started; else none is registered, and stderr says so."""
+def registered_claims(folder: Path, manifest: Mapping[str, Any]) -> tuple[list[dict[str, Any]], str]:
+    """(claims.json, "") if it is as it was when the run started; else none is registered, and the sentence says why, as does
+    stderr."""
     path = folder / "claims.json"
     if not path.exists():
-        return []
-    if sha256(path) != manifest.get("claims_sha256"):
-        print(f"{path}: was changed after the run started, so that every claim counts as exploratory", file=sys.stderr)
-        return []
-    claims: list[dict[str, Any]] = read_json(path)
-    return claims
+        if "claims_sha256" not in manifest:  # no run that registered any
+            return [], ""
+        what = "was removed after the run started"
+    elif sha256(path) != manifest.get("claims_sha256"):
+        what = "was changed after the run started"
+    else:
+        claims: list[dict[str, Any]] = read_json(path)
+        return claims, ""
+    print(f"{path}: {what}, so that every claim counts as exploratory", file=sys.stderr)
+    return [], f"The run's claims.json {what}."
 
 
 def job_entries(jobs: Any, places: Mapping[str, str] | None = None) -> dict[str, dict[str, Any]]:

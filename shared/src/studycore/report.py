@@ -17,7 +17,7 @@ from studycore.study import Study
 if TYPE_CHECKING:
     from studycore.statistics import Interval
 
-EXPLORATORY = "exploratory: added after the run"
+EXPLORATORY = "exploratory: not registered before the run"
 """Of claims that were not registered in the run's folder when it started."""
 
 

@@ -23,6 +23,8 @@ class Interval:
     """Some units are censored, so that the true value is this or more ..."""
     at_most: bool = False
     """... or this or less."""
+    unknown: int = 0
+    """Of a share: units that failed or are not finished, of which nobody knows whether they would have passed."""
 
     @property
     def bound(self) -> str | None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 """Of run folders. A change of what a training computes or writes raises it, and finished runs are not taken over."""
 
 

@@ -1,27 +1,40 @@
 """The study's claims, as data, and what they read of a finished run.
 
 Each compares runs that differ in one thing, seed by seed. A time to grok that was not reached counts as the run's
-length and makes a ratio of times a bound. A sweep is judged by the claims that its runs can decide, and no others; one
+length and makes a ratio of times a bound; a share of runs that reach it names the epochs that they had. The unit is a
+training: one that stands under several names, or is measured in several ways, counts once. A sweep is judged by the claims that its runs can decide, and no others; one
 run alone decides none.
 """
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from least_action.config import TrainerConfig
-from least_action.events import GROKKED, MEMORISED, PLATEAU, Events, find_events, has_plateau
+from least_action.events import (
+    GROKKED,
+    MEMORISED,
+    PLATEAU,
+    Events,
+    find_events,
+    has_plateau,
+    held_from_first_touch,
+    read_history,
+)
 from least_action.plan import plan
 from studycore.claims import Claim, Condition, Measure, NotRun
 from studycore.configuration import config_hash, to_dict
-from studycore.measures import all_done, geometric_mean, mean, paired_ratio, rows as rows_of, share
-from studycore.metrics_log import read_evaluations
+from studycore.measures import all_done, geometric_mean, paired_ratio, rows as rows_of, share
 from studycore.statistics import Interval, median_interval, ratio_interval
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+TRAINING = "training"
+"""Column that is the same of runs which are one training: the same seed, and all the same but for what is measured when."""
 ORIGINAL, POWER = "the original study", "Power et al. 2022, arXiv:2201.02177"
 NANDA, TVEIT, OWN = "Nanda et al. 2023, arXiv:2301.05217", "Tveit et al. 2025, arXiv:2504.16041", "this study"
 DENSE = "dense runs with weight decay"
@@ -29,16 +42,16 @@ ADAMW = "AdamW runs without a recipe"
 HALF = 0.5
 """What the interval of a share must lie above or below: 6 of 6 or 0 of 6 do it."""
 LEAST_EVALUATIONS = 20
-"""Evaluations after grokking below which nothing is said about stability."""
+"""Evaluations after a window that begins at the first touch of 0.99, below which nothing is said about stability."""
 STABLE = 0.99
 """Share of them that must hold 0.99 for a run to count as stable."""
 ENTROPY_SHARE, MAX_USE = 0.5, 0.9
 """Gates are selective when their mean entropy is below this share of log heads and no head has more than this use."""
 KEPT, REMOVED = 0.95, 0.05
-"""Accuracy of the key frequencies alone, and without them: chance is below 0.01 at p = 113. Nothing is asked of accuracies
+"""Accuracy of the key frequencies alone, and without them, that counts as kept and as removed: chance is below 0.01 at p = 113. Nothing is asked of accuracies
 without them where chance, 1 / p, is more than half of that."""
 UNITS_OF_A_SHARE = 6
-"""Runs with which the exact interval of a share can lie above or below one half."""
+"""Trainings with which the exact interval of a share can lie above or below one half."""
 LEAST_UNITS = 3
 """Seeds or pairs below which a mean or a ratio is not judged: two times on a grid of evaluations are often tied."""
 
@@ -50,7 +63,7 @@ def _selective_gates() -> Condition:
             return "No routed run with a regulariser of its gates has finished."
         gates = routed.reindex(columns=["gate_entropy_share", "gate_max_use"]).astype(float)
         if unknown := int(gates.isna().any(axis=1).sum()):
-            return f"Needs the gates of every routed run; those of {unknown} of {len(routed)} were not measured at the end."
+            return f"Needs the gates of every routed run; those of {unknown} of {len(routed)} were not measured when it reached {GROKKED:g} and at its end."
         entropy, use = float(gates["gate_entropy_share"].max()), float(gates["gate_max_use"].max())
         if entropy < ENTROPY_SHARE and use < MAX_USE:
             return ""
@@ -59,7 +72,10 @@ def _selective_gates() -> Condition:
             f"more than {MAX_USE:g} of the use; the largest are {entropy:.2f} and {use:.2f}, so that nothing is routed."
         )
 
-    return Condition(f"gates are selective(entropy {ENTROPY_SHARE:g}, use {MAX_USE:g}, every routed run)", unmet)
+    return Condition(
+        f"gates are selective(entropy {ENTROPY_SHARE:g}, use {MAX_USE:g}, every routed run, at {GROKKED:g} and at the end)",
+        unmet,
+    )
 
 
 def _stability_is_measured() -> Condition:
@@ -67,26 +83,52 @@ def _stability_is_measured() -> Condition:
         try:
             rows_of(table, "stable", DENSE, "kind")
         except NotRun:
-            return f"No dense run went on for {LEAST_EVALUATIONS} evaluations after it had grokked."
+            return f"No dense run went on for {LEAST_EVALUATIONS} evaluations after a window that begins where it first has {GROKKED:g}."
         return ""
 
-    return Condition(f"{LEAST_EVALUATIONS} evaluations follow grokking", unmet)
+    return Condition(f"{LEAST_EVALUATIONS} evaluations follow a window from the first touch of {GROKKED:g}", unmet)
 
 
 def _stable_runs() -> Measure:
-    """Share of the runs that stay, of those that went on long enough to tell; how many did not is said."""
-    plain = share("stable", DENSE, of="kind").given(GROKKED=GROKKED, STABLE=STABLE)
+    """Share of the runs that stay from their first touch on, of those that went on long enough to tell; how many did not is
+    said."""
+    plain = share("stable", DENSE, of="kind", by=TRAINING).given(GROKKED=GROKKED, STABLE=STABLE, since="first touch")
 
     def compute(table: "DataFrame") -> tuple[Interval, str]:
         interval, how = plain.compute(table)
         own = table[table["kind"] == DENSE]
         untold = own[own["stable"].isna()]
-        never = int((~untold["grokked"].astype(bool)).sum())
-        reasons = {f"did not reach {GROKKED:g}": never, "reached it too late to tell": len(untold) - never}
+        never = int(untold["crossed_99"].isna().sum()) if "crossed_99" in untold else len(untold)
+        reasons = {f"never had {GROKKED:g}": never, "had it too late to tell": len(untold) - never}
         left_out = ", ".join(f"{count} {reason}" for reason, count in reasons.items() if count)
         return interval, how + (f" Left out of {len(own)} runs: {left_out}." if left_out else "")
 
     return Measure(plain.text, compute)
+
+
+def _share_of_known(metric: str, of: str = "") -> Measure:
+    """Share of the dense trainings for which a true-or-false metric is true, `of` those alone for which another one is.
+
+    What has an exact interval, where a mean of bounded values has Student's: that has no width when the few runs seen are
+    alike, however many others are not. A run of these without a value leaves it not run.
+    """
+    plain = share(metric, DENSE, of="kind", by=TRAINING)
+
+    def compute(table: "DataFrame") -> tuple[Interval, str]:
+        own = table[table["kind"] == DENSE] if "kind" in table else table[:0]
+        asked = own[own[of].astype(bool)] if of and of in own else own
+        known = asked[metric].notna() if metric in asked else asked["run"].isna()
+        if lacking := int((~known).sum()):
+            raise NotRun(f"Needs {metric} of {len(asked)} runs of {DENSE}; {lacking} are done and have no value of it.")
+        interval, how = plain.compute(table)
+        left_out = (
+            f" Left out: {len(own) - len(asked)} of {len(own)} runs, which are not {of}."
+            if len(asked) < len(own)
+            else ""
+        )
+        return interval, how + left_out
+
+    return Measure(f"{plain.text}, each known{f', of {of}' if of else ''}", compute)
 
 
 def _time_ratio(treated: str, control: str, of: str, by: str = "seed", alike: str = "") -> Measure:
@@ -107,7 +149,8 @@ SELECTIVE = _selective_gates()
 def _from_memorising_to_grokking(column: str) -> Measure:
     """A metric at the evaluation at which a run grokked over the same at which it had memorised before.
 
-    Runs that did not memorise first, or without both values, are counted and left out. Where a value is not positive there
+    Runs that did not memorise first are counted and left out; one that did and lacks a value, as one that was infinite, leaves
+    it not run. Where a value is not positive there
     is no ratio: then it is the median, over runs, of one plus the difference over the larger magnitude, which is the
     ratio where a positive value falls and lies below 1 whenever it falls; so that the signs of the changes decide.
     """
@@ -118,10 +161,18 @@ def _from_memorising_to_grokking(column: str) -> Measure:
         reached = own[own["grokked"].astype(bool)]
         ordered = reached[reached["memorises_first"].astype(bool)]
         wanted = [f"{column}_memorised", f"{column}_grokked"]
-        values = ordered.reindex(columns=wanted).astype(float).dropna()
-        reasons = {"did not memorise before": len(reached) - len(ordered), "lack a value": len(ordered) - len(values)}
-        left_out = ", ".join(f"{count} {reason}" for reason, count in reasons.items() if count)
-        left_out = f" Left out of {len(reached)} runs that reached {GROKKED:g}: {left_out}." if left_out else ""
+        values = ordered.reindex(columns=wanted).astype(float).groupby(ordered[TRAINING]).mean()
+        others = len(reached) - len(ordered)
+        left_out = (
+            f" Left out of {len(reached)} runs that reached {GROKKED:g}: {others} did not memorise before."
+            if others
+            else ""
+        )
+        if lacking := int(values.isna().any(axis=1).sum()):
+            raise NotRun(
+                f"Needs {column} at both events of the {len(values)} trainings that memorise before they reach {GROKKED:g}; "
+                f"{lacking} have no finite value, and what it would have shown is not known.{left_out}"
+            )
         if len(values) < LEAST_UNITS:
             raise NotRun(
                 f"Needs {LEAST_UNITS} or more runs that memorise before they reach {GROKKED:g}, with {column} at both; "
@@ -135,7 +186,7 @@ def _from_memorising_to_grokking(column: str) -> Measure:
         how = f"{signless} of {len(pairs)} runs have a value of 0 or less and no ratio: median of 1 + difference over the larger magnitude, interval of the sign test."
         return median_interval([_relative_change(*pair) for pair in pairs], -1.0, 3.0), how + left_out
 
-    return Measure(f"from_memorising_to_grokking({column}, kind = {DENSE!r})", compute).given(
+    return Measure(f"from_memorising_to_grokking({column}, kind = {DENSE!r}, by {TRAINING})", compute).given(
         MEMORISED=MEMORISED, GROKKED=GROKKED, least=LEAST_UNITS
     )
 
@@ -157,32 +208,33 @@ def _event_ratio(id_: str, statement: str, source: str, column: str, unit: str, 
 
 def _operation(name: str, noun: str) -> Claim:
     return Claim(
-        f"generalises_{name}", f"Runs on {noun} reach 0.99 test accuracy", OWN, "9 of 10 runs", "share of runs",
-        share("grokked", name, of="operation").given(GROKKED=GROKKED), above=HALF,
+        f"generalises_{name}", f"More than half of the runs on {noun} reach 0.99 test accuracy", OWN, "9 of 10 runs", "share of runs",
+        share("grokked", name, of="operation", by=TRAINING).given(GROKKED=GROKKED), above=HALF,
         decided_by="sweep --config operations",
     )  # fmt: skip
 
 
 CLAIMS = (
     Claim(
-        "generalises", "Runs with weight decay reach 0.99 test accuracy", POWER, "every run", "share of runs",
-        share("grokked", DENSE, of="kind").given(GROKKED=GROKKED), above=HALF,
+        "generalises", "More than half of the runs with weight decay reach 0.99 test accuracy", POWER, "every run", "share of runs",
+        share("grokked", DENSE, of="kind", by=TRAINING).given(GROKKED=GROKKED), above=HALF,
     ),
     Claim(
         "plateau",
-        f"From memorisation on, accuracy on held-out pairs whose mirror image is new too stays below {PLATEAU:g} for a window "
-        "of evaluations", POWER, "near chance", "accuracy, highest of the window",
-        mean("highest_new_accuracy", DENSE, of="kind").given(MEMORISED=MEMORISED).from_units(LEAST_UNITS), below=PLATEAU,
+        "More than half of the runs with weight decay have a plateau: from memorisation on, accuracy on held-out pairs whose "
+        f"mirror image is new too stays below {PLATEAU:g} for a window of evaluations", POWER, "every run, near chance",
+        "share of runs", _share_of_known("plateau").given(MEMORISED=MEMORISED, PLATEAU=PLATEAU), above=HALF,
     ),
     Claim(
-        "stability", "Once 0.99 is reached, it holds in 99 % of the evaluations that follow", OWN, "9 of 10 runs",
+        "stability", "More than half of the runs stay: after the first evaluation with 0.99, 99 % of those that follow have it "
+        "too (of fewer than 100, every one)", OWN, "9 of 10 runs",
         "share of runs", _stable_runs(), above=HALF,
         when=_stability_is_measured(),
     ),
     Claim(
         "delay", "Test accuracy reaches 0.99 ten times later than training accuracy does", POWER,
         "10 times or more (AdamW)", "times, time to generalise over time to memorise",
-        geometric_mean("delay_ratio", ADAMW, of="published", censored="censored", rounding="delay_rounding")
+        geometric_mean("delay_ratio", ADAMW, of="published", censored="censored", rounding="delay_rounding", by=TRAINING, capped="not_memorised")
         .given(MEMORISED=MEMORISED, GROKKED=GROKKED).from_units(LEAST_UNITS), above=10.0,
     ),
     Claim(
@@ -221,14 +273,14 @@ CLAIMS = (
         NANDA, "excluded_loss", "excluded loss", rises=True,
     ),
     Claim(
-        "keys_removed", f"When a run reaches 0.99, its accuracy on held-out pairs without the key frequencies is below {REMOVED:g}",
-        NANDA, "chance", "accuracy on held-out pairs",
-        mean("excluded_acc_grokked", DENSE, of="kind").given(GROKKED=GROKKED).from_units(LEAST_UNITS), below=REMOVED,
+        "keys_removed", f"In more than half of the runs that reach 0.99, accuracy on held-out pairs without the key frequencies is then below {REMOVED:g}",
+        NANDA, "every run, chance", "share of runs",
+        _share_of_known("keys_removed", of="grokked").given(GROKKED=GROKKED, REMOVED=REMOVED), above=HALF,
     ),
     Claim(
-        "keys_kept", f"When a run reaches 0.99, the key frequencies alone leave its accuracy above {KEPT:g}", NANDA, "unchanged",
-        "accuracy on all pairs",
-        mean("restricted_acc_grokked", DENSE, of="kind").given(GROKKED=GROKKED).from_units(LEAST_UNITS), above=KEPT,
+        "keys_kept", f"In more than half of the runs that reach 0.99, the key frequencies alone leave accuracy then above {KEPT:g}",
+        NANDA, "every run, unchanged", "share of runs",
+        _share_of_known("keys_kept", of="grokked").given(GROKKED=GROKKED, KEPT=KEPT), above=HALF,
     ),
     Claim(
         "muon", "Muon reaches 0.99 test accuracy in fewer epochs than AdamW", TVEIT, "0.67 times (to 0.95)",
@@ -248,26 +300,79 @@ def claims(verb: str, config: Any) -> Sequence[Claim]:
     if verb != "sweep":
         return []
     runs = [job.config for job in plan(config)]
-    return [claim for claim in CLAIMS if _is_asked(claim.id, runs)]
+    return [_of_runs(claim, runs) for claim in CLAIMS if _is_asked(claim.id, runs)]
+
+
+SHARES = ("generalises", "stability", "plateau", "keys_removed", "keys_kept")
+"""Claims on a share of the dense runs with weight decay."""
+
+
+def _of_runs(claim: Claim, runs: Sequence[TrainerConfig]) -> Claim:
+    """The claim with what it says of these runs alone: the epochs that they have, the length of a window, a shared split."""
+    own = _runs_of(claim.id, runs)
+    if claim.id.startswith("generalises"):
+        statement = f"{claim.statement} within {own[0].epochs:,} epochs"
+        claim = replace(claim, statement=statement, measure=claim.measure.given(epochs=own[0].epochs))
+    if claim.id == "plateau":
+        window, every = own[0].event_window, own[0].eval_every
+        statement = claim.statement.replace("a window of evaluations", f"{window} evaluations, {every} epochs apart")
+        claim = replace(claim, statement=statement, measure=claim.measure.given(event_window=window, eval_every=every))
+    if all(run.data_seed is not None for run in own):
+        claim = replace(claim, measure=_of_one_split(claim.measure, own[0].data_seed))
+    return claim
+
+
+def _of_one_split(measure: Measure, data_seed: int | None) -> Measure:
+    """The same figure, which says that the seeds differ in the weights alone."""
+
+    def compute(table: "DataFrame") -> tuple[Interval, str]:
+        interval, how = measure.compute(table)
+        return (
+            interval,
+            f"{how} All runs have one split of the pairs, that of data_seed {data_seed}: n counts initial weights, and of other splits the figure says nothing.",
+        )
+
+    return Measure(measure.text, compute)
+
+
+def _runs_of(claim: str, runs: Sequence[TrainerConfig]) -> list[TrainerConfig]:
+    """The runs that a claim takes together: those of an operation, of Muon, or the dense ones with weight decay."""
+    if claim.startswith("generalises_"):
+        return [run for run in runs if run.operation == claim.removeprefix("generalises_")]
+    return [run for run in runs if run.recipe == "muon"] if claim == "muon" else [*filter(_is_dense_with_decay, runs)]
+
+
+def _trainings(runs: Sequence[TrainerConfig]) -> int:
+    """How many different trainings these are."""
+    return len({_identity(run) for run in runs})
+
+
+def _have_one_budget(runs: Sequence[TrainerConfig]) -> bool:
+    """Whether the runs have the same epochs, in which an event can happen at all."""
+    longest = {run.epochs for run in runs}
+    return len(longest) == 1 and all(run.epochs >= (run.event_window - 1) * run.eval_every for run in runs)
 
 
 def _is_asked(claim: str, runs: Sequence[TrainerConfig]) -> bool:
     """Whether the runs that the claim takes together are there and differ in nothing but the seed."""
     if claim.startswith("generalises_"):
-        own = [run for run in runs if run.operation == claim.removeprefix("generalises_")]
-        return len({run.operation for run in runs}) > 1 and len(own) >= UNITS_OF_A_SHARE and _are_alike(own)
+        own = _runs_of(claim, runs)
+        several = len({run.operation for run in runs}) > 1 and _trainings(own) >= UNITS_OF_A_SHARE
+        return several and _are_alike(own) and _have_one_budget(own)
     if claim == "muon":
         muon, adamw = ([run for run in runs if run.recipe == recipe] for recipe in ("muon", "none"))
         return _are_alike(muon) and _are_alike(adamw) and _are_paired(muon, adamw, "recipe", "lr")
     dense = [run for run in runs if _is_dense_with_decay(run)]
     if not _are_alike(dense):
         return False
-    if claim in ("generalises", "stability") and len(dense) < UNITS_OF_A_SHARE:
+    if claim in SHARES and _trainings(dense) < UNITS_OF_A_SHARE:
+        return False
+    if claim == "generalises" and not _have_one_budget(dense):
         return False
     if claim == "stability":
         return any(map(_may_show_stability, dense))
     if claim.startswith("curvature"):
-        return any(run.compute_weight_curvature for run in dense)
+        return all(run.compute_weight_curvature for run in dense)
     if claim == "keys_removed" and 1 / dense[0].p > REMOVED / 2:
         return False
     if claim == "delay":
@@ -330,6 +435,7 @@ def planned(name: str, config: TrainerConfig) -> dict[str, Any]:
         else "dense runs"
         if config.model_type == "transformer"
         else None,
+        TRAINING: _identity(config),
         "matched_but_for_decay": _identity(config, "weight_decay"),
         "matched_but_for_routing": _identity(config, "model_type"),
         "matched_but_for_recipe": _identity(config, "recipe", "lr"),
@@ -338,12 +444,12 @@ def planned(name: str, config: TrainerConfig) -> dict[str, Any]:
 
 
 def columns(folder: Path, config: TrainerConfig) -> dict[str, Any]:
-    """What claims and tables read of one finished run. UserError when it holds no evaluation."""
-    rows = read_evaluations(folder)
+    """What claims and tables read of one finished run. UserError when it holds no evaluation, or damaged ones."""
+    rows = read_history(folder, config)
     events = find_events(rows, config.p, config.event_window)
     grokked = events.grokked_99 is not None
     time = max(1, events.last_epoch if events.grokked_99 is None else events.grokked_99)
-    last = [row for row in rows if "test_acc" in row][-1]
+    last, memorised = rows[-1], events.memorised is not None
     values: dict[str, Any] = {
         **planned(folder.name, config),
         **events.as_dict(),
@@ -352,22 +458,49 @@ def columns(folder: Path, config: TrainerConfig) -> dict[str, Any]:
         "censored": not grokked,
         "has_memorised": events.memorised is not None,
         "memorises_first": grokked and events.memorised is not None and events.delay is not None and events.delay > 0,
+        "not_memorised": not memorised,
         "has_plateau": has_plateau(events.as_dict()),
         **{name: last[name] for name in ("train_acc", "test_acc", "train_loss", "test_loss")},
     }
-    if events.memorised is not None:
-        values["delay_ratio"] = time / max(1, events.memorised)
-        # Either time is known to a step between evaluations, which is uniform: its standard deviation is step / sqrt(12).
-        relative = [config.eval_every / max(config.eval_every, at) for at in (time, events.memorised)]
-        values["delay_rounding"] = math.hypot(*relative) / math.sqrt(12)
-    if events.held_99 is not None and events.evaluations_after >= LEAST_EVALUATIONS:
-        values["stable"] = events.held_99 >= STABLE
-    heads = config.n_heads if config.model_type == "routed" else config.routing_heads
-    if "routing_entropy" in last and heads > 1:
-        values["gate_entropy_share"] = last["routing_entropy"] / math.log(heads)
-        values["gate_max_use"] = last["routing_max_use"]
-    values |= _at_events(rows, events)
+    # A run that never memorised would have done so later than at its end: then the ratio is an upper bound.
+    at_memorised = events.last_epoch if events.memorised is None else events.memorised
+    values["delay_ratio"] = time / max(1, at_memorised)
+    # Either time is known to a step between evaluations, which is uniform: its standard deviation is step / sqrt(12).
+    relative = [config.eval_every / max(config.eval_every, at) for at in (time, at_memorised)]
+    values["delay_rounding"] = math.hypot(*relative) / math.sqrt(12)
+    held = held_from_first_touch(rows)
+    if held:
+        values["held_from_touch"] = sum(held) / len(held)
+    if len(held) - (config.event_window - 1) >= LEAST_EVALUATIONS:
+        values["stable"] = values["held_from_touch"] >= STABLE
+    values |= _gates(rows, events, config) | _at_events(rows, events)
+    if memorised or grokked:  # of one that did neither, a longer run might have shown a plateau
+        values["plateau"] = (
+            False if not memorised else None if events.highest_new_accuracy is None else values["has_plateau"]
+        )
+    for name, accuracy, passes in (
+        ("keys_removed", values.get("excluded_acc_grokked"), lambda x: x < REMOVED),
+        ("keys_kept", values.get("restricted_acc_grokked"), lambda x: x > KEPT),
+    ):
+        values[name] = None if accuracy is None else passes(accuracy)
     return {name: value for name, value in values.items() if value is not None}
+
+
+def _gates(rows: Sequence[Mapping[str, Any]], events: Events, config: TrainerConfig) -> dict[str, float]:
+    """Entropy over log heads and the largest use of a head: the larger of what they are when the run reaches 0.99 and at its
+    end, of a run that does not reach it the median after its start. Empty where they were not measured."""
+    heads = config.n_heads if config.model_type == "routed" else config.routing_heads
+    if heads < 2 or "routing_entropy" not in rows[-1]:
+        return {}
+    if events.grokked_99 is None:
+        of = [row for row in rows[1:] or rows if "routing_entropy" in row]
+        entropy, use = (median(row[name] for row in of) for name in ("routing_entropy", "routing_max_use"))
+    else:
+        of = [row for row in rows if row["epoch"] == events.grokked_99 or row is rows[-1]]
+        if not all("routing_entropy" in row for row in of):
+            return {}
+        entropy, use = (max(row[name] for row in of) for name in ("routing_entropy", "routing_max_use"))
+    return {"gate_entropy_share": entropy / math.log(heads), "gate_max_use": use}
 
 
 AT_EVENTS = (

@@ -8,9 +8,13 @@ and the evaluation from which on no other fell below.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from least_action.config import TrainerConfig
+from studycore.errors import DamagedRun
+from studycore.metrics_log import read_evaluations
 
 MEMORISED = 0.99
 GROKKED = 0.99
@@ -45,7 +49,7 @@ class Events:
     sustained_99: int | None = None
     """First of the `window` or more evaluations up to the run's end that all have 0.99."""
     held_99: float | None = None
-    """Stability: share of the evaluations after the window of grokked_99 with a test accuracy of 0.99."""
+    """Share of the evaluations after the window of grokked_99 with a test accuracy of 0.99."""
     evaluations_after: int = 0
     """How many evaluations these are."""
     test_at_memorised: float | None = None
@@ -116,6 +120,44 @@ def find_events(rows: Sequence[dict[str, Any]], p: int, window: int) -> Events:
         new_at_memorised=None if at is None else new[at],
         highest_new_accuracy=max(known) if known and len(known) == len(from_there) else None,
     )  # fmt: skip
+
+
+def held_from_first_touch(rows: Sequence[Mapping[str, Any]]) -> list[bool]:
+    """Stability: of each evaluation after the first with a test accuracy of 0.99, whether it has it too. Empty where none does
+    or none follows.
+
+    Not after the window of an event: a run that reaches 0.99 and loses it within the window is then not asked, and one that
+    loses it and comes back is asked from its return on.
+    """
+    test = [row["test_acc"] >= GROKKED for row in rows if "test_acc" in row]
+    return test[test.index(True) + 1 :] if True in test else []
+
+
+MEASURED = ("epoch", "train_acc", "test_acc", "train_loss", "test_loss")
+"""What every evaluation holds."""
+
+
+def read_history(folder: Path, config: TrainerConfig) -> list[dict[str, Any]]:
+    """The rows of a finished run, up to where its configuration lets it end: `--extra-epochs` given to some runs of a sweep
+    would decide which of them are censored. DamagedRun for rows that do not increase, or lack what each holds."""
+    rows = read_evaluations(folder)
+    place, mend = f"{folder}/metrics.jsonl", "restore it, or make the run again"
+    if any(later["step"] <= sooner["step"] for sooner, later in pairwise(rows)):
+        raise DamagedRun(f"{place}: its steps do not increase from row to row; {mend}")
+    for number, row in enumerate(rows, start=1):
+        if lacks := [name for name in MEASURED if name not in row]:
+            raise DamagedRun(f"{place}: line {number} lacks {', '.join(lacks)}; {mend}")
+    end = last_epoch(rows, config)
+    return [row for row in rows if row["epoch"] <= end]
+
+
+def last_epoch(rows: Sequence[dict[str, Any]], config: TrainerConfig) -> int:
+    """Where a run of the configuration ends: after its epochs, or stop_after_grok past 0.99, once the window is whole."""
+    grokked = grokked_epoch([row for row in rows if row["epoch"] <= config.epochs], config)
+    if config.stop_after_grok is None or grokked is None:
+        return config.epochs
+    evaluations = max(config.event_window, math.ceil(config.stop_after_grok / config.eval_every))
+    return min(config.epochs, grokked + evaluations * config.eval_every)
 
 
 def has_plateau(events: Mapping[str, Any]) -> bool:

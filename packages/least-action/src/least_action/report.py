@@ -4,9 +4,9 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from least_action.claims import LEAST_EVALUATIONS, STABLE
+from least_action.claims import DENSE, LEAST_EVALUATIONS, STABLE
 from least_action.config import OPERATIONS, QUESTION, SPECTRA_LEFT_OUT, TrainerConfig
-from least_action.events import PLATEAU, find_events, has_plateau
+from least_action.events import PLATEAU, find_events, has_plateau, held_from_first_touch
 from least_action.figures import plot_arm_curves, plot_atlas, plot_survival, save_all_visualizations, title_of
 from least_action.plan import plan
 from least_action.survival import Survival, kaplan_meier
@@ -39,7 +39,9 @@ def report_run(record: Record) -> Report:
         "Names that end in _original (in older runs: _seed) follow the original study's formulas, for comparison.",
         folded=True,
     )
-    event_rows = [{"run": record.folder.name, "test_acc": rows[-1]["test_acc"], **events.as_dict()}]
+    held = held_from_first_touch(rows)
+    stays = {"held_from_touch": sum(held) / len(held) if held else None}
+    event_rows = [{"run": record.folder.name, "test_acc": rows[-1]["test_acc"], **events.as_dict(), **stays}]
     pictures = save_all_visualizations(record.arrays, rows, record.folder / "figures", config)
     return Report(
         f"least-action train: {config.operation} mod {config.p}, {config.model_type}",
@@ -85,7 +87,7 @@ def notes(config: TrainerConfig) -> list[str]:
     return [
         f"Weight decay {config.weight_decay} applies to {rule}.",
         f"An event is the first of {config.event_window} consecutive evaluations ({config.eval_every} epochs apart) at which the accuracy holds.",
-        f"A run groks when 0.99 test accuracy comes after a plateau: accuracy below {PLATEAU:g} on new pairs, held-out pairs whose mirror image is held out too, for {config.event_window} consecutive evaluations from memorisation on. Else it generalises without a plateau, however long it took. Stability is the share of evaluations at 0.99 after the event's window; {STABLE:g} counts as stable.",
+        f"A run groks when 0.99 test accuracy comes after a plateau: accuracy below {PLATEAU:g} on new pairs, held-out pairs whose mirror image is held out too, for {config.event_window} consecutive evaluations from memorisation on. Else it generalises without a plateau, however long it took. Stability is the share of evaluations at 0.99 after the first one there; {STABLE:g} counts as stable.",
         "Curvature and progress measures are also measured at the evaluations at which the run memorises and reaches 0.99; claims read them there.",
         f"Input sensitivity on {config.metric_samples} held-out pairs, Fisher trace on {config.metric_samples} training pairs, all else on all pairs.",
         f"Acceleration recipe: {config.recipe}; loss in {config.loss_dtype}, weights in {config.dtype}.",
@@ -100,7 +102,7 @@ def event_table(runs: Sequence[dict[str, Any]], folded: bool = False) -> Table:
         times = [f"> {run['last_epoch']:.0f}" if _missing(run.get(name)) else int(run[name]) for name in EVENTS]
         delay, plateau, new, highest, held = (
             "none" if _missing(run.get(name)) else run[name]
-            for name in ("delay", "test_at_memorised", "new_at_memorised", "highest_new_accuracy", "held_99")
+            for name in ("delay", "test_at_memorised", "new_at_memorised", "highest_new_accuracy", "held_from_touch")
         )
         shown = delay if isinstance(delay, str) else int(delay)
         rows.append((run["run"], *times, shown, plateau, new, highest, held, run["test_acc"]))
@@ -108,7 +110,7 @@ def event_table(runs: Sequence[dict[str, Any]], folded: bool = False) -> Table:
         "run", "memorised", "onset", "0.95 held", "0.99 first", "0.99 held", "0.99 to the end", "delay",
         "test accuracy at memorisation", "on new pairs", "highest of the window", "stability", "last test accuracy",
     )  # fmt: skip
-    note = '"> n": not within the n epochs that the run lasted (censored). Onset: accuracy on new pairs leaves the plateau. Held: in the evaluations of a window. Highest of the window: on new pairs, from memorisation on; below 0.1 it is a plateau. Stability: share of evaluations at 0.99 after that.'
+    note = '"> n": not within the n epochs that the run lasted (censored). Onset: accuracy on new pairs leaves the plateau. Held: in the evaluations of a window. Highest of the window: on new pairs, from memorisation on; below 0.1 it is a plateau. Stability: share of the evaluations after the first at 0.99 that are there too.'
     return Table("Events (epochs)", columns, rows, note, folded=folded)
 
 
@@ -139,7 +141,7 @@ def report_sweep(record: Record) -> Report:
     ]  # fmt: skip
     tables = [
         Table("Time to 0.99 test accuracy by arm (epochs)", ("arm", "runs", "reached it", "censored", "held: median [95 % interval]", "first touch: median", "test accuracy at memorisation", "on new pairs", "highest of the window", "stable", *(("gate entropy over log heads", "largest use of a head") if routed else ())), arm_rows,
-              f"Held: in the evaluations of a window. Highest of the window: on new pairs, from memorisation on; below {PLATEAU:g} it is a plateau. Stable: runs with 0.99 in {STABLE:.0%} of the evaluations after that, of those with {LEAST_EVALUATIONS} of them. Kaplan-Meier median with the interval of Brookmeyer and Crowley; runs that did not reach it are censored at their end. An upper bound \"not reached\": the curve's upper band stays above one half."),
+              f"Held: in the evaluations of a window. Highest of the window: on new pairs, from memorisation on; below {PLATEAU:g} it is a plateau. Stable: runs with 0.99 in {STABLE:.0%} of the evaluations after the first touch, of those with {LEAST_EVALUATIONS} of them beyond a window. Kaplan-Meier median with the interval of Brookmeyer and Crowley; runs that did not reach it are censored at their end. An upper bound \"not reached\": the curve's upper band stays above one half."),
         event_table(table.to_dict("records"), folded=len(table) > 8),
     ]  # fmt: skip
     pictures = atlas_pictures(table, record.folder / "figures") or arm_pictures(record, arms, curves)
@@ -204,15 +206,16 @@ def _mean_text(runs: "pd.DataFrame", column: str) -> str:
 
 
 WITH_DECAY = Wording(
-    "With weight decay the network comes to generalise ({x:.0%} of runs)",
-    "Even with weight decay the network does not come to generalise in most runs",
-    "With weight decay {x:.0%} of the runs came to generalise, which leaves open whether most do",
+    "With weight decay the network comes to generalise ({x:.0%} of runs{{within}})",
+    "Even with weight decay the network does not come to generalise in most runs{{within}}",
+    "With weight decay {x:.0%} of the runs came to generalise{{within}}, which leaves open whether most do",
     "Whether it generalises was not run",
 )
+"""`{within}`, which is filled in afterwards, is the budget: what longer runs would have done is not said."""
 AFTER = Wording(
-    ", after a plateau: it groks",
-    ", without a plateau",
-    "; whether after a plateau stays open",
+    ", after a plateau in {k} of {n}: these grok",
+    ", mostly without a plateau ({k} of {n} have one)",
+    "; whether most do so after a plateau stays open ({k} of {n})",
     "",
 )
 BY_DECAY = Wording(
@@ -234,7 +237,8 @@ BY_MUON = Wording(
     "Whether the optimizer Muon is faster than AdamW was not run",
 )
 ON_OPERATIONS = Wording(
-    "It comes to generalise on {which}", "it does not on {which}", "whether it does on {which} stays open", "{which} was not run",
+    "It comes to generalise on {which}{{within}}", "it does not on {which}{{within}}",
+    "whether it does on {which}{{within}} stays open", "{which} was not run",
 )  # fmt: skip
 
 
@@ -248,26 +252,40 @@ def sweep_answer(claims: Sequence[Mapping[str, Any]], table: "pd.DataFrame") -> 
     decay = said(claims, "weight_decay", BY_DECAY)
     if decay and len(without) and decay.startswith("Weight decay speeds"):
         decay += f" ({int(without['grokked'].sum())} of {len(without)} runs without it got there)"
+    dense = table[table["kind"] == DENSE] if "kind" in table else table[:0]
+    on_operations = [clause.format(within=within(table)) for clause in said_of(claims, operations, ON_OPERATIONS)]
     answer = sentences(
-        [f"{generalises}{after}"] if generalises else [],
-        said_of(claims, operations, ON_OPERATIONS),
+        [f"{generalises.format(within=within(dense))}{after}"] if generalises else [],
+        on_operations,
         [decay, said(claims, "routing", BY_ROUTING)],
         [said(claims, "muon", BY_MUON)],
     )
     return answer or f"{int(table['grokked'].sum())} of {len(table)} runs came to generalise."
 
 
+def within(runs: "pd.DataFrame") -> str:
+    """The epochs that the runs had, as they stand in an answer; "" where none has finished."""
+    return "" if runs.empty else f" within {epochs_of(runs):,} epochs"
+
+
 def counts_of(table: "pd.DataFrame") -> str:
     """How many runs generalised, in what way, and whether it lasted."""
-    reached = [run for run in table.to_dict("records") if run["grokked"]]
+    runs = table.to_dict("records")
+    reached = [run for run in runs if run["grokked"]]
+    lost = sum(not run["grokked"] and not _missing(run.get("crossed_99")) for run in runs)
+    touched = f" {lost} more had it in single evaluations and did not hold it for a window." if lost else ""
     if not reached:
-        return f"None of {len(table)} runs reached 0.99 test accuracy."
+        return f"None of {len(table)} runs reached 0.99 test accuracy.{touched}"
     plateau = sum(has_plateau(run) for run in reached)
-    known = [bool(run["stable"]) for run in reached if not _missing(run.get("stable"))]
-    stable = f" Of the {len(known)} that went on long enough to tell, {sum(known)} stayed there." if known else ""
+    known = [bool(run["stable"]) for run in runs if not _missing(run.get("stable"))]
+    stable = (
+        f" Of the {len(known)} that went on long enough after their first evaluation at 0.99 to tell, {sum(known)} stayed there."
+        if known
+        else ""
+    )
     return (
         f"{len(reached)} of {len(table)} runs reached 0.99 test accuracy: {plateau} after a plateau (they grokked), "
-        f"{len(reached) - plateau} without one.{stable}"
+        f"{len(reached) - plateau} without one.{touched}{stable}"
     )
 
 

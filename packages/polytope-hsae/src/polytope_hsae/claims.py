@@ -172,7 +172,8 @@ def soft_absorption(treated: str, control: str) -> Measure:
     note = level(
         "soft_absorption", control, "below 0: its parents rise with their children, and there is no fall to lower"
     )
-    return beside(paired_difference("soft_absorption", treated, control), note)
+    may_lack = "which has a value only where a parent and its child fire together often enough"
+    return beside(paired_difference("soft_absorption", treated, control, may_lack=may_lack), note)
 
 
 SAME_SCHEDULE = {

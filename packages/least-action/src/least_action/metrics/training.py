@@ -179,7 +179,7 @@ def measure_basics(output: Output, probe: Probe, config: TrainerConfig) -> dict[
 
 
 def measure_function(model: PairModel, output: Output, probe: Probe, config: TrainerConfig) -> dict[str, Any]:
-    """Spectra, norms, numerics and routing."""
+    """Spectra, norms and numerics."""
     p, operation = config.p, config.operation
     training_NP, y_N = output.logits_NP[probe.train_mask_N], probe.all.y_N[probe.train_mask_N]
     decayed = decayed_parameters(model, config.weight_decay_rule, config.decay_gates)
@@ -206,12 +206,19 @@ def measure_function(model: PairModel, output: Output, probe: Probe, config: Tra
             "gini_neuron_to_logit": ginis.neuron_to_logit,
             "gini_unembedding": ginis.unembedding,
         }
-    if output.routing:
-        entropies = [routing_entropy(weights_NR) for weights_NR in output.routing]
-        measured["routing_entropy"] = sum(entropies) / len(entropies)
-        measured["routing_max_use"] = max(head_utilization(weights_NR).max().item() for weights_NR in output.routing)
-        measured["routing_paths"] = path_signatures(output.routing).distinct
     return measured
+
+
+def measure_routing(output: Output) -> dict[str, Any]:
+    """The gates on all pairs; empty without any. Also measured where an event may begin."""
+    if not output.routing:
+        return {}
+    entropies = [routing_entropy(weights_NR) for weights_NR in output.routing]
+    return {
+        "routing_entropy": sum(entropies) / len(entropies),
+        "routing_max_use": max(head_utilization(weights_NR).max().item() for weights_NR in output.routing),
+        "routing_paths": path_signatures(output.routing).distinct,
+    }
 
 
 def measure_progress(model: PairModel, output: Output, probe: Probe, config: TrainerConfig) -> dict[str, Any]:
@@ -297,7 +304,7 @@ def measure(
 ) -> TrainingMetrics:
     """The row due at this epoch: losses and accuracies always, the rest at its intervals and at the end.
 
-    Where an event may begin, by the `rows` so far, curvature and progress are measured as well. `adam_state` is the
+    Where an event may begin, by the `rows` so far, curvature, progress and gates are measured as well. `adam_state` is the
     optimizers' by name, as studycore.checkpoints.optimizer_tensors gives it.
     """
     measured: dict[str, Any] = {}
@@ -308,7 +315,7 @@ def measure(
         detailed = last or epoch % config.log_every == 0
         curved = last or event or epoch % config.weight_curvature_interval == 0
         if detailed or event:
-            measured |= measure_progress(model, output, probe, config)
+            measured |= measure_progress(model, output, probe, config) | measure_routing(output)
         if detailed:
             measured |= measure_function(model, output, probe, config)
             measured["lr"] = learning_rate(epoch, config, has_touched_99([*rows, basics]))
