@@ -551,17 +551,16 @@ def test_a_twin_is_not_judged_by_the_seeds_that_are_left(arm):
         assert (found[name]["verdict"], found[name]["measured"]) == ("not run", None)
         assert f"Needs all 12 runs of ball and flat_twin; 3 are missing (failed: {arm}_s3, " in found[name]["why"]
     assert found["rule_learnt"]["verdict"] == "supported"
-    assert found["scratch_rate"]["verdict"] == ("refuted" if arm == "ball" else "supported")
+    assert found["scratch_rate"]["verdict"] == ("inconclusive" if arm == "ball" else "supported")
 
 
-def test_a_model_of_which_every_seed_failed_has_not_reached_its_targets():
+def test_a_model_of_which_every_seed_failed_leaves_its_targets_open():
+    """What ended them, a full disk for instance, says nothing of the model."""
     found, answer = of_edited("headline", failing("ball"))
     for name in {claim.id for claim in BALL_TARGETS}:
-        assert (found[name]["verdict"], found[name]["measured"], found[name]["n"]) == ("refuted", 0.0, 6), name
+        assert (found[name]["verdict"], found[name]["measured"], found[name]["n"]) == ("inconclusive", 0.0, 6), name
         assert "0 of 6" in found[name]["why"] and "ball_s5" in found[name]["why"]
-    assert answer.startswith(
-        "None of the 6 seeds tried rebuild all 19,683 operations from scratch; none of the 6 have "
-    )
+    assert answer.startswith("Whether seeds rebuild all operations from scratch stays open; ")
 
 
 @pytest.mark.parametrize(
