@@ -130,6 +130,19 @@ def test_running_means_are_bias_corrected_and_above_the_floor():
     assert last == {"a": pytest.approx(4.0), "b": pytest.approx(10.0)}
 
 
+def test_a_loss_at_or_below_its_floor_has_no_weight_and_one_next_to_it_no_boundless_one():
+    balance, norms = Balance("running_means", {"a": 1.0, "b": 1.0}), {"a": 1.0, "b": 1.0}
+    balance.weigh({"a": 0.5, "b": 3.0}, {"a": 0.0, "b": 2.0}, norms)
+    for below in (1.5, 2.0):
+        weights = balance.weigh({"a": 0.5, "b": below}, {"a": 0.0, "b": 2.0}, norms)
+        assert weights == {"a": pytest.approx(2.0), "b": 0.0}
+    # What was below has not moved the mean: with this excess of 1 it is 1 again.
+    assert balance.weigh({"a": 0.5, "b": 3.0}, {"a": 0.0, "b": 2.0}, norms)["b"] == pytest.approx(1.0)
+    for _ in range(300):
+        last = balance.weigh({"a": 0.5, "b": 2.0 + 1e-5}, {"a": 0.0, "b": 2.0}, norms)
+    assert last["b"] == pytest.approx(1 / (0.01 * 2.0))
+
+
 def test_gradient_norms_are_made_equal():
     balance = Balance("gradient_norms", {"a": 1.0, "b": 1.0})
     norms = {"a": 0.1, "b": 10.0}

@@ -111,52 +111,62 @@ class PromptLosses:
         return nn.functional.cross_entropy(logits, targets), floor
 
 
+LEAST_EXCESS = 0.01
+"""Share of its floor that a loss counts as above it at least, so that a loss next to its floor has no boundless weight."""
+
+
 class Balance:
     """Weights of the terms of a sum of losses, from what is known before each update.
 
     "fixed": as given. "running_means": 1 / mean of the excess over the floor, means bias-corrected as Adam's are, so that the
-    first weight is no accident. "uncertainty": exp(-s) of Kendall et al. (2018), s trained as sum exp(-s) L + s by the same
-    gradient descent. "gradient_norms": each term's gradient brought to the mean of the norms, norms averaged likewise.
+    first weight is no accident; a term at its floor or below has nothing to gain, and no weight in that update.
+    "uncertainty": exp(-s) of Kendall et al. (2018), s trained as sum exp(-s) L + s by the same gradient descent.
+    "gradient_norms": each term's gradient brought to the mean of the norms, norms averaged likewise.
     """
 
     def __init__(self, method: str, weights: Mapping[str, float], decay: float = 0.9, rate: float = 0.05):
         self.method, self.given, self.decay, self.rate = method, dict(weights), decay, rate
         self.means = dict.fromkeys(weights, 0.0)
+        self.counts = dict.fromkeys(weights, 0)
         self.log_variances = dict.fromkeys(weights, 0.0)
-        self.updates = 0
 
     def weigh(
         self, losses: Mapping[str, float], floors: Mapping[str, float], norms: Mapping[str, float]
     ) -> dict[str, float]:
         """Term -> weight of this update."""
-        self.updates += 1
-        observed = (
-            norms if self.method == "gradient_norms" else {k: max(v - floors[k], 1e-6) for k, v in losses.items()}
-        )
-        for name, value in observed.items():
-            self.means[name] = self.decay * self.means[name] + (1 - self.decay) * value
-        corrected = {name: max(m / (1 - self.decay**self.updates), 1e-12) for name, m in self.means.items()}
         if self.method == "fixed":
             return dict(self.given)
-        if self.method == "running_means":
-            return {name: self.given[name] / corrected[name] for name in corrected}
-        if self.method == "gradient_norms":
-            middle = sum(corrected.values()) / len(corrected)
-            return {name: self.given[name] * middle / corrected[name] for name in corrected}
-        weights = {name: self.given[name] * math.exp(-s) for name, s in self.log_variances.items()}
-        for name in self.log_variances:
-            self.log_variances[name] -= self.rate * (1 - math.exp(-self.log_variances[name]) * losses[name])
-        return weights
+        if self.method == "uncertainty":
+            weights = {name: self.given[name] * math.exp(-s) for name, s in self.log_variances.items()}
+            for name in self.log_variances:
+                self.log_variances[name] -= self.rate * (1 - math.exp(-self.log_variances[name]) * losses[name])
+            return weights
+        above = {name: loss - floors[name] for name, loss in losses.items()}
+        means = (
+            self._means(norms)
+            if self.method == "gradient_norms"
+            else self._means({k: max(v, LEAST_EXCESS * floors[k]) if v > 0 else 0.0 for k, v in above.items()})
+        )
+        middle = sum(means.values()) / len(means) if self.method == "gradient_norms" and means else 1.0
+        return {name: self.given[name] * middle / means[name] if name in means else 0.0 for name in self.given}
+
+    def _means(self, observed: Mapping[str, float]) -> dict[str, float]:
+        """Means of what is above 0, with this update's; a term that is not has none."""
+        for name, value in observed.items():
+            if value > 0:
+                self.counts[name] += 1
+                self.means[name] = self.decay * self.means[name] + (1 - self.decay) * value
+        return {k: self.means[k] / (1 - self.decay ** self.counts[k]) for k, value in observed.items() if value > 0}
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        return {"means": dict(self.means), "log_variances": dict(self.log_variances), "updates": self.updates}
+        return {"means": dict(self.means), "counts": dict(self.counts), "log_variances": dict(self.log_variances)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """From `state`."""
         if state:
-            self.means, self.log_variances = dict(state["means"]), dict(state["log_variances"])
-            self.updates = int(state["updates"])
+            self.means, self.counts = dict(state["means"]), dict(state["counts"])
+            self.log_variances = dict(state["log_variances"])
 
 
 def gradient_shares(norms: Mapping[str, float], weights: Mapping[str, float]) -> dict[str, float]:

@@ -1,4 +1,7 @@
-"""Exact match and F1 as SQuAD's official scorers define them (Rajpurkar et al. 2016 and 2018, evaluate-v1.1 and v2.0)."""
+"""Exact match and F1 as SQuAD's official scorer of v2.0 defines them (Rajpurkar et al. 2016 and 2018).
+
+That of v1.1 gives the same but where an answer normalises to nothing.
+"""
 
 import re
 import string
@@ -19,21 +22,18 @@ def exact_match(prediction: str, answers: Sequence[str]) -> float:
 
 def f1(prediction: str, answers: Sequence[str]) -> float:
     """The best F1 (0 to 1) over the answers, of the multisets of normalised words; no answers: whether it is empty."""
-    return max(
-        _f1(normalize_answer(prediction).split(), normalize_answer(answer).split(), v2=not answers)
-        for answer in _gold(answers)
-    )
+    predicted = normalize_answer(prediction).split()
+    return max(_f1(predicted, normalize_answer(answer).split()) for answer in _gold(answers))
 
 
 def _gold(answers: Sequence[str]) -> Sequence[str]:
-    """v2.0 drops answers that normalise to nothing where others remain; with none left the empty one is right."""
+    """Answers that normalise to nothing are dropped; with none left the empty one is right."""
     return [answer for answer in answers if normalize_answer(answer)] or [""]
 
 
-def _f1(predicted: list[str], expected: list[str], v2: bool) -> float:
+def _f1(predicted: list[str], expected: list[str]) -> float:
     if not predicted or not expected:
-        # v2.0: right when both are empty. v1.1 has no empty answers, and gives 0.
-        return float(v2 and predicted == expected)
+        return float(predicted == expected)
     common = sum((Counter(predicted) & Counter(expected)).values())
     return 2 * common / (len(predicted) + len(expected)) if common else 0.0
 
@@ -48,7 +48,6 @@ def batch_metrics(predictions: Sequence[str], references: Sequence[str | Sequenc
             f"predictions: {len(predictions)} for {len(references)} references; give as many, and at least one"
         )
     golds = [[reference] if isinstance(reference, str) else list(reference) for reference in references]
-    golds = [[] if gold == [""] else gold for gold in golds]
     n = len(predictions)
     pairs = list(zip(predictions, golds, strict=True))
     return sum(exact_match(*pair) for pair in pairs) / n, sum(f1(*pair) for pair in pairs) / n
