@@ -184,6 +184,16 @@ def test_models_with_embeddings_in_every_layer_are_refused():
         wrap(model, make_tokenizer())
 
 
+def test_models_that_cannot_read_questions_in_one_row_are_refused():
+    from transformers import BloomConfig, BloomForCausalLM, MambaConfig, MambaForCausalLM
+
+    bloom = BloomForCausalLM(BloomConfig(vocab_size=500, hidden_size=16, n_layer=1, n_head=2))
+    mamba = MambaForCausalLM(MambaConfig(vocab_size=500, hidden_size=16, state_size=4, num_hidden_layers=1))
+    for model, lacks in ((bloom, "takes no position_ids,"), (mamba, "takes no position_ids nor past_key_values,")):
+        with pytest.raises(UserError, match=lacks):
+            wrap(model, make_tokenizer())
+
+
 def test_what_cannot_be_loaded(tmp_path, folder):
     for name, word in (
         (str(tmp_path), "no config.json"),

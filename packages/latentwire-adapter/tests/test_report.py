@@ -11,7 +11,7 @@ import pytest
 import latentwire_adapter.figures as figures
 import latentwire_adapter.report as reports
 from latentwire_adapter.config import COMPRESSED, THROUGH_MODEL, EvaluateConfig, FitConfig, SuiteConfig
-from latentwire_adapter.report import answer_of, band, report
+from latentwire_adapter.report import answer_of, band, left_out, report
 from studycore.record import Record
 from studycore.statistics import Interval
 from studycore.testing.fabricated import every_verdict, judged_as
@@ -211,3 +211,11 @@ def test_a_table_without_ratios_still_says_that_nothing_is_scored(tmp_path):
     assert found.answer == "No arm has been judged yet."
     assert found.notes[0] == "The uncompressed prompt has not been scored yet."
     assert found.metrics["failed"] == 1
+
+
+def test_the_report_names_the_arms_that_were_not_asked_for():
+    whole = SuiteConfig(ratios=[2.0, 4.0])
+    assert left_out(whole) == []
+    some = SuiteConfig(ratios=[2.0, 4.0, 8.0], arms=["adapter", "linear", "int8"], only={"int8": [4.0]})
+    (note,) = left_out(some)
+    assert note.startswith("Not asked for") and "int8 at 2x and 8x; int4; " in note and "linear" not in note

@@ -1,16 +1,27 @@
 """The reports of a run and of the main job, from what their folders hold."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
 from latentwire_adapter.claims import RETAINED, questions
-from latentwire_adapter.config import GOOD, PARTIAL, QUESTION, THROUGH_MODEL, UNCOMPRESSED, Reading, size_name
+from latentwire_adapter.config import (
+    COMPRESSED,
+    GOOD,
+    PARTIAL,
+    QUESTION,
+    THROUGH_MODEL,
+    UNCOMPRESSED,
+    Reading,
+    SuiteConfig,
+    size_name,
+)
 from latentwire_adapter.figures import plot_bars, plot_curve, plot_questions, plot_training
 from latentwire_adapter.metrics import retention as retained
 from latentwire_adapter.metrics.reconstruction import rows_of
-from studycore.claims import NotRun, Wording, said_of, sentences
+from studycore.claims import NotRun, Wording, listed, said_of, sentences
 from studycore.figures import plot_arms
 from studycore.record import Record
 from studycore.report import NOT_APPLICABLE, Picture, Report, Table, figure_of
@@ -158,7 +169,7 @@ def report_suite(record: Record) -> Report:
         f1, kept = retained.mean_f1(asked), retention_of(record, asked)
         em = sum(q["em"] for q in asked) * 100 / len(asked)
         bits, size = float(rows["bits_per_token"].mean()), float(rows["receiver_bytes"].mean()) / 1e6
-        times = [_mean(rows, f"{step}_seconds_per_1000_types", 1e3) for step in ("encode", "decode")]
+        times = [_two_digits(_mean(rows, f"{step}_seconds_per_1000_types", 1e3)) for step in ("encode", "decode")]
         drawn.append((arm, ratio, f1, kept))
         lines.append(
             (
@@ -185,7 +196,7 @@ def report_suite(record: Record) -> Report:
     }
     main_table = Table(
         "Arms", ("arm", "F1", "EM", "retention", "bits a token", "receiver, MB", "encode, ms", "decode, ms", "band"), lines,
-        "Brackets: 95 %, paragraphs drawn. Retention: 0 is the better negative control, 1 the uncompressed prompt. Bits: 16 a float, side channels included; in `fewer` and `adapter_paragraph`, which leave the question and the examples whole, of the paragraph's tokens. Receiver: what it holds besides the layers. Encode, decode: of 1,000 tokens, the quickest of three. Bands: 70 and 50, absolute, as the original study has them.",
+        "Brackets: 95 %, paragraphs drawn. Retention: 0 is the better negative control, 1 the uncompressed prompt. Bits: 16 a float, side channels included; in `fewer` and `adapter_paragraph`, which leave the question and the examples whole, of the paragraph's tokens. Receiver: what it holds besides the layers. Encode, decode: milliseconds of 1,000 tokens, the quickest of several while other arms ran. Bands: 70 and 50, absolute, as the original study has them.",
     )  # fmt: skip
     pictures = [
         Picture(
@@ -219,6 +230,7 @@ def report_suite(record: Record) -> Report:
     text_notes = [
         *figures_in_words(record, metrics, ratios),
         *notes(first_reading(record)),
+        *left_out(record.config),
         seeds_in_words(record.config.seeds),
         *explanations(),
     ]
@@ -237,6 +249,11 @@ def report_suite(record: Record) -> Report:
 def _mean(rows: Any, name: str, factor: float) -> float | None:
     value = rows[name].mean() * factor if name in rows else float("nan")
     return None if value != value else float(value)
+
+
+def _two_digits(value: float | None) -> float | None:
+    """A time, which says no more."""
+    return value and round(value, 1 - math.floor(math.log10(value)))
 
 
 def retention_of(record: Record, asked: Sequence[Mapping[str, Any]]) -> Interval | None:
@@ -313,6 +330,17 @@ def ledger_table(record: Record) -> Table:
         lines,
         "Who holds the model holds its table: a token's number says which row is meant, without loss.",
     )
+
+
+def left_out(suite: SuiteConfig) -> list[str]:
+    """Which arms were not asked for, and at which ratios; nothing where all were."""
+    parts = []
+    for arm in (name for name in (*COMPRESSED, *THROUGH_MODEL) if name != "adapter"):  # it is in every run
+        done = suite.ratios_of(arm) if arm in suite.arms else []
+        missing = [size_name(ratio) for ratio in suite.ratios if ratio not in done]
+        if missing:
+            parts.append(arm if not done else f"{arm} at {listed(missing)}")
+    return [f"Not asked for, by the settings `arms` and `only`: {'; '.join(parts)}."] if parts else []
 
 
 def seeds_in_words(seeds: int) -> str:

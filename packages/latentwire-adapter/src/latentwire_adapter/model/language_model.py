@@ -3,6 +3,7 @@
 Shapes: V token types, D dimensions.
 """
 
+import inspect
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,6 +14,9 @@ from torch import Tensor
 from latentwire_adapter.config import Reading
 from studycore.errors import UserError
 from studycore.language.pretrained import context_of, load_model, load_tokenizer, weights_fingerprint
+
+NEEDED = ("inputs_embeds", "attention_mask", "position_ids", "past_key_values")
+"""What a model's forward pass must take: models with a recurrent state, or with biases for positions, lack some of it."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,11 @@ def wrap(model: Any, tokenizer: Any, name: str = "the model", commit: str | None
     if any(getattr(part, "hidden_size_per_layer_input", 0) for part in (model.config, model.config.get_text_config())):
         raise UserError(
             f"--model: '{name}' feeds embeddings into every layer; a code at the input cannot stand for them, so give another"
+        )
+    lacks = [word for word in NEEDED if word not in inspect.signature(model.forward).parameters]
+    if lacks:
+        raise UserError(
+            f"--model: '{name}' takes no {' nor '.join(lacks)}, with which questions are read in one row; give a model that does"
         )
     if not tokenizer.is_fast:
         raise UserError(f"--model: the tokenizer of '{name}' gives no character offsets; give a model with a fast one")
