@@ -175,7 +175,10 @@ def fresh_accelerator():
     AcceleratorState._reset_state(True)
 
 
-def judged(runs):
-    """Every claim of a comparison on these runs, by id."""
+def judged(runs, missing=()):
+    """Every claim of a comparison on these runs, by id; `missing`: those that failed."""
     table = pd.DataFrame(runs, columns=None if runs else ["run", "arm", "seed", "folder"])
+    table.attrs["missing"] = [
+        {"run": f"{arm}_s{seed}", "arm": arm, "seed": seed, "failed": True} for arm, seed in missing
+    ]
     return {claim["id"]: claim for claim in judge_all(CLAIMS, table, [as_stored(claim) for claim in CLAIMS])}

@@ -110,6 +110,17 @@ def test_missing_arms_are_not_run_and_carry_no_number():
     assert judged(planted())["geometry_perplexity"]["n"] == 4
 
 
+def test_the_seeds_that_are_left_of_an_arm_do_not_decide():
+    """Of four seeds of geometry one failed; what is about other arms is judged as before."""
+    runs = [row for row in planted() if row["run"] != "geometry_s3"]
+    found, whole = judged(runs, [("geometry", 3)]), judged(planted())
+    of_geometry = {name for name in whole if name.startswith("geometry_") and not name.startswith("geometry_ffn")}
+    for name in of_geometry - ALONE:
+        assert (found[name]["verdict"], found[name]["measured"]) == ("not run", None), name
+        assert "1 are missing (failed: geometry_s3)" in found[name]["why"], name
+    assert found["gram_perplexity"]["verdict"] == whole["gram_perplexity"]["verdict"] == "supported"
+
+
 def test_seeds_without_a_positive_conditioning_are_left_out_and_counted():
     runs = planted()
     next(row for row in runs if row["run"] == "gram_s0")["ff_gram_original"] = -2.5e6

@@ -19,7 +19,7 @@ from retrofit.metrics.matrix_rows import MatrixRow, read_csv
 from retrofit.metrics.summaries import gaussian_kappa, transport_move, update_means
 from retrofit.metrics.windows import RESAMPLES, log_differences, read_windows
 from studycore.claims import Claim, Condition, Measure, NotRun
-from studycore.measures import enough, mean, paired_ratio, pairs, rows
+from studycore.measures import all_done, enough, mean, paired_ratio, pairs, rows
 from studycore.metrics_log import read_rows
 from studycore.report import figure_of
 from studycore.statistics import Interval, joined_interval, mean_interval, ratio_interval
@@ -47,6 +47,7 @@ def conditioning_from_start(metric: str, arm: str) -> Measure:
     """Percent from step 0 to the end: geometric mean over seeds, Student's t on logarithms."""
 
     def compute(table: "DataFrame") -> tuple[Interval, str]:
+        all_done(table, arm)
         chosen = rows(rows(table, metric, arm), f"initial_{metric}", arm)
         ends = zip(chosen[metric], chosen[f"initial_{metric}"], strict=True)
         # A ratio of float32 eigenvalues may be negative.
@@ -63,6 +64,7 @@ def perplexity_from_start(arm: str) -> Measure:
     """Percent from step 0 to the end: see perplexity_change."""
 
     def compute(table: "DataFrame") -> tuple[Interval, str]:
+        all_done(table, arm)
         runs = _runs_of(table, arm)
         enough(len(runs), f"seeds of {arm}")
         return _perplexity_change(runs["documents"], runs["initial_documents"])
@@ -74,10 +76,8 @@ def perplexity_beside(treated: str, control: str) -> Measure:
     """Percent by which the treated arm ends beside the control, seed by seed: see perplexity_change."""
 
     def compute(table: "DataFrame") -> tuple[Interval, str]:
-        one, other = (_runs_of(table, arm) for arm in (treated, control))
-        seeds = sorted(set(one.index) & set(other.index))
-        enough(len(seeds), f"seeds of both {treated} and {control}")
-        return _perplexity_change(one.loc[seeds, "documents"], other.loc[seeds, "documents"])
+        one, other = _both(table, treated, control, _runs_of(table, treated), _runs_of(table, control))
+        return _perplexity_change(one["documents"], other["documents"])
 
     return Measure(f"perplexity_beside({treated!r}, {control!r}), percent, {RESAMPLES} resamples", compute)
 
@@ -90,10 +90,9 @@ def ff_gram_beside(treated: str, control: str) -> Measure:
     """
 
     def compute(table: "DataFrame") -> tuple[Interval, str]:
-        one, other = (rows(table, "windows", arm).set_index("seed") for arm in (treated, control))
-        seeds = sorted(set(one.index) & set(other.index))
-        enough(len(seeds), f"seeds of both {treated} and {control}")
-        both = [(one.loc[seed, "windows"], other.loc[seed, "windows"]) for seed in seeds]
+        sides = (rows(table, "windows", arm).set_index("seed") for arm in (treated, control))
+        one, other = _both(table, treated, control, *sides)
+        both = list(zip(one["windows"], other["windows"], strict=True))
         each, drawn = log_differences(both)
         windows = both[0][0].shape[1]
         change = joined_interval(float(np.mean(each)), drawn, windows, each).logs_as_percent()
@@ -101,6 +100,17 @@ def ff_gram_beside(treated: str, control: str) -> Measure:
         return change, f"Bootstrap over {windows} windows of {tokens:,} tokens, plus the variance between seeds."
 
     return Measure(f"ff_gram_beside({treated!r}, {control!r}), percent, {RESAMPLES} resamples of windows", compute)
+
+
+def _both(
+    table: "DataFrame", treated: str, control: str, one: "DataFrame", other: "DataFrame"
+) -> tuple["DataFrame", "DataFrame"]:
+    """The runs of two arms, by seed, of the seeds that both have. NotRun where one failed: the rest would decide alone."""
+    for arm in (treated, control):
+        all_done(table, arm)
+    seeds = sorted(set(one.index) & set(other.index))
+    enough(len(seeds), f"seeds of both {treated} and {control}")
+    return one.loc[seeds], other.loc[seeds]
 
 
 @dataclass(frozen=True)
@@ -139,6 +149,8 @@ def front(penalty: str) -> Measure:
     """
 
     def compute(table: "DataFrame") -> tuple[Interval, str]:
+        for arm in ("standard", penalty):
+            all_done(table, arm)
         weights = len(front_points(table, penalty))
         if weights < FRONT_WEIGHTS:
             raise NotRun(
