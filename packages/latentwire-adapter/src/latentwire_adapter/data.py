@@ -238,7 +238,7 @@ def worked_examples(config: Reading, scored: Sequence[Question]) -> list[list[Qu
             break
     if len(by_context) < config.examples:
         raise UserError(
-            f"examples: {config.examples} are not to be had of '{config.dataset}' besides the scored; give {len(by_context)}"
+            f"examples: {config.examples}, but '{config.dataset}' has only {len(by_context)} paragraphs besides the scored ones; give at most as many"
         )
     return list(by_context.values())[: config.examples]
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 TRAINING = "training"
-"""Column that is the same of runs which are one training: the same seed, and all the same but for what is measured when."""
+"""Column whose value is equal for runs that are one training: same seed and settings, whatever was measured and when."""
 ORIGINAL, POWER = "the original study", "Power et al. 2022, arXiv:2201.02177"
 NANDA, TVEIT, OWN = "Nanda et al. 2023, arXiv:2301.05217", "Tveit et al. 2025, arXiv:2504.16041", "this study"
 DENSE = "dense runs with weight decay"
@@ -107,7 +107,7 @@ def _stable_runs() -> Measure:
 
 
 def _share_of_known(metric: str, of: str = "") -> Measure:
-    """Share of the dense trainings for which a true-or-false metric is true, `of` those alone for which another one is.
+    """Share of the dense trainings in which `metric` is true; with `of`, only among those in which `of` is true.
 
     What has an exact interval, where a mean of bounded values has Student's: that has no width when the few runs seen are
     alike, however many others are not. A run of these without a value leaves it not run.

@@ -177,7 +177,7 @@ def columns_of(
 
 
 def is_control(settings: Mapping[str, Any]) -> bool:
-    """Whether a run's settings (those that are not defaults suffice) are of what stands beside the model."""
+    """Whether the run is a control: shuffled valuations, flat geometry or other bands. `settings` may leave out defaults."""
     return (
         settings.get("valuations", "true") == "shuffled"
         or settings.get("geometry", "hyperbolic") == "euclidean"
@@ -186,7 +186,8 @@ def is_control(settings: Mapping[str, Any]) -> bool:
 
 
 TARGETS_ARE_OF = {"trits": 9, "curvature": 1.0, "max_radius": 0.95, "train_fraction": 1.0}
-"""Settings of the runs that are asked for the targets; of those that see a part, the trits alone."""
+"""Settings that a run must have for the targets to be judged on it. Where training saw a part of the operations, only the
+trits must be these."""
 LARGEST_PART = 0.1
 """Share of the operations that training may see where the unseen are judged."""
 
@@ -196,7 +197,7 @@ def _setting(settings: Mapping[str, Any], name: str) -> Any:
 
 
 def fits_targets(settings: Mapping[str, Any]) -> bool:
-    """Whether a run's settings (those that are not defaults suffice) are of what the targets are asked of."""
+    """Whether the targets are judged on a run of these settings; defaults may be left out."""
     from_scratch = _setting(settings, "start") is None and _setting(settings, "stages") in ORDER_FROM_SCRATCH
     return from_scratch and all(_setting(settings, name) == value for name, value in TARGETS_ARE_OF.items())
 

@@ -99,7 +99,7 @@ TOKENIZER_FILES = (
 
 @contextmanager
 def _quiet(bars: bool = False) -> Iterator[None]:
-    """transformers says nothing meanwhile: what it would warn of is told in one sentence; with `bars` its bars neither."""
+    """Silences transformers inside the block, whose warnings one sentence of ours replaces; with `bars` its progress bars too."""
     from transformers.utils import logging
 
     level = logging.get_verbosity()
@@ -128,7 +128,8 @@ def _check_files(folder: Path) -> None:
 
 
 def _check_kind(source: str, config: Any) -> None:
-    """UserError for what is no plain language model: its text part alone, or its weights without their scales, are another."""
+    """UserError unless it is a plain language model: a multimodal model's text part alone, or quantised weights without their
+    scales, would be a different model."""
     if config.get_text_config() is not config:
         raise UserError(f"{source}: is a {config.model_type} model of more than text; give a model of text alone")
     if quantised := getattr(config, "quantization_config", None):

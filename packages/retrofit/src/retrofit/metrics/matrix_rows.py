@@ -20,7 +20,7 @@ from studycore.files import read_text, write_atomic
 
 ACTIVATION_METRICS = ("act_kappa_centred", "act_kappa_uncentred", "ff_gram_original", "act_kappa_without_largest")
 LEFT_OUT = 3
-"""Directions without which a covariance's conditioning is told again: massive activations lie in that few."""
+"""Number of leading directions left out of the second conditioning figure; massive activations occupy about that many."""
 MASSIVE = 10.0
 """Times the median over layers of the largest activation: from here on a layer's is called massive."""
 
