@@ -1,6 +1,6 @@
 """The command `latentwire-adapter`: the study's declaration, and what `doctor` looks for."""
 
-import sys
+from functools import partial
 
 from latentwire_adapter.config import QUESTION
 from studycore.cli import main as run_command
@@ -64,8 +64,7 @@ STUDY = Study(
 )
 
 
-def main(argv: list[str] | None = None) -> int:
-    return run_command(STUDY, argv)
+main = partial(run_command, STUDY)
 
 
 def doctor() -> list[tuple[str, bool, str]]:
@@ -74,7 +73,3 @@ def doctor() -> list[tuple[str, bool, str]]:
     from studycore.language import embedded
 
     return embedded.doctor([EMBEDDED_MODEL])
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,7 +1,7 @@
 """The command `least-action`: the study's declaration."""
 
-import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +59,4 @@ class Trainer:
         return MetricsHistory.load(self.folder)
 
 
-def main(argv: list[str] | None = None) -> int:
-    return run_command(STUDY, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+main = partial(run_command, STUDY)

@@ -1,6 +1,6 @@
 """The command `polytope-hsae`: the study's declaration."""
 
-import sys
+from functools import partial
 
 from polytope_hsae.config import QUESTION
 from studycore.cli import main as run_command
@@ -56,9 +56,4 @@ STUDY = Study(
 )  # fmt: skip
 
 
-def main(argv: list[str] | None = None) -> int:
-    return run_command(STUDY, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+main = partial(run_command, STUDY)

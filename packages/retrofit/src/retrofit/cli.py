@@ -1,6 +1,6 @@
 """The command `retrofit`: the study's declaration, and `report` for folders of the original study's files."""
 
-import sys
+from functools import partial
 from pathlib import Path
 
 from retrofit.config import QUESTION
@@ -45,8 +45,7 @@ STUDY = Study(
 )
 
 
-def main(argv: list[str] | None = None) -> int:
-    return run_command(STUDY, argv)
+main = partial(run_command, STUDY)
 
 
 def report_verb(argv: list[str]) -> None:
@@ -60,7 +59,3 @@ def report_verb(argv: list[str]) -> None:
         print_folder(Path(name))
     else:
         report_of_a_run(STUDY, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

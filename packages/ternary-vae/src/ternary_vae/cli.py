@@ -1,6 +1,6 @@
 """The command `ternary-vae`: the study's declaration."""
 
-import sys
+from functools import partial
 
 from studycore.cli import main as run_command
 from studycore.study import ManyRuns, OneRun, Study, Verb
@@ -62,9 +62,4 @@ def import_command(argv: list[str]) -> None:
     verbs.import_into_a_run(STUDY, argv)
 
 
-def main(argv: list[str] | None = None) -> int:
-    return run_command(STUDY, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+main = partial(run_command, STUDY)
