@@ -1,6 +1,7 @@
 """Intervals over paragraphs on fabricated answers: planted effects are found, and noise is not."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from latentwire_adapter.claims import (
@@ -9,6 +10,7 @@ from latentwire_adapter.claims import (
     difference,
     f1_of,
     of_ratio,
+    questions,
     rank_correlation,
     retention,
     unexplained,
@@ -34,7 +36,6 @@ def asked(scores, per_paragraph=2, **more):
 
 
 def table(**arms):
-    import pandas as pd
 
     rows = [
         {"arm": name.partition("__")[0], "ratio": name.partition("__")[2] or None, "seed": 0, "questions": q}
@@ -122,7 +123,6 @@ def test_rank_correlation_on_planted_truth_and_noise():
 
 
 def test_unexplained_variance_of_types():
-    import pandas as pd
 
     random = np.random.default_rng(0)
     spread, count = random.random(200) + 1, random.integers(1, 9, 200).astype(np.float32)
@@ -141,6 +141,15 @@ def test_unexplained_variance_of_types():
     of = pd.DataFrame([{"arm": "adapter", "ratio": "4x", "arrays": noise}])
     assert verdict(unexplained("adapter", "held_out", "4x", less="linear"), of, below=0.0)["verdict"] == "inconclusive"
     assert verdict(unexplained("adapter", "seen", "4x"), of, below=0.0)["verdict"] == "not run"
+
+
+def test_the_seeds_that_are_left_of_an_arm_do_not_decide():
+    rows = [{"run": f"linear_{r}_s0", "arm": "linear", "ratio": r, "questions": asked([1, 0])} for r in ("4x", "8x")]
+    table = pd.DataFrame(rows)
+    table.attrs["missing"] = [{"run": "linear_4x_s1", "arm": "linear", "ratio": "4x", "failed": True}]
+    with pytest.raises(NotRun, match=r"Needs all 2 seeds of linear; not finished: linear_4x_s1"):
+        questions(table, "linear", "4x")
+    assert len(questions(table, "linear", "8x")) == 2
 
 
 def test_seeds_are_averaged_before_paragraphs_are_drawn():
@@ -221,7 +230,6 @@ def folders(place, good):
 
 
 def test_every_claim_can_come_out_both_ways_from_what_folders_hold(tmp_path):
-    import pandas as pd
 
     every = claims("run", SuiteConfig(ratios=[4.0]))
     for good, expected in ((True, "supported"), (False, "refuted")):

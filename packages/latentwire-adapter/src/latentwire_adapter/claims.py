@@ -20,6 +20,7 @@ from latentwire_adapter.evaluation_files import PREDICTIONS, read_predictions
 from latentwire_adapter.metrics import retention as retained
 from studycore.claims import Claim, Measure, NotRun
 from studycore.files import read_json
+from studycore.measures import missing_runs
 from studycore.record import read_arrays
 from studycore.statistics import Interval, bootstrap
 
@@ -38,7 +39,7 @@ COSINE = 0.9
 
 # --------------------------------------------------------------------------------------------------------- the table
 def questions(table: "DataFrame", arm: str, ratio: str = "") -> list[dict[str, Any]]:
-    """The arm's questions, scores averaged over seeds. NotRun without a finished run."""
+    """The arm's questions, scores averaged over seeds. NotRun without a finished run, and where a seed's is missing."""
     if table.empty or "questions" not in table:
         raise NotRun("No arm has been scored yet.")
     chosen = table[table["arm"] == arm]
@@ -47,6 +48,8 @@ def questions(table: "DataFrame", arm: str, ratio: str = "") -> list[dict[str, A
     listed = [rows for rows in chosen["questions"] if isinstance(rows, list)]
     if not listed:
         raise NotRun(f"No run of {arm}{f' at {ratio}' if ratio else ''} has been scored.")
+    if lost := [run["run"] for run in missing_runs(table, arm) if run.get("ratio", "") == ratio]:
+        raise NotRun(f"Needs all {len(listed) + len(lost)} seeds of {arm}; not finished: {', '.join(lost)}.")
     return retained.over_seeds(listed)
 
 
