@@ -151,7 +151,7 @@ def test_examples_from_the_scored_file_are_other_paragraphs_with_other_answers(s
     entry = {"context": "Paris.", "qas": [{"id": 1, "question": "?", "answers": [{"text": "PARIS"}]}]}
     (tmp_path / "one.json").write_text(json.dumps({"data": [{"paragraphs": [entry]}]}))
     one = replace(config, dataset=str(tmp_path / "one.json"), examples=1)
-    with pytest.raises(UserError, match="give 0"):
+    with pytest.raises(UserError, match="no more than 0 paragraphs"):
         worked_examples(one, [replace(scored[0], answers=("Paris",))])
     assert worked_examples(one, scored)[0][0].answer == "PARIS"
 

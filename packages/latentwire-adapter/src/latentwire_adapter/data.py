@@ -238,7 +238,7 @@ def worked_examples(config: Reading, scored: Sequence[Question]) -> list[list[Qu
             break
     if len(by_context) < config.examples:
         raise UserError(
-            f"examples: {config.examples}, but '{config.dataset}' has only {len(by_context)} paragraphs besides the scored ones; give at most as many"
+            f"examples: {config.examples}, but '{config.dataset}' has no more than {len(by_context)} paragraphs besides the scored ones; give that many"
         )
     return list(by_context.values())[: config.examples]
 
