@@ -307,7 +307,7 @@ def claims_text(claims: Sequence[Mapping[str, Any]]) -> str:
     for claim in _claims_of({"claims": claims}):
         lines.append(f"  {claim['verdict'].upper():<13}{claim['statement']}")
         if claim["measured"] is not None:
-            figure = f"{figure_of(claim)} {claim['unit']}, n = {claim['n']}{every_unit(claim)}"
+            figure = f"{figure_of(claim)} {claim['unit']}, n = {number(claim['n'])}{every_unit(claim)}"
             lines.append(f"{'':<15}measured {figure}; predicted {claim['predicted']}")
         else:
             lines.append(f"{'':<15}{claim['why']}")
