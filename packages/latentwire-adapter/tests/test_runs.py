@@ -1,5 +1,6 @@
 """Runs in this process: phase 1 and 2, every arm, resuming, the main job, two processes."""
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 import torch
 from conftest import CPU
 
-from latentwire_adapter import objectives, phases, train as train_module
+from latentwire_adapter import evaluation, objectives, phases, train as train_module
 from latentwire_adapter.cli import STUDY
 from latentwire_adapter.config import EvaluateConfig, FitConfig, Phase2Config, SelfcheckConfig, SuiteConfig
 from latentwire_adapter.evaluation_files import read_predictions
@@ -248,6 +249,10 @@ def test_rows_of_an_arm_are_made_once(trained, small, make, tmp_path, monkeypatc
         return real(codes_VK, z_UK, block)
 
     monkeypatch.setattr(codecs, "nearest_types", counted)
+    seconds = itertools.count()
+    monkeypatch.setattr(
+        evaluation, "_now", lambda device: next(seconds)
+    )  # so slow that nothing is timed more often than it must
     config = of(EvaluateConfig, small(), arm="nearest", phase1=str(trained))
     make("evaluate", config, tmp_path / "nearest")
     # The prompts' rows, the share of their types that are found again, and four times the time of 1,000 rows.
