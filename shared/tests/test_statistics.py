@@ -14,8 +14,11 @@ from studycore.statistics import (
     mean_interval,
     median_interval,
     ratio_interval,
+    ratio_of_sums,
     resample_counts,
+    resampled_ratios,
     share_interval,
+    t_factor,
     unbiased_z,
 )
 
@@ -183,3 +186,28 @@ def test_resamples_draw_as_many_units_as_there_are_and_always_the_same():
     assert counts_RU.var(0) == pytest.approx(0.8, abs=0.08)
     resample_counts.cache_clear()
     assert (resample_counts(5, 4000) == counts_RU).all()
+
+
+def test_a_ratio_of_sums_is_the_bootstrap_of_that_statistic():
+    random = np.random.default_rng(2)
+    numerator, denominator = random.normal(3, 1, 40), random.uniform(1, 2, 40)
+    rows = np.stack([numerator, denominator], axis=1)
+    plain = bootstrap(rows, lambda drawn: float(drawn[:, 0].sum() / drawn[:, 1].sum()), 300)
+    ours = ratio_of_sums(numerator, denominator, 300)
+    assert (ours.estimate, ours.low, ours.high) == pytest.approx((plain.estimate, plain.low, plain.high), rel=1e-12)
+    assert ours.n == 40
+    counts_RU = resample_counts(40, 300)
+    assert resampled_ratios(numerator, denominator, 300) == pytest.approx(
+        counts_RU @ numerator / (counts_RU @ denominator)
+    )
+
+
+def test_the_t_factor_is_of_tables():
+    assert t_factor(5) * sqrt(5) == pytest.approx(2.776, abs=5e-4)
+    assert t_factor(5, 0.9) * sqrt(5) == pytest.approx(2.132, abs=5e-4)
+
+
+def test_logarithms_become_ratios():
+    ratio = Interval(0.0, -math.log(2), math.log(2), 3, at_least=True).exponential()
+    assert (ratio.low, ratio.estimate, ratio.high) == pytest.approx((0.5, 1, 2))
+    assert ratio.at_least and ratio.n == 3

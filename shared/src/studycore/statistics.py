@@ -1,7 +1,7 @@
 """Intervals for means, differences, shares and censored times. Resampling uses its own seeded stream."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -31,6 +31,11 @@ class Interval:
         """ "at least", "at most", "unknown" where it is both, None for a plain value."""
         return {(0, 0): None, (1, 0): "at least", (0, 1): "at most"}.get((self.at_least, self.at_most), "unknown")
 
+    def exponential(self) -> "Interval":
+        """The logarithms of a ratio as the ratio."""
+        low, middle, high = (math.exp(x) for x in (self.low, self.estimate, self.high))
+        return replace(self, estimate=middle, low=low, high=high)
+
     def as_percent(self) -> "Interval":
         """A ratio as a change in percent."""
         low, middle, high = (100 * (x - 1) for x in (self.low, self.estimate, self.high))
@@ -55,16 +60,44 @@ def bootstrap(
     rows = np.asarray(samples, dtype=np.float64)
     if len(rows) < 2:
         raise ValueError(f"samples: {len(rows)} unit has no bootstrap interval; give at least 2")
+    drawn = [statistic(rows[chosen]) for chosen in _draws(len(rows), resamples, seed)]
+    return _percentiles(float(statistic(rows)), drawn, len(rows))
+
+
+def _draws(units: int, resamples: int, seed: int = 0) -> Iterator[NDArray[np.int64]]:
+    """Indices of the units of each resample, drawn with replacement; the same at every call."""
     random = np.random.default_rng(seed)
-    drawn = [statistic(rows[random.integers(0, len(rows), len(rows))]) for _ in range(resamples)]
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return Interval(float(statistic(rows)), float(low), float(high), len(rows))
+    return (random.integers(0, units, units) for _ in range(resamples))
 
 
-@lru_cache(maxsize=8)
+def _percentiles(estimate: float, drawn: Sequence[float] | Floats, units: int, confidence: float = 0.95) -> Interval:
+    low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(estimate, float(low), float(high), units)
+
+
+@lru_cache(maxsize=4)
 def resample_counts(units: int, resamples: int) -> Floats:
-    """[resamples, units]: how often each unit is in each resample, drawn with replacement; the same at every call."""
-    return np.random.default_rng(0).multinomial(units, np.full(units, 1 / units), resamples).astype(np.float64)
+    """[resamples, units]: how often each unit is in each of `bootstrap`'s resamples."""
+    counts = [np.bincount(chosen, minlength=units) for chosen in _draws(units, resamples)]
+    return np.array(counts, dtype=np.float64)
+
+
+def resampled_ratios(numerator: Floats, denominator: Floats, resamples: int) -> Floats:
+    """[resamples] sum of the numerators over the sum of the denominators, both of `bootstrap`'s resamples of the units.
+
+    The counts of one resample are held at a time: units may be tens of thousands.
+    """
+    both = np.stack([numerator, denominator], axis=1)
+    sums = np.array([np.bincount(chosen, minlength=len(both)) @ both for chosen in _draws(len(both), resamples)])
+    return np.asarray(sums[:, 0] / sums[:, 1])
+
+
+def ratio_of_sums(numerator: Floats, denominator: Floats, resamples: int = 4000) -> Interval:
+    """Sum of the numerators over the sum of the denominators, with the percentile bootstrap over units. See `bootstrap`."""
+    if len(numerator) < 2:
+        raise ValueError(f"numerator: {len(numerator)} unit has no bootstrap interval; give at least 2")
+    drawn = resampled_ratios(numerator, denominator, resamples)
+    return _percentiles(float(numerator.sum() / denominator.sum()), drawn, len(numerator))
 
 
 def joined_interval(
@@ -79,15 +112,14 @@ def joined_interval(
     """
     from scipy import stats
 
-    seeds, tail = len(of_seeds), (1 - confidence) / 2
+    seeds = len(of_seeds)
     if seeds == 1:
-        low, high = np.quantile(drawn, [tail, 1 - tail])
-        return Interval(estimate, float(low), float(high), units)
+        return _percentiles(estimate, drawn, units, confidence)
     of_units = float(np.var(drawn))
     between = float(np.var(of_seeds, ddof=1)) / seeds
     total = of_units + between
     freedom = total**2 / (of_units**2 / (units - 1) + between**2 / (seeds - 1)) if total > 0 else 1.0
-    half = float(stats.t.ppf(1 - tail, freedom) * math.sqrt(total))
+    half = float(stats.t.ppf((1 + confidence) / 2, freedom) * math.sqrt(total))
     return Interval(estimate, estimate - half, estimate + half, seeds)
 
 
@@ -96,13 +128,18 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95, least_sd: f
 
     `least_sd` is the standard deviation that a value has at the least, such as that of rounding.
     """
-    from scipy import stats
-
     x = np.asarray(values, dtype=np.float64)
     if len(x) < 2:
         raise ValueError(f"values: {len(x)} unit has no interval; give at least 2")
-    half = float(stats.t.ppf((1 + confidence) / 2, len(x) - 1) * max(x.std(ddof=1), least_sd) / np.sqrt(len(x)))
+    half = max(x.std(ddof=1), least_sd) * t_factor(len(x), confidence)
     return Interval(float(x.mean()), float(x.mean()) - half, float(x.mean()) + half, len(x))
+
+
+def t_factor(n: int, confidence: float = 0.95) -> float:
+    """Half the width of Student's t interval of a mean of n values, as a multiple of their standard deviation."""
+    from scipy import stats
+
+    return float(stats.t.ppf((1 + confidence) / 2, n - 1) / math.sqrt(n))
 
 
 def ratio_interval(
@@ -112,8 +149,8 @@ def ratio_interval(
 
     `least_sd` is the standard deviation that a logarithm has at the least.
     """
-    logs = mean_interval([math.log(x / y) for x, y in pairs], least_sd=least_sd)
-    return Interval(math.exp(logs.estimate), math.exp(logs.low), math.exp(logs.high), logs.n, at_least, at_most)
+    ratio = mean_interval([math.log(x / y) for x, y in pairs], least_sd=least_sd).exponential()
+    return replace(ratio, at_least=at_least, at_most=at_most)
 
 
 def median_interval(values: Sequence[float], least: float, most: float) -> Interval:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from least_action.config import TrainerConfig
 from least_action.model import trainable_parameters
 from least_action.model.parameter_roles import decayed_parameters, parameter_roles
+from studycore.schedules import warm_up
 
 
 def learning_rate(epoch: int, config: TrainerConfig, touched_99: bool = False) -> float:
@@ -32,7 +33,7 @@ def learning_rate(epoch: int, config: TrainerConfig, touched_99: bool = False) -
     arXiv:2106.15739). A lower rate ends that, and before 0.99 is touched it changes nothing.
     """
     rate = config.lr_after_99 if touched_99 and config.lr_after_99 is not None else config.lr
-    return rate * min(1.0, (epoch + 1) / config.warmup_epochs) if config.warmup_epochs else rate
+    return rate * warm_up(epoch, config.warmup_epochs)
 
 
 def muon_parameters(model: nn.Module, config: TrainerConfig) -> set[str]:

@@ -22,7 +22,7 @@ from studycore.claims import Claim, Condition, Measure, NotRun
 from studycore.measures import all_done, enough, mean, paired_ratio, pairs, rows
 from studycore.metrics_log import read_rows
 from studycore.report import figure_of
-from studycore.statistics import Interval, joined_interval, mean_interval, ratio_interval
+from studycore.statistics import Interval, joined_interval, mean_interval, ratio_interval, resampled_ratios
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
@@ -278,11 +278,7 @@ def perplexity_change(
     documents = difference_SD.shape[1]
     mean_D = difference_SD.mean(0)
     estimate = mean_D.sum() / tokens_D.sum()
-    random = np.random.default_rng(0)
-    drawn = []
-    for _ in range(resamples):
-        counts_D = np.bincount(random.integers(0, documents, documents), minlength=documents)
-        drawn.append((mean_D @ counts_D) / (tokens_D @ counts_D))
+    drawn = resampled_ratios(mean_D, tokens_D, resamples)
     of_seeds = list(difference_SD.sum(1) / tokens_D.sum())
     return joined_interval(float(estimate), drawn, documents, of_seeds, confidence).logs_as_percent()
 

@@ -52,6 +52,7 @@ from studycore.models import count_parameters
 from studycore.record import is_done
 from studycore.run import Run
 from studycore.run_folder import read_manifest, read_results
+from studycore.schedules import warm_up
 from studycore.streams import derive_seed
 
 
@@ -154,7 +155,7 @@ def train(config: RunConfig, run: Run) -> None:
         row |= norms_by_role(by_role, row, config.grad_clip)
         row |= add_penalty(run, arm.penalty(state), by_role)
         for group in optimizer.param_groups:
-            group["lr"] = lr * min(1.0, (step + 1) / max(config.warmup_steps, 1))
+            group["lr"] = lr * warm_up(step, config.warmup_steps)
         prepared.step()
         prepared.zero_grad()
         arm.after_update(dataclasses.replace(state, step=step + 1))

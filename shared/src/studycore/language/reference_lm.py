@@ -21,7 +21,7 @@ from studycore.errors import UserError
 from studycore.files import write_json
 from studycore.language import wordnet
 from studycore.record import read_arrays
-from studycore.statistics import Interval, bootstrap
+from studycore.statistics import Interval, ratio_of_sums
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -156,8 +156,8 @@ def _perplexity_ratio(table: "DataFrame") -> tuple[Interval, str]:
     if "documents" not in table.columns or len(table) != 1:
         raise NotRun(f"Needs one model that was measured on the held-out glosses; there are {len(table)}.")
     (documents,) = table["documents"]
-    ratio = bootstrap(documents, lambda drawn: math.exp((drawn[:, 0].sum() - drawn[:, 1].sum()) / drawn[:, 2].sum()))
-    return ratio, "Bootstrap over held-out documents."
+    own, bigram, tokens = documents.T
+    return ratio_of_sums(own - bigram, tokens).exponential(), "Bootstrap over held-out documents."
 
 
 CLAIMS = (

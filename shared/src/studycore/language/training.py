@@ -26,6 +26,7 @@ from studycore.language.recipe import Recipe
 from studycore.models import count_parameters
 from studycore.run import Run
 from studycore.run_folder import read_manifest
+from studycore.schedules import cosine, warm_up
 from studycore.streams import derive_seed, generator
 
 END = "<|endoftext|>"
@@ -157,10 +158,8 @@ def loss_of(model: Any, ids_RT: Tensor, taken_C: Tensor | None, inclusion_V: Ten
 
 def learning_rate(recipe: Recipe, step: int) -> float:
     """Linear warm-up, then a cosine to zero."""
-    if step < recipe.warm_up:
-        return recipe.learning_rate * (step + 1) / recipe.warm_up
-    share = (step - recipe.warm_up) / max(recipe.steps - recipe.warm_up, 1)
-    return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
+    after = max(step - recipe.warm_up, 0) / max(recipe.steps - recipe.warm_up, 1)
+    return recipe.learning_rate * warm_up(step, recipe.warm_up) * cosine(after)
 
 
 # -------------------------------------------------------------------------------------------------------- training

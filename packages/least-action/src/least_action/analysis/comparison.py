@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from least_action.analysis.loader import BOOKKEEPING, SEEDS, ExperimentData, arm_of, get_experiment_group
 from least_action.survival import kaplan_meier
 from studycore.errors import UserError
-from studycore.statistics import mean_interval
+from studycore.statistics import mean_interval, t_factor
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -112,7 +112,6 @@ def seed_bands(aligned: "pd.DataFrame") -> "pd.DataFrame":
     """
     import numpy as np
     import pandas as pd
-    from scipy import stats
 
     values = aligned.to_numpy(dtype="float64")
     counts = (~np.isnan(values)).sum(axis=1)
@@ -123,7 +122,7 @@ def seed_bands(aligned: "pd.DataFrame") -> "pd.DataFrame":
     mean = np.nansum(values, axis=1) / n
     half = np.full(len(values), np.nan)
     if n > 1:
-        half = np.nanstd(values, axis=1, ddof=1) * stats.t.ppf(0.975, n - 1) / np.sqrt(n)
+        half = np.nanstd(values, axis=1, ddof=1) * t_factor(n)
     bands = {"mean": mean, "low": mean - half, "high": mean + half}
     bands |= {"min": np.nanmin(values, axis=1), "max": np.nanmax(values, axis=1), "n": n}
     return pd.DataFrame(bands, index=kept)
