@@ -136,12 +136,12 @@ def take_config(argv: Sequence[str], package: str, default: str = "") -> tuple[P
     for item in items:
         flag, equals, value = item.partition("=")
         if flag == "--config":
-            found = find_config(value if equals else next(items, ""), package)
-            if path not in (None, found):
+            path_given = find_config(value if equals else next(items, ""), package)
+            if path not in (None, path_given):
                 raise UserError(
-                    f"--config: is given twice, as {path} and as {found}; give one, which holds all settings"
+                    f"--config: is given twice, as {path} and as {path_given}; give one, which holds all settings"
                 )
-            path = found
+            path = path_given
         else:
             rest.append(item)
     return path or (find_config(default, package) if default else None), rest

@@ -86,10 +86,10 @@ def geometric_mean(
 
     def compute(table: "DataFrame") -> tuple[Interval, str]:
         all_done(table, arm, of)
-        found = rows(table, metric, arm, of)
-        chosen, lost = found[found[metric] > 0], _lacking(table, metric, arm, of)
-        if len(found) > len(chosen):
-            lost += f" Left out: {len(found) - len(chosen)} of {len(found)} runs without a positive {metric}."
+        measured = rows(table, metric, arm, of)
+        chosen, lost = measured[measured[metric] > 0], _lacking(table, metric, arm, of)
+        if len(measured) > len(chosen):
+            lost += f" Left out: {len(measured) - len(chosen)} of {len(measured)} runs without a positive {metric}."
         enough(len(chosen), f"runs{_of(arm)} with a positive {metric}")
         count, above = (int(chosen[column].sum()) if column else 0 for column in (censored, capped))
         least_sd = math.sqrt(float((chosen[rounding] ** 2).mean())) if rounding else 0.0

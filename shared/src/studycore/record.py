@@ -104,10 +104,12 @@ def identity_of(verb: str, config: Any, needs: Mapping[str, str]) -> str:
 
 def identities_of(action: ManyRuns, jobs: Sequence[Job]) -> dict[str, str]:
     """The identity of each job of a plan, by its name."""
-    found: dict[str, str] = {}
+    identities: dict[str, str] = {}
     for job in jobs:
-        found[job.name] = identity_of(job.verb or action.of, job.config, {name: found[name] for name in job.needs})
-    return found
+        identities[job.name] = identity_of(
+            job.verb or action.of, job.config, {name: identities[name] for name in job.needs}
+        )
+    return identities
 
 
 def _entries(recorded: Mapping[str, Any], jobs: Mapping[str, Job]) -> dict[str, dict[str, Any]]:

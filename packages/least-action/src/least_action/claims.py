@@ -466,7 +466,7 @@ def columns(folder: Path, config: TrainerConfig) -> dict[str, Any]:
     at_memorised = events.last_epoch if events.memorised is None else events.memorised
     values["delay_ratio"] = time / max(1, at_memorised)
     # Either time is known to a step between evaluations, which is uniform: its standard deviation is step / sqrt(12).
-    relative = [config.eval_every / max(config.eval_every, at) for at in (time, at_memorised)]
+    relative = [config.eval_every / max(config.eval_every, row_epoch) for row_epoch in (time, at_memorised)]
     values["delay_rounding"] = math.hypot(*relative) / math.sqrt(12)
     held = held_from_first_touch(rows)
     if held:
@@ -525,10 +525,10 @@ def _identity(config: TrainerConfig, *but_for: str) -> str:
 
 def _at_events(rows: Sequence[Mapping[str, Any]], events: Events) -> dict[str, float | None]:
     """Those columns at the evaluations at which the run memorised and grokked, as far as they were measured there."""
-    at = {"memorised": events.memorised, "grokked": events.grokked_99}
+    epoch_of = {"memorised": events.memorised, "grokked": events.grokked_99}
     return {
         f"{column}_{event}": row.get(column)
-        for event, epoch in at.items()
+        for event, epoch in epoch_of.items()
         for row in rows
         if row["epoch"] == epoch
         for column in AT_EVENTS

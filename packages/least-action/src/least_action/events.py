@@ -103,8 +103,8 @@ def find_events(rows: Sequence[dict[str, Any]], p: int, window: int) -> Events:
     grokked = {name: first_window(epochs, test, level, window) for name, level in LEVELS.items()}
     delay = None if memorised is None or grokked["grokked_99"] is None else grokked["grokked_99"] - memorised
     new = [row.get("new_pairs_acc") for row in evaluated]
-    at = None if memorised is None else epochs.index(memorised)
-    from_there = [] if at is None else new[at : at + window]
+    place = None if memorised is None else epochs.index(memorised)
+    from_there = [] if place is None else new[place : place + window]
     known = [value for value in from_there if value is not None and not math.isnan(value)]
     level, stays = GROKKED, len(test)
     while stays > 0 and test[stays - 1] >= level:

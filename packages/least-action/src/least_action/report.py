@@ -149,9 +149,9 @@ def report_sweep(record: Record) -> Report:
     shared = notes(record.first_config)[1:5]
     counts = {"runs": len(table), "failed": len(record.missing), "arms": metrics}
     missing = {job.config.operation for job in plan(record.config) if job.name in record.missing}
-    found = atlas_answer(table, missing) if is_atlas(table) else sweep_answer(record.claims, table)
+    answer = atlas_answer(table, missing) if is_atlas(table) else sweep_answer(record.claims, table)
     said_more = [counts_of(table), *([SPECTRA_LEFT_OUT] if "compose" in set(table["operation"]) else [])]
-    return Report("least-action sweep", QUESTION, found, tables, pictures, [*said_more, *shared], counts)
+    return Report("least-action sweep", QUESTION, answer, tables, pictures, [*said_more, *shared], counts)
 
 
 def arm_pictures(record: Record, arms: Mapping[str, "pd.DataFrame"], curves: Mapping[str, Survival]) -> list[Picture]:
@@ -330,7 +330,7 @@ def atlas_answer(table: "pd.DataFrame", missing: Collection[str] = ()) -> str:
         group = "" if operation == "compose" else f"mod {runs['p'].iloc[0]}, "
         least = smallest_fraction(runs) + (" so far" if operation in missing else "")
         budgets.setdefault((group, epochs_of(runs)), []).append(f"{OPERATIONS[str(operation)]} {least}")
-    given = [f"{', '.join(found)} ({group}{epochs:,} epochs)" for (group, epochs), found in budgets.items()]
+    given = [f"{', '.join(operations)} ({group}{epochs:,} epochs)" for (group, epochs), operations in budgets.items()]
     not_run = [noun for name, noun in OPERATIONS.items() if name in missing and name not in set(table["operation"])]
     left_out = f" Not run: {listed(not_run)}." if not_run else ""
     return f"The smallest share of all pairs from which every seed comes to generalise: {'; '.join(given)}.{left_out}"

@@ -165,8 +165,8 @@ def front(penalty: str) -> Measure:
 
         best = min(points, key=lambda p: (p.perplexity.estimate > FRONT_PERPLEXITY, p.kappa.estimate))
         within = best.perplexity.estimate <= FRONT_PERPLEXITY
-        at = f"at weight {best.weight:g}" if within else "at no weight"
-        how = f"Over {weights} weights, {at}; Student's t and paired bootstrap at {100 - 5 / weights:.3g} % each."
+        best_at = f"at weight {best.weight:g}" if within else "at no weight"
+        how = f"Over {weights} weights, {best_at}; Student's t and paired bootstrap at {100 - 5 / weights:.3g} % each."
         return Interval(lowest("estimate"), lowest("low"), lowest("high"), len(_runs_of(table, "standard"))), how
 
     return Measure(

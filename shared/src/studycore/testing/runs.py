@@ -117,8 +117,11 @@ def cut_off(folder: Path, rows: int, number: signal.Signals, *arguments: object,
         wait_for_rows(folder, rows, process)
         process.send_signal(number)
         _, errors = process.communicate(timeout=120)
-    found = (process.returncode, read_manifest(folder)["state"])
-    assert found == ((-number, "running") if number == signal.SIGKILL else (3, "stopped")), (found, errors)
+    code_and_state = (process.returncode, read_manifest(folder)["state"])
+    assert code_and_state == ((-number, "running") if number == signal.SIGKILL else (3, "stopped")), (
+        code_and_state,
+        errors,
+    )
     assert "Traceback" not in errors, errors
     return errors
 

@@ -31,11 +31,11 @@ def telling_fields(experiments: Sequence[ExperimentData], beyond: Sequence[str] 
     A field is left out that goes with those before it, such as a routed model's regulariser, and so is bookkeeping.
     """
     names = [name for name in differing_fields(experiments) if name not in (*beyond, *BOOKKEEPING)]
-    told, parts = list(beyond), _parts(experiments, beyond)
+    chosen, parts = list(beyond), _parts(experiments, beyond)
     for name in [*(n for n in TASK if n in names), *(n for n in names if n not in TASK)]:
-        if (more := _parts(experiments, [*told, name])) > parts:
-            told, parts = [*told, name], more
-    return told[len(beyond) :]
+        if (more := _parts(experiments, [*chosen, name])) > parts:
+            chosen, parts = [*chosen, name], more
+    return chosen[len(beyond) :]
 
 
 def _parts(experiments: Sequence[ExperimentData], names: Sequence[str]) -> int:

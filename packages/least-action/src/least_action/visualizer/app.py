@@ -144,11 +144,11 @@ def table(store: ExperimentStore, names: Sequence[str], all_columns: bool = Fals
     """
     runs = [store.experiments[name] for name in names]
     fields_shown = differing_fields(runs) if all_columns else telling_fields(runs)[:FEW]
-    short, rows, with_state = plots.labels(runs), [], all_columns or any(run.state != "done" for run in runs)
+    label_of, rows, with_state = plots.labels(runs), [], all_columns or any(run.state != "done" for run in runs)
     for run in runs:
         events = {} if run.events is None else run.events.as_dict()
         last = run.history.slice(len(run.history) - 1).to_pylist()[0] if len(run.history) else {}
-        row = {"run": short[run.name]} | {name: run.config.get(name) for name in fields_shown}
+        row = {"run": label_of[run.name]} | {name: run.config.get(name) for name in fields_shown}
         row |= {"memorised": events.get("memorised"), "reached 0.99": events.get("grokked_99")}
         if all_columns:
             row |= {name: round(last[name], 4) for name in ("train_acc", "test_acc") if last.get(name) is not None}
@@ -286,13 +286,13 @@ def build(store: ExperimentStore) -> gr.Blocks:
                 listed_names, problem = listed(store, replace(view, where="")), f" {error}."
             runs = [store.experiments[name] for name in listed_names]
             groups = dict.fromkeys(map(get_experiment_group, store.list_experiments()))
-            short = plots.labels(list(store.experiments.values()))
+            label_of = plots.labels(list(store.experiments.values()))
             there = ["", *differing_fields(runs)]
             rows, columns = (name if name in there else "" for name in (view.rows, view.columns))
             frame = table(store, listed_names, view.all_columns)
             return [
                 gr.update(value=frame, column_widths=widths(frame)), status(store) + problem,
-                gr.update(choices=[(label, name) for name, label in short.items()], value=list(view.runs or ())),
+                gr.update(choices=[(label, name) for name, label in label_of.items()], value=list(view.runs or ())),
                 gr.update(choices=[ALL, *groups], value=view.sweep), gr.update(choices=there, value=rows),
                 gr.update(choices=there, value=columns), (store.version, tuple(listed_names)),
             ]  # fmt: skip
@@ -337,8 +337,8 @@ def build(store: ExperimentStore) -> gr.Blocks:
 
         def pick(event: gr.SelectData, seen: tuple[int, tuple[str, ...]], runs: list[str]) -> list[str]:
             """A click on a row of the table adds the run to those shown, or takes it out."""
-            short = plots.labels([store.experiments[name] for name in seen[1] if name in store.experiments])
-            name = next((name for name, label in short.items() if label == event.row_value[0]), None)
+            label_of = plots.labels([store.experiments[name] for name in seen[1] if name in store.experiments])
+            name = next((name for name, label in label_of.items() if label == event.row_value[0]), None)
             if name is None:
                 return runs
             return [run for run in runs if run != name] if name in runs else [*runs, name]

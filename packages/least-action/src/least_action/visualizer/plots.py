@@ -256,15 +256,15 @@ def shade(figure: go.Figure, experiment: ExperimentData, panels: int, view: View
     shapes = []
     for name, first, last in phases.spans():
         x0, x1 = epoch_of.get(first, first), epoch_of.get(last, last)
-        look: dict[str, Any] = {
+        style: dict[str, Any] = {
             "type": "rect",
             "fillcolor": f"rgba({SHADES[name]},0.09)",
             "line": {"width": 0},
             "layer": "below",
         }
-        look |= {"x0": max(1, x0) if view.log_x else x0, "x1": x1, "y0": 0, "y1": 1}
+        style |= {"x0": max(1, x0) if view.log_x else x0, "x1": x1, "y0": 0, "y1": 1}
         for number in ["", *map(str, range(2, panels + 1))]:
-            shapes.append(look | {"xref": f"x{number}", "yref": f"y{number} domain"})
+            shapes.append(style | {"xref": f"x{number}", "yref": f"y{number} domain"})
         key = {"symbol": "square", "size": 11, "color": f"rgba({SHADES[name]},0.35)"}
         figure.add_scatter(x=[None], y=[None], mode="markers", marker=key, name=name, legend="legend2", row=1, col=1)
     figure.update_layout(shapes=shapes)
@@ -384,20 +384,23 @@ def checkpoint(snapshot: Snapshot, config: Mapping[str, Any], view: View) -> go.
     """Spectra (none of S5), norms of layers and, for a routed model, the dominant head of every pair, at one checkpoint."""
     arrays = snapshot.arrays
     figure: go.Figure
-    panels: list[tuple[str, Any]] = []  # title, what draws it at a place
+    panels: list[tuple[str, Any]] = []  # title, what draws it into a cell of the grid
     if "embedding_power_F" in arrays:
         panels = [
-            ("embedding's power by frequency", lambda at: _power(figure, arrays["embedding_power_F"], COLOURS[0], at)),
-            ("logits' power by frequency", lambda at: _power(figure, arrays["logit_power_F"], COLOURS[1], at)),
-            ("logit of one class, centred (blue: high)", lambda at: _logit(figure, arrays["class_logits_IJ"], at)),
+            (
+                "embedding's power by frequency",
+                lambda cell: _power(figure, arrays["embedding_power_F"], COLOURS[0], cell),
+            ),
+            ("logits' power by frequency", lambda cell: _power(figure, arrays["logit_power_F"], COLOURS[1], cell)),
+            ("logit of one class, centred (blue: high)", lambda cell: _logit(figure, arrays["class_logits_IJ"], cell)),
         ]
-    panels.append(("norms of layers", lambda at: _norms(figure, snapshot.layer_norms, at)))
+    panels.append(("norms of layers", lambda cell: _norms(figure, snapshot.layer_norms, cell)))
     for name in sorted(name for name in arrays if name.startswith("dominant_head_")):
         layer = name.split("_")[2]
         panels.append(
             (
                 f"dominant head, layer {int(layer) + 1}",
-                lambda at, of=arrays[name], use=arrays[f"head_use_{layer}_R"]: _heads(figure, of, use, at),
+                lambda cell, of=arrays[name], use=arrays[f"head_use_{layer}_R"]: _heads(figure, of, use, cell),
             )
         )
     columns = min(2, len(panels))
@@ -412,30 +415,30 @@ def checkpoint(snapshot: Snapshot, config: Mapping[str, Any], view: View) -> go.
     return styled(figure, view, 300 * rows)
 
 
-def _power(figure: go.Figure, power: Any, colour: str, at: dict[str, int]) -> None:
-    figure.add_bar(x=list(range(1, len(power) + 1)), y=power, marker_color=colour, **at)
-    figure.update_xaxes(title_text="frequency", **at)
-    figure.update_yaxes(title_text="share", rangemode="tozero", **at)
+def _power(figure: go.Figure, power: Any, colour: str, cell: dict[str, int]) -> None:
+    figure.add_bar(x=list(range(1, len(power) + 1)), y=power, marker_color=colour, **cell)
+    figure.update_xaxes(title_text="frequency", **cell)
+    figure.update_yaxes(title_text="share", rangemode="tozero", **cell)
 
 
-def _logit(figure: go.Figure, logits_IJ: Any, at: dict[str, int]) -> None:
+def _logit(figure: go.Figure, logits_IJ: Any, cell: dict[str, int]) -> None:
     grid = logits_IJ.T.round(3)
     limit = float(abs(grid).max()) or 1.0
-    figure.add_heatmap(z=grid, zmin=-limit, zmax=limit, colorscale="RdBu", showscale=False, **at)
-    figure.update_xaxes(title_text="a (group order)", **at)
-    figure.update_yaxes(title_text="b (group order)", **at)
+    figure.add_heatmap(z=grid, zmin=-limit, zmax=limit, colorscale="RdBu", showscale=False, **cell)
+    figure.update_xaxes(title_text="a (group order)", **cell)
+    figure.update_yaxes(title_text="b (group order)", **cell)
 
 
-def _norms(figure: go.Figure, layer_norms: Mapping[str, float], at: dict[str, int]) -> None:
+def _norms(figure: go.Figure, layer_norms: Mapping[str, float], cell: dict[str, int]) -> None:
     names = list(layer_norms)[::-1]
     groups = list(dict.fromkeys(map(layer_group, layer_norms)))
     colours = [COLOURS[groups.index(layer_group(name)) % len(COLOURS)] for name in names]
-    figure.add_bar(y=names, x=[layer_norms[n] for n in names], orientation="h", marker_color=colours, **at)
+    figure.add_bar(y=names, x=[layer_norms[n] for n in names], orientation="h", marker_color=colours, **cell)
 
 
-def _heads(figure: go.Figure, dominant_PP: Any, use_R: Any, at: dict[str, int]) -> None:
+def _heads(figure: go.Figure, dominant_PP: Any, use_R: Any, cell: dict[str, int]) -> None:
     count = len(use_R)
     steps = [[(i + side) / count, COLOURS[i % len(COLOURS)]] for i in range(count) for side in (0, 1)]
-    figure.add_heatmap(z=dominant_PP.T, zmin=-0.5, zmax=count - 0.5, colorscale=steps, showscale=False, **at)
-    figure.update_xaxes(title_text=f"a; mean weights {', '.join(f'{x:.2f}' for x in use_R)}", **at)
-    figure.update_yaxes(title_text="b", **at)
+    figure.add_heatmap(z=dominant_PP.T, zmin=-0.5, zmax=count - 0.5, colorscale=steps, showscale=False, **cell)
+    figure.update_xaxes(title_text=f"a; mean weights {', '.join(f'{x:.2f}' for x in use_R)}", **cell)
+    figure.update_yaxes(title_text="b", **cell)
