@@ -116,8 +116,8 @@ def find_events(rows: Sequence[dict[str, Any]], p: int, window: int) -> Events:
         sustained_99=epochs[stays] if len(test) - stays >= window else None,
         held_99=sum(value >= level for value in after) / len(after) if after else None,
         evaluations_after=len(after),
-        test_at_memorised=None if at is None else test[at],
-        new_at_memorised=None if at is None else new[at],
+        test_at_memorised=None if place is None else test[place],
+        new_at_memorised=None if place is None else new[place],
         highest_new_accuracy=max(known) if known and len(known) == len(from_there) else None,
     )  # fmt: skip
 
