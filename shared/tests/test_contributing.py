@@ -21,13 +21,13 @@ def section():
 
 
 def test_the_page_is_one_page(section):
-    assert section.count("\n") <= 60
+    assert section.count("\n") <= 85
 
 
 def test_what_the_page_shows_are_the_toys_own_lines(section):
     """Each block, to the letter, in the file that the paragraph before it names."""
     blocks = re.findall(r"^\S[^\n]*`(\w+\.py)`[^\n]*:\n\n((?: {4}.*\n|\n)+)", section, re.MULTILINE)
-    assert [name for name, _ in blocks] == ["config.py", "train.py", "cli.py"]
+    assert [name for name, _ in blocks] == ["config.py", "train.py", "cli.py", "cli.py"]
     assert section.count("\n    ") == sum(bool(line) for _, block in blocks for line in block.splitlines())
     for name, block in blocks:
         assert f"\n{textwrap.dedent(block).strip()}\n" in (TOY / name).read_text(), name
