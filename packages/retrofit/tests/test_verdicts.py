@@ -272,6 +272,11 @@ def test_a_plan_tries_the_rates_first_and_all_arms_need_them():
         assert jobs[name].config.tuned == ["../tune_lr1e-5", "../tune_lr1e-4"]
         assert jobs[name].config.validate_on == "validation"
     execution.check_plan(list(jobs.values()))
+    shorter = {j.name: j.config for j in plan(CompareConfig(base=base, lrs=[1e-4], tuning_steps=4))}
+    tuned = shorter["tune_lr1e-4"]
+    assert (tuned.num_steps, tuned.eval_interval, shorter["standard_s0"].num_steps) == (4, 4, 6)
+    with pytest.raises(ValueError, match=r"^tuning_steps: 4 is of the rates in lrs, which has none"):
+        CompareConfig(tuning_steps=4)
 
 
 def test_a_sweep_has_a_run_of_every_weight():

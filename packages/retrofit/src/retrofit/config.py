@@ -172,6 +172,8 @@ class CompareConfig:
     lrs: list[float] = field(default_factory=list)
     """Learning rates at which continued training is tried on tuning text (see validate_on) before anything else; all arms
     take the best one. Empty unless given: base's lr holds."""
+    tuning_steps: PositiveInt | None = None
+    """Updates at each of these rates; null: as many as the arms make."""
     weights: list[float] = field(default_factory=list)
     """Weights of the penalty at each of which gram and gram_scale_free are run, and judged by the front of all of them.
     Empty unless given: base's gram_weight holds."""
@@ -196,6 +198,10 @@ class CompareConfig:
         if self.lrs and "lr" in self.base:
             raise ValueError(
                 f"lr: {self.base['lr']} is given, and lrs {self.lrs} are to be tried; leave it out, or give --lrs '[]'"
+            )
+        if self.tuning_steps is not None and not self.lrs:
+            raise ValueError(
+                f"tuning_steps: {self.tuning_steps} is of the rates in lrs, which has none; give --lrs too"
             )
         if self.weights and not ({*SWEPT} & {*self.arms} and "standard" in self.arms):
             raise ValueError(

@@ -37,6 +37,8 @@ def tuning_jobs(compare: CompareConfig) -> Iterator[Job]:
     """Continued training at every rate that is tried, evaluated on tuning text alone: see RunConfig.validate_on."""
     for lr in compare.lrs:
         changes = {"method": "standard", "lr": lr, "validate_on": "tuning", "save_model": False}
+        if compare.tuning_steps is not None:
+            changes["num_steps"] = compare.tuning_steps
         without = {"activation_tokens": 0, "headline_tokens": 0}
         config = config_of(RunConfig, compare.base | changes | without, "base")
         config = replace(config, eval_interval=max(config.num_steps, 1))
