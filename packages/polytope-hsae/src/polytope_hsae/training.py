@@ -55,14 +55,14 @@ def train(config: TrainConfig, run: Run) -> None:
     run.about(parameters=count_parameters(model), latents=model.config.features)
 
     # ------------------------------------------------------------------------------------------------------ loop
-    every = stages(config)
-    for stage in every:
+    all_stages = stages(config)
+    for stage in all_stages:
         if run.has_passed(stage.name):
             continue
         optimizer = run.optimizer(create_optimizer(model, config, stage))
         stepper, prepared = run.accelerator.prepare(objective, optimizer)
         learner = Learner(model, stepper, prepared, run.accelerator, partial(run.backward, field="lr"))
-        for index in run.steps(stage.steps, loop=stage.name, more=stage is not every[-1]):
+        for index in run.steps(stage.steps, loop=stage.name, more=stage is not all_stages[-1]):
             step = stage.first + index
             # evaluate
             if run.every(config.val_every) and run.is_main:
