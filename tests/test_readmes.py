@@ -16,8 +16,6 @@ ORIGINAL = "## From the original study's names"
 ORDER = "## Read the code in this order"
 NOT_HERE = {"polytope-hsae": {"debug", "non_interactive"}}
 """Flags of the original study of which a README says that they are not needed."""
-NOT_READ = {"polytope-hsae": {"models.py"}}
-"""Modules that the order of reading leaves out: the original study's name of another one that it has."""
 LOOK_UP = """if True:
     import contextlib, inspect, io, json, re, sys
     from importlib import import_module
@@ -140,4 +138,4 @@ def test_the_files_of_the_order_of_reading_are_there_and_all_are_read(readme):
     assert sorted(set(links)) == sorted(links)
     modules = {name for name in readme.files[readme.package] if re.fullmatch(r"\w+\.py", name)}
     assert len(modules) > 8
-    assert modules - set(links or named) == {"__init__.py", "__main__.py"} | NOT_READ.get(readme.study, set())
+    assert modules - set(links or named) == {"__init__.py", "__main__.py"}

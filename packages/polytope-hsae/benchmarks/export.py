@@ -12,7 +12,7 @@ from pathlib import Path
 
 from polytope_hsae.data import TEST, open_store
 from polytope_hsae.metrics import ExplainedVariance
-from polytope_hsae.model import SparseAutoencoder
+from polytope_hsae.models import SparseAutoencoder
 
 
 def main() -> None:

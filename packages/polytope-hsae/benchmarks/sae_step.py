@@ -19,7 +19,7 @@ from importlib.util import find_spec
 
 import torch
 
-from polytope_hsae.model import SAEConfig, build_sae
+from polytope_hsae.models import SAEConfig, build_sae
 
 SUBSPACE = 4
 

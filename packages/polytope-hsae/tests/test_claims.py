@@ -150,10 +150,10 @@ def test_soft_absorption_is_judged_whether_or_not_there_is_some(arm):
     claim = next(c for c in COMPARED if c.id == f"soft_absorption_beside_{arm}")
     table = trained("soft_absorption", arm, 0.3)
     assert verdict(claim, table) == "supported"
-    assert reason(claim, table).endswith(f"That of {arm} is 0.402 itself.")
+    assert reason(claim, table).endswith(f"The arm {arm} itself has 0.402.")
     table["soft_absorption"] -= 0.5
     assert verdict(claim, table) == "supported"
-    assert "is -0.098 itself, below 0: its parents rise with their children" in reason(claim, table)
+    assert "itself has -0.098, below 0: its parents rise with their children" in reason(claim, table)
     table.loc[table["arm"] == "teacher", "soft_absorption"] = 0.1
     assert verdict(claim, table) == "refuted"
 
@@ -222,8 +222,9 @@ def test_the_answer_is_worded_by_its_verdicts():
         for id_, figure in zip(ids, (0.5, 0.66, -7.9, 0.2, -30.0, -40.0), strict=True)
     ]
     assert answer(found) == (
-        "Concepts do form a hierarchy: a child's words, unseen before, point along its parent too; held-out words have 0.66 of "
-        "their concept's vector; the angle from disjoint words is 7.9 degrees below that of shuffled rows. An autoencoder that "
+        "Concepts do form a hierarchy: a child's words, unseen before, point along its parent too; held-out words project on "
+        "their concept's vector with 0.66 of its length; the angle of child minus parent with the parent, each from words of "
+        "its own, is 7.9 degrees smaller than with shuffled rows. An autoencoder that "
         "starts from it keeps it better, by 10 points of purity or more; its latents fire a fifth less often on other concepts' "
         "words; steering with it disturbs other words a fifth less."
     )

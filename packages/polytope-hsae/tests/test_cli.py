@@ -96,6 +96,26 @@ def test_a_dry_run_says_what_would_run(place, capsys):
     assert "6 runs, 1 at a time: about" in said
 
 
+def test_a_dry_run_times_the_update_that_the_training_makes(place, capsys, monkeypatch):
+    """Three times for each shape of an autoencoder, on a whole batch, in the last stage."""
+    import polytope_hsae.estimate as estimate
+    import polytope_hsae.training as training
+
+    assert estimate.update is training.update
+    made, real = [], estimate.update
+
+    def update(learner, config, stage, step, x_BD):
+        made.append((learner.model.config.kind, stage.name, tuple(x_BD.shape)))
+        return real(learner, config, stage, step, x_BD)
+
+    monkeypatch.setattr(estimate, "update", update)
+    config = MINI | {"training": MINI["training"] | {"arms": ["topk", "random_teacher"]}}
+    Path("two.yaml").write_text(yaml.safe_dump(config))
+    assert main(["phase3", "--config", "two.yaml", "--device", "cpu", "--dry-run"]) == 0
+    assert "4 arms x 2 seeds x 12 steps" in capsys.readouterr().out
+    assert made == [(kind, "B", (128, 24)) for kind in ("hierarchical", "topk") for _ in range(3)]
+
+
 def test_a_dry_run_says_how_much_room_a_models_shards_take_before_it_is_here():
     from polytope_hsae.estimate import estimate
 

@@ -25,7 +25,7 @@ from polytope_hsae.config import ActivationConfig, EvaluateConfig, GeometryConfi
 from polytope_hsae.data import CHOOSE, TEST, TRAIN, Store, open_store
 from polytope_hsae.estimate import estimate
 from polytope_hsae.language import final_activations, load_model, load_tokenizer
-from polytope_hsae.model import SAEConfig, build_sae
+from polytope_hsae.models import SAEConfig, build_sae
 from polytope_hsae.report import figures_in_words
 from studycore.errors import Stopped, UserError
 from studycore.files import read_json, write_json
@@ -437,10 +437,10 @@ def test_each_figure_in_words_stands_where_its_name_does():
         )
     table = pd.DataFrame(rows).assign(purity_reference=0.7)
     carried, words = figures_in_words(SimpleNamespace(table=table))
-    assert "carried by held-out projection and by the angle from disjoint words" in carried
+    assert "rests on the projection of held-out words, and on the angle" in carried
     for part in (
-        "project on their concept's vector at 0.11 (shuffled 0.12)", "stands at 61.3 degrees from disjoint words (shuffled 61.4, ",
-        "random parts of the parent's words 61.5)", "nested words give 61.6 whatever they are (shuffled 61.7)",
+        "project on their concept's vector at 0.11 (shuffled 0.12)", "child minus parent is 61.3 degrees from disjoint words (shuffled 61.4, ",
+        "random parts of the parent's words 61.5)", "nested words give 61.6 whatever their rows are (shuffled 61.7)",
         "in the Euclidean metric, held-out projection is 0.13 and the angle 61.8",
         "has purity 0.21 and leakage 0.22, from a random start 0.51 and 0.52, at explained variance 0.230 and 0.530",
         "Ten points of purity above a random start: 0.61; phase 1's own vectors, untrained, reach 0.7.",

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from polytope_hsae.model import HierarchicalSAE, SAEConfig, SparseAutoencoder, build_sae, dense_codes, dense_decoder
+from polytope_hsae.models import HierarchicalSAE, SAEConfig, SparseAutoencoder, build_sae, dense_codes, dense_decoder
 from polytope_hsae.sparse import Order, sparse_decode, sparse_encode
 from studycore.errors import UserError
 

@@ -8,7 +8,7 @@ from polytope_hsae.cli import STUDY
 from polytope_hsae.concepts import Child, Hierarchy, Parent
 from polytope_hsae.config import EvaluateConfig
 from polytope_hsae.head import Head, load_head
-from polytope_hsae.model import SAEConfig, build_sae
+from polytope_hsae.models import SAEConfig, build_sae
 from polytope_hsae.steering import steering_effects, steering_metrics, untrained_steering
 from polytope_hsae.visualization import write_tree_page
 from studycore.files import read_json

@@ -8,20 +8,21 @@ import pytest
 import torch
 from conftest import SMALL, job
 
-import polytope_hsae.train as loop
-import polytope_hsae.training as module
+import polytope_hsae.arms as arms
+import polytope_hsae.training as training
+import polytope_hsae.update as update
 from polytope_hsae.cli import STUDY
 from polytope_hsae.data import open_store
-from polytope_hsae.model import SparseAutoencoder
-from polytope_hsae.report import ONE_JOB, fields_of, report
+from polytope_hsae.models import SparseAutoencoder, build_sae
+from polytope_hsae.report import ONE_JOB, report
 from polytope_hsae.teacher import initialise, load_teacher
-from polytope_hsae.training import check_room
 from studycore.configuration import to_dict, to_yaml
 from studycore.errors import Stopped, UserError
 from studycore.files import read_json
 from studycore.metrics_log import read_rows
 from studycore.record import read_record
 from studycore.stopping import stop_on_signals
+from studycore.streams import generator
 from studycore.testing.interrupted import killed_at
 from studycore.testing.runs import output_of, same
 
@@ -36,7 +37,7 @@ def train(config, folder, planted, resume=False):
 def test_a_stopped_and_resumed_run_is_bitwise_the_same(tmp_path, planted, small, arm, monkeypatch):
     config = small(arm=arm)
     whole = train(config, tmp_path / "whole", planted)
-    real, count = loop.count_firing, 0
+    real, count = update.count_firing, 0
 
     def stop_after_nine(*args):
         nonlocal count
@@ -46,7 +47,7 @@ def test_a_stopped_and_resumed_run_is_bitwise_the_same(tmp_path, planted, small,
             with stop_on_signals() as stop:
                 stop.name = "a test"
 
-    monkeypatch.setattr(loop, "count_firing", stop_after_nine)
+    monkeypatch.setattr(update, "count_firing", stop_after_nine)
     with pytest.raises(Stopped, match="stopped by a test"):
         train(config, tmp_path / "cut", planted)
     monkeypatch.undo()
@@ -57,14 +58,14 @@ def test_stage_a_leaves_the_teachers_parents_and_stage_b_moves_them(tmp_path, pl
     """Children learn in both."""
     config = small(arm="teacher", stage_a_steps=4, stage_b_steps=1)
     parents, children = [], []
-    real = loop.count_firing
+    real = update.count_firing
 
     def watch(model, *args):
         parents.append(model.decoder.detach().clone())
         children.append(model.child_atoms().detach().clone())
         real(model, *args)
 
-    monkeypatch.setattr(loop, "count_firing", watch)
+    monkeypatch.setattr(update, "count_firing", watch)
     train(config, tmp_path / "run", planted)
     assert all(torch.equal(parents[0], other) for other in parents[:4])
     assert not torch.equal(parents[3], parents[4])
@@ -94,10 +95,10 @@ def test_a_random_start_under_the_teachers_schedule(tmp_path, planted, small, mo
     config = small(arm="random_staged")
     store = open_store(planted["geometry"], planted["activations"])
     indices = store.split(0)
-    values = module.start_values(config, store, indices)
+    values = arms.start_values(config, store, indices)
     teacher = load_teacher(planted["geometry"], config)
-    started = module.start_model(config, values, store, indices, teacher).state_dict()
-    plain = module.start_model(small(arm="random"), values, store, indices, None).state_dict()
+    started = arms.start_model(config, values, store, indices, teacher).state_dict()
+    plain = arms.start_model(small(arm="random"), values, store, indices, None).state_dict()
     assert all(torch.equal(started[name], plain[name]) for name in plain)
     folder = train(config, tmp_path / "run", planted)
     rows = read_rows(folder / "metrics.jsonl")
@@ -108,7 +109,7 @@ def test_a_random_start_under_the_teachers_schedule(tmp_path, planted, small, mo
 def test_a_frozen_decoder_is_frozen_to_the_end(tmp_path, planted, small):
     config = small(arm="frozen_random", stage_a_steps=2, stage_b_steps=4)
     model = SparseAutoencoder.from_pretrained(train(config, tmp_path / "run", planted) / "sae")
-    start = module.build_sae(model.config, module.generator(config.seed, "weights"))
+    start = build_sae(model.config, generator(config.seed, "weights"))
     initialise(start, load_teacher(planted["geometry"], config), config)
     for one, other in zip(start.decoders(), model.decoders(), strict=True):
         assert torch.equal(one, other)
@@ -117,7 +118,7 @@ def test_a_frozen_decoder_is_frozen_to_the_end(tmp_path, planted, small):
 def test_the_teachers_decoder_is_the_geometry(planted, small):
     config = small(arm="teacher", energy_threshold=1.0)
     teacher = load_teacher(planted["geometry"], config)
-    model = module.build_sae(module.shape_of(config, 24, 1.0), torch.Generator().manual_seed(0))
+    model = build_sae(arms.shape_of(config, 24, 1.0), torch.Generator().manual_seed(0))
     kept = initialise(model, teacher, config)
     units = teacher.parents_PD / teacher.parents_PD.norm(dim=1, keepdim=True)
     torch.testing.assert_close(model.decoder[:4].detach(), units)
@@ -143,8 +144,8 @@ def test_a_random_teacher_keeps_every_causal_angle(planted, small):
 def test_the_reference_reads_in_the_dual_of_the_steps(tmp_path, planted, small, monkeypatch):
     from studycore.record import read_arrays
 
-    seen, real = [], loop.sae_metrics
-    monkeypatch.setattr(loop, "sae_metrics", lambda *args: seen.append(args[-2]) or real(*args))
+    seen, real = [], training.sae_metrics
+    monkeypatch.setattr(training, "sae_metrics", lambda *args: seen.append(args[-2]) or real(*args))
     train(small(stage_a_steps=1, stage_b_steps=5), tmp_path / "run", planted)
     arrays = {name: torch.from_numpy(values) for name, values in read_arrays(planted["geometry"]).items()}
     expected = arrays["causal_parents"] @ arrays["sqrt"] @ arrays["sqrt"]
@@ -173,22 +174,22 @@ def test_more_concepts_than_parents_are_refused(planted, small):
 
 
 def test_flat_arms_have_as_many_latents_and_as_many_active(small):
-    ours = module.shape_of(small(arm="random"), 24, 1.0)
+    ours = arms.shape_of(small(arm="random"), 24, 1.0)
     for arm in ("topk", "batchtopk", "matryoshka"):
-        flat = module.shape_of(small(arm=arm), 24, 1.0)
+        flat = arms.shape_of(small(arm=arm), 24, 1.0)
         assert flat.features == ours.features
         assert flat.topk_parent == ours.topk_parent * (1 + ours.topk_child)
 
 
 def test_arms_train_equally_long(small):
     for arm in ("random", "teacher", "topk", "random_staged", "frozen_random"):
-        assert sum(stage.steps for stage in module.stages(small(arm=arm))) == 20
+        assert sum(stage.steps for stage in arms.stages(small(arm=arm))) == 20
 
 
 def test_schedules(small):
     config = small(lr_warmup_steps=4, lr_schedule="cosine")
-    assert module.schedule(0, config) == pytest.approx(0.25)
-    assert module.schedule(20, config) == pytest.approx(0.1)
+    assert update.schedule(0, config) == pytest.approx(0.25)
+    assert update.schedule(20, config) == pytest.approx(0.1)
 
 
 def test_losses_of_the_first_steps(tmp_path, planted, small):
@@ -215,10 +216,10 @@ def test_a_training_that_was_killed_again_and_again_is_the_same(tmp_path, plante
     config = small(arm=arm)
     whole, cut = train(config, tmp_path / "whole", planted), tmp_path / "cut"
     places = [
-        (loop, "count_firing", 3),
+        (update, "count_firing", 3),
         (studycore.run, "save_checkpoint", 1),
-        (loop, "count_firing", 9),
-        (loop, "sae_metrics", 1),
+        (update, "count_firing", 9),
+        (training, "sae_metrics", 1),
     ]
     for place in places:
         assert killed_at(*place, lambda: train(config, cut, planted, resume=cut.exists())), place
@@ -284,28 +285,28 @@ def test_an_autoencoder_that_cannot_fit_is_refused_with_its_size(planted, small,
     config = small(arm=arm, **changes)
     for act in (
         lambda: job("train", config, tmp_path / "run", planted),
-        lambda: check_room(config, 64, "cpu"),
+        lambda: arms.check_room(config, 64, "cpu"),
     ):
         with pytest.raises(UserError, match=rf"^hsae.m_top, hsae.m_low: .*{10**11}.* a batch take [\d,]+ GiB"):
             act()
     assert not (tmp_path / "run").exists()
-    check_room(small(arm=arm), 64, "cpu")
+    arms.check_room(small(arm=arm), 64, "cpu")
 
 
 def test_the_report_of_one_job_answers_with_its_own_figures(tmp_path, planted, small):
     """Each sentence has what its verb measures, and a training has its curve."""
     folder = train(small(), tmp_path / "run", planted)
-    told = {}
+    reports = {}
     for verb, place in (*planted.items(), ("train", folder)):
         record = read_record(STUDY, place)
-        told[verb] = report(record)
-        assert all(fields_of(text) <= set(record.metrics) for text in ONE_JOB[verb]), verb
+        reports[verb] = report(record)
+        assert set(ONE_JOB[verb]) <= set(record.metrics), verb
     found = read_json(folder / "results.json")["metrics"]
-    assert f"explains {found['explained_variance']:.1%} of the variance" in told["train"].answer
-    assert f"activation {found['purity']:.1%} is on its own concept" in told["train"].answer
-    assert f"latent that is always on: {found['base_rate']:.1%})" in told["train"].answer
-    assert len(told["train"].pictures) == 1
+    assert f"explains {found['explained_variance']:.1%} of the variance" in reports["train"].answer
+    assert f"activation {found['purity']:.1%} is on its own concept" in reports["train"].answer
+    assert f"latent that is always on: {found['base_rate']:.1%})" in reports["train"].answer
+    assert len(reports["train"].pictures) == 1
     of_geometry = read_json(planted["geometry"] / "results.json")["metrics"]
-    assert f"vector with {of_geometry['held_out_projection_median']:.2f} of it" in told["geometry"].answer
-    assert len(told["geometry"].pictures) == 3
-    assert told["activations"].answer == "3,000 activations are kept, 3,000 of them with a concept."
+    assert f"vector with {of_geometry['held_out_projection_median']:.2f} of its length" in reports["geometry"].answer
+    assert len(reports["geometry"].pictures) == 3
+    assert reports["activations"].answer == "3,000 activations are kept, 3,000 of them with a concept."

@@ -12,18 +12,19 @@ from conftest import job
 from test_metrics import labels_and_codes
 from test_steering import HEAD, HIERARCHY, model_of
 
-import polytope_hsae.figures as figures
+import polytope_hsae.arms as arms
 import polytope_hsae.metrics as metrics
-import polytope_hsae.train as loop
-import polytope_hsae.training as module
+import polytope_hsae.training as training
+import polytope_hsae.update as update
 import polytope_hsae.validation as validation
+import polytope_hsae.visualization as visualization
 from polytope_hsae.concepts import Child, Hierarchy, Parent
 from polytope_hsae.config import StudyConfig
 from polytope_hsae.data import CHOOSE, TEST, Store, open_store
 from polytope_hsae.geometry import causal_geometry, cosine
 from polytope_hsae.head import Head
 from polytope_hsae.losses import Weights, causal_orthogonality, off_diagonal_biorthogonality, total_loss
-from polytope_hsae.model import Codes, Output, SAEConfig, SparseAutoencoder, build_sae, dense_codes
+from polytope_hsae.models import Codes, Output, SAEConfig, SparseAutoencoder, build_sae, dense_codes
 from polytope_hsae.plan import phase4
 from polytope_hsae.report import _levels, arm_pictures, arm_table, geometry_table, labelled_table, notes
 from polytope_hsae.steering import steering_effects, steering_metrics, strongest, target_probability, tree
@@ -153,18 +154,18 @@ def test_an_export_says_what_its_codes_depend_on(tmp_path):
 def test_stages_and_shapes_of_the_arms(small):
     given = {"stage_a_lr_mult": 0.3, "stage_b_lr_mult": 0.7, "stage_b_decoder_lr_mult": 0.2, "causal_ortho_lambda": 0.4,
              "stage_a_beta": 0.05, "stage_b_beta": 0.06}  # fmt: skip
-    first, second = module.stages(small(arm="teacher", **given))
-    assert first == module.Stage("A", 6, 0.3, 1.0, 0.05, "parents", 0.4, 0)
-    assert second == module.Stage("B", 14, 0.7, 0.2, 0.06, "nothing", 0.0, 6)
-    assert [stage.causal_ortho for stage in module.stages(small(arm="no_causal_ortho", **given))] == [0, 0]
-    frozen = module.stages(small(arm="frozen_random"))
+    first, second = arms.stages(small(arm="teacher", **given))
+    assert first == arms.Stage("A", 6, 0.3, 1.0, 0.05, "parents", 0.4, 0)
+    assert second == arms.Stage("B", 14, 0.7, 0.2, 0.06, "nothing", 0.0, 6)
+    assert [stage.causal_ortho for stage in arms.stages(small(arm="no_causal_ortho", **given))] == [0, 0]
+    frozen = arms.stages(small(arm="frozen_random"))
     assert [(stage.frozen, stage.causal_ortho) for stage in frozen] == [("all", 0), ("all", 0)]
-    assert [stage.frozen for stage in module.stages(small(arm="teacher", stage_a_freeze_decoder=False))] == [
+    assert [stage.frozen for stage in arms.stages(small(arm="teacher", stage_a_freeze_decoder=False))] == [
         "nothing"
     ] * 2
-    assert module.stages(small(arm="random_staged", **given)) == (first, second), "its schedule is the teacher's"
-    assert module.stages(small(arm="random", **given)) == (module.Stage("B", 20, 0.7, 1.0, 0.06, "nothing", 0.0, 0),)
-    shapes = {arm: module.shape_of(small(arm=arm), 24, 0.5) for arm in ("top2", "matryoshka", "topk", "random")}
+    assert arms.stages(small(arm="random_staged", **given)) == (first, second), "its schedule is the teacher's"
+    assert arms.stages(small(arm="random", **given)) == (arms.Stage("B", 20, 0.7, 1.0, 0.06, "nothing", 0.0, 0),)
+    shapes = {arm: arms.shape_of(small(arm=arm), 24, 0.5) for arm in ("top2", "matryoshka", "topk", "random")}
     assert (shapes["top2"].topk_child, shapes["random"].topk_child) == (2, 1)
     assert shapes["matryoshka"].inner_widths == (8, 24)
     assert shapes["topk"].inner_widths == ()
@@ -173,8 +174,8 @@ def test_stages_and_shapes_of_the_arms(small):
 
 def test_rates_and_decay_are_those_of_each_kind_of_parameter(small):
     config = small(arm="teacher", weight_decay=0.1, stage_b_lr_mult=0.5, stage_b_decoder_lr_mult=0.25)
-    model = build_sae(module.shape_of(config, 24, 1.0))
-    groups = module.create_optimizer(model, config, module.stages(config)[1]).param_groups
+    model = build_sae(arms.shape_of(config, 24, 1.0))
+    groups = update.create_optimizer(model, config, arms.stages(config)[1]).param_groups
     found = {id(q): (g["lr_factor"], g["weight_decay"]) for g in groups for q in g["params"]}
     rates = {name: found[id(q)] for name, q in model.named_parameters()}
     assert rates == {
@@ -187,8 +188,8 @@ def test_a_start_is_scaled_to_unit_spread_and_begins_at_the_mean(planted, small)
     store = open_store(planted["geometry"], planted["activations"])
     indices = store.split(0)
     x_ND = store.rows(indices)
-    values = module.start_values(small(), store, indices)
-    model = module.start_model(small(), values, store, indices, None)
+    values = arms.start_values(small(), store, indices)
+    model = arms.start_model(small(), values, store, indices, None)
     scaled = x_ND * values["input_scale"]
     assert float((scaled - scaled.mean(0)).square().sum(1).mean()) == pytest.approx(1, rel=1e-4)
     torch.testing.assert_close(model.bias.detach(), scaled.mean(0), rtol=1e-4, atol=1e-5)
@@ -198,14 +199,14 @@ def test_what_a_step_is_a_function_of(tmp_path, planted, small, monkeypatch):
     """Batches, chosen latents and sparsity go by the step of the whole run, through both stages."""
     drawn, sizes, given, projected = [], [], [], []
     streams, batches, weights, project = (
-        loop.generator,
-        loop.batch_indices,
-        loop.Weights,
+        update.generator,
+        training.batch_indices,
+        update.Weights,
         SparseAutoencoder.project_gradients,
     )
-    monkeypatch.setattr(loop, "generator", lambda *name: drawn.append(name) or streams(*name))
-    monkeypatch.setattr(loop, "batch_indices", lambda *a: sizes.append(a[1:]) or batches(*a))
-    monkeypatch.setattr(loop, "Weights", lambda *a: given.append(a) or weights(*a))
+    monkeypatch.setattr(update, "generator", lambda *name: drawn.append(name) or streams(*name))
+    monkeypatch.setattr(training, "batch_indices", lambda *a: sizes.append(a[1:]) or batches(*a))
+    monkeypatch.setattr(update, "Weights", lambda *a: given.append(a) or weights(*a))
     monkeypatch.setattr(SparseAutoencoder, "project_gradients", lambda self: projected.append(1) or project(self))
     config = small(arm="teacher", l1_warmup_steps=8, dead_after_tokens=130)
     folder = job("train", config, tmp_path / "run", planted)
@@ -225,7 +226,7 @@ def test_counters_are_tokens_since_a_latent_fired():
     model = build_sae(SAEConfig("hierarchical", 2, 3, 1, 1, 2))
     codes = Codes(torch.tensor([[0], [1]]), torch.tensor([[1.0], [0.0]]), torch.tensor([[1], [2]]), torch.tensor([[0.5], [0.0]]))  # fmt: skip
     for _ in range(2):
-        loop.count_firing(model, codes, 2, SimpleNamespace(world=1))
+        update.count_firing(model, codes, 2, SimpleNamespace(num_processes=1))
     assert model.tokens_since_fired.tolist() == [0, 4, 4]
     assert model.children_since_fired.tolist() == [4, 0, 4, 4, 4, 4]
 
@@ -239,7 +240,7 @@ def readers_of(model, parents, children):
 def test_each_arm_reads_with_the_dual_of_its_own_metric(planted, small, arm):
     """By hand, child by child: x . S d / (d . S d), with S the unembedding's covariance, or the identity."""
     config = small(arm=arm)
-    model = module.build_sae(module.shape_of(config, 24, 1.0), torch.Generator().manual_seed(0))
+    model = build_sae(arms.shape_of(config, 24, 1.0), torch.Generator().manual_seed(0))
     initialise(model, load_teacher(planted["geometry"], config), config)
     root_DD = torch.from_numpy(read_arrays(planted["geometry"])["sqrt"])
     square_DD = torch.eye(24) if arm in ("euclidean", "tied") else (root_DD @ root_DD).float()
@@ -262,7 +263,7 @@ def test_a_parents_reading_is_blind_to_its_children_where_they_are_orthogonal_to
     heard = {}
     for arm in ("teacher", "tied"):
         config = small(arm=arm)
-        model = module.build_sae(module.shape_of(config, 24, 1.0), torch.Generator().manual_seed(0))
+        model = build_sae(arms.shape_of(config, 24, 1.0), torch.Generator().manual_seed(0))
         teacher = load_teacher(planted["geometry"], config)
         initialise(model, teacher, config)
         units = teacher.deltas_PCD / teacher.deltas_PCD.norm(dim=-1, keepdim=True)
@@ -272,7 +273,7 @@ def test_a_parents_reading_is_blind_to_its_children_where_they_are_orthogonal_to
 
 def test_a_rotation_is_of_the_seed_and_the_first_direction_is_kept(planted, small):
     config = small(arm="teacher", energy_threshold=0.01, projectors_init="svd_from_teacher")
-    model = module.build_sae(module.shape_of(config, 24, 1.0), torch.Generator().manual_seed(0))
+    model = build_sae(arms.shape_of(config, 24, 1.0), torch.Generator().manual_seed(0))
     teacher = load_teacher(planted["geometry"], config)
     kept = initialise(model, teacher, config)["teacher_energy_kept"]
     # However low the threshold, the first direction is the teacher's: it has the largest share of the deltas' energy.
@@ -712,14 +713,14 @@ def axes(monkeypatch):
     from matplotlib import pyplot
 
     found = []
-    monkeypatch.setattr(figures, "save_figure", lambda figure, path: found.append(figure.axes) or path)
+    monkeypatch.setattr(visualization, "save_figure", lambda figure, path: found.append(figure.axes) or path)
     yield found
     pyplot.close("all")
 
 
 def test_purity_stands_over_leakage_by_arm(axes, tmp_path):
     of = [("a", 0.1, 0.7), ("a", 0.3, 0.9), ("b", 0.2, 0.4)]
-    figures.plot_purity_leakage(pd.DataFrame(of, columns=["arm", "leakage", "purity"]), tmp_path / "x")
+    visualization.plot_purity_leakage(pd.DataFrame(of, columns=["arm", "leakage", "purity"]), tmp_path / "x")
     (axis,) = axes[-1]
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("leakage", "purity")
     seeds, means, other, _ = (dots.get_offsets().data.tolist() for dots in axis.collections)
@@ -736,10 +737,12 @@ def test_steering_is_drawn_by_strength_from_its_arrays(axes, tmp_path):
         }  # fmt: skip
 
     runs = {"evaluate_a_s1": curves(1), "evaluate_a_s2": curves(3), "evaluate_b_s1": curves(10)}
-    figures.plot_steering(runs, {"evaluate_a_s1": "a", "evaluate_a_s2": "a", "evaluate_b_s1": "b"}, tmp_path / "x")
+    visualization.plot_steering(
+        runs, {"evaluate_a_s1": "a", "evaluate_a_s2": "a", "evaluate_b_s1": "b"}, tmp_path / "x"
+    )
     logits, change = axes[-1]
     found = [(line.get_linestyle(), line.get_color(), *line.get_ydata()) for line in logits.lines]
-    first, second = figures.COLOURS[:2]
+    first, second = visualization.COLOURS[:2]
     assert found == [
         ("-", first, 4, 12), (":", first, pytest.approx(0.4), pytest.approx(1.2)),
         ("-", second, 20, 60), (":", second, pytest.approx(2), pytest.approx(6)),
@@ -753,7 +756,7 @@ def test_angles_and_projections_are_drawn_from_their_arrays(axes, tmp_path):
     kinds = ("", "_shuffled", "_random_parent", "_label_permutation", "_euclidean")
     at = {f"{name}{kind}": 61.0 + 2 * i + 20 * j for j, name in enumerate(("nested", "disjoint")) for i, kind in enumerate(kinds)}  # fmt: skip
     at |= {"child_projection": 0.1, "child_projection_shuffled": 0.2, "child_projection_sibling_swap": 0.3}
-    figures.plot_angles({f"null:{name}": np.full(5, value) for name, value in at.items()}, tmp_path / "x")
+    visualization.plot_angles({f"null:{name}": np.full(5, value) for name, value in at.items()}, tmp_path / "x")
 
     def highest(axis):
         bars = {patch.get_label(): patch.get_xy() for patch in axis.patches}
@@ -775,7 +778,7 @@ def test_the_heat_map_is_of_cosines_with_lines_between_parents(axes, tmp_path):
         "null:unified_children_shuffled": shuffled,
         "own_parent": np.array([0, 0, 1, 1, 1]),
     }
-    figures.plot_tree_heatmap(arrays, tmp_path / "x")
+    visualization.plot_tree_heatmap(arrays, tmp_path / "x")
     for axis, vectors, title in zip(axes[-1], (children, shuffled), ("measured", "shuffled rows"), strict=False):
         expected = cosine(torch.tensor(vectors)[:, None], torch.tensor(vectors)).numpy()
         np.testing.assert_allclose(axis.images[0].get_array(), expected, atol=1e-9)
@@ -794,7 +797,7 @@ def test_the_polytope_is_of_the_parent_with_most_children(axes, tmp_path):
         "own_parent": np.array([0, 1, 1, 1]), "unified_children": children,
         "unified_parents": np.array([[1.0, 0, 0], [0.0, 0, 5]]),
     }  # fmt: skip
-    figures.plot_polytope(arrays, Hierarchy((few, many), {}), tmp_path / "x")
+    visualization.plot_polytope(arrays, Hierarchy((few, many), {}), tmp_path / "x")
     left, right = axes[-1]
     assert left.get_title() == "many.n.01"
     assert [text.get_text() for text in left.texts] == ["a", "b", "c"]
@@ -872,6 +875,6 @@ def test_every_arm_is_drawn_with_its_interval_over_its_numbers(axes, tmp_path, m
 
 def test_yardsticks_that_cannot_fail_say_so(tmp_path):
     note = " ".join(arm_pictures(labelled_record(tmp_path), ["random"])[-1].table.note.split())
-    assert "What cannot fail is no finding" in note
+    assert "Some of these cannot fail and show nothing" in note
     for name in ("hard absorption", "distinct (1)", "reconstruction condition"):
         assert name in note

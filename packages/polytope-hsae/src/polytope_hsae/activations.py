@@ -91,8 +91,8 @@ class Sequences:
                 (t for t, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
             )
             first[i] = max(first[i], alike)
-        found = Sequences(self.rows, first, self.following, self.split, self.documents)
-        return found.take([i for i, row in enumerate(self.rows) if first[i] < len(row)])
+        trimmed = Sequences(self.rows, first, self.following, self.split, self.documents)
+        return trimmed.take([i for i, row in enumerate(self.rows) if first[i] < len(row)])
 
     def kept(self, values: Sequence[Sequence[int]]) -> list[int]:
         """Of values for each token of each row, those whose activation is kept, one after another."""

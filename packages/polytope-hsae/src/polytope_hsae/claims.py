@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from polytope_hsae.config import SYNTHETIC, StudyConfig
 from studycore.claims import Claim, Condition, Measure, NotRun
-from studycore.files import read_json
 from studycore.measures import paired_difference, paired_ratio, rows
+from studycore.run_folder import read_results
 from studycore.statistics import Interval
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def level(metric: str, arm: str, below: str) -> Callable[["DataFrame"], str]:
 
     def note(table: "DataFrame") -> str:
         mean = float(rows(table, metric, arm)[metric].mean())
-        return f"That of {arm} is {mean:.3g} itself{f', {below}' if mean < 0 else ''}."
+        return f"The arm {arm} itself has {mean:.3g}{f', {below}' if mean < 0 else ''}."
 
     return note
 
@@ -146,23 +146,23 @@ def claims(verb: str, config: Any) -> Sequence[Claim]:
 def of_the_geometry(angle: float, divergence: float) -> Sequence[Claim]:
     """Of phase 1, by the thresholds of eval.validation: angle_threshold_deg and kl_threshold."""
     return (
-        Claim("held_out_projection", "Words that took no part in estimating project on their concept's vector", PARK, "about 1",
+        Claim("held_out_projection", "Words that took no part in estimating a concept's vector project on it, by more than half of its length", PARK, "about 1",
               "of the vector", of_geometry("held_out_projection"), above=0.5),
-        Claim("disjoint_angle_null", "Estimated from disjoint words, the angle of child minus parent with the parent is smaller than with shuffled rows",
+        Claim("disjoint_angle_null", "Where a parent and its child are estimated from different words, the angle between the parent's vector and child minus parent is smaller than in an unembedding with shuffled rows",
               OWN, "below 0", "degrees from the null's median", of_geometry("disjoint_angle_minus_shuffled"), below=0.0),
-        Claim("disjoint_angle_random_part", "That angle is nearer to 90 degrees than where a random part of the parent's words stands for the child, its strictest null", OWN, "below 0",
+        Claim("disjoint_angle_random_part", "Where a parent and its child are estimated from different words, the angle between the parent's vector and child minus parent is nearer to 90 degrees than where a random part of the parent's words stands for the child", OWN, "below 0",
               "degrees farther from 90 than the null", of_geometry("disjoint_angle_farther_than_random_part"), below=0.0),
-        Claim("held_out_projection_euclidean", "Held-out words project further on their concept's vector with the causal inner product than with the Euclidean one", OWN, "above 0",
+        Claim("held_out_projection_euclidean", "Words that took no part in estimating a concept's vector project further on it with the causal inner product than with the Euclidean one", OWN, "above 0",
               "of the vector", of_geometry("held_out_projection_minus_euclidean"), above=0.0),
-        Claim("disjoint_angle_euclidean", "Estimated from disjoint words, the angle is nearer to 90 degrees with the causal inner product than with the Euclidean one", OWN, "below 0",
+        Claim("disjoint_angle_euclidean", "Where a parent and its child are estimated from different words, the angle between the parent's vector and child minus parent is nearer to 90 degrees with the causal inner product than with the Euclidean one", OWN, "below 0",
               "degrees farther from 90 than the Euclidean one", of_geometry("disjoint_angle_farther_than_euclidean"), below=0.0),
-        Claim("median_angle", f"The median causal angle of child minus parent with the parent is at least {angle:g} degrees", ORIGINAL,
+        Claim("median_angle", f"Where a parent's words include its child's, the median causal angle between the parent's vector and child minus parent is at least {angle:g} degrees", ORIGINAL,
               f">= {angle:g}", "degrees", of_geometry("nested_angle"), above=angle, when=noise_fails(angle)),
-        Claim("own_parent", "A child's held-out words project on its parent, estimated without them", OWN, "above 0.25",
+        Claim("own_parent", "A child's held-out words project on its parent's vector, which was estimated without any word of the child, by more than a quarter of its length", OWN, "above 0.25",
               "of the parent's vector", of_geometry("projection_on_own_parent"), above=0.25),
-        Claim("ratio_invariance", "Adding a parent leaves the odds among its children's words as they were (median divergence)", ORIGINAL,
+        Claim("ratio_invariance", f"Adding a parent's vector to an activation leaves the model's odds among the words of its children nearly as they were: the median divergence is below {divergence:g} nats", ORIGINAL,
               f"< {divergence:g}", "nats", of_geometry("ratio_invariance_kl"), below=divergence, when=shifted("ratio_invariance")),
-        Claim("ratio_invariance_null", "Adding a parent moves the odds among its children's words less than random steps of the same length do", OWN,
+        Claim("ratio_invariance_null", "Adding a parent's vector to an activation changes the model's odds among the words of its children less than random steps of the same length do", OWN,
               "below 0", "nats beyond the random steps'", of_geometry("ratio_invariance_kl_minus_random"), below=0.0, when=shifted("ratio_invariance")),
     )  # fmt: skip
 
@@ -177,8 +177,8 @@ def soft_absorption(treated: str, control: str) -> Measure:
 
 
 SAME_SCHEDULE = {
-    "random_staged": "one started at random and trained in the same stages",
-    "random_teacher": "one started from the same vectors rotated at random and trained in the same stages",
+    "random_staged": "where it starts at random and is trained in the same stages",
+    "random_teacher": "where it starts from the same vectors rotated at random and is trained in the same stages",
 }
 """Arms that differ from the teacher in the start alone."""
 
@@ -190,7 +190,7 @@ def beside_the_same_schedule(
     """A claim beside each arm that has the teacher's schedule."""
     return [
         ({arm}, Claim(
-            f"{metric}_beside_{arm}", f"Where the decoder starts from the concept vectors, {what} than with {other}", OWN, predicted,
+            f"{metric}_beside_{arm}", f"{what} where the decoder starts from the concept vectors than {other}", OWN, predicted,
             unit, measure("teacher", arm), above, below, decided_by=FULL if arm == "random_staged" else "",
         ))
         for arm, other in SAME_SCHEDULE.items()
@@ -198,60 +198,60 @@ def beside_the_same_schedule(
 
 
 TRAINED: tuple[tuple[set[str], Claim], ...] = (
-    (set(), Claim("purity", "An autoencoder whose decoder starts from the concept vectors puts 10 points more of a parent latent's activation on its own concept than one started at random", ORIGINAL, ">= +0.10", "share of activation",
+    (set(), Claim("purity", "At least 10 points more of a parent latent's activation fall on its own concept where the decoder starts from the concept vectors than where it starts at random", ORIGINAL, ">= +0.10", "share of activation",
                   beside(paired_difference("purity", "teacher", "random"), room("purity", 0.10)), above=0.10)),
-    (set(), Claim("leakage", "Where the decoder starts from the concept vectors, parent latents fire a fifth less often on words of other concepts alone than where it starts at random", ORIGINAL, "<= -20 %", "% change",
+    (set(), Claim("leakage", "Parent latents fire at least a fifth less often on activations of other concepts where the decoder starts from the concept vectors than where it starts at random", ORIGINAL, "<= -20 %", "% change",
                   leakage_ratio("leakage", "random"), below=-20.0)),
-    (set(), Claim("reconstruction_parity", "An autoencoder whose decoder starts from the concept vectors explains at most 2 points of variance less than one started at random", ORIGINAL, "similar",
+    (set(), Claim("reconstruction_parity", "An autoencoder whose decoder starts from the concept vectors explains at most 2 points of variance less than one that starts at random", ORIGINAL, "similar",
                   "explained variance", paired_difference("explained_variance", "teacher", "random"), above=-0.02)),
-    ({"random_teacher"}, Claim("purity_beside_random_teacher", "Starting from the concept vectors puts more of a parent latent's activation on its own concept than starting from the same vectors rotated at random, which have the same angles",
+    ({"random_teacher"}, Claim("purity_beside_random_teacher", "More of a parent latent's activation falls on its own concept where the decoder starts from the concept vectors than where it starts from the same vectors rotated at random, which have the same angles among them",
                                OWN, "above 0", "share of activation", paired_difference("purity", "teacher", "random_teacher"), above=0.0)),
-    ({"random_teacher"}, Claim("leakage_beside_random_teacher", "Parent latents fire less often on words of other concepts alone where the decoder starts from the concept vectors than where it starts from the same vectors rotated at random", OWN, "below 0", "% change",
+    ({"random_teacher"}, Claim("leakage_beside_random_teacher", "Parent latents fire less often on activations of other concepts where the decoder starts from the concept vectors than where it starts from the same vectors rotated at random", OWN, "below 0", "% change",
                                leakage_ratio("leakage", "random_teacher"), below=0.0)),
-    ({"frozen_random"}, Claim("purity_beside_frozen_random", "Starting from the concept vectors puts more of a parent latent's activation on its own concept than a random decoder that is never trained", OWN, "above 0",
+    ({"frozen_random"}, Claim("purity_beside_frozen_random", "More of a parent latent's activation falls on its own concept where the decoder starts from the concept vectors than where it starts from the same vectors rotated at random and is never trained", OWN, "above 0",
                               "share of activation", paired_difference("purity", "teacher", "frozen_random"), above=0.0, decided_by=FULL)),
-    ({"euclidean"}, Claim("purity_beside_euclidean", "Concept vectors of the causal inner product, each read by its dual, put more of a parent latent's activation on its own concept than vectors that are not whitened, which read themselves", OWN, "above 0", "share of activation",
+    ({"euclidean"}, Claim("purity_beside_euclidean", "More of a parent latent's activation falls on its own concept where the autoencoder starts from concept vectors of the causal inner product than where it starts from those of the Euclidean one", OWN, "above 0", "share of activation",
                           paired_difference("purity", "teacher", "euclidean"), above=0.0, decided_by=FULL)),
-    ({"tied"}, Claim("purity_beside_tied", "Encoders that start from the causal reading of the concept vectors put more of a parent latent's activation on its own concept than encoders that start as the decoder", OWN, "above 0", "share of activation",
+    ({"tied"}, Claim("purity_beside_tied", "More of a parent latent's activation falls on its own concept where the encoder starts from the duals of the concept vectors in the causal inner product than where it starts as a copy of the decoder", OWN, "above 0", "share of activation",
                      paired_difference("purity", "teacher", "tied"), above=0.0, decided_by=FULL)),
-    ({"no_causal_ortho"}, Claim("causal_cosine_beside_no_causal_ortho", "With the loss of causal orthogonality in stage A, what children add ends nearer to orthogonal to their parents than without it", OWN, "below 0", "squared causal cosine",
+    ({"no_causal_ortho"}, Claim("causal_cosine_beside_no_causal_ortho", "What child latents add to a reconstruction is nearer to orthogonal to their parents at the end where stage A has the loss of causal orthogonality than where it has none", OWN, "below 0", "squared causal cosine",
                                 paired_difference("causal_cosine_squared", "teacher", "no_causal_ortho"), below=0.0, decided_by=FULL)),
-    ({"no_causal_ortho"}, Claim("purity_beside_no_causal_ortho", "The loss of causal orthogonality puts more of a parent latent's activation on its own concept", OWN, "above 0", "share of activation",
+    ({"no_causal_ortho"}, Claim("purity_beside_no_causal_ortho", "More of a parent latent's activation falls on its own concept where stage A has the loss of causal orthogonality than where it has none", OWN, "above 0", "share of activation",
                                 paired_difference("purity", "teacher", "no_causal_ortho"), above=0.0, decided_by=FULL)),
-    ({"top2"}, Claim("purity_beside_top2", "One child of an active parent leaves more of a parent latent's activation on its own concept than two", OWN, "above 0", "share of activation",
+    ({"top2"}, Claim("purity_beside_top2", "More of a parent latent's activation falls on its own concept where an active parent has one active child than where it has two", OWN, "above 0", "share of activation",
                      paired_difference("purity", "teacher", "top2"), above=0.0, decided_by=FULL)),
-    ({"random_projectors"}, Claim("purity_beside_random_projectors", "Subspaces that hold the children's vectors put more of a parent latent's activation on its own concept than random ones", OWN, "above 0", "share of activation",
+    ({"random_projectors"}, Claim("purity_beside_random_projectors", "More of a parent latent's activation falls on its own concept where a parent's subspace starts from the vectors of its children than where it starts at random", OWN, "above 0", "share of activation",
                                   paired_difference("purity", "teacher", "random_projectors"), above=0.0, decided_by=FULL)),
-    (set(), Claim("absorption", "Where the decoder starts from the concept vectors, a parent latent is silent less often while its child's latent fires than where it starts at random", OWN, "below 0", "share of activations",
+    (set(), Claim("absorption", "On activations of a child concept the parent's latent is less often silent while the child's latent fires where the decoder starts from the concept vectors than where it starts at random", OWN, "below 0", "share of activations",
                   paired_difference("absorption", "teacher", "random"), below=0.0)),
-    *beside_the_same_schedule("soft_absorption", "a parent latent's activation falls less when its child's latent fires", "below 0",
+    *beside_the_same_schedule("soft_absorption", "A parent latent's activation falls less when one of its child latents fires", "below 0",
                               "share of activation", soft_absorption, below=0.0),
-    *beside_the_same_schedule("explained_variance", "at most 2 points less variance are explained", "similar",
+    *beside_the_same_schedule("explained_variance", "At most 2 points less variance are explained", "similar",
                               "explained variance", partial(paired_difference, "explained_variance"), above=-0.02),
 )  # fmt: skip
 IN_PROMPTS: tuple[tuple[set[str], Claim], ...] = (
-    (set(), Claim("purity_prompts", "On prompts that end in a concept's word, a decoder that starts from the concept vectors puts 10 points more of a parent latent's activation on its own concept than one started at random",
+    (set(), Claim("purity_prompts", "On prompts that end in a concept's word, at least 10 points more of a parent latent's activation fall on its own concept where the decoder starts from the concept vectors than where it starts at random",
                   ORIGINAL, ">= +0.10", "share of activation", beside(paired_difference("purity_prompts", "teacher", "random"), room("purity_prompts", 0.10)), above=0.10)),
-    (set(), Claim("leakage_prompts", "On prompts that end in a concept's word, parent latents fire a fifth less often on other concepts' words where the decoder starts from the concept vectors than where it starts at random",
+    (set(), Claim("leakage_prompts", "On prompts that end in a concept's word, parent latents fire at least a fifth less often on activations of other concepts where the decoder starts from the concept vectors than where it starts at random",
                   ORIGINAL, "<= -20 %", "% change", leakage_ratio("leakage_prompts", "random"), below=-20.0)),
-    ({"random_teacher"}, Claim("purity_prompts_beside_random_teacher", "On prompts that end in a concept's word, starting from the concept vectors puts more of a parent latent's activation on its own concept than starting from the same vectors rotated at random",
+    ({"random_teacher"}, Claim("purity_prompts_beside_random_teacher", "On prompts that end in a concept's word, more of a parent latent's activation falls on its own concept where the decoder starts from the concept vectors than where it starts from the same vectors rotated at random",
                                OWN, "above 0", "share of activation", paired_difference("purity_prompts", "teacher", "random_teacher"), above=0.0)),
 )  # fmt: skip
 """Of language models: a planted tree has no prompts."""
 CROSS_ENTROPY = Claim(
-    "ce_parity", "Reconstructions of an autoencoder that starts from the concept vectors recover at most 2 points less of the cross-entropy than those of one started at random", ORIGINAL, "similar",
+    "ce_parity", "Reconstructions of an autoencoder whose decoder starts from the concept vectors recover at most 2 points less of the cross-entropy than those of one that starts at random", ORIGINAL, "similar",
     "share of cross-entropy", paired_difference("ce_recovered", "teacher", "random"), above=-0.02,
 )  # fmt: skip
 """A planted tree has no next token to predict."""
 STEERED: tuple[tuple[set[str], Claim], ...] = (
-    (set(), Claim("steering_leakage", "Steering with the latents of an autoencoder that starts from the concept vectors moves other words a fifth less than with one started at random, as a share of all that it moves", ORIGINAL, "<= -20 %", "% change",
+    (set(), Claim("steering_leakage", "Of all that steering with a parent's latent moves, other concepts' words have a share that is at least a fifth smaller where the decoder starts from the concept vectors than where it starts at random", ORIGINAL, "<= -20 %", "% change",
           paired_ratio("steering_leakage", "teacher", "random", percent=True), below=-20.0)),
-    *beside_the_same_schedule("steering_leakage", "steering moves other words a fifth less, as a share of all that it moves,", "<= -20 %",
+    *beside_the_same_schedule("steering_leakage", "Of all that steering with a parent's latent moves, other concepts' words have a share that is at least a fifth smaller", "<= -20 %",
                               "% change", partial(paired_ratio, "steering_leakage", percent=True), below=-20.0),
 )  # fmt: skip
 
 
 def columns(folder: Path, config: Any) -> dict[str, Any]:
     """The metrics of a finished job."""
-    metrics: dict[str, Any] = read_json(folder / "results.json")["metrics"]
+    metrics: dict[str, Any] = read_results(folder)["metrics"]
     return metrics

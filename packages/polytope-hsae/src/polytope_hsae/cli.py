@@ -40,7 +40,7 @@ STUDY = Study(
             train="polytope_hsae.activations:capture", options="polytope_hsae.config:JobOptions", has_steps=False,
         ),
         "train": OneRun(
-            "a job: one autoencoder", config="polytope_hsae.config:TrainConfig", train="polytope_hsae.train:train",
+            "a job: one autoencoder", config="polytope_hsae.config:TrainConfig", train="polytope_hsae.training:train",
             options="polytope_hsae.config:JobOptions",
         ),
         "evaluate": OneRun(

@@ -301,7 +301,7 @@ def prompts(hierarchy: Hierarchy, per_concept: int, seed: int) -> list[Prompt]:
     templates = [template for template in TEMPLATES if not known & set(template.lower().split())]
     if not templates:
         raise UserError("concepts.prompts_per_concept: every template of a prompt has a word of a concept; give 0, or fewer concepts")  # fmt: skip
-    found = []
+    chosen = []
     for parent in hierarchy.parents:
         for child in parent.children:
             total = sum(map(len, child.words))
@@ -310,5 +310,5 @@ def prompts(hierarchy: Hierarchy, per_concept: int, seed: int) -> list[Prompt]:
                 words += len(tokens)
                 count, made = round(per_concept * words / total) - made, round(per_concept * words / total)
                 order = torch.randperm(len(tokens) * len(templates), generator=draw)[:count].tolist()
-                found += [Prompt(templates[i % len(templates)], tokens[i // len(templates)], part) for i in order]
-    return found
+                chosen += [Prompt(templates[i % len(templates)], tokens[i // len(templates)], part) for i in order]
+    return chosen

@@ -1,4 +1,4 @@
-"""What a dry run says before anything is made: time and room of the four phases, from steps that are timed here.
+"""What a dry run says before anything is made: time and room of the four phases, from updates that are timed here.
 
 Nothing is fetched: a language model that is not on this machine is not timed.
 """
@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from polytope_hsae import synthetic
+from polytope_hsae.arms import check_room, shape_of, stages
 from polytope_hsae.config import SYNTHETIC, ActivationConfig, StudyConfig, TrainConfig
 from polytope_hsae.data import check_budget
-from polytope_hsae.losses import Weights
-from polytope_hsae.model import build_sae
-from polytope_hsae.training import Objective, check_room, create_optimizer, shape_of, stages
+from polytope_hsae.models import build_sae
+from polytope_hsae.update import Learner, Objective, create_optimizer, update
 from studycore.language.embedded import locate
 from studycore.models import count_parameters
 from studycore.terminal import duration
@@ -55,7 +55,7 @@ def _model(place: str, config: ActivationConfig, device: str) -> tuple[int, floa
 
 
 def _trainings(study: StudyConfig, width: int, device: str) -> str:
-    """A step of each shape on random activations, times the steps of all arms and seeds."""
+    """An update of each shape on random activations, times the steps of all arms and seeds."""
     configs: list[TrainConfig] = [study.job("train", arm=arm, seed=0) for arm in study.arms]
     steps, total, most = configs[0].total_steps, 0.0, 0
     timed: dict[str, float] = {}
@@ -64,7 +64,7 @@ def _trainings(study: StudyConfig, width: int, device: str) -> str:
         if kind not in timed:
             check_room(config, width, device)
             model = build_sae(shape_of(config, width, 1.0)).to(device).train()
-            timed[kind] = _seconds(_step(model, config, device), device)
+            timed[kind] = _seconds(_update_of(model, config, device), device)
             # Weights, gradients, two moments, and the activations of a batch.
             most = max(most, 16 * count_parameters(model) + 40 * config.batch_size_acts * width)
         total += timed[kind] * steps * study.seeds
@@ -74,18 +74,16 @@ def _trainings(study: StudyConfig, width: int, device: str) -> str:
     )
 
 
-def _step(model: Any, config: TrainConfig, device: str) -> Callable[[], None]:
-    stage = stages(config)[-1]
-    objective, optimizer = Objective(model, config, None, device), create_optimizer(model, config, stage)
-    x_BD = torch.randn(config.batch_size_acts, model.bias.shape[0], device=device)
-    chosen = torch.arange(min(config.biorth_sample, model.encoder.shape[0]), device=device)
+def _update_of(model: Any, config: TrainConfig, device: str) -> Callable[[], object]:
+    """The training's own update in the last stage, on random activations."""
+    from accelerate import Accelerator
 
-    def step() -> None:
-        objective(x_BD, Weights(stage.beta, 1.0, 0.0), chosen)[0].backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
+    accelerator, stage = Accelerator(cpu=device == "cpu"), stages(config)[-1]
+    objective = Objective(model, config, None, device)
+    stepper, optimizer = accelerator.prepare(objective, create_optimizer(model, config, stage))
+    learner = Learner(model, stepper, optimizer, accelerator, accelerator.backward)
+    x_BD = torch.randn(config.batch_size_acts, model.config.d_in, device=device)
+    return lambda: update(learner, config, stage, 0, x_BD)
 
 
 def _seconds(act: Callable[[], object], device: str) -> float:

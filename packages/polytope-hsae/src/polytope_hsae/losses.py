@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from polytope_hsae.config import TrainConfig
-from polytope_hsae.model import HierarchicalSAE, Output, SparseAutoencoder
+from polytope_hsae.models import HierarchicalSAE, Output, SparseAutoencoder
 
 
 @dataclass(frozen=True)

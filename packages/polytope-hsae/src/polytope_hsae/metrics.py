@@ -18,7 +18,7 @@ from torch import Tensor
 
 from polytope_hsae.data import CHOOSE, TEST, Store
 from polytope_hsae.head import Head
-from polytope_hsae.model import dense_codes, dense_decoder
+from polytope_hsae.models import dense_codes, dense_decoder
 from studycore.errors import UserError
 from studycore.streams import generator
 
@@ -188,12 +188,12 @@ def concept_metrics(codes_NF: Tensor, labels_NP: Tensor, matching: Matching) -> 
 
 def reading(codes_NP: Tensor, on_NP: Tensor) -> dict[int, dict[str, float]]:
     """Of each concept with LEAST activations, and LEAST of others, what the code of its own latent says of it."""
-    found = {}
+    readings = {}
     for p, (code_N, on_N) in enumerate(zip(codes_NP.T, on_NP.T, strict=True)):
         others_N = ~on_N & on_NP.any(1)
         if on_N.sum() < LEAST or others_N.sum() < LEAST:
             continue
-        found[p] = {
+        readings[p] = {
             "base_rate": float(on_N.double().mean()),
             # What never fires on the test is not pure: it has no activation that could fall on its concept.
             "purity": float(code_N[on_N].sum() / code_N.sum()) if float(code_N.sum()) > 0 else 0.0,
@@ -201,7 +201,7 @@ def reading(codes_NP: Tensor, on_NP: Tensor) -> dict[int, dict[str, float]]:
             "leakage": float((code_N[others_N] > 0).double().mean()),
             "auroc": auroc(code_N[on_N], code_N[others_N]),
         }
-    return found
+    return readings
 
 
 def auroc(own_N: Tensor, other_M: Tensor) -> float:
@@ -440,8 +440,8 @@ def _beside(
     codes: tuple[Tensor, Tensor, Tensor, Tensor], data: Labelled, readers_PD: Tensor, seed: int, suffix: str
 ) -> dict[str, float]:
     """Shuffled labels and untrained directions, under the names of what they stand beside."""
-    found = {"shuffled": shuffled_reading(codes, seed), "reference": direction_reading(data, readers_PD)}
-    return {f"{name}{suffix}_{kind}": values[name] for kind, values in found.items() for name in ("purity", "leakage")}
+    beside = {"shuffled": shuffled_reading(codes, seed), "reference": direction_reading(data, readers_PD)}
+    return {f"{name}{suffix}_{kind}": values[name] for kind, values in beside.items() for name in ("purity", "leakage")}
 
 
 def prompt_metrics(model: Any, store: Store, seed: int, readers_PD: Tensor) -> dict[str, float]:
@@ -457,9 +457,9 @@ def prompt_metrics(model: Any, store: Store, seed: int, readers_PD: Tensor) -> d
     x_choose, x_test = store.rows(choose), store.rows(test)
     codes_choose, codes_test = (dense_codes(model, x)[:, :parents] for x in (x_choose, x_test))
     latent_P = one_to_one(correlations(codes_choose, on_choose))
-    found = mean_reading(reading(codes_test[:, latent_P], on_test))
+    measured = mean_reading(reading(codes_test[:, latent_P], on_test))
     beside = _beside(
         (codes_choose, on_choose, codes_test, on_test), Labelled(x_choose, on_choose, x_test, on_test), readers_PD,
         seed, "_prompts",
     )  # fmt: skip
-    return {f"{name}_prompts": value for name, value in found.items()} | beside
+    return {f"{name}_prompts": value for name, value in measured.items()} | beside

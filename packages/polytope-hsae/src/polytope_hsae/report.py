@@ -1,12 +1,11 @@
 """The report of a phase, or of a single job, from what its folder holds."""
 
 from collections.abc import Mapping, Sequence
-from string import Formatter
 from typing import Any
 
 from polytope_hsae.claims import room
 from polytope_hsae.config import QUESTION, StudyConfig
-from polytope_hsae.figures import geometry_pictures, pictures_of, plot_explained_variance, plot_purity_leakage
+from polytope_hsae.visualization import geometry_pictures, pictures_of, plot_explained_variance, plot_purity_leakage
 from studycore.claims import Wording, said, sentences
 from studycore.figures import plot_arms
 from studycore.record import Record
@@ -46,27 +45,27 @@ def report(record: Record) -> Report:
 
 
 ONE_JOB = {
-    "geometry": (
-        "Words that took no part in estimating project on their concept's vector with {held_out_projection_median:.2f} of it (shuffled rows: {held_out_projection_shuffled_median:.2f}).",
-        "The angle from disjoint words is {disjoint_angle_median:.1f} degrees (shuffled rows: {disjoint_angle_shuffled_median:.1f}).",
-    ),
-    "activations": ("{activations:,} activations are kept, {labelled:,} of them with a concept.",),
-    "train": (
-        "The autoencoder explains {explained_variance:.1%} of the variance with {latents_active:.1f} active latents.",
-        "Of a parent latent's activation {purity:.1%} is on its own concept (of a latent that is always on: {base_rate:.1%}).",
-    ),
-    "evaluate": (
-        "Of what steering moves, {steering_leakage:.1%} goes to other words.",
-        "Its reconstructions recover {ce_recovered:.1%} of the cross-entropy.",
-    ),
+    "geometry": {
+        "held_out_projection_median": "Words that took no part in estimating project on their concept's vector with {held_out_projection_median:.2f} of its length (shuffled rows: {held_out_projection_shuffled_median:.2f}).",
+        "disjoint_angle_median": "The angle of child minus parent with the parent, estimated from disjoint words, is {disjoint_angle_median:.1f} degrees (shuffled rows: {disjoint_angle_shuffled_median:.1f}).",
+    },
+    "activations": {"activations": "{activations:,} activations are kept, {labelled:,} of them with a concept."},
+    "train": {
+        "explained_variance": "The autoencoder explains {explained_variance:.1%} of the variance with {latents_active:.1f} active latents.",
+        "purity": "Of a parent latent's activation {purity:.1%} is on its own concept (of a latent that is always on: {base_rate:.1%}).",
+    },
+    "evaluate": {
+        "steering_leakage": "Of what steering moves, {steering_leakage:.1%} goes to other words.",
+        "ce_recovered": "Its reconstructions recover {ce_recovered:.1%} of the cross-entropy.",
+    },
 }  # fmt: skip
-"""Verb -> the sentences that answer for one job by itself, each of metrics that it may have."""
+"""Verb -> the sentences that answer for one job by itself, each by the metric without which it is left out."""
 
 
 def of_one_job(record: Record) -> Report:
     """What it found in a sentence or two, its figures, and every metric."""
-    found, place = record.metrics, record.folder / "figures"
-    answered = [text.format(**found) for text in ONE_JOB[record.verb] if fields_of(text) <= set(found)]
+    metrics, place = record.metrics, record.folder / "figures"
+    sentence = " ".join(text.format(**metrics) for name, text in ONE_JOB[record.verb].items() if name in metrics)
     pictures = geometry_pictures(record.folder, place) if record.verb == "geometry" else []
     curve = [row for row in record.rows if "explained_variance" in row] if record.verb == "train" else []
     if curve:
@@ -76,12 +75,7 @@ def of_one_job(record: Record) -> Report:
                 "Explained variance of activations kept for choosing, over updates of each stage.",
             )
         )
-    return Report(f"polytope-hsae {record.verb}", QUESTION, " ".join(answered), [Table("Metrics", ("metric", "value"), list(found.items()))], pictures)  # fmt: skip
-
-
-def fields_of(text: str) -> set[str]:
-    """The names in braces."""
-    return {name for _, name, _, _ in Formatter().parse(text) if name}
+    return Report(f"polytope-hsae {record.verb}", QUESTION, sentence, [Table("Metrics", ("metric", "value"), list(metrics.items()))], pictures)  # fmt: skip
 
 
 def arm_pictures(record: Record, arms: list[str]) -> list[Picture]:
@@ -89,22 +83,22 @@ def arm_pictures(record: Record, arms: list[str]) -> list[Picture]:
     place = record.folder / "figures"
     prompts = "purity_prompts" in record.table
     words = "texts, where the concept is that of the next word" if prompts else "activations whose labels are exact"
-    found = [
+    pictures = [
         Picture(
             plot_arms(arms, _panels(record, arms, DRAWN), place / "arms.svg", levels=_levels(record, ("purity", "leakage", "steering_leakage"))),
             f"Every arm, means over seeds with 95 % intervals (Student's t). Purity and leakage: on {words}. Dashed: phase 1's own vectors, untrained; dotted: the base rate, which a latent that is always on has as its purity.",
-            arm_table(record, arms, "Arms", ARM_COLUMNS, "Means over seeds. Purity, recall, leakage, AUROC, absorption: on test activations, whose words no vector was estimated from. Leakage counts firings on other concepts, so a latent that fires more often leaks more; AUROC, the chance that its code is larger on its own concept, does not hang on that. Causal cosine squared: of a parent and what its children add, in the causal metric in every arm; on as many parents as there are concepts."),
+            arm_table(record, arms, "Arms", ARM_COLUMNS, "Means over seeds. Purity, recall, leakage, AUROC, absorption: on test activations, whose words no vector was estimated from. Leakage counts firings on other concepts, so a latent that fires more often leaks more; AUROC, the chance that its code is larger on its own concept, does not depend on that. Causal cosine squared: of a parent and what its children add, in the causal metric in every arm; on as many parents as there are concepts."),
         )
     ]  # fmt: skip
     if not any("purity" in _means(record, arm) for arm in arms):
-        return found
+        return pictures
     drawn = plot_purity_leakage(record.table, place / "purity_leakage.svg")
     caption = "Purity and leakage of every arm and seed; crosses are means, the star is what phase 1's own vectors reach untrained, the line the base rate."
-    found.append(Picture(drawn, caption, labelled_table(record, arms)))
+    pictures.append(Picture(drawn, caption, labelled_table(record, arms)))
     if prompts:
         names = ("purity_prompts", "leakage_prompts")
         drawn = plot_arms(arms, _panels(record, arms, names), place / "prompts.svg", levels=_levels(record, names))
-        found.append(Picture(drawn, "The same on prompts that end in a word of the concept."))
+        pictures.append(Picture(drawn, "The same on prompts that end in a word of the concept."))
     pairs = {
         name.replace("_", " "): {
             kind: [_interval(record, arm, f"{name}{suffix}") for arm in arms]
@@ -112,14 +106,14 @@ def arm_pictures(record: Record, arms: list[str]) -> list[Picture]:
         }
         for name in ("coverage", "soft_absorption", "reconstruction_gain")
     }
-    found.append(
+    pictures.append(
         Picture(
             plot_arms(arms, pairs, place / "pairs.svg"),
             "Learned parents and children, and the same children with other parents of equal rate (null). Soft absorption below 0: the parent rises with its child.",
             yardstick_table(record, arms),
         )
     )
-    return found
+    return pictures
 
 
 def _panels(
@@ -162,13 +156,13 @@ def labelled_table(record: Record, arms: list[str]) -> Table:
     rows.append(("a latent that is always on", *(first.get(always[n]) if n in always else 1.0 for n in shown)))
     rows += [(f"{arm}, labels shuffled", *(means[arm].get(f"{name}_shuffled") for name in shown)) for arm in arms if "purity_shuffled" in means[arm]]  # fmt: skip
     return Table("Purity and leakage", ("what", *(name.replace("_", " ") for name in shown)), rows,
-                 "Means over seeds. Phase 1's vectors: an activation's product with Sigma^1/2 v beyond the threshold of best F1 on the activations for choosing. Shuffled: latents matched anew to labels that stand at other activations. A latent that never fires has purity 0.")  # fmt: skip
+                 "Means over seeds. Phase 1's vectors: an activation's product with Sigma^1/2 v beyond the threshold of best F1 on the activations for choosing. Shuffled: labels are moved to other activations at random, and latents matched to them anew. A latent that never fires has purity 0.")  # fmt: skip
 
 
 def yardstick_table(record: Record, arms: list[str]) -> Table:
     """Learned pairs with their null."""
     note = (
-        "In brackets the null: the same children with other parents of equal rate. What cannot fail is no finding: in hierarchical arms "
+        "In brackets the null: the same children with other parents of equal rate. Some of these cannot fail and show nothing: in hierarchical arms "
         "a child waits for its parent, so that inclusion is 1 (hard absorption, 1 - inclusion, 0), and of siblings at top-1 no two "
         "fire at once, so that they are distinct (1); the reconstruction condition holds of nearly all pairs, the null's too, "
         "where a child takes anything off an error. What can differ is soft absorption, coverage and the gain."
@@ -182,21 +176,21 @@ HIERARCHY = Wording(
     "Whether concepts form a hierarchy stays open",
     "Whether concepts form a hierarchy was not run",
 )
-CARRIED = {
+EVIDENCE = {
     "held_out_projection": Wording(
-        "held-out words have {x:.2f} of their concept's vector",
-        "held-out words have {x:.2f} of their concept's vector alone",
-        "how much of their concept's vector held-out words have stays open",
+        "held-out words project on their concept's vector with {x:.2f} of its length",
+        "held-out words project on their concept's vector with only {x:.2f} of its length",
+        "how far held-out words project on their concept's vector stays open",
         "",
     ),
     "disjoint_angle_null": Wording(
-        "the angle from disjoint words is {size:.1f} degrees below that of shuffled rows",
-        "the angle from disjoint words is not below that of shuffled rows",
-        "whether the angle from disjoint words is below that of shuffled rows stays open",
+        "the angle of child minus parent with the parent, each from words of its own, is {size:.1f} degrees smaller than with shuffled rows",
+        "the angle of child minus parent with the parent, each from words of its own, is not smaller than with shuffled rows",
+        "whether the angle of child minus parent with the parent, each from words of its own, is smaller than with shuffled rows stays open",
         "",
     ),
 }
-"""What carries the finding: the two figures that noise does not have."""
+"""What the finding rests on: the two figures that noise does not have."""
 PURER = Wording(
     "An autoencoder that starts from it keeps it better, by 10 points of purity or more",
     "An autoencoder that starts from it does not keep it 10 points better than a random start",
@@ -218,13 +212,16 @@ STEERS = Wording(
 
 
 def answer(claims: Sequence[Mapping[str, Any]]) -> str:
-    """Whether there is a hierarchy, with what carries it, and what starting from it does, by the verdicts."""
-    found = [said(claims, "own_parent", HIERARCHY), *(said(claims, id_, wording) for id_, wording in CARRIED.items())]
+    """Whether there is a hierarchy, with what that rests on, and what starting from it does, by the verdicts."""
+    hierarchy = [
+        said(claims, "own_parent", HIERARCHY),
+        *(said(claims, id_, wording) for id_, wording in EVIDENCE.items()),
+    ]
     wordings = {"purity": PURER, "leakage": LEAKS, "steering_leakage": STEERS}
-    return sentences(found, [said(claims, id_, wording) for id_, wording in wordings.items()]) or "No phase has been judged yet."  # fmt: skip
+    return sentences(hierarchy, [said(claims, id_, wording) for id_, wording in wordings.items()]) or "No phase has been judged yet."  # fmt: skip
 
 
-CARRIES = "The finding of phase 1 is carried by held-out projection and by the angle from disjoint words beside its nulls; nested angles are 90 degrees by algebra, in noise too."
+BASIS = "Phase 1 rests on the projection of held-out words, and on the angle between a parent's vector and child minus parent from disjoint words (different ones for parent and child), each beside its nulls. Where a parent's words include its child's (nested words), that angle is 90 degrees by algebra, in noise too."
 
 
 def figures_in_words(record: Record) -> list[str]:
@@ -235,10 +232,10 @@ def figures_in_words(record: Record) -> list[str]:
     g = row.iloc[0]
     words = (
         f"Held-out words project on their concept's vector at {g['held_out_projection_median']:.2f} (shuffled "
-        f"{g['held_out_projection_shuffled_median']:.2f}); child minus parent stands at {g['disjoint_angle_median']:.1f} degrees "
+        f"{g['held_out_projection_shuffled_median']:.2f}); the angle between a parent and child minus parent is {g['disjoint_angle_median']:.1f} degrees "
         f"from disjoint words (shuffled {g['disjoint_angle_shuffled_median']:.1f}, random parts of the parent's words "
         f"{g['disjoint_angle_label_permutation_median']:.1f}), while nested words give "
-        f"{g['nested_angle_median']:.1f} whatever they are (shuffled {g['nested_angle_shuffled_median']:.1f}). Without whitening, in the "
+        f"{g['nested_angle_median']:.1f} whatever their rows are (shuffled {g['nested_angle_shuffled_median']:.1f}). Without whitening, in the "
         f"Euclidean metric, held-out projection is {g['held_out_projection_euclidean_median']:.3g} and the angle "
         f"{g['disjoint_angle_euclidean_median']:.1f}."
     )
@@ -250,7 +247,7 @@ def figures_in_words(record: Record) -> list[str]:
             f"{teacher['explained_variance']:.3f} and {random['explained_variance']:.3f}. "
             f"Ten points of purity above a random start: {room('purity', 0.10)(record.table).removeprefix('The target is ')}"
         )
-    return [CARRIES, words]
+    return [BASIS, words]
 
 
 def _means(record: Record, arm: str) -> dict[str, float]:
@@ -288,7 +285,7 @@ def geometry_table(record: Record) -> Table:
             lines.append((label, _figure(g, name), beside))
     passed = ", ".join(f"{k.removeprefix('passed_')} {'passes' if v else 'fails'} (p = {g['p_' + k.removeprefix('passed_')]:.3g})" for k, v in g.items() if k.startswith("passed_"))  # fmt: skip
     return Table("Geometry of concepts", ("statistic", "median [95 % interval]", "nulls"), lines,
-                 f"Intervals draw whole parents with all their children. Label permutation: a random part of the parent's words stands for the child. Gates at a level of 5 %: {passed}. Angles from nested words are 90 by algebra and carry nothing.")  # fmt: skip
+                 f"Intervals draw whole parents with all their children. Label permutation: a random part of the parent's words stands for the child. Gates at a level of 5 %: {passed}. Angles from nested words are 90 by algebra and show nothing.")  # fmt: skip
 
 
 def _null(name: str, null: str) -> str:

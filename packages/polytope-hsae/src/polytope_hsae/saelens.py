@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from polytope_hsae.model import ARCHITECTURE
+from polytope_hsae.models import ARCHITECTURE
 from studycore.errors import UserError
 
 
@@ -31,7 +31,7 @@ def register() -> Any:
 
     @dataclass
     class HierarchicalConfig(base_config):  # type: ignore[misc]
-        """Of cfg.json; see polytope_hsae.model.SAEConfig."""
+        """Of cfg.json; see polytope_hsae.models.SAEConfig."""
 
         m_top: int = 1
         topk_parent: int = 1

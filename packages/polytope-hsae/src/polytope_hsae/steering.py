@@ -18,7 +18,7 @@ from polytope_hsae.config import AGAIN, EvaluateConfig
 from polytope_hsae.data import CHOOSE, CONTEXT, TEST, folder_of, open_store
 from polytope_hsae.head import Head, load_head
 from polytope_hsae.metrics import ce_recovered, reading as reading_of, stability
-from polytope_hsae.model import SparseAutoencoder, dense_codes, dense_decoder
+from polytope_hsae.models import SparseAutoencoder, dense_codes, dense_decoder
 from studycore.files import write_json
 from studycore.foreign import reading
 from studycore.record import read_arrays

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from polytope_hsae.config import AGAIN, TrainConfig
-from polytope_hsae.model import HierarchicalSAE
+from polytope_hsae.models import HierarchicalSAE
 from studycore.errors import UserError
 from studycore.foreign import reading
 from studycore.streams import generator

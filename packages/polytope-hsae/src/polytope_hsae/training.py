@@ -1,161 +1,110 @@
-"""What the training loop is made of: stages, the shape of each arm, the objective, the start, schedules.
+"""One autoencoder, from top to bottom: set-up, model and optimizer, then evaluate, save, stop, step, log, stage by stage.
 
-Shapes: B batch, D width.
+The batch of a step is a function of (seed, step), as is what an update draws (polytope_hsae.update): a checkpoint needs no
+random states.
+
+Shapes: D width, P parents and L children of the concepts.
 """
 
-import math
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from polytope_hsae.config import FLAT, TrainConfig
-from polytope_hsae.data import Store
-from polytope_hsae.losses import Weights, total_loss
-from polytope_hsae.model import HierarchicalSAE, SAEConfig, build_sae
-from polytope_hsae.teacher import Teacher, initialise
-from studycore.models import check_fits
-from studycore.streams import derive_seed, generator
-
-SCALE_SAMPLE = 8192
-Frozen = Literal["nothing", "parents", "all"]
-"""What of the decoder a stage leaves as it is."""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Steps under one rule."""
-
-    name: str
-    steps: int
-    lr_factor: float
-    decoder_lr_factor: float
-    beta: float
-    frozen: Frozen
-    causal_ortho: float
-    first: int
-    """Steps before it."""
+from polytope_hsae.arms import check_room, probe_inputs, replay_probe, stages, start_model, start_values
+from polytope_hsae.config import TrainConfig
+from polytope_hsae.data import CHOOSE, TRAIN, Store, folder_of, open_store
+from polytope_hsae.losses import causal_orthogonality
+from polytope_hsae.metrics import explained_variance, sae_metrics, steps_to_convergence
+from polytope_hsae.models import SAEConfig, build_sae
+from polytope_hsae.teacher import Teacher, check_geometry, initialise, load_teacher
+from polytope_hsae.update import Learner, Objective, create_optimizer, update
+from studycore.errors import UserError
+from studycore.models import count_parameters
+from studycore.record import read_arrays
+from studycore.run import Run
+from studycore.streams import batch_indices
 
 
-def stages(config: TrainConfig) -> tuple[Stage, ...]:
-    """A, with frozen parents and causal orthogonality, and B; one stage of as many steps for a baseline.
+def train(config: TrainConfig, run: Run) -> None:
+    """Trains the configuration in the open run. UserError for what can't be run."""
+    # ---------------------------------------------------------------------------------------------------- set-up
+    geometry = folder_of(run, "geometry")
+    store = open_store(geometry, folder_of(run, "activations"))
+    check_geometry(geometry, store.width)
+    teacher = load_teacher(geometry, config)
+    if config.batch_size_acts % run.world:
+        raise UserError(f"training.batch_size_acts: {config.batch_size_acts} is not divisible by {run.world} processes; choose one that is")  # fmt: skip
+    if config.arm in ("batchtopk", "matryoshka") and run.world > 1:
+        raise UserError(f"arm: {config.arm} chooses codes over the whole batch, which {run.world} processes cut; give it one")  # fmt: skip
+    indices, held_out = store.split(TRAIN), store.rows(store.sample(CHOOSE, config.val_size)).to(run.device)
+    if len(indices) < config.batch_size_acts:
+        raise UserError(f"training.batch_size_acts: {config.batch_size_acts} is more than the {len(indices)} training activations; lower it")  # fmt: skip
+    check_room(config, store.width, run.device)
+    run.begin(data={"activations": store.places[0].stem, "count": str(len(store))})
 
-    Causal orthogonality is a function of decoders alone: it says something only where one of them may move. In stage A that is
-    the children's, which come to stand across the parents that the teacher gave. (The original study froze them too, so that
-    the term was a constant.) A decoder that is frozen to the end has none.
-    """
-    a_beta = config.top_level_beta if config.stage_a_beta is None else config.stage_a_beta
-    b_beta = config.top_level_beta if config.stage_b_beta is None else config.stage_b_beta
-    if not config.staged:
-        return (Stage("B", config.total_steps, config.stage_b_lr_mult, 1.0, b_beta, "nothing", 0.0, 0),)
-    always = config.arm == "frozen_random"
-    ortho = 0.0 if always or config.arm == "no_causal_ortho" else config.causal_ortho_lambda
-    first: Frozen = "all" if always else "parents" if config.stage_a_freeze_decoder else "nothing"
-    last: Frozen = "all" if always else "nothing"
-    return (
-        Stage("A", config.stage_a_steps, config.stage_a_lr_mult, 1.0, a_beta, first, ortho, 0),
-        Stage("B", config.stage_b_steps, config.stage_b_lr_mult, config.stage_b_decoder_lr_mult, b_beta, last, 0.0,
-              config.stage_a_steps),
-    )  # fmt: skip
+    # ------------------------------------------------------------------------------------- model and optimizer
+    values = run.checkpoint.config if run.checkpoint else start_values(config, store, indices)
+    model = run.model(
+        lambda stored: build_sae(SAEConfig.from_stored(stored)), replay_probe,
+        probe_inputs(store.width), values, start=lambda: start_model(config, values, store, indices, teacher),
+    ).train()  # fmt: skip
+    objective = Objective(model, config, teacher, run.device, run.accelerator if run.world > 1 else None)
+    run.about(parameters=count_parameters(model), latents=model.config.features)
 
+    # ------------------------------------------------------------------------------------------------------ loop
+    all_stages = stages(config)
+    for stage in all_stages:
+        if run.has_passed(stage.name):
+            continue
+        optimizer = run.optimizer(create_optimizer(model, config, stage))
+        stepper, prepared = run.accelerator.prepare(objective, optimizer)
+        learner = Learner(model, stepper, prepared, run.accelerator, partial(run.backward, field="lr"))
+        for index in run.steps(stage.steps, loop=stage.name, more=stage is not all_stages[-1]):
+            step = stage.first + index
+            # evaluate
+            if run.every(config.val_every) and run.is_main:
+                value = explained_variance(model, held_out)
+                run.log({"stage": stage.name, "explained_variance": value, "1-EV": 1 - value})
+                run.say(f"stage {stage.name} step {step} of {config.total_steps}: explained variance {value:.4f}")
+            # save
+            if run.saving(config.checkpoint_every):
+                run.save(keep=config.keep_last_k)
+            # stop
+            if run.ended():
+                break
+            # step
+            batch = batch_indices(len(indices), config.batch_size_acts, config.seed, step)[run.rank :: run.world]
+            loss, parts = update(learner, config, stage, step, store.rows(indices[batch]))
+            # log
+            if step % config.log_every == 0:
+                each = {f"loss_{name}": float(part) for name, part in parts.items()}
+                run.log({"stage": stage.name, "loss": float(loss), **each})
 
-def shape_of(config: TrainConfig, width: int, scale: float) -> SAEConfig:
-    """Flat arms have as many latents in all, and as many active at once, as hierarchical ones."""
-    topk_child = min(2, config.m_low) if config.arm == "top2" else config.topk_child
-    if config.arm not in FLAT:
-        return SAEConfig("hierarchical", width, config.m_top, config.topk_parent, config.subspace_dim, config.m_low, topk_child, scale)  # fmt: skip
-    latents = config.m_top * (1 + config.m_low)
-    inner = (config.m_top, min(latents, 3 * config.m_top)) if config.arm == "matryoshka" else ()
-    kind: Any = config.arm
-    return SAEConfig(kind, width, latents, config.topk_parent * (1 + topk_child), config.subspace_dim, config.m_low, topk_child, scale, inner)  # fmt: skip
-
-
-class Objective(nn.Module):
-    """The loss of a batch as a forward pass, so that several processes average its gradients."""
-
-    def __init__(self, model: Any, config: TrainConfig, teacher: Teacher | None, device: str, accelerator: Any = None):
-        """`accelerator`: of several processes that share a batch; None for one."""
-        super().__init__()
-        self.accelerator = accelerator
-        self.model, self.config = model, config
-        self.metric_DD = None if teacher is None else teacher.metric_DD.to(device)
-        self.taught = 0 if teacher is None else len(teacher.parents_PD)  # of random_staged: as many as the teacher has
-
-    def forward(self, x_BD: Tensor, weights: Weights, chosen: Tensor) -> tuple[Tensor, dict[str, Tensor], Any]:
-        dead = tuple(counter > self.config.dead_after_tokens for counter in self.model.counters())
-        output = self.model.train_forward(x_BD, dead)
-        share = None if self.accelerator is None else partial(self.accelerator.reduce, reduction="mean")
-        loss, parts = total_loss(
-            self.model, x_BD, output, self.config, weights, chosen, self.metric_DD, self.taught, share
-        )
-        if self.accelerator is not None:
-            # A parameter that is not in the loss would stop several processes; its gradient is zero.
-            loss = loss + 0.0 * torch.stack([q.flatten()[0] for q in self.model.parameters()]).sum()
-        return loss, parts, output.codes
-
-
-def check_room(config: TrainConfig, width: int, device: str) -> None:
-    """UserError for an autoencoder whose training does not fit into memory."""
-    shape = shape_of(config, width, 1.0)
-    # What every latent (of two levels, every parent) gives for a batch, and its gradient.
-    dense = 2 * 4 * config.batch_size_acts * shape.m_top
-    what = f"hsae.m_top, hsae.m_low: {config.m_top} and {config.m_low} at width {width}"
-    check_fits(lambda: build_sae(shape), what, "lower them", device, dense)
+    # --------------------------------------------------------------------------------------------------- results
+    run.check_stop()
+    if run.is_main:
+        model.eval().to("cpu")
+        model.save_pretrained(run.folder / "sae")
+        run.results(*final(model, store, config, geometry, teacher, run))
 
 
-def start_values(config: TrainConfig, store: Store, indices: np.ndarray) -> dict[str, Any]:
-    """The model's configuration: its scale is that of the training activations."""
-    x_ND = store.rows(
-        np.sort(indices[torch.randperm(len(indices), generator=generator(0, "scale")).numpy()[:SCALE_SAMPLE]])
-    )
-    scale = float((x_ND - x_ND.mean(0)).square().sum(1).mean().rsqrt())
-    shape = shape_of(config, store.width, scale)
-    return {**vars(shape), "inner_widths": list(shape.inner_widths)}
-
-
-def start_model(
-    config: TrainConfig, values: dict[str, Any], store: Store, indices: np.ndarray, teacher: Teacher | None
-) -> Any:
-    """A new model: its bias is the mean, its decoder the teacher's where there is one."""
-    shape = SAEConfig.from_stored(values)
-    model = build_sae(shape, generator(config.seed, "weights"))
-    sample = np.sort(indices[torch.randperm(len(indices), generator=generator(0, "scale")).numpy()[:SCALE_SAMPLE]])
-    with torch.no_grad():
-        model.bias.copy_(store.rows(sample).mean(0) * shape.input_scale)
+def final(
+    model: Any, store: Store, config: TrainConfig, geometry: Path, teacher: Teacher | None, run: Run
+) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """(metrics of the trained autoencoder, which latents its concepts are matched to)."""
+    vectors_PD, sqrt_DD = (torch.from_numpy(read_arrays(geometry)[name]) for name in ("unified_parents", "sqrt"))
+    readers_PD = (vectors_PD @ sqrt_DD).float()
+    metrics, matching = sae_metrics(model, store, config.test_size, config.seed, readers_PD, run.check_stop)
+    dead = [float((counter > config.dead_after_tokens).double().mean()) for counter in model.counters()]
+    metrics |= {"steps_to_convergence": steps_to_convergence(run.rows), "dead_parents": dead[0]}
     if teacher is not None and config.taught:
-        assert isinstance(model, HierarchicalSAE)
-        initialise(model, teacher, config)
-    return model
-
-
-def create_optimizer(model: Any, config: TrainConfig, stage: Stage) -> torch.optim.Optimizer:
-    """AdamW; weight decay is for encoders alone, decoders have unit rows."""
-    decoders = {id(matrix) for matrix in model.decoders()}
-    matrices = [q for q in model.parameters() if q.dim() > 1]
-    groups = [
-        {"params": [q for q in matrices if id(q) not in decoders], "lr_factor": stage.lr_factor, "weight_decay": config.weight_decay},
-        {"params": [q for q in matrices if id(q) in decoders], "lr_factor": stage.lr_factor * stage.decoder_lr_factor, "weight_decay": 0.0},
-        {"params": [q for q in model.parameters() if q.dim() <= 1], "lr_factor": stage.lr_factor, "weight_decay": 0.0},
-    ]  # fmt: skip
-    return torch.optim.AdamW(groups, lr=config.lr, fused=True)
-
-
-def schedule(step: int, config: TrainConfig) -> float:
-    """Share of the learning rate at a step: warm-up, then constant or cosine to a tenth."""
-    warm = min(1.0, (step + 1) / config.lr_warmup_steps) if config.lr_warmup_steps else 1.0
-    if config.lr_schedule == "constant":
-        return warm
-    return warm * (0.1 + 0.45 * (1 + math.cos(math.pi * step / config.total_steps)))
-
-
-def probe_inputs(width: int) -> dict[str, Tensor]:
-    """Fixed activations, on whose reconstruction a checkpoint is checked."""
-    return {"input": torch.randn(8, width, generator=torch.Generator().manual_seed(derive_seed(0, "probe")))}
-
-
-def replay_probe(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    x = inputs["input"].to(model.bias.device) / model.config.input_scale
-    return {"output": model(x) * model.config.input_scale}
+        metrics["teacher_energy_kept"] = initialise(build_sae(model.config), teacher, config)["teacher_energy_kept"]
+    if model.config.kind == "hierarchical":
+        # In the causal metric whatever the arm's own, on as many parents as the teacher has, so that arms compare.
+        atoms_PLD = model.child_atoms()[: len(vectors_PD)]
+        squares = causal_orthogonality(model.decoder[: len(vectors_PD)], atoms_PLD, sqrt_DD.float())
+        metrics["causal_cosine_squared"] = float(squares.detach()) / atoms_PLD.shape[:2].numel()
+    return metrics, {"parent_of_concept": matching.parent_P, "child_of_concept": matching.child_PC}

@@ -1,8 +1,8 @@
 """Tests of the concept geometry that can fail: each statistic beside draws of what it is where there is no hierarchy.
 
 Angles from nested word sets (the parent's words include the child's) are 90 degrees by algebra, whatever the words are; they
-are reported and carry nothing. What carries: held-out projection of words that took no part in estimating; the angle from
-disjoint words against shuffled unembeddings; which parent a child's held-out words project on; which sibling they are.
+are reported and show nothing. What does: held-out projection of words that took no part in estimating; the angle from
+disjoint words beside shuffled unembeddings; which parent a child's held-out words project on; which sibling they are.
 
 A gate passes when its p-value, (1 + draws that reach the statistic) / (1 + draws), is at most LEVEL: over pure noise that
 happens in no more than that share of cases.
