@@ -5,7 +5,6 @@ The training makes it at each step; a dry run times it. What it draws is a funct
 Shapes: B batch, D width.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +17,7 @@ from polytope_hsae.arms import Stage
 from polytope_hsae.config import TrainConfig
 from polytope_hsae.losses import Weights, total_loss
 from polytope_hsae.teacher import Teacher
+from studycore.schedules import cosine, warm_up
 from studycore.streams import generator
 
 
@@ -59,10 +59,10 @@ def create_optimizer(model: Any, config: TrainConfig, stage: Stage) -> torch.opt
 
 def schedule(step: int, config: TrainConfig) -> float:
     """Share of the learning rate at a step: warm-up, then constant or cosine to a tenth."""
-    warm = min(1.0, (step + 1) / config.lr_warmup_steps) if config.lr_warmup_steps else 1.0
+    warm = warm_up(step, config.lr_warmup_steps)
     if config.lr_schedule == "constant":
         return warm
-    return warm * (0.1 + 0.45 * (1 + math.cos(math.pi * step / config.total_steps)))
+    return warm * cosine(step / config.total_steps, 0.1)
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def update(learner: Learner, config: TrainConfig, stage: Stage, step: int, x_BD:
     model, optimizer = learner.model, learner.optimizer
     for group in optimizer.param_groups:
         group["lr"] = config.lr * group["lr_factor"] * schedule(step, config)
-    l1 = min(1.0, (step + 1) / config.l1_warmup_steps) if config.l1_warmup_steps else 1.0
+    l1 = warm_up(step, config.l1_warmup_steps)
     # The model is of unit-scale activations, so that settings carry over from one language model to another.
     x_BD = x_BD.to(model.bias.device) * model.config.input_scale
     # Biorthogonality compares every latent with every other: a sample of the parents keeps its cost from growing
