@@ -63,14 +63,15 @@ def test_rows_hold_what_the_stage_trains_and_count_updates(small, tmp_path):
 
 
 def test_the_best_checkpoint_is_of_the_last_stage_although_coverage_scores_higher(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "score", lambda metrics, stage: score(metrics, stage) + 5 * (stage == "coverage"))
-    folder = train_run(small(coverage_epochs=2, epochs=6, checkpoint_every=1), tmp_path / "run")
+    monkeypatch.setattr(module, "score", lambda metrics, stage: score(metrics, stage) + 5 * (stage.name == "coverage"))
+    config = small(coverage_epochs=2, epochs=6, checkpoint_every=1)
+    folder, (_, hierarchy) = train_run(config, tmp_path / "run"), stages_of(config)
     rows = [row for row in rows_of(folder) if row["stage"] == "hierarchy"]
-    best = max(rows, key=lambda row: score(row, "hierarchy"))
+    best = max(rows, key=lambda row: score(row, hierarchy))
     place = find_checkpoint(folder)
     assert place.name == f"step-{best['step']}" == read_index(folder / "checkpoints")["best"]
     state = load_checkpoint(place).state
-    assert (state["loop"], state["best"]) == ("hierarchy", score(best, "hierarchy"))
+    assert (state["loop"], state["best"]) == ("hierarchy", score(best, hierarchy))
     assert state["state"]["metrics"].items() <= best.items()
     assert (
         load_checkpoint(folder / "checkpoints" / read_index(folder / "checkpoints")["last"]).state["best"]
@@ -230,10 +231,9 @@ def test_an_evaluation_is_told_in_its_own_words(small):
 
 def test_patience_counts_from_the_first_of_equal_bests(small):
     """Equal scores are no better: waiting goes on."""
-    config = small(stages="joint", early_stopping_patience=3)
-    (stage,) = stages_of(config)
+    (stage,) = stages_of(small(stages="joint", early_stopping_patience=3))
     rows = [{"stage": "joint", "coverage": 1.0, "hierarchy": -0.5, "min_level_gap": 0.0} for _ in range(4)]
-    assert [module.has_ended(rows[:k], config, stage) for k in (1, 2, 3, 4)] == [False, False, False, True]
+    assert [module.has_ended(rows[:k], stage) for k in (1, 2, 3, 4)] == [False, False, False, True]
 
 
 def test_the_first_number_that_is_not_finite_is_named():
