@@ -136,10 +136,10 @@ def test_every_update_has_its_own_rate_times_the_parts_factor(small, tmp_path, m
 
     monkeypatch.setattr(WholeModel, "backward", keeping)
     per_epoch = rows_of(train_run(config, tmp_path / "run"))[1]["step"]
-    for update, found in enumerate(rates[:-1]):
+    for update, rate in enumerate(rates[:-1]):
         lr = config.lr * (1 + math.cos(math.pi * update / per_epoch / 2)) / 2
-        assert found == pytest.approx({0.25: 0.25 * lr, 1.0: lr})
-    assert len({found[1.0] for found in rates[:-1]}) == len(rates) - 1
+        assert rate == pytest.approx({0.25: 0.25 * lr, 1.0: lr})
+    assert len({rate[1.0] for rate in rates[:-1]}) == len(rates) - 1
 
 
 def test_first_variances_are_of_the_training_operations_when_the_stage_begins(small, tmp_path):
@@ -177,14 +177,14 @@ def test_after_an_evaluation_the_parts_are_in_their_mode_again(small, tmp_path, 
 def test_projections_follow_the_seed_where_they_have_none_of_their_own(small, tmp_path):
     source = train_run(small(stages="coverage", coverage_epochs=1), tmp_path / "source")
     config = small(stages="hierarchy", start=str(source), start_projections="drawn", seed=11)
-    found = start_model(config, find_checkpoint(source), {}).state_dict()
+    state = start_model(config, find_checkpoint(source), {}).state_dict()
     drawn = create_model(config, 11).state_dict()
-    assert all(torch.equal(found[name], drawn[name]) for name in found if name.startswith("projection."))
+    assert all(torch.equal(state[name], drawn[name]) for name in state if name.startswith("projection."))
     loaded = {}
     again = start_model(config, find_checkpoint(source), loaded)
     assert list(loaded) == [find_checkpoint(source)]
     start_model(config, find_checkpoint(source), loaded)
-    assert again.state_dict().keys() == found.keys() and len(loaded) == 1
+    assert again.state_dict().keys() == state.keys() and len(loaded) == 1
     folder = train_run(TrainConfig(**{**vars(config), "epochs": 1}), tmp_path / "run")
     assert set(read_manifest(folder)["data_fingerprints"]) == {"training operations", "start"}
 

@@ -333,10 +333,10 @@ def test_projections_may_be_drawn_anew(small, tmp_path):
         stages="hierarchy", start=str(source), start_projections="drawn", hidden_dim=16, curvature=0.5,
         projection_seed=8, epochs=1,
     )  # fmt: skip
-    found = start_model(config, find_checkpoint(source), {})
+    fresh = start_model(config, find_checkpoint(source), {})
     stored = load_model(str(source))[2].state_dict()
     drawn = create_model(config, 0, projection_seed=8).state_dict()
-    for name, weight in found.state_dict().items():
+    for name, weight in fresh.state_dict().items():
         assert torch.equal(weight, (drawn if name.startswith("projection") else stored)[name]), name
     folder = train_run(config, tmp_path / "run")
     last = read_index(folder / "checkpoints")["last"]
