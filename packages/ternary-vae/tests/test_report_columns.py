@@ -256,8 +256,8 @@ def test_the_answer_of_a_sweep_is_worded_by_its_verdicts():
     assert max(len(text.split()) for text in texts) <= 62 and len(set(texts)) == len(texts)
     assert texts[0] == (
         "Yes: from scratch, all 6 seeds tried rebuild all 19,683 operations; in all 6 the radii follow the hierarchy to "
-        "99.99 %, deep levels included; all 6 have all levels apart. Where all seeds tried pass, at least 54% of all seeds would (95 % interval). "
-        "Radii trained on shuffled valuations reach 250% of the hierarchy's ceiling: with the true ones a rule is learnt."
+        "99.99 %, deep levels included; all 6 have all levels apart. Where all pass, at least 54% of all seeds do (95 % interval). "
+        "Shuffled valuations reach 250% of the ceiling: a rule is learnt."
     )
     assert report.sweep_answer(
         [of_six(judged_as("scratch_coverage", "refuted")), of_six(judged_as("scratch_gaps", "refuted"), 0)]
@@ -267,7 +267,7 @@ def test_the_answer_of_a_sweep_is_worded_by_its_verdicts():
     unseen = [of_six(judged_as("unseen_coverage", "supported")), of_six(judged_as("unseen_hierarchy", "inconclusive"))]
     assert report.sweep_answer(unseen) == (
         "Of the operations that training never saw, more than 95 % are rebuilt in all 6 seeds tried; whether their radii follow "
-        "the hierarchy stays open. Where all seeds tried pass, at least 54% of all seeds would (95 % interval)."
+        "the hierarchy stays open. Where all pass, at least 54% of all seeds do (95 % interval)."
     )
     findings = [
         judged_as("decay_balanced", "refuted"),

@@ -212,9 +212,9 @@ APART = Wording(
     "all {n} have all levels apart", "{few} of the {n} have all levels apart", "whether all levels lie apart stays open", "",
 )  # fmt: skip
 LEARNT = Wording(
-    "Radii trained on shuffled valuations reach {x:.0%} of the hierarchy's ceiling: with the true ones a rule is learnt",
-    "Radii trained on shuffled valuations reach {x:.0%} of the hierarchy's ceiling too, which shows no rule",
-    "Whether radii would follow shuffled valuations too stays open",
+    "Shuffled valuations reach {x:.0%} of the ceiling: a rule is learnt",
+    "Shuffled valuations reach {x:.0%} of the ceiling too, which shows no rule",
+    "Whether shuffled valuations would be followed too stays open",
     "",
 )
 COVERS_UNSEEN = Wording(
@@ -251,7 +251,7 @@ def bound_of_seeds(claims: Sequence[Mapping[str, Any]]) -> str:
     lows = [claim["interval95"][0] for claim in claims if claim["id"] in OF_SEEDS and claim["verdict"] == "supported"]
     if not lows:
         return ""
-    return f"where all seeds tried pass, at least {min(lows):.0%} of all seeds would (95 % interval)"
+    return f"where all pass, at least {min(lows):.0%} of all seeds do (95 % interval)"
 
 
 def sweep_answer(claims: Sequence[Mapping[str, Any]]) -> str:
