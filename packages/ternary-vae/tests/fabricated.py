@@ -10,7 +10,7 @@ import pandas as pd
 
 from studycore.configuration import to_dict, to_yaml
 from studycore.files import sha256
-from ternary_vae.claims import columns_of, planned
+from ternary_vae.columns import columns_of, planned
 from ternary_vae.config import SweepConfig, TrainConfig
 from ternary_vae.history import history_metrics
 
@@ -193,7 +193,7 @@ def planted_sweep(true=True, seeds=SEEDS):
     Stopping early betters the step schedule only where it goes on beyond the first step, and then its best is not at epoch
     10 or earlier: in the world in which that holds the two are equal.
     """
-    runs, found = [], []
+    runs, from_scratch = [], []
     for seed in seeds:
         n = np.random.default_rng([seed, 7]).normal(0, 0.001, 40)
 
@@ -203,9 +203,9 @@ def planted_sweep(true=True, seeds=SEEDS):
         one, two = (-0.68, -0.71) if true else (-0.71, -0.68)
         add("1_curvature", "sweep_curv_1.0", peak(one + n[0], 8, -0.6), curvature=1.0, max_radius=0.7)
         add("1_curvature", "sweep_curv_2.0", peak(two + n[1], 8, -0.6), curvature=2.0, max_radius=0.7)
-        lost, at = (0.05, 12) if true else (-0.05, 30)
+        lost, best_epoch = (0.05, 12) if true else (-0.05, 30)
         for name, decay, weight in (("balanced", 0.16, 5.0), ("baseline", 0.19, 2.0)):
-            curve = peak(-0.75 + n[3], at, -0.75 + n[3] + decay + lost)
+            curve = peak(-0.75 + n[3], best_epoch, -0.75 + n[3] + decay + lost)
             add("2_weights", f"sweep2_{name}", curve, richness_weight=weight)
         early, peak_at = (-0.80, 3) if true else (-0.60, 20)
         add(
@@ -229,9 +229,9 @@ def planted_sweep(true=True, seeds=SEEDS):
         lasting = peak(-0.8320 + 1e-4 * n[10], 40, -0.8320) if true else peak(-0.70, 5, -0.45 + n[10])
         add("7_ordered", "sweep7_ordered", lasting, loss="ordered")
         stuck, full = [0.0, 0.2 + n[11], 0.22 + n[12]], [0.0, 0.7, 1.0]
-        found.append(scratch("frozen_decoder", seed, stuck if true else full))
-        found.append(scratch("mended", seed, stuck if true else full))
-    return [*on_one_trajectory(runs), *found]
+        from_scratch.append(scratch("frozen_decoder", seed, stuck if true else full))
+        from_scratch.append(scratch("mended", seed, stuck if true else full))
+    return [*on_one_trajectory(runs), *from_scratch]
 
 
 BEST = {
@@ -284,7 +284,7 @@ def of_jobs(jobs, true=True):
                 one = whole(config.seed, {**good, **changes})
                 runs.append(dataclasses.replace(one, config=config, name=job.name, arm=arm))
             continue
-        best, at = BEST.get(arm, (-0.77, -0.77))[side] + n, PEAK.get(arm, (12, 30))[side]
+        best, best_epoch = BEST.get(arm, (-0.77, -0.77))[side] + n, PEAK.get(arm, (12, 30))[side]
         final, start = best + 0.05 + DECAY.get(arm, 0.05) * (1 if true else 0.0), 0.3
         if arm.startswith(("sweep5", "sweep6")):
             k = config.projection_seed
@@ -292,9 +292,9 @@ def of_jobs(jobs, true=True):
             best = -0.72 + 0.02 * start + n / 5 if true else -0.74 + 0.1 * (-1) ** (k % 3) + n
             final = best + 0.1
         if config.loss == "ordered":
-            best, at, final = (-0.8320 + n / 10, 40, -0.8320) if true else (-0.70 + n, 5, -0.45 + n)
-        epochs = at + 5 if config.early_stopping_patience else config.epochs
-        rows = [row(epoch, float(h)) for epoch, h in enumerate(peak(best, at, final, epochs, start))]
+            best, best_epoch, final = (-0.8320 + n / 10, 40, -0.8320) if true else (-0.70 + n, 5, -0.45 + n)
+        epochs = best_epoch + 5 if config.early_stopping_patience else config.epochs
+        rows = [row(epoch, float(h)) for epoch, h in enumerate(peak(best, best_epoch, final, epochs, start))]
         metrics = {k: v for k, v in rows[-1].items() if k not in ("step", "stage", "epoch", "loss_hierarchy")}
         runs.append(FabricatedRun(job.name, phase, arm, config, rows, metrics))
     return on_one_trajectory(runs)

@@ -170,8 +170,9 @@ def test_the_best_checkpoint_is_chosen_by_seen_operations(ball):
         "min_level_gap": -9.0,
         "min_level_gap_seen": 0.0,
     }
-    assert module.score(metrics, "joint") == pytest.approx(1.8)
-    assert module.score({**metrics, "hierarchy": -0.8, "coverage": 1.0}, "joint") == module.score(metrics, "joint")
+    (joint,) = stages_of(ball())
+    assert module.score(metrics, joint) == pytest.approx(1.8)
+    assert module.score({**metrics, "hierarchy": -0.8, "coverage": 1.0}, joint) == module.score(metrics, joint)
 
 
 def test_a_run_of_a_part_records_the_order_of_what_it_sees(ball, tmp_path, monkeypatch):

@@ -26,8 +26,10 @@ from fabricated import (
 import ternary_vae.claims as module
 from studycore.claims import NotRun, as_stored, judge_all
 from studycore.configuration import read_yaml
-from ternary_vae.claims import ANY_RIM, BALL_TARGETS, FINDINGS, NEEDED, SAME_RIM, claims, columns
+from ternary_vae import measures
+from ternary_vae.claims import ABOUT, ANY_RIM, BALL_TARGETS, FINDINGS, SAME_RIM, claims
 from ternary_vae.cli import STUDY
+from ternary_vae.columns import AT_CEILING, TARGETS as TERMS, TIES, columns, columns_of, passes
 from ternary_vae.config import SweepConfig, TrainConfig
 from ternary_vae.data import Operations
 from ternary_vae.metrics.radii import radius_metrics
@@ -83,9 +85,9 @@ def test_targets_are_supported_when_enough_seeds_all_reach_them():
     ],
 )
 def test_one_failing_seed_of_twenty_refutes_its_target_and_no_other(claim, changes):
-    found = verdicts([whole(seed, changes if seed == 13 else None) for seed in range(20)])
+    verdict_of = verdicts([whole(seed, changes if seed == 13 else None) for seed in range(20)])
     fail = {claim, "scratch_hierarchy"} if claim == "scratch_ties" else {claim}  # which ties fake
-    assert found == {name: "refuted" if name in fail else "supported" for name in TARGETS}
+    assert verdict_of == {name: "refuted" if name in fail else "supported" for name in TARGETS}
 
 
 def test_a_target_shows_its_share_interval_and_n():
@@ -104,11 +106,13 @@ def test_targets_are_not_run_on_other_geometries_starts_and_incomplete_results()
         assert set(verdicts([whole(s, **config) for s in range(6)]).values()) == {"not run"}
     # One run of another geometry among them leaves "every seed" without an answer.
     assert set(verdicts([*(whole(s) for s in range(9)), whole(9, max_radius=0.9)]).values()) == {"not run"}
-    found = verdicts([whole(s, {"richness": None} if s == 2 else None) for s in range(6)])
-    assert found == {name: "not run" if name == "scratch_richness" else "supported" for name in TARGETS}
+    verdict_of = verdicts([whole(s, {"richness": None} if s == 2 else None) for s in range(6)])
+    assert verdict_of == {name: "not run" if name == "scratch_richness" else "supported" for name in TARGETS}
     for metric, target in (("richness", "scratch_richness"), ("hierarchy_of_ceiling", "scratch_hierarchy")):
-        found = verdicts([whole(s, {metric: math.nan} if s == 2 else None) for s in range(6)])
-        assert found == {name: "not run" if name == target else "supported" for name in TARGETS}, "NaN is no failure"
+        verdict_of = verdicts([whole(s, {metric: math.nan} if s == 2 else None) for s in range(6)])
+        assert verdict_of == {name: "not run" if name == target else "supported" for name in TARGETS}, (
+            "NaN is no failure"
+        )
 
 
 def test_a_single_run_supports_nothing_and_can_refute():
@@ -134,17 +138,17 @@ def test_a_run_is_asked_for_nothing_that_it_cannot_decide(config):
 def test_a_seed_whose_radii_are_all_equal_fails_the_hierarchy():
     """Its results lack one, since there is no order: nothing is missing that a run could have had."""
     equal = {"hierarchy": None, "hierarchy_of_ceiling": None, "tied_radius_share": 1.0, "min_level_gap": 0.0}
-    found = verdicts([whole(s, equal if s == 2 else None) for s in range(6)])
+    verdict_of = verdicts([whole(s, equal if s == 2 else None) for s in range(6)])
     refuted = {"scratch_gaps", "scratch_hierarchy", "scratch_ties"}
-    assert found == {name: "refuted" if name in refuted else "supported" for name in TARGETS}
+    assert verdict_of == {name: "refuted" if name in refuted else "supported" for name in TARGETS}
     unmeasured = {"hierarchy_of_ceiling": None, "tied_radius_share": None}
     assert verdicts([whole(s, unmeasured if s == 2 else None) for s in range(6)])["scratch_hierarchy"] == "not run"
 
 
 # ------------------------------------------------------------------------------------------------------------- sweep
 def test_planted_findings_are_supported_and_their_contraries_refuted():
-    found = verdicts(planted_sweep())
-    assert found == supported(found)
+    verdict_of = verdicts(planted_sweep())
+    assert verdict_of == supported(verdict_of)
     assert set(verdicts(planted_sweep(true=False)).values()) == {"refuted"}
 
 
@@ -160,11 +164,11 @@ def test_every_claim_of_a_shipped_sweep_can_come_out_both_ways_at_its_budget_and
     for true in (True, False):
         runs = of_jobs(jobs, true)
         registered = [as_stored(claim) for claim in asked]
-        found = judge_all(asked, table(runs), registered)
+        judged_claims = judge_all(asked, table(runs), registered)
         ids = [claim.id for claim in asked]
-        assert {c["id"]: c["verdict"] for c in found} == (supported(ids) if true else dict.fromkeys(ids, "refuted")), (
-            name
-        )
+        assert {c["id"]: c["verdict"] for c in judged_claims} == (
+            supported(ids) if true else dict.fromkeys(ids, "refuted")
+        ), name
     if name == "headline":
         folder = write_sweep(tmp_path / "sweep", runs)
         again = [columns(folder / one.name, one.config) for one in runs]
@@ -197,9 +201,9 @@ def test_quick_and_full_have_the_same_budgets():
 
 def test_a_verdict_says_of_which_start_and_radius_it_is():
     config = SweepConfig(**read_yaml(CONFIGS / "original.yaml"))
-    found = judged(of_jobs(plan(config)), "lr_1e3_vs_1e4", config)[0]
-    assert found["why"].endswith("those of a checkpoint that is ordered already; Euclidean norms.")
-    assert "drawn" not in found["why"]
+    claim = judged(of_jobs(plan(config)), "lr_1e3_vs_1e4", config)[0]
+    assert claim["why"].endswith("those of a checkpoint that is ordered already; Euclidean norms.")
+    assert "drawn" not in claim["why"]
     of_draws = judged(of_jobs(plan(config)), "stability", config)[0]
     assert of_draws["why"].endswith("radius: projections drawn anew; Euclidean norms.")
     drawn = judged(planted_sweep(), "lr_1e3_vs_1e4")[0]
@@ -216,14 +220,14 @@ def test_controls_and_twins_are_asked_for_no_target():
         whole(9, {"covered": 3}, valuations="shuffled", **ball), arm="shuffled", name="shuffled_s9"
     )
     sweep = SweepConfig(from_scratch={"ball": ball})
-    found = verdicts([*runs, twin, dealt], sweep)
-    assert found == {claim.id: "supported" for claim in BALL_TARGETS}
+    verdict_of = verdicts([*runs, twin, dealt], sweep)
+    assert verdict_of == {claim.id: "supported" for claim in BALL_TARGETS}
 
 
 def test_every_claim_has_the_form_that_results_need():
-    found = judged(planted_sweep())
-    assert len({claim["id"] for claim in found}) == len(found) == 17
-    for claim in found:
+    every_claim = judged(planted_sweep())
+    assert len({claim["id"] for claim in every_claim}) == len(every_claim) == 17
+    for claim in every_claim:
         assert (claim["measured"] is None) == (claim["verdict"] == "not run")
         if claim["measured"] is not None:
             low, high = claim["interval95"]
@@ -256,8 +260,8 @@ def test_without_arms_or_with_one_seed_nothing_of_the_original_study_is_judged()
 def test_runs_without_the_loss_on_level_means_do_not_count_for_it():
     runs = planted_sweep()
     better = [run("sweep8_ordered", seed, peak(-0.8320, 3, -0.8320), loss="ordered") for seed in range(5)]
-    found = {claim["id"]: claim for claim in judged([*runs, *better], sweep=sweep_of(runs))}
-    assert found["best_achieved"]["measured"] == pytest.approx(-0.82, abs=0.005)
+    claim_of = {claim["id"]: claim for claim in judged([*runs, *better], sweep=sweep_of(runs))}
+    assert claim_of["best_achieved"]["measured"] == pytest.approx(-0.82, abs=0.005)
 
 
 def test_differences_of_pure_noise_are_seldom_taken_for_findings():
@@ -310,15 +314,56 @@ def draws(shift, draws_of_each=4):
 
 @pytest.mark.parametrize("shift", [0.0, -0.08])
 def test_phases_that_differ_are_no_draws_of_one_quantity(shift):
-    found = {claim["id"]: claim for claim in judged(draws(shift))}
-    assert found["stability"]["verdict"] == found["init_best_correlation"]["verdict"] == "supported"
-    assert found["stability"]["measured"] == pytest.approx(0.003, abs=0.001)
-    assert found["init_best_correlation"]["measured"] == pytest.approx(1, abs=1e-6)
+    claim_of = {claim["id"]: claim for claim in judged(draws(shift))}
+    assert claim_of["stability"]["verdict"] == claim_of["init_best_correlation"]["verdict"] == "supported"
+    assert claim_of["stability"]["measured"] == pytest.approx(0.003, abs=0.001)
+    assert claim_of["init_best_correlation"]["measured"] == pytest.approx(1, abs=1e-6)
 
 
 def test_too_few_draws_in_a_phase_judge_nothing():
     for claim in judged(draws(0.0, 3)):
-        assert claim["verdict"] == "not run" and "4 or more draws in every phase" in claim["why"]
+        assert claim["verdict"] == "not run" and "4 or more different draws in every phase" in claim["why"]
+
+
+def under_names(one, names):
+    """The same training as several arms."""
+    return [dataclasses.replace(one, arm=name, name=f"{name}_s{one.config.seed}") for name in names]
+
+
+def test_a_training_under_several_names_is_one_seed():
+    """Two seeds under three names each are no six seeds; a run that fails fails its seed, whatever the others do."""
+    sweep = SweepConfig(from_scratch={name: {} for name in "abc"})
+    for seeds, verdict in ((2, "inconclusive"), (6, "supported")):
+        named = [one for seed in range(seeds) for one in under_names(whole(seed), "abc")]
+        coverage = judged(named, "scratch_coverage", sweep)[0]
+        assert (coverage["verdict"], coverage["n"]) == (verdict, seeds)
+        assert f"{seeds} of {seeds};" in coverage["why"]
+        alone = judged([whole(seed) for seed in range(seeds)], "scratch_coverage")[0]
+        assert coverage["interval95"] == alone["interval95"]
+    lost = [*named[:-1], dataclasses.replace(named[-1], metrics={**named[-1].metrics, "covered": 9})]
+    coverage = judged(lost, "scratch_coverage", sweep)[0]
+    assert (coverage["verdict"], coverage["n"]) == ("refuted", 6) and "5 of 6;" in coverage["why"]
+
+
+def test_one_draw_under_several_names_is_one_draw():
+    """Four names for one draw have no spread, and would support any bound of it."""
+    names = [f"sweep{phase}_draw_{k}" for phase in (5, 6) for k in range(4)]
+    one_draw = [
+        of_name
+        for seed in range(5)
+        for of_name in under_names(run("", seed, peak(-0.7 - 0.01 * seed, 5, -0.6), projection_seed=7), names)
+    ]
+    for claim in judged(one_draw):
+        assert claim["verdict"] == "not run" and "there are 1." in claim["why"], claim["id"]
+    apart = draws(0.0)
+    again = [
+        copy
+        for one in apart
+        if one.config.projection_seed in (0, 10)
+        for copy in under_names(one, [f"{one.arm[:11]}{k}" for k in range(20, 24)])
+    ]
+    wanted = {claim["id"]: claim["measured"] for claim in judged(apart)}
+    assert {claim["id"]: claim["measured"] for claim in judged([*apart, *again], sweep=sweep_of(apart))} == wanted
 
 
 def test_every_weighting_is_about_the_latest_of_them():
@@ -335,8 +380,8 @@ def test_every_weighting_is_about_the_latest_of_them():
         ]
 
     for late, verdict in ((5, "supported"), (39, "refuted")):
-        found = judged(sweep(late), "peak_weights")[0]
-        assert (found["verdict"], found["measured"]) == (verdict, late)
+        claim = judged(sweep(late), "peak_weights")[0]
+        assert (claim["verdict"], claim["measured"]) == (verdict, late)
     partly = [one for one in sweep(5) if one.name != "sweep2_high_richness_s3"]
     assert judged(partly, "peak_weights", sweep_of(sweep(5)))[0]["verdict"] == "not run"
 
@@ -361,27 +406,27 @@ def with_metrics(arm, **changes):
 
 def test_an_arm_of_another_setting_than_the_claim_is_about_judges_nothing():
     def renamed(one):
-        at = one.arm == "sweep_curv_2.0"
-        return dataclasses.replace(one, config=dataclasses.replace(one.config, curvature=1.0)) if at else one
+        is_treated = one.arm == "sweep_curv_2.0"
+        return dataclasses.replace(one, config=dataclasses.replace(one.config, curvature=1.0)) if is_treated else one
 
-    found = of_shipped("full", renamed)["curvature_2_vs_1"]
+    claim = of_shipped("full", renamed)["curvature_2_vs_1"]
     assert (
-        found["verdict"] == "not run" and "sweep_curv_2.0 with curvature 2.0; sweep_curv_2.0_s0 has 1.0" in found["why"]
+        claim["verdict"] == "not run" and "sweep_curv_2.0 with curvature 2.0; sweep_curv_2.0_s0 has 1.0" in claim["why"]
     )
 
     def longer(one):
-        at = one.arm == "sweep4_lr_1e3"
-        return dataclasses.replace(one, config=dataclasses.replace(one.config, weight_decay=0.1)) if at else one
+        is_treated = one.arm == "sweep4_lr_1e3"
+        return dataclasses.replace(one, config=dataclasses.replace(one.config, weight_decay=0.1)) if is_treated else one
 
-    found = of_shipped("full", longer)["lr_1e3_vs_1e4"]
-    assert found["verdict"] == "not run" and "differ in weight_decay" in found["why"]
+    claim = of_shipped("full", longer)["lr_1e3_vs_1e4"]
+    assert claim["verdict"] == "not run" and "differ in weight_decay" in claim["why"]
     for flags, of in (
         ({"loss": "ordered"}, {"decay_balanced", "decay_baseline", "lr_1e3_vs_1e4", "stability", "early_stop_peak"}),
         ({"richness_weight": 9.0}, {"decay_baseline", "peak_weights"}),
     ):
-        found = of_shipped("full", flags=flags)
-        assert {found[name]["verdict"] for name in of} == {"not run"}, flags
-    assert found["decay_balanced"]["verdict"] == "supported", "its arm sets the weight itself"
+        claim_of = of_shipped("full", flags=flags)
+        assert {claim_of[name]["verdict"] for name in of} == {"not run"}, flags
+    assert claim_of["decay_balanced"]["verdict"] == "supported", "its arm sets the weight itself"
 
 
 def test_a_twin_is_compared_where_both_cover_everything_and_differ_in_what_is_said():
@@ -423,11 +468,15 @@ def test_a_target_that_was_eased_after_the_run_does_not_judge_it(target, monkeyp
     runs = [whole(seed, MISSED, decode="ball", stages="joint", view="a") for seed in range(6)]
     sweep = SweepConfig(from_scratch={"train": {"decode": "ball", "stages": "joint", "view": "a"}})
     registered = [as_stored(claim) for claim in claims("sweep", sweep)]
-    (name, how, _), *others = module.TARGETS[target]
-    monkeypatch.setitem(module.TARGETS, target, ((name, how, 0.5 if how == ">=" else 10.0), *others))
+    (name, how, _), *others = TERMS[target]
+    monkeypatch.setitem(TERMS, target, ((name, how, 0.5 if how == ">=" else 10.0), *others))
     now = module._target(target, "eased", "")
-    found = judge_all([now], table(runs), [entry for entry in registered if entry["id"] == target])
-    assert found[0]["registered"] and found[0]["verdict"] == "not run" and "measures otherwise" in found[0]["why"]
+    judged_claims = judge_all([now], table(runs), [entry for entry in registered if entry["id"] == target])
+    assert (
+        judged_claims[0]["registered"]
+        and judged_claims[0]["verdict"] == "not run"
+        and "measures otherwise" in judged_claims[0]["why"]
+    )
 
 
 def test_runs_too_short_for_a_claim_do_not_judge_it():
@@ -439,11 +488,11 @@ def test_runs_too_short_for_a_claim_do_not_judge_it():
         (10, cut | {"early_stop_peak"}),
         (9, {claim.id for claim in (ANY_RIM, *FINDINGS)} - set(TARGETS)),
     ):
-        short = [
+        shortened = [
             dataclasses.replace(r, config=dataclasses.replace(r.config, epochs=epochs)) if r.phase[0].isdigit() else r
             for r in runs
         ]
-        missing = {name for name, verdict in verdicts(short).items() if verdict == "not run"}
+        missing = {name for name, verdict in verdicts(shortened).items() if verdict == "not run"}
         # "Epoch 20 or earlier" is only asked of runs that could have peaked later.
         assert missing == not_run
 
@@ -453,14 +502,14 @@ def test_a_plateau_is_supported_only_by_runs_as_long_as_the_original_studys(epoc
     frozen = {"coverage_epochs": epochs}
     stuck = [scratch("frozen_decoder", s, [0.0, 0.2 + 0.01 * s], **frozen) for s in range(4)]
     left = [scratch("mended", s, [0.0, 0.9], coverage_epochs=epochs) for s in range(4)]
-    found = verdicts([*stuck, *left])
-    assert (found["plateau_frozen_decoder"], found["plateau_mended"]) == (verdict, "refuted")
+    verdict_of = verdicts([*stuck, *left])
+    assert (verdict_of["plateau_frozen_decoder"], verdict_of["plateau_mended"]) == (verdict, "refuted")
 
 
 def test_unseen_operations_have_targets_of_their_own():
     """Training on a tenth: claimed of the unseen alone, and the plain model's 86 % does not pass."""
 
-    def found(fraction, coverage, order):
+    def verdicts_at(fraction, coverage, order):
         metrics = {"coverage_unseen": coverage, "hierarchy_unseen": -order, "hierarchy_ceiling_unseen": 0.832}
         metrics |= {"somers_d_depths_unseen": -0.99, "tied_radius_share": 0.0}
         rows = [{"step": 0, "stage": "coverage", "epoch": 0, "coverage": coverage}]
@@ -473,12 +522,12 @@ def test_unseen_operations_have_targets_of_their_own():
             ]
         )
 
-    assert found(0.1, 0.99, 0.831) == {"unseen_coverage": "supported", "unseen_hierarchy": "supported"}
-    assert found(0.1, 0.86, 0.831) == {"unseen_coverage": "refuted", "unseen_hierarchy": "supported"}
-    assert found(0.1, 0.99, 0.82) == {"unseen_coverage": "supported", "unseen_hierarchy": "refuted"}
-    inverted = found(0.1, 0.99, -0.831)
+    assert verdicts_at(0.1, 0.99, 0.831) == {"unseen_coverage": "supported", "unseen_hierarchy": "supported"}
+    assert verdicts_at(0.1, 0.86, 0.831) == {"unseen_coverage": "refuted", "unseen_hierarchy": "supported"}
+    assert verdicts_at(0.1, 0.99, 0.82) == {"unseen_coverage": "supported", "unseen_hierarchy": "refuted"}
+    inverted = verdicts_at(0.1, 0.99, -0.831)
     assert inverted["unseen_hierarchy"] == "refuted"
-    assert found(0.5, 0.99, 0.831) == {}
+    assert verdicts_at(0.5, 0.99, 0.831) == {}
 
 
 # --------------------------------------------------------------------------------------------------- what is registered
@@ -503,7 +552,7 @@ def test_a_sweep_registers_what_its_arms_can_say():
     assert ids(phases=curvatures, base={"radius": "euclidean"}) == set(), "the curvature reaches nothing there"
     rim = {"same_rim": {"arms": {"sweep_rim_2.0": {}, "sweep_rim_1.0": {}}}}
     assert ids(phases={"1": {}}) == set() and ids(phases=rim) == {"curvature_2_vs_1_same_rim"}
-    assert set(NEEDED) == {claim.id for claim in (ANY_RIM, SAME_RIM, *FINDINGS)}
+    assert set(ABOUT) == {claim.id for claim in (ANY_RIM, SAME_RIM, *FINDINGS)}
     assert {claim.id for claim in claims("train", TrainConfig(decode="ball", stages="joint", view="a"))} == {
         claim.id for claim in BALL_TARGETS
     }
@@ -517,11 +566,11 @@ def test_columns_are_those_of_the_runs_folder(tmp_path):
 
     one = run("sweep5_draw_3", 2, peak(-0.7, 3, -0.6, 6), projection_seed=3)
     folder = write_sweep(tmp_path / "sweep", [one]) / one.name
-    found = columns(folder, one.config)
-    assert found == {k: v for k, v in table([one]).iloc[0].to_dict().items() if k in found}
-    assert (found["arm_without_draw"], found["best_epoch"]) == ("sweep5", 3)
-    assert (found["initial_hierarchy"], found["best_hierarchy"], found["final_hierarchy"]) == (0.3, -0.7, -0.6)
-    assert found["decay"] == pytest.approx(0.1) and found["largest_coverage"] == 0.999
+    of_run = columns(folder, one.config)
+    assert of_run == {k: v for k, v in table([one]).iloc[0].to_dict().items() if k in of_run}
+    assert (of_run["arm_without_draw"], of_run["best_epoch"]) == ("sweep5", 3)
+    assert (of_run["initial_hierarchy"], of_run["best_hierarchy"], of_run["final_hierarchy"]) == (0.3, -0.7, -0.6)
+    assert of_run["decay"] == pytest.approx(0.1) and of_run["largest_coverage"] == 0.999
 
 
 # --------------------------------------------------------------------------------------- what made a verdict come out wrong
@@ -532,8 +581,8 @@ def of_edited(name, edit):
     planned_runs = of_jobs(plan(sweep))
     kept = [(one, edit(one)) for one in planned_runs]
     made = table([new for _, new in kept if new], failed=[one for one, new in kept if new is None])
-    found = judge_all(asked, made, [as_stored(claim) for claim in asked])
-    return {claim["id"]: claim for claim in found}, sweep_answer(found)
+    judged_claims = judge_all(asked, made, [as_stored(claim) for claim in asked])
+    return {claim["id"]: claim for claim in judged_claims}, sweep_answer(judged_claims)
 
 
 def failing(*starts, seeds=range(99)):
@@ -546,20 +595,24 @@ def with_curve(one, curve, **more):
 
 @pytest.mark.parametrize("arm", ["ball", "flat_twin"])
 def test_a_twin_is_not_judged_by_the_seeds_that_are_left(arm):
-    found, _ = of_edited("headline", failing(arm, seeds=(3, 4, 5)))
+    claim_of, _ = of_edited("headline", failing(arm, seeds=(3, 4, 5)))
     for name in ("curvature_kl", "curvature_coverage_sampled", "curvature_prior_coverage"):
-        assert (found[name]["verdict"], found[name]["measured"]) == ("not run", None)
-        assert f"Needs all 12 runs of ball and flat_twin; 3 are missing (failed: {arm}_s3, " in found[name]["why"]
-    assert found["rule_learnt"]["verdict"] == "supported"
-    assert found["scratch_rate"]["verdict"] == ("inconclusive" if arm == "ball" else "supported")
+        assert (claim_of[name]["verdict"], claim_of[name]["measured"]) == ("not run", None)
+        assert f"Needs all 12 runs of ball and flat_twin; 3 are missing (failed: {arm}_s3, " in claim_of[name]["why"]
+    assert claim_of["rule_learnt"]["verdict"] == "supported"
+    assert claim_of["scratch_rate"]["verdict"] == ("inconclusive" if arm == "ball" else "supported")
 
 
 def test_a_model_of_which_every_seed_failed_leaves_its_targets_open():
     """What ended them, a full disk for instance, says nothing of the model."""
-    found, answer = of_edited("headline", failing("ball"))
+    claim_of, answer = of_edited("headline", failing("ball"))
     for name in {claim.id for claim in BALL_TARGETS}:
-        assert (found[name]["verdict"], found[name]["measured"], found[name]["n"]) == ("inconclusive", 0.0, 6), name
-        assert "0 of 6" in found[name]["why"] and "ball_s5" in found[name]["why"]
+        assert (claim_of[name]["verdict"], claim_of[name]["measured"], claim_of[name]["n"]) == (
+            "inconclusive",
+            0.0,
+            6,
+        ), name
+        assert "0 of 6" in claim_of[name]["why"] and "ball_s5" in claim_of[name]["why"]
     assert answer.startswith("Whether seeds rebuild all operations from scratch stays open; ")
 
 
@@ -572,8 +625,8 @@ def test_a_model_of_which_every_seed_failed_leaves_its_targets_open():
     ],
 )
 def test_a_dead_control_is_no_control(dead):
-    found, answer = of_edited("headline", with_metrics("shuffled", **dead))
-    assert (found["rule_learnt"]["verdict"], found["rule_learnt"]["measured"]) == ("not run", None)
+    claim_of, answer = of_edited("headline", with_metrics("shuffled", **dead))
+    assert (claim_of["rule_learnt"]["verdict"], claim_of["rule_learnt"]["measured"]) == ("not run", None)
     assert "a rule is learnt" not in answer
 
 
@@ -585,13 +638,13 @@ def test_the_rule_is_judged_by_the_controls_that_live():
         alive = with_metrics("shuffled", hierarchy_of_ceiling=0.6)
         return lambda one: dead(one) if one.config.seed < seeds else alive(one)
 
-    found, _ = of_edited("headline", dead_up_to(1))
-    assert (found["rule_learnt"]["verdict"], found["rule_learnt"]["measured"], found["rule_learnt"]["n"]) == (
+    claim_of, _ = of_edited("headline", dead_up_to(1))
+    assert (claim_of["rule_learnt"]["verdict"], claim_of["rule_learnt"]["measured"], claim_of["rule_learnt"]["n"]) == (
         "refuted",
         pytest.approx(0.6),
         5,
     )
-    assert "5 of 6" in found["rule_learnt"]["why"]
+    assert "5 of 6" in claim_of["rule_learnt"]["why"]
     assert of_edited("headline", dead_up_to(3))[0]["rule_learnt"]["n"] == 3
     assert of_edited("headline", dead_up_to(4))[0]["rule_learnt"]["verdict"] == "not run"
 
@@ -614,16 +667,16 @@ def test_what_a_control_shows_is_said_with_its_figure():
 
 def test_every_weighting_and_every_phase_of_draws_must_be_there():
     """Those of the plan: an arm that failed in all seeds is in no row of the table."""
-    found, _ = of_edited("full", failing("sweep2_high"))
-    assert found["peak_weights"]["verdict"] == "not run" and "24 are missing" in found["peak_weights"]["why"]
-    assert found["decay_balanced"]["verdict"] == "supported"
+    claim_of, _ = of_edited("full", failing("sweep2_high"))
+    assert claim_of["peak_weights"]["verdict"] == "not run" and "24 are missing" in claim_of["peak_weights"]["why"]
+    assert claim_of["decay_balanced"]["verdict"] == "supported"
     for seeds in (range(99), (1,)):
-        found, _ = of_edited("full", failing("sweep6", seeds=seeds))
+        claim_of, _ = of_edited("full", failing("sweep6", seeds=seeds))
         for name in ("stability", "init_best_correlation"):
-            assert found[name]["verdict"] == "not run" and "sweep6_draw_10_s1" in found[name]["why"]
-    found, _ = of_edited("full", failing("sweep3_slow_b", seeds=(0,)))
-    assert found["ordered_vs_level_means"]["verdict"] == "not run"
-    assert found["best_achieved"]["verdict"] == "supported", "it is about other arms"
+            assert claim_of[name]["verdict"] == "not run" and "sweep6_draw_10_s1" in claim_of[name]["why"]
+    claim_of, _ = of_edited("full", failing("sweep3_slow_b", seeds=(0,)))
+    assert claim_of["ordered_vs_level_means"]["verdict"] == "not run"
+    assert claim_of["best_achieved"]["verdict"] == "supported", "it is about other arms"
 
 
 def test_ties_make_no_best_hierarchy():
@@ -637,11 +690,11 @@ def test_ties_make_no_best_hierarchy():
             else one
         )
 
-    found, _ = of_edited("full", tied)
+    claim_of, _ = of_edited("full", tied)
     for name in ("best_achieved", "curvature_2_vs_1", "lr_1e3_vs_1e4", "stability", "ordered_vs_level_means"):
-        assert (found[name]["verdict"], found[name]["measured"]) == ("not run", None), name
-        assert "Ties fake a hierarchy" in found[name]["why"]
-    assert found["ordered_no_decay"]["verdict"] == "supported"
+        assert (claim_of[name]["verdict"], claim_of[name]["measured"]) == ("not run", None), name
+        assert "Ties fake a hierarchy" in claim_of[name]["why"]
+    assert claim_of["ordered_no_decay"]["verdict"] == "supported"
 
 
 def test_the_best_of_a_seed_does_not_grow_with_the_number_of_arms():
@@ -654,7 +707,7 @@ def test_the_best_of_a_seed_does_not_grow_with_the_number_of_arms():
         return with_curve(one, peak(best, 5, best + 0.02, 10))
 
     whole_sweep, _ = of_edited("full", drawn)
-    fewer = lambda one: drawn(one) if one.arm in (*module.BEST_ARMS, "sweep7_ordered") else one  # noqa: E731
+    fewer = lambda one: drawn(one) if one.arm in (*measures.BEST_ARMS, "sweep7_ordered") else one  # noqa: E731
     assert whole_sweep["best_achieved"]["measured"] == of_edited("full", fewer)[0]["best_achieved"]["measured"]
     assert whole_sweep["best_achieved"]["verdict"] == "refuted"
 
@@ -668,11 +721,13 @@ def test_a_start_that_is_ordered_is_nothing_that_a_run_reached():
         rate = {"sweep4_lr_1e4": 0.001, "sweep4_lr_1e3": 0.01}.get(one.arm, 0.005)
         return with_curve(one, [-0.832 + rate * epoch + 1e-5 * one.config.seed * epoch for epoch in range(31)])
 
-    found, _ = of_edited("original", worsens)
-    assert "best_achieved" not in found, "such a start needs no training to be at -0.792"
-    assert found["lr_1e3_vs_1e4"]["verdict"] == "refuted" and found["lr_1e3_vs_1e4"]["measured"] == pytest.approx(0.009)
-    assert found["lr_1e3_peak"]["measured"] == 1
-    assert found["decay_balanced"]["measured"] == pytest.approx(29 * 0.005, rel=0.01)
+    claim_of, _ = of_edited("original", worsens)
+    assert "best_achieved" not in claim_of, "such a start needs no training to be at -0.792"
+    assert claim_of["lr_1e3_vs_1e4"]["verdict"] == "refuted" and claim_of["lr_1e3_vs_1e4"]["measured"] == pytest.approx(
+        0.009
+    )
+    assert claim_of["lr_1e3_peak"]["measured"] == 1
+    assert claim_of["decay_balanced"]["measured"] == pytest.approx(29 * 0.005, rel=0.01)
 
 
 def test_a_correlation_of_few_draws_is_not_taken_for_a_larger_one():
@@ -684,7 +739,7 @@ def test_a_correlation_of_few_draws_is_not_taken_for_a_larger_one():
         z.append((np.corrcoef(x, rho * x + math.sqrt(1 - rho**2) * noise)[0, 1], 4))
     with_bias = np.mean([math.atanh(r) for r, _ in z])
     assert with_bias - math.atanh(rho) > 0.2
-    assert math.atanh(module._mean_correlation(z)) == pytest.approx(math.atanh(rho), abs=0.06)
+    assert math.atanh(measures.mean_correlation(z)) == pytest.approx(math.atanh(rho), abs=0.06)
 
 
 def test_stopping_early_betters_the_step_schedule_only_beyond_its_first_step():
@@ -696,8 +751,8 @@ def test_stopping_early_betters_the_step_schedule_only_beyond_its_first_step():
         step = [*early[:11], *np.linspace(early[10], -0.76 + n, 30)]
         runs.append(run("sweep3_early_stop_p5", seed, early, early_stopping_patience=5, scheduler="constant"))
         runs.append(run("sweep3_step_decay", seed, step, scheduler="step"))
-    found = {claim["id"]: claim["verdict"] for claim in judged(runs)}
-    assert (found["early_stop_vs_step"], found["early_stop_peak"]) == ("supported", "refuted")
+    verdict_of = {claim["id"]: claim["verdict"] for claim in judged(runs)}
+    assert (verdict_of["early_stop_vs_step"], verdict_of["early_stop_peak"]) == ("supported", "refuted")
 
 
 # ---------------------------------------------------------------------------------------------- what made a verdict too easy
@@ -737,16 +792,16 @@ def test_ties_and_levels_that_hold_few_operations_make_no_hierarchy():
     for name, (radii, expected) in made.items():
         metrics = radius_metrics(v, radii, radii)
         of_unseen = {f"{key}_unseen": value for key, value in metrics.items()} | metrics
-        assert module.passes("scratch_hierarchy", metrics) == expected, name
+        assert passes("scratch_hierarchy", metrics) == expected, name
         if name != "the two deepest levels inverted":  # of the unseen, which may be one operation each
-            assert module.passes("unseen_hierarchy", of_unseen) == expected, name
+            assert passes("unseen_hierarchy", of_unseen) == expected, name
         if name.startswith(("levels", "the two")):
-            assert metrics["hierarchy_of_ceiling"] > 0.9999 and metrics["tied_radius_share"] < module.TIES
+            assert metrics["hierarchy_of_ceiling"] > 0.9999 and metrics["tied_radius_share"] < TIES
     # As many ties as are let pass, all on one value within a level: as far as they reach beyond the ceiling.
     v, radii = radii_in_order()
     radii[np.flatnonzero(v == 0)[:19]] = radii[v == 0].max()
     metrics = radius_metrics(v, radii, radii)
-    assert 1 < metrics["hierarchy_of_ceiling"] <= module.AT_CEILING and module.passes("scratch_hierarchy", metrics)
+    assert 1 < metrics["hierarchy_of_ceiling"] <= AT_CEILING and passes("scratch_hierarchy", metrics)
 
 
 BALL = {"decode": "ball", "stages": "joint", "view": "a"}
@@ -787,11 +842,11 @@ def test_a_control_that_follows_its_valuations_counts_although_it_lacks_operatio
 
 def test_a_run_whose_radii_are_all_equal_throughout_has_a_best_hierarchy_of_0():
     rows = [{"stage": "hierarchy", "epoch": e, "coverage": 1.0, "somers_d": 0.0} for e in range(3)]
-    found = module.columns_of("a_s0", TrainConfig(stages="hierarchy", start="x"), rows, {}, 0.0)
-    assert (found["best_hierarchy"], found["final_hierarchy"], found["decay"]) == (0.0, 0.0, 0.0)
+    of_run = columns_of("a_s0", TrainConfig(stages="hierarchy", start="x"), rows, {}, 0.0)
+    assert (of_run["best_hierarchy"], of_run["final_hierarchy"], of_run["decay"]) == (0.0, 0.0, 0.0)
     # Of one level there is no order at all.
     alone = [{"stage": "hierarchy", "epoch": 0, "coverage": 1.0, "tied_radius_share": 1.0}]
-    assert "best_hierarchy" not in module.columns_of("a_s0", TrainConfig(stages="hierarchy", start="x"), alone, {}, 0.0)
+    assert "best_hierarchy" not in columns_of("a_s0", TrainConfig(stages="hierarchy", start="x"), alone, {}, 0.0)
 
 
 def curves(arms):
@@ -807,8 +862,8 @@ def curves(arms):
 
 def shares(draw, measure, threshold, draws=200):
     """Share of draws whose interval lies above a threshold, and below it."""
-    found = [measure.compute(curves(draw()))[0] for _ in range(draws)]
-    return np.mean([each.low > threshold for each in found]), np.mean([each.high < threshold for each in found])
+    intervals = [measure.compute(curves(draw()))[0] for _ in range(draws)]
+    return np.mean([each.low > threshold for each in intervals]), np.mean([each.high < threshold for each in intervals])
 
 
 @pytest.mark.parametrize(("sd", "decay"), [(0.2, 0.0), (0.4, 0.0), (0.2, 0.16)])
@@ -816,19 +871,19 @@ def test_noise_of_evaluations_is_seldom_taken_for_a_decay(sd, decay):
     """About a constant, and about a decay that lies at the threshold: then 2.5 % lie above it by chance."""
     random = np.random.default_rng(4)
     truth = np.array(peak(-0.75, 12, -0.75 + decay)) if decay else np.full(41, -0.7)
-    measure = module._worsening("sweep2_balanced")
+    measure = measures.worsening("sweep2_balanced")
     above, _ = shares(lambda: {"sweep2_balanced": truth + random.normal(0, sd, (6, 41))}, measure, 0.16)
     assert above <= 0.05
 
 
 def test_a_decay_is_found_in_noise_where_there_is_one():
     random = np.random.default_rng(4)
-    truth, measure = np.array(peak(-0.75, 12, -0.45)), module._worsening("sweep2_balanced")
+    truth, measure = np.array(peak(-0.75, 12, -0.45)), measures.worsening("sweep2_balanced")
     above, _ = shares(lambda: {"sweep2_balanced": truth + random.normal(0, 0.02, (6, 41))}, measure, 0.16, 20)
     assert above == 1
-    short = curves({"sweep2_balanced": [truth, truth, truth[:-1]]})
+    uneven = curves({"sweep2_balanced": [truth, truth, truth[:-1]]})
     with pytest.raises(NotRun, match="lack epochs"):
-        measure.compute(short)
+        measure.compute(uneven)
 
 
 def stopped(curve, patience=5):
@@ -846,7 +901,7 @@ def test_a_run_that_stops_early_is_not_worse_for_its_fewer_evaluations():
         early, cosine = random.normal(-0.7, 0.02, (6, 41)), random.normal(-0.7, 0.02, (6, 61))
         return {"sweep3_early_stop_p5": [stopped(of) for of in early], "sweep3_cosine": cosine}
 
-    measure = module._best_in_common_epochs("sweep3_early_stop_p5", "sweep3_cosine")
+    measure = measures.best_in_common_epochs("sweep3_early_stop_p5", "sweep3_cosine")
     above, below = shares(draw, measure, 0.0)
     assert above <= 0.05 and below <= 0.05
 
@@ -858,8 +913,8 @@ def test_a_start_that_is_the_best_predicts_nothing():
         start = -0.7 + 0.02 * one.config.projection_seed
         return with_curve(one, [start + 0.005 * epoch for epoch in range(20)])
 
-    found = of_edited("full", harmed)[0]["init_best_correlation"]
-    assert found["verdict"] == "not run" and "120 of 120 runs" in found["why"] and "predicts itself" in found["why"]
+    claim = of_edited("full", harmed)[0]["init_best_correlation"]
+    assert claim["verdict"] == "not run" and "120 of 120 runs" in claim["why"] and "predicts itself" in claim["why"]
 
 
 @pytest.mark.parametrize(

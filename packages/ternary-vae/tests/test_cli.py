@@ -184,8 +184,8 @@ def test_train_evaluate_inspect_finetune_report_runs_and_resume(tmp_path):
         assert (run / file).exists(), file
     name = str(run.relative_to(tmp_path))
     output = call("evaluate", name, "--output", "metrics.json")
-    found = json.loads((tmp_path / "metrics.json").read_text())
-    flat = json.dumps(found)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    flat = json.dumps(metrics)
     for metric in ("coverage", "hierarchy", "somers_d", "closed_form", "untrained"):
         assert metric in flat, metric
     assert "coverage" in output

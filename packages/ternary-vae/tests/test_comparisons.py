@@ -80,9 +80,9 @@ def test_marks_are_corrected_for_the_other_arms_of_the_phase():
 def test_an_arm_that_is_better_on_the_shared_seeds_is_not_called_the_same():
     lucky = [run("lucky", s, [0, end]) for s, end in enumerate((-0.50, -0.51, -0.52, -0.83, -0.83, -0.83))]
     steady = [run("steady", s, [0, -0.55 - 0.01 * s]) for s in range(3)]
-    found = {a.arm: a for a in arm_statistics([*lucky, *steady])}
-    assert found["lucky"].is_best and found["steady"].against_best.high < 0
-    assert found["steady"].indistinguishable is False
+    statistics_of = {a.arm: a for a in arm_statistics([*lucky, *steady])}
+    assert statistics_of["lucky"].is_best and statistics_of["steady"].against_best.high < 0
+    assert statistics_of["steady"].indistinguishable is False
 
 
 # ---------------------------------------------------------------------------------------------------- inert factors
@@ -104,9 +104,9 @@ def test_a_factor_that_moves_no_bit_is_inert():
             r["loss_hierarchy"] *= 3
             r["richness_hyperbolic"] *= 2
 
-    (found,) = inert_factors(pair(rescaled, coverage_weight=5.0))
-    assert (found.field, found.values, found.arms, found.seeds) == ("coverage_weight", (1.0, 5.0), ("a", "b"), 2)
-    assert found.evaluations == 14
+    (factor,) = inert_factors(pair(rescaled, coverage_weight=5.0))
+    assert (factor.field, factor.values, factor.arms, factor.seeds) == ("coverage_weight", (1.0, 5.0), ("a", "b"), 2)
+    assert factor.evaluations == 14
 
 
 @pytest.mark.parametrize("name", ["hierarchy", "richness", "somers_d", "coverage", "min_level_gap"])
@@ -160,8 +160,8 @@ def test_draws_are_compared_one_by_one():
 def test_a_factor_is_shown_once_by_the_first_pair():
     runs = pair(coverage_weight=5.0)
     again = [dataclasses.replace(r, arm="c") for r in runs if r.arm == "a"]
-    (found,) = inert_factors([*runs, *again])
-    assert found.arms == ("a", "b")
+    (factor,) = inert_factors([*runs, *again])
+    assert factor.arms == ("a", "b")
 
 
 def test_histories_are_the_same_up_to_rounding_and_no_further():

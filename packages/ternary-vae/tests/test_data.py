@@ -141,9 +141,9 @@ def test_deep_levels_are_in_every_stratified_batch_and_in_a_fifth_of_random_ones
     batches = Batches(v_N, 9, 1024, 0.2, seed=0)
     assert all(bool((v_N[b] >= 7).any()) for epoch in range(3) for b in batches.epoch(epoch))
     uniform = Batches(v_N, 9, 512, 0.0, seed=0)
-    found = [bool((v_N[b] >= 7).any()) for epoch in range(12) for b in uniform.epoch(epoch) if len(b) == 512]
+    holds_deep = [bool((v_N[b] >= 7).any()) for epoch in range(12) for b in uniform.epoch(epoch) if len(b) == 512]
     # 1 - (1 - 9/19683)^512 = 0.209; 456 batches give it to within 0.02 (one standard deviation).
-    assert sum(found) / len(found) == pytest.approx(1 - (1 - 9 / 19683) ** 512, abs=0.06)
+    assert sum(holds_deep) / len(holds_deep) == pytest.approx(1 - (1 - 9 / 19683) ** 512, abs=0.06)
 
 
 @pytest.mark.parametrize(("batch_size", "deep_share"), [(2, 0.2), (2, 0.9), (3, 0.99), (1000, 0.2), (1000, 0.99)])

@@ -40,24 +40,30 @@ def outputs(model):
 @pytest.mark.parametrize("view", ["a", "b", "both"])
 def test_all_metrics_are_of_the_views_mean_codes(model, view):
     out, letter = outputs(model), "A" if view == "a" else "B"
-    found = evaluate.all_metrics(model, OPERATIONS, view, 3)
+    metrics = evaluate.all_metrics(model, OPERATIONS, view, 3)
     right_N = (out["logits"].argmax(-1) == OPERATIONS.target_NM).all(-1)
     assert 0 < int(right_N.sum()) < 27
-    assert (found["coverage"], found["covered"], found["operations"]) == (right_N.double().mean(), right_N.sum(), 27)
+    assert (metrics["coverage"], metrics["covered"], metrics["operations"]) == (
+        right_N.double().mean(),
+        right_N.sum(),
+        27,
+    )
     points_ND, rho_N = out[f"z_{letter}_hyp"].double(), out[f"rho_{letter}"].double().numpy()
     norm_N = points_ND.norm(dim=1).numpy()
     order = radii.radius_metrics(V_N, norm_N, rho_N)
-    assert {name: found[name] for name in order} == pytest.approx(order, abs=1e-9)
+    assert {name: metrics[name] for name in order} == pytest.approx(order, abs=1e-9)
     ranks = {x: radii.hierarchy(V_N, out[f"rho_{x}"].double().numpy()) for x in "AB"}
-    assert (found["hierarchy_A"], found["hierarchy_B"]) == pytest.approx((ranks["A"], ranks["B"]))
-    assert abs(ranks["A"] - ranks["B"]) > 0.01 and found["hierarchy"] == found[f"hierarchy_{letter}"]
+    assert (metrics["hierarchy_A"], metrics["hierarchy_B"]) == pytest.approx((ranks["A"], ranks["B"]))
+    assert abs(ranks["A"] - ranks["B"]) > 0.01 and metrics["hierarchy"] == metrics[f"hierarchy_{letter}"]
     by_geodesic = radii.dist_corr_geodesic(points_ND, OPERATIONS.index_N, 3, 0.6)
     by_levels = radii.dist_corr_levels(points_ND, OPERATIONS.v_N)
-    assert (found["dist_corr_geodesic"], found["dist_corr_levels"]) == pytest.approx((by_geodesic, by_levels), abs=1e-9)
+    assert (metrics["dist_corr_geodesic"], metrics["dist_corr_levels"]) == pytest.approx(
+        (by_geodesic, by_levels), abs=1e-9
+    )
     assert by_geodesic != pytest.approx(radii.dist_corr_geodesic(points_ND, OPERATIONS.index_N, 3, 1.0), abs=1e-6)
-    assert found["q"] == pytest.approx(by_levels - 1.5 * found["hierarchy"])
-    assert found["q_original"] == pytest.approx(by_levels + 1.5 * abs(found["hierarchy"]))
-    assert not [name for name in found if name.endswith(("_seen", "_unseen")) or name == "unseen"]
+    assert metrics["q"] == pytest.approx(by_levels - 1.5 * metrics["hierarchy"])
+    assert metrics["q_original"] == pytest.approx(by_levels + 1.5 * abs(metrics["hierarchy"]))
+    assert not [name for name in metrics if name.endswith(("_seen", "_unseen")) or name == "unseen"]
 
 
 def test_sampled_coverage_is_of_one_sample_of_encoder_a(model):
@@ -67,9 +73,9 @@ def test_sampled_coverage_is_of_one_sample_of_encoder_a(model):
         z_ND = Code(code.mu_ND, code.logvar_ND).sample(noise_ND.float())
         right_N = radii.right(model.decoder_A(z_ND), OPERATIONS.target_NM)
     assert torch.equal(evaluate.reconstruct(model, OPERATIONS, 3), right_N)
-    found = evaluate.all_metrics(model, OPERATIONS, "b", 3)
-    assert found["coverage_sampled"] == right_N.double().mean() != found["coverage"]
-    assert evaluate.all_metrics(model, OPERATIONS, "b", 4)["coverage_sampled"] != found["coverage_sampled"]
+    metrics = evaluate.all_metrics(model, OPERATIONS, "b", 3)
+    assert metrics["coverage_sampled"] == right_N.double().mean() != metrics["coverage"]
+    assert evaluate.all_metrics(model, OPERATIONS, "b", 4)["coverage_sampled"] != metrics["coverage_sampled"]
 
 
 def test_many_operations_are_taken_in_parts_with_noise_of_their_own(model, monkeypatch):
@@ -91,26 +97,26 @@ def test_many_operations_are_taken_in_parts_with_noise_of_their_own(model, monke
 def test_what_training_did_not_see_is_measured_apart(model, view, monkeypatch):
     seen_N = torch.arange(27) % 4 == 1
     monkeypatch.setattr(evaluate, "linear_right", lambda x_NM, seen_N, width: seen_N if width == 6 else ~seen_N)
-    found = evaluate.all_metrics(model, OPERATIONS, view, 3, seen_N)
+    metrics = evaluate.all_metrics(model, OPERATIONS, view, 3, seen_N)
     out = outputs(model)
     right_N = radii.right(out["logits"], OPERATIONS.target_NM)
-    assert found["unseen"] == 20
-    assert found["linear_coverage_unseen"] == 0, "a baseline that is right on the seen alone"
-    assert found["coverage_seen"] == right_N[seen_N].double().mean()
-    assert found["coverage_unseen"] == right_N[~seen_N].double().mean()
-    assert len({found["coverage"], found["coverage_seen"], found["coverage_unseen"]}) == 3
+    assert metrics["unseen"] == 20
+    assert metrics["linear_coverage_unseen"] == 0, "a baseline that is right on the seen alone"
+    assert metrics["coverage_seen"] == right_N[seen_N].double().mean()
+    assert metrics["coverage_unseen"] == right_N[~seen_N].double().mean()
+    assert len({metrics["coverage"], metrics["coverage_seen"], metrics["coverage_unseen"]}) == 3
     unseen = (~seen_N).numpy()
     rho_N = out[f"rho_{view.upper()}"].double().numpy()[unseen]
-    assert found["hierarchy_unseen"] == pytest.approx(radii.hierarchy(V_N[unseen], rho_N))
-    assert found["somers_d_unseen"] == pytest.approx(radii.somers_d(V_N[unseen], rho_N))
-    assert found["hierarchy_ceiling_unseen"] == radii.hierarchy_ceiling(V_N[unseen]) != found["hierarchy_ceiling"]
+    assert metrics["hierarchy_unseen"] == pytest.approx(radii.hierarchy(V_N[unseen], rho_N))
+    assert metrics["somers_d_unseen"] == pytest.approx(radii.somers_d(V_N[unseen], rho_N))
+    assert metrics["hierarchy_ceiling_unseen"] == radii.hierarchy_ceiling(V_N[unseen]) != metrics["hierarchy_ceiling"]
 
 
 def test_an_inverted_order_tells_the_two_kinds_of_q_apart(model):
     z_ND = outputs(model)["z_B_hyp"].double()
-    found = evaluate.distance_metrics(z_ND, OPERATIONS, 0.6, 0.4)
-    assert found["q"] == pytest.approx(found["dist_corr_levels"] - 0.6)
-    assert found["q_original"] == pytest.approx(found["dist_corr_levels"] + 0.6)
+    metrics = evaluate.distance_metrics(z_ND, OPERATIONS, 0.6, 0.4)
+    assert metrics["q"] == pytest.approx(metrics["dist_corr_levels"] - 0.6)
+    assert metrics["q_original"] == pytest.approx(metrics["dist_corr_levels"] + 0.6)
     assert set(evaluate.distance_metrics(z_ND, OPERATIONS, 0.6, None)) == {"dist_corr_geodesic", "dist_corr_levels"}
 
 
@@ -126,9 +132,9 @@ def test_each_metric_of_radii_is_of_the_radius_that_its_unit_says():
     """Of norms and distances that have nothing to do with one another."""
     random = np.random.default_rng(0)
     norm_N, rho_N = random.uniform(size=27).round(2), random.uniform(size=27).round(1)
-    found = radii.radius_metrics(V_N, norm_N, rho_N)
+    metrics = radii.radius_metrics(V_N, norm_N, rho_N)
     gaps = radii.level_gaps(V_N, norm_N)
-    assert found == {
+    assert metrics == {
         "hierarchy": radii.hierarchy(V_N, rho_N), "hierarchy_ceiling": radii.hierarchy_ceiling(V_N),
         "hierarchy_of_ceiling": -radii.hierarchy(V_N, rho_N) / radii.hierarchy_ceiling(V_N),
         "somers_d": radii.somers_d(V_N, rho_N), "min_level_gap": min(gaps), "positive_gaps": sum(g > 0 for g in gaps),
@@ -146,10 +152,10 @@ def test_the_closed_form_is_measured_in_the_configurations_geometry(small, radiu
     config = small(curvature=0.6, max_radius=0.8, radius=radius)
     r_N = target_radius(OPERATIONS.v_N, OPERATIONS.place_N, Targets.of(config, torch.zeros(4).double())).numpy()
     norm_N = np.tanh(np.sqrt(0.6) * r_N / 2) / np.sqrt(0.6) if radius == "hyperbolic" else r_N
-    found = closed_form(config)
-    assert found["richness"] == pytest.approx(radii.richness(V_N, norm_N))
-    assert found["richness_hyperbolic"] == pytest.approx(radii.richness(V_N, r_N))
-    assert (found["somers_d"], found["tied_radius_share"]) == (-1, 0) and norm_N.max() < 0.8
+    metrics = closed_form(config)
+    assert metrics["richness"] == pytest.approx(radii.richness(V_N, norm_N))
+    assert metrics["richness_hyperbolic"] == pytest.approx(radii.richness(V_N, r_N))
+    assert (metrics["somers_d"], metrics["tied_radius_share"]) == (-1, 0) and norm_N.max() < 0.8
 
 
 def test_the_untrained_model_is_the_one_that_the_run_began_with(small):
@@ -167,8 +173,8 @@ def test_results_of_a_run_leave_out_what_it_did_not_train(small, model):
     rows.append({"stage": "coverage", "epoch": 8, "coverage": 0.999})
     ordering = small(curvature=0.6, latent_dim=6, view="a")
     everything = evaluate.all_metrics(model, OPERATIONS, "a", ordering.seed, seen_N)
-    found = final.run_metrics(ordering, model, OPERATIONS, seen_N, rows)
-    assert found == {**everything, "last_epoch": 8, "parameters": count_parameters(model)}
+    metrics = final.run_metrics(ordering, model, OPERATIONS, seen_N, rows)
+    assert metrics == {**everything, "last_epoch": 8, "parameters": count_parameters(model)}
     covering = final.run_metrics(small(stages="coverage", view="a"), model, OPERATIONS, seen_N, rows)
     assert set(covering) == {*COVERAGE_METRICS, "last_epoch", "parameters"}
     assert all(covering[name] == everything[name] for name in COVERAGE_METRICS)

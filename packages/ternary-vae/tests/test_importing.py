@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 from studycore.cli import report_verb, resume_verb
 from studycore.errors import UserError
-from studycore.files import read_json, write_json
+from studycore.files import write_json
 from studycore.record import read_config, read_record
-from studycore.run_folder import read_manifest
+from studycore.run_folder import read_manifest, read_results
 from ternary_vae.checkpoint import load_model
 from ternary_vae.cli import STUDY, import_command, main
 from ternary_vae.data import Operations
@@ -135,7 +135,7 @@ def test_the_run_is_finished_and_inspect_agrees_with_it(write, tmp_path, capsys,
     assert (manifest["imported"]["file"], len(manifest["imported"]["sha256"])) == ("best.pt", 64)
     checkpoint, config, model = load_model(str(folder))
     metrics = all_metrics(model.eval(), Operations.all(TRITS), "a", config.seed)
-    results = read_json(folder / "results.json")["metrics"]
+    results = read_results(folder)["metrics"]
     assert set(results.pop("baselines")) == {"closed_form", "untrained"}
     assert results == pytest.approx(metrics) == checkpoint.state["state"]["metrics"]
     assert read_config(STUDY, folder) == config and (config.stages, config.view) == ("coverage", "a")
@@ -352,8 +352,8 @@ def test_a_run_that_is_there_is_not_written_over(write, tmp_path):
 
 
 def test_only_what_shows_in_the_tensors_is_taken_from_them():
-    found = shown_fields(forms_of(old_state(manifold=1.0)))
-    assert found["encoder_dropout"] is False and found["projection_dropout"] is True
+    fields = shown_fields(forms_of(old_state(manifold=1.0)))
+    assert fields["encoder_dropout"] is False and fields["projection_dropout"] is True
     assert shown_fields({}) == {"use_controller": False}
 
 
@@ -398,7 +398,7 @@ def test_an_imported_run_is_reported_and_is_a_start_for_others(write, tmp_path, 
     report_verb(STUDY, [str(folder)])
     said = capsys.readouterr().out
     assert "come back with every trit right" in said
-    results = read_json(folder / "results.json")
+    results = read_results(folder)
     assert results["claims"] == []  # the targets are of nine trits
     # The file's radii are trained ones, whatever our configuration says of stages.
     assert f"| hierarchy | {results['metrics']['hierarchy']:.6f} |" in (folder / "report.md").read_text()

@@ -63,14 +63,15 @@ def test_rows_hold_what_the_stage_trains_and_count_updates(small, tmp_path):
 
 
 def test_the_best_checkpoint_is_of_the_last_stage_although_coverage_scores_higher(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "score", lambda metrics, stage: score(metrics, stage) + 5 * (stage == "coverage"))
-    folder = train_run(small(coverage_epochs=2, epochs=6, checkpoint_every=1), tmp_path / "run")
+    monkeypatch.setattr(module, "score", lambda metrics, stage: score(metrics, stage) + 5 * (stage.name == "coverage"))
+    config = small(coverage_epochs=2, epochs=6, checkpoint_every=1)
+    folder, (_, hierarchy) = train_run(config, tmp_path / "run"), stages_of(config)
     rows = [row for row in rows_of(folder) if row["stage"] == "hierarchy"]
-    best = max(rows, key=lambda row: score(row, "hierarchy"))
+    best = max(rows, key=lambda row: score(row, hierarchy))
     place = find_checkpoint(folder)
     assert place.name == f"step-{best['step']}" == read_index(folder / "checkpoints")["best"]
     state = load_checkpoint(place).state
-    assert (state["loop"], state["best"]) == ("hierarchy", score(best, "hierarchy"))
+    assert (state["loop"], state["best"]) == ("hierarchy", score(best, hierarchy))
     assert state["state"]["metrics"].items() <= best.items()
     assert (
         load_checkpoint(folder / "checkpoints" / read_index(folder / "checkpoints")["last"]).state["best"]
@@ -135,10 +136,10 @@ def test_every_update_has_its_own_rate_times_the_parts_factor(small, tmp_path, m
 
     monkeypatch.setattr(WholeModel, "backward", keeping)
     per_epoch = rows_of(train_run(config, tmp_path / "run"))[1]["step"]
-    for update, found in enumerate(rates[:-1]):
+    for update, rate in enumerate(rates[:-1]):
         lr = config.lr * (1 + math.cos(math.pi * update / per_epoch / 2)) / 2
-        assert found == pytest.approx({0.25: 0.25 * lr, 1.0: lr})
-    assert len({found[1.0] for found in rates[:-1]}) == len(rates) - 1
+        assert rate == pytest.approx({0.25: 0.25 * lr, 1.0: lr})
+    assert len({rate[1.0] for rate in rates[:-1]}) == len(rates) - 1
 
 
 def test_first_variances_are_of_the_training_operations_when_the_stage_begins(small, tmp_path):
@@ -176,14 +177,14 @@ def test_after_an_evaluation_the_parts_are_in_their_mode_again(small, tmp_path, 
 def test_projections_follow_the_seed_where_they_have_none_of_their_own(small, tmp_path):
     source = train_run(small(stages="coverage", coverage_epochs=1), tmp_path / "source")
     config = small(stages="hierarchy", start=str(source), start_projections="drawn", seed=11)
-    found = start_model(config, find_checkpoint(source), {}).state_dict()
+    state = start_model(config, find_checkpoint(source), {}).state_dict()
     drawn = create_model(config, 11).state_dict()
-    assert all(torch.equal(found[name], drawn[name]) for name in found if name.startswith("projection."))
+    assert all(torch.equal(state[name], drawn[name]) for name in state if name.startswith("projection."))
     loaded = {}
     again = start_model(config, find_checkpoint(source), loaded)
     assert list(loaded) == [find_checkpoint(source)]
     start_model(config, find_checkpoint(source), loaded)
-    assert again.state_dict().keys() == found.keys() and len(loaded) == 1
+    assert again.state_dict().keys() == state.keys() and len(loaded) == 1
     folder = train_run(TrainConfig(**{**vars(config), "epochs": 1}), tmp_path / "run")
     assert set(read_manifest(folder)["data_fingerprints"]) == {"training operations", "start"}
 
@@ -230,10 +231,9 @@ def test_an_evaluation_is_told_in_its_own_words(small):
 
 def test_patience_counts_from_the_first_of_equal_bests(small):
     """Equal scores are no better: waiting goes on."""
-    config = small(stages="joint", early_stopping_patience=3)
-    (stage,) = stages_of(config)
+    (stage,) = stages_of(small(stages="joint", early_stopping_patience=3))
     rows = [{"stage": "joint", "coverage": 1.0, "hierarchy": -0.5, "min_level_gap": 0.0} for _ in range(4)]
-    assert [module.has_ended(rows[:k], config, stage) for k in (1, 2, 3, 4)] == [False, False, False, True]
+    assert [module.has_ended(rows[:k], stage) for k in (1, 2, 3, 4)] == [False, False, False, True]
 
 
 def test_the_first_number_that_is_not_finite_is_named():

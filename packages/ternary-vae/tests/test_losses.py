@@ -72,8 +72,8 @@ def slow_ordered(r_N, v_N, place_N, targets, weights):
     order = 0.0
     for k in range(len(low) - 1):
         if k in groups and k + 1 in groups:
-            found = min(r[i] for i in groups[k]) - max(r[i] for i in groups[k + 1])
-            order += max(0, low[k] - high[k + 1] - found) ** 2
+            gap = min(r[i] for i in groups[k]) - max(r[i] for i in groups[k + 1])
+            order += max(0, low[k] - high[k + 1] - gap) ** 2
     return {
         "hierarchy": weights.hierarchy * sum(outside) / len(groups),
         "richness": weights.richness * sum(place) / len(groups),
@@ -84,15 +84,15 @@ def slow_ordered(r_N, v_N, place_N, targets, weights):
 def slow_rich_hierarchy(r_N, v_N, place_N, targets, weights):
     groups, r = by_level(v_N), r_N.tolist()
     mean = {k: sum(r[i] for i in g) / len(g) for k, g in groups.items()}
-    short = []
+    shortfalls = []
     for k, g in groups.items():
         first = float(targets.variance_L[k])
         if len(g) > 1 and first > 0:
-            short.append(max(0, 0.5 - sum((r[i] - mean[k]) ** 2 for i in g) / len(g) / first) ** 2)
+            shortfalls.append(max(0, 0.5 - sum((r[i] - mean[k]) ** 2 for i in g) / len(g) / first) ** 2)
     overlap = sum(max(0, mean[k + 1] - mean[k] + 0.01) for k in mean if k + 1 in mean)
     return {
         "hierarchy": weights.hierarchy * sum((mean[k] - float(targets.mean_L[k])) ** 2 for k in mean) / len(mean),
-        "richness": weights.richness * (sum(short) / len(short) if short else 0),
+        "richness": weights.richness * (sum(shortfalls) / len(shortfalls) if shortfalls else 0),
         "separation": weights.separation * overlap,
     }
 
@@ -113,9 +113,9 @@ def test_losses_of_radii_are_those_of_slow_loops(loss, subset, targets):
     part = OPERATIONS[torch.tensor(list(SUBSETS[subset]))]
     for seed in range(5):
         r_N = random_radii(seed, len(part), 0.8 if seed % 2 else 3.5)
-        found = RADIAL[loss](r_N, part.v_N, part.place_N, targets, WEIGHTS)
+        terms = RADIAL[loss](r_N, part.v_N, part.place_N, targets, WEIGHTS)
         expected = SLOW[loss](r_N, part.v_N, part.place_N, targets, WEIGHTS)
-        assert {k: float(v) for k, v in found.items()} == pytest.approx(expected, rel=1e-12, abs=1e-14)
+        assert {k: float(v) for k, v in terms.items()} == pytest.approx(expected, rel=1e-12, abs=1e-14)
 
 
 @pytest.mark.parametrize("radius", ["hyperbolic", "euclidean"])
@@ -157,8 +157,8 @@ def test_bands_do_not_touch_and_lie_where_stated(trits):
     part = (INNER_BANDS[1] - INNER_BANDS[0]) / trits
     torch.testing.assert_close((high_L - low_L)[1:], torch.full((trits,), BAND_FILL * part, dtype=torch.float64))
     operations = Operations.all(trits)
-    at = Targets(low_L, high_L, low_L, low_L, halves(trits))
-    r_N = target_radius(operations.v_N, operations.place_N, at)
+    bounds = Targets(low_L, high_L, low_L, low_L, halves(trits))
+    r_N = target_radius(operations.v_N, operations.place_N, bounds)
     assert bool(((r_N >= low_L[operations.v_N]) & (r_N <= high_L[operations.v_N])).all())
 
 
@@ -178,20 +178,20 @@ def test_even_bands_share_the_richness_evenly(small):
     assert widths == pytest.approx([widths[0]] * 10) and float(high_L[0]) == EVEN_BANDS[1] and float(low_L[-1]) > 0.02
     assert bool((high_L[1:] < low_L[:-1]).all())
     operations = Operations.all(9)
-    found = {}
+    largest = {}
     for bands in ("wide", "even"):
-        at = Targets.of(TrainConfig(bands=bands, radius="euclidean"), torch.zeros(10, dtype=torch.float64))
-        r_N = target_radius(operations.v_N, operations.place_N, at).numpy()
-        found[bands] = richness_largest_share(operations.v_N.numpy(), r_N), richness(operations.v_N.numpy(), r_N)
-    assert found["even"][0] < 0.2 < 0.99 < found["wide"][0] and found["even"][1] < found["wide"][1]
+        of_bands = Targets.of(TrainConfig(bands=bands, radius="euclidean"), torch.zeros(10, dtype=torch.float64))
+        r_N = target_radius(operations.v_N, operations.place_N, of_bands).numpy()
+        largest[bands] = richness_largest_share(operations.v_N.numpy(), r_N), richness(operations.v_N.numpy(), r_N)
+    assert largest["even"][0] < 0.2 < 0.99 < largest["wide"][0] and largest["even"][1] < largest["wide"][1]
 
 
 @pytest.mark.parametrize("radius", ["hyperbolic", "euclidean"])
 def test_the_priors_bands_hold_the_levels_shares_of_its_mass(radius):
     """Counted on draws of the prior, not by the formula that made them."""
     config = TrainConfig(latent_dim=5, bands="prior", radius=radius, trits=4)
-    at = Targets.of(config, torch.zeros(5, dtype=torch.float64))
-    low_L, high_L = at.low_L, at.high_L
+    of_bands = Targets.of(config, torch.zeros(5, dtype=torch.float64))
+    low_L, high_L = of_bands.low_L, of_bands.high_L
     assert bool((low_L < high_L).all()) and bool((high_L[1:] < low_L[:-1]).all()) and float(low_L[-1]) == 0
     draw_ND = torch.randn(400_000, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     r_N = prior_std(config) * draw_ND.norm(dim=1)
@@ -307,8 +307,8 @@ def test_geodesic_is_that_of_a_slow_loop(small, curvature):
         sum((float(r_N[n]) - float(targets.mean_L[v[n]])) ** 2 * (1 + math.exp(0.4 * v[n])) for n in range(27)) / 27
     )
     expected = {"geodesic": 0.3 * 1.5 * smooth / 60, "hierarchy": 2.0 * radial, "separation": 0.7 * rank / ranked}
-    found = geodesic(points_ND, r_N, OPERATIONS.v_N, OPERATIONS.index_N, pairs, targets, config, tau, weights)
-    assert {k: float(x) for k, x in found.items()} == pytest.approx(expected, rel=1e-7)
+    terms = geodesic(points_ND, r_N, OPERATIONS.v_N, OPERATIONS.index_N, pairs, targets, config, tau, weights)
+    assert {k: float(x) for k, x in terms.items()} == pytest.approx(expected, rel=1e-7)
 
 
 def test_gradients_are_those_of_finite_differences(small, targets):
@@ -354,9 +354,9 @@ def test_reconstruction_and_kl_are_finite_at_extremes():
 @pytest.mark.parametrize("loss", RADIAL)
 def test_a_batch_without_the_deepest_level_or_with_one_member_gives_no_nan(loss, targets):
     """The unbiased variance of one member is NaN: the likely source of the original study's NaN batches."""
-    for at in ([0], [1], [0, 1], [0, 9, 18], [1, 2]):
-        part = OPERATIONS[torch.tensor(at)]
-        r_N = random_radii(0, len(at)).requires_grad_()
+    for positions in ([0], [1], [0, 1], [0, 9, 18], [1, 2]):
+        part = OPERATIONS[torch.tensor(positions)]
+        r_N = random_radii(0, len(positions)).requires_grad_()
         value = total(RADIAL[loss](r_N, part.v_N, part.place_N, targets, WEIGHTS))
         (gradient,) = torch.autograd.grad(value, r_N)
         assert bool(value.isfinite())
@@ -382,9 +382,9 @@ def test_many_runs_at_once_are_those_one_by_one(loss, small):
         return total(RADIAL[loss](r_N, v_N, place_N, targets, weights))
 
     v_RN, place_RN = OPERATIONS.v_N[at_RN], OPERATIONS.place_N[at_RN]
-    found = vmap(grad(value))(r_RN, v_RN, place_RN, stacked, weights)
+    gradients = vmap(grad(value))(r_RN, v_RN, place_RN, stacked, weights)
     values = vmap(value)(r_RN, v_RN, place_RN, stacked, weights)
     for k in range(runs):
         arguments = (r_RN[k], v_RN[k], place_RN[k], own[k], Weights(*(float(w[k]) for w in weights)))
-        torch.testing.assert_close(found[k], grad(value)(*arguments), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(gradients[k], grad(value)(*arguments), rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(values[k], value(*arguments), rtol=1e-12, atol=1e-12)

@@ -82,11 +82,11 @@ def test_ties_exceed_the_ceiling_and_are_reported():
     assert metrics.hierarchy(v_N, only_v0_tied) == pytest.approx(-0.9919, abs=5e-5)
     assert metrics.hierarchy(v_N, (9 - v_N) / 10) == pytest.approx(-1, abs=1e-14)
     assert metrics.hierarchy(v_N, np.where(v0, r_N, (9 - v_N) / 10)) == pytest.approx(-0.8368, abs=5e-5)
-    for share, found in ((0.2, -0.8330), (0.5, -0.8479), (0.8, -0.9034), (0.95, -0.9634)):
+    for share, expected in ((0.2, -0.8330), (0.5, -0.8479), (0.8, -0.9034), (0.95, -0.9634)):
         clamped = r_N.copy()
         outer = np.sort(r_N[v0])[-round(share * 13122)]
         clamped[v0 & (r_N >= outer)] = 1.0
-        assert metrics.hierarchy(v_N, clamped) == pytest.approx(found, abs=6e-5)
+        assert metrics.hierarchy(v_N, clamped) == pytest.approx(expected, abs=6e-5)
         assert metrics.tied_radius_share(clamped) == pytest.approx(share * 13122 / 19683, abs=1e-4)
     assert metrics.tied_radius_share(r_N) == 0
     # All but the one operation of the deepest level share their radius with another.
@@ -100,17 +100,20 @@ def test_somers_d_is_that_of_all_pairs(ties):
     v_N = rng.integers(0, 6, 150)
     r_N = rng.normal(size=150) - 0.4 * v_N
     r_N = r_N if ties is None else r_N.round(ties)
-    found = metrics.somers_d(v_N, r_N)
-    assert found == pytest.approx(slow_somers_d(v_N, r_N), abs=1e-14)
-    assert found == pytest.approx(somersd(v_N, r_N).statistic, abs=1e-12)
+    value = metrics.somers_d(v_N, r_N)
+    assert value == pytest.approx(slow_somers_d(v_N, r_N), abs=1e-14)
+    assert value == pytest.approx(somersd(v_N, r_N).statistic, abs=1e-12)
     assert metrics.somers_d(v_N, np.ones(150)) == 0
     assert metrics.somers_d(np.ones(5, dtype=int), r_N[:5]) is None
 
 
 def test_one_swapped_pair_is_seen():
     v_N, r_N = perfect(4)
-    at, deeper = np.flatnonzero(v_N == 1)[np.argmin(r_N[v_N == 1])], np.flatnonzero(v_N == 2)[np.argmax(r_N[v_N == 2])]
-    r_N[at], r_N[deeper] = r_N[deeper], r_N[at]
+    shallower, deeper = (
+        np.flatnonzero(v_N == 1)[np.argmin(r_N[v_N == 1])],
+        np.flatnonzero(v_N == 2)[np.argmax(r_N[v_N == 2])],
+    )
+    r_N[shallower], r_N[deeper] = r_N[deeper], r_N[shallower]
     different = (81**2 - sum(t**2 for t in level_counts(4))) // 2
     assert metrics.somers_d(v_N, r_N) == pytest.approx(-1 + 2 / different, abs=1e-14)
     gaps = metrics.level_gaps(v_N, r_N)
@@ -179,12 +182,12 @@ def test_noise_does_not_pass_and_a_planted_hierarchy_does(seed):
 
 def test_values_that_do_not_exist_are_left_out():
     v_N = levels(3)
-    found = metrics.radius_metrics(v_N, np.full(27, 0.5), np.ones(27))
-    assert (found["positive_gaps"], found["gaps"], found["min_level_gap"]) == (0, 3, 0)
-    assert "hierarchy" not in found
-    assert "hierarchy_of_ceiling" not in found
-    assert found["somers_d"] == 0
-    assert found["tied_radius_share"] == 1
+    of_equal = metrics.radius_metrics(v_N, np.full(27, 0.5), np.ones(27))
+    assert (of_equal["positive_gaps"], of_equal["gaps"], of_equal["min_level_gap"]) == (0, 3, 0)
+    assert "hierarchy" not in of_equal
+    assert "hierarchy_of_ceiling" not in of_equal
+    assert of_equal["somers_d"] == 0
+    assert of_equal["tied_radius_share"] == 1
     alone = metrics.radius_metrics(np.zeros(4, dtype=int), np.arange(4) / 9, np.arange(4) / 4)
     assert set(alone) == {
         "positive_gaps",

@@ -218,10 +218,10 @@ def test_a_model_is_rebuilt_from_its_configuration_alone(small):
     again = TernaryVAE(**architecture_of(config))
     assert again.config == ArchitectureConfig(**architecture_of(config))
     again.load_state_dict(create_model(config, 1).state_dict(), strict=True)
-    found = all_metrics(again.eval(), Operations.all(3), "both", 0)
+    metrics = all_metrics(again.eval(), Operations.all(3), "both", 0)
     direct = all_metrics(create_model(config, 1).eval(), Operations.all(3), "b", 0)
-    assert found == direct
-    assert found["hierarchy"] == found["hierarchy_B"]
+    assert metrics == direct
+    assert metrics["hierarchy"] == metrics["hierarchy_B"]
 
 
 @pytest.mark.parametrize(

@@ -45,10 +45,10 @@ def test_the_experiments_that_the_table_names_are_in_the_sweep():
 
 def test_the_losses_and_metrics_that_the_readme_names_exist():
     config = TrainConfig(trits=3, encoder_sizes=[8], decoder_sizes=[8], latent_dim=4)
-    found = all_metrics(create_model(config, 0), Operations.all(3), "b", 0)
+    metrics = all_metrics(create_model(config, 0), Operations.all(3), "b", 0)
     measured = README.split("## What is measured")[1].split("\n## ")[0]
     names = {name for row in re.findall(r"^\| (`.+?) \|", measured, re.M) for name in re.findall(r"`(\w+)`", row)}
     assert len(names) >= 12
-    assert names <= set(found)
+    assert names <= set(metrics)
     losses = set(re.findall(r"^\| `(\w+)` \|", README.split("## What is measured")[0], re.M))
     assert losses == {"ordered", "rich_hierarchy", "geodesic"}

@@ -28,8 +28,8 @@ ARM = ArmStatistics(
 def test_the_table_of_arms_has_each_statistic_under_its_head():
     closed = {"3^9": {"hierarchy": -0.83, "somers_d": -1.0, "richness": 0.004, "coverage": 0.5, "min_level_gap": 0.01}}
     untrained = {"hierarchy": 0.31, "somers_d": 0.42, "richness": 0.0001, "coverage": 0.25, "min_level_gap": -0.3}
-    found = report.arm_table([ARM], closed, untrained)
-    assert dict(zip(found.columns, found.rows[0], strict=True)) == {
+    rendered = report.arm_table([ARM], closed, untrained)
+    assert dict(zip(rendered.columns, rendered.rows[0], strict=True)) == {
         "phase": "2_weights", "arm": "heavy", "n": 3, "best hierarchy [95 %]": "-0.710 [-0.720, -0.700]",
         "at the end [95 %]": "-0.610 [-0.630, -0.590]",
         "Somers' D": "-0.8100", "richness": "0.00410", "coverage": "0.97000", "min gap": "-0.0550",
@@ -38,11 +38,11 @@ def test_the_table_of_arms_has_each_statistic_under_its_head():
     alone = report.arm_table([dataclasses.replace(ARM, best_interval=None)], {}, {})
     assert alone.rows[0][3] == "-0.7100 (n = 1)"
     for line, label, values, why in (
-        (found.rows[1], "closed form (3^9)", ("-0.8300", "-1.0000", "0.00400", "0.50000", "0.0100"), "no learning"),
-        (found.rows[2], "untrained projections", ("0.3100", "0.4200", "0.00010", "0.25000", "-0.3000"), "epoch 0, mean of runs"),
+        (rendered.rows[1], "closed form (3^9)", ("-0.8300", "-1.0000", "0.00400", "0.50000", "0.0100"), "no learning"),
+        (rendered.rows[2], "untrained projections", ("0.3100", "0.4200", "0.00010", "0.25000", "-0.3000"), "epoch 0, mean of runs"),
     ):  # fmt: skip
         assert (line[0], line[1], line[-1]) == ("baseline", label, why)
-        cells = dict(zip(found.columns, line, strict=True))
+        cells = dict(zip(rendered.columns, line, strict=True))
         names = ("at the end [95 %]", "Somers' D", "richness", "coverage", "min gap")
         assert tuple(cells[name] for name in names) == values and set(line[2:4]) == {""}
 
@@ -87,10 +87,10 @@ def test_the_table_of_metrics_has_every_value_in_its_column():
         "closed_form": {name: 2 + i / 1000 for i, name in enumerate(MEANINGS)},
         "untrained": {"hierarchy": 0.1, "coverage": 0.2},
     }
-    found = metric_table(own, beside)
-    assert found.columns == ("metric", "trained", "closed form (no learning)", "untrained", "unit", "meaning")
-    assert [line[0] for line in found.rows] == list(MEANINGS)
-    for i, line in enumerate(found.rows):
+    rendered = metric_table(own, beside)
+    assert rendered.columns == ("metric", "trained", "closed form (no learning)", "untrained", "unit", "meaning")
+    assert [line[0] for line in rendered.rows] == list(MEANINGS)
+    for i, line in enumerate(rendered.rows):
         name = line[0]
         fine = name.startswith(("hierarchy", "somers_d", "coverage"))
         values = (1 + i / 1000, 2 + i / 1000)
@@ -108,31 +108,35 @@ def test_the_table_of_metrics_has_every_value_in_its_column():
 
 def test_the_table_of_evaluations_has_every_value_in_its_column():
     rows = [row(3, -0.5, coverage=0.9, min_level_gap=-0.2, tied_radius_share=0.1), {"step": 9, "stage": "coverage", "epoch": 1, "coverage": 0.3}]  # fmt: skip
-    found = report.curves_table(rows)
-    assert found.columns == (
+    rendered = report.curves_table(rows)
+    assert rendered.columns == (
         "stage", "epoch", "update", "coverage", "hierarchy", "somers_d", "min_level_gap", "tied_radius_share", "richness",
     )  # fmt: skip
-    assert found.rows[0] == (
+    assert rendered.rows[0] == (
         "hierarchy", 3, 30, "0.900000", "-0.500000", f"{-0.5 / CEILING:.6f}", -0.2, 0.1, pytest.approx(0.0015),
     )  # fmt: skip
-    assert found.rows[1] == ("coverage", 1, 9, "0.300000", "", "", "", "", "")
+    assert rendered.rows[1] == ("coverage", 1, 9, "0.300000", "", "", "", "", "")
 
 
 def test_runs_from_scratch_are_summed_up_over_seeds():
     runs = [scratch("mended", s, [0.0, 1.0, end]) for s, end in enumerate((0.9, 1.0, 0.95))]
     runs += [scratch("frozen", 0, [0.0, 0.2])]
-    found = report.scratch_statistics(table(runs))
-    mended = found["mended"]
+    statistics = report.scratch_statistics(table(runs))
+    mended = statistics["mended"]
     assert (mended["n"], mended["runs"], mended["full"]) == (3, 3, 3)
     assert (mended["coverage"], mended["smallest"], mended["largest"]) == pytest.approx((0.95, 0.9, 1.0))
     assert mended["coverage_std"] == pytest.approx(0.05) and mended["full_coverage_epoch"] == 1
     assert mended["coverage_low"] < 0.9 < 1.0 < mended["coverage_high"]
-    assert (found["frozen"]["full"], found["frozen"]["full_coverage_epoch"], found["frozen"]["coverage_low"]) == (
+    assert (
+        statistics["frozen"]["full"],
+        statistics["frozen"]["full_coverage_epoch"],
+        statistics["frozen"]["coverage_low"],
+    ) == (
         0,
         None,
         None,
     )
-    lines = report.scratch_table(found).rows
+    lines = report.scratch_table(statistics).rows
     assert lines[0] == (
         "mended",
         3,
@@ -160,20 +164,20 @@ def test_the_table_of_seeds_has_every_metric_in_its_column():
         }  # fmt: skip
 
     runs = [dataclasses.replace(whole(seed, changed(seed), **TINY), seconds=60.0 + seed) for seed in (1, 0)]
-    found = report.seed_table(table(runs))
-    assert found.columns == (
+    rendered = report.seed_table(table(runs))
+    assert rendered.columns == (
         "arm", "seed", "coverage", "covered", "of samples", "KL, nats", "met by the prior", "hierarchy", "of its ceiling",
         "Somers' D", "by depth", "min gap", "tied radii", "richness", "seconds",
     )  # fmt: skip
-    cells = dict(zip(found.columns, found.rows[0], strict=True))
+    cells = dict(zip(rendered.columns, rendered.rows[0], strict=True))
     assert cells == {
         "arm": "train", "seed": 0, "coverage": "0.900000", "covered": 24, "of samples": None, "KL, nats": 15.5,
         "met by the prior": 0.9925, "hierarchy": "-0.700000", "of its ceiling": "0.950000", "Somers' D": "-0.800000",
         "by depth": "-0.750000", "min gap": 0.0, "tied radii": 0.25, "richness": 0.0125, "seconds": "60",
     }  # fmt: skip
-    assert (found.rows[1][1], found.rows[1][3], found.rows[1][-1]) == (1, 25, "61")
-    assert [line[:2] for line in found.rows[2:]] == [("closed form", "")], "stages measure no untrained model"
-    assert (found.rows[2][9], found.rows[2][2], found.rows[2][-1]) == ("-1.000000", report.NOT_APPLICABLE, "")
+    assert (rendered.rows[1][1], rendered.rows[1][3], rendered.rows[1][-1]) == (1, 25, "61")
+    assert [line[:2] for line in rendered.rows[2:]] == [("closed form", "")], "stages measure no untrained model"
+    assert (rendered.rows[2][9], rendered.rows[2][2], rendered.rows[2][-1]) == ("-1.000000", report.NOT_APPLICABLE, "")
     joint = report.seed_table(table([whole(0, changed(0), stages="joint", **TINY)]))
     assert [line[0] for line in joint.rows[1:]] == ["closed form", "train, untrained"]
     assert joint.rows[2][7] == "0.200000", "the first evaluation of its history"
@@ -189,8 +193,8 @@ def test_the_table_of_seeds_has_every_metric_in_its_column():
 
 
 def test_the_table_of_inert_factors_has_every_value_in_its_column():
-    found = report.inert_table([InertFactor("lr", (0.1, 0.2), ("a", "b"), 3, 33)])
-    assert dict(zip(found.columns, found.rows[0], strict=True)) == {
+    rendered = report.inert_table([InertFactor("lr", (0.1, 0.2), ("a", "b"), 3, 33)])
+    assert dict(zip(rendered.columns, rendered.rows[0], strict=True)) == {
         "field": "lr", "value": "0.1", "other value": "0.2", "arm": "a", "other arm": "b", "seeds": 3, "evaluations": 33,
     }  # fmt: skip
     assert report.inert_table([]).note.startswith("None was found.")
@@ -355,10 +359,10 @@ def test_effects_are_the_best_and_the_end_of_each_arm_beside_the_original_study_
     figures.plot_effects([ARM, known], CEILING, tmp_path / "x.svg")
     (axis,) = drawn[0].axes
     assert [label.get_text() for label in axis.get_yticklabels()] == ["2_weights", "heavy", "sweep4_lr_1e3"]
-    found = {label: (list(map(float, x)), [round(float(at), 2) for at in y]) for label, x, y in lines(axis)}
-    assert found["ceiling without ties"][0] == [-CEILING, -CEILING]
-    assert found["best of the run"] == ([-0.71], [0.76]) and found["end of the run"] == ([-0.61, -0.61], [1.0, 2.0])
-    assert found["original study's best"] == ([-0.79], [2.24])
+    plotted = {label: (list(map(float, x)), [round(float(value), 2) for value in y]) for label, x, y in lines(axis)}
+    assert plotted["ceiling without ties"][0] == [-CEILING, -CEILING]
+    assert plotted["best of the run"] == ([-0.71], [0.76]) and plotted["end of the run"] == ([-0.61, -0.61], [1.0, 2.0])
+    assert plotted["original study's best"] == ([-0.79], [2.24])
     bars = [
         (sorted(map(float, line.get_xdata())), round(float(line.get_ydata()[0]), 2))
         for line in axis.lines

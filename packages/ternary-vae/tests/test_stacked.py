@@ -14,6 +14,7 @@ from studycore.errors import Stopped
 from studycore.execution import Task, do_tasks
 from studycore.jobs import Ended
 from studycore.run import Run
+from studycore.run_folder import read_results
 from studycore.testing.interrupted import killed_at, signal_at
 from studycore.testing.runs import same
 from ternary_vae.checkpoint import find_checkpoint, load_model, start_model, stored_metrics
@@ -104,15 +105,15 @@ def test_stacked_runs_are_the_runs_alone(lanes, tmp_path, form):
         assert state_of(folder) == state_of(alone)
         assert (folder / "history.parquet").exists()
         for which in ("last", "best"):
-            found, expected = weights_of(folder, which), weights_of(alone, which)
-            assert found.keys() == expected.keys()
-            for name, weight in found.items():
+            weights, expected = weights_of(folder, which), weights_of(alone, which)
+            assert weights.keys() == expected.keys()
+            for name, weight in weights.items():
                 torch.testing.assert_close(weight, expected[name], rtol=0, atol=1e-8)
         first = start_model(config, find_checkpoint(config.start), {}).state_dict()
         moved = [name for name, weight in weights_of(alone).items() if not torch.equal(weight, first[name])]
         assert moved
         assert all(".radius_net." in name for name in moved)
-        ours, theirs = (json.loads((f / "results.json").read_text())["metrics"] for f in (folder, alone))
+        ours, theirs = (read_results(f)["metrics"] for f in (folder, alone))
         assert {name: value for name, value in ours.items() if not isinstance(value, str)} == pytest.approx(
             {name: theirs[name] for name in ours if not isinstance(theirs[name], str)}, rel=0, abs=1e-8
         )
@@ -148,18 +149,18 @@ def test_what_changes_nothing_changes_not_a_bit(lanes, tmp_path):
     configs = lanes(
         chosen=[base, {**base, "coverage_weight": 10.0}, {**base, "encoder_b_lr": 0.01}, {**base, "lr": 2e-2}]
     )
-    found = folders(tmp_path, configs)
-    train_runs(configs, found)
-    assert rows_of(found[0]) == rows_of(found[1]) == rows_of(found[2])
-    assert rows_of(found[0]) != rows_of(found[3])
+    places = folders(tmp_path, configs)
+    train_runs(configs, places)
+    assert rows_of(places[0]) == rows_of(places[1]) == rows_of(places[2])
+    assert rows_of(places[0]) != rows_of(places[3])
 
 
 # --------------------------------------------------------------------------------------------- ends of single runs
 def test_runs_that_end_early_leave_the_others_as_they_are(lanes, tmp_path):
     """Patience and fewer epochs: the rest is repacked."""
     long = lanes(chosen=[LANES[0], LANES[1]], epochs=9)
-    short = lanes(chosen=[LANES[3], {**LANES[5], "epochs": 2}], lr=0.5)
-    mixed = [short[0], long[0], short[1], long[1]]
+    short_lanes = lanes(chosen=[LANES[3], {**LANES[5], "epochs": 2}], lr=0.5)
+    mixed = [short_lanes[0], long[0], short_lanes[1], long[1]]
     train_runs(mixed, folders(tmp_path / "mixed", mixed))
     train_runs(long, folders(tmp_path / "long", long))
     for s, k in ((1, 0), (3, 1)):
@@ -323,9 +324,9 @@ def test_a_stack_that_was_stopped_has_saved_every_run_and_goes_on_to_the_bit(lan
 def test_checkpoints_of_a_stack_load_like_any(lanes, tmp_path):
     """Checksums, probe, and the stored metrics computed again by the whole model."""
     configs = lanes({"loss": "rich_hierarchy", "view": "a", "eval_every": 2, "checkpoint_every": 3}, chosen=LANES[:3])
-    found = folders(tmp_path, configs)
-    train_runs(configs, found)
-    for folder, config in zip(found, configs, strict=True):
+    places = folders(tmp_path, configs)
+    train_runs(configs, places)
+    for folder, config in zip(places, configs, strict=True):
         kept = steps(folder / "checkpoints")
         assert len(kept) >= 2
         for path in kept:
@@ -381,10 +382,10 @@ def test_a_run_is_brought_up_to_date_before_it_is_measured_and_measuring_writes_
     def watching(self, s):
         own = self._net(self.lanes[s]).state_dict()
         before = {name: weight.clone() for name, weight in own.items()}
-        found = measure(self, s)
+        metrics = measure(self, s)
         assert all(torch.equal(before[name], weight) for name, weight in own.items())
         fresh.append(all(torch.equal(own[name], w[s]) for name, w in self.optimizer.weights.items()))
-        return found
+        return metrics
 
     monkeypatch.setattr(StackedRadii, "measure", watching)
     configs = lanes(chosen=LANES[:2])

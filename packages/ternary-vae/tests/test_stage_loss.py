@@ -54,7 +54,7 @@ ALL = {
 @pytest.mark.parametrize("radius", ["hyperbolic", "euclidean"])
 def test_every_term_is_made_of_its_own_rows_and_the_controllers_own_weight(small, radius):
     config, rows = small(**ALL, radius=radius), made_up()
-    found = loss_of(config, Controller())(rows, BATCH, 5, 30)
+    terms = loss_of(config, Controller())(rows, BATCH, 5, 30)
     targets = Targets.of(config, VARIANCE_L)
     pairs = torch.randint(6, (2, config.n_pairs), generator=generator(config.seed, "pairs", 5))
     wanted = {
@@ -68,8 +68,8 @@ def test_every_term_is_made_of_its_own_rows_and_the_controllers_own_weight(small
             rows[f"z_{view}"], r_N, BATCH.v_N, BATCH.index_N, pairs, targets, config, 0.4, (1.7, 2.5 * 0.3, 0.7)
         )
         wanted |= {f"{name}_{view}": value for name, value in parts.items()}
-    assert list(found) == list(wanted)
-    assert {k: float(v.detach()) for k, v in found.items()} == pytest.approx(
+    assert list(terms) == list(wanted)
+    assert {k: float(v.detach()) for k, v in terms.items()} == pytest.approx(
         {k: float(v.detach()) for k, v in wanted.items()}, rel=1e-6
     )
 
@@ -81,18 +81,18 @@ def test_losses_of_radii_get_the_radius_that_is_asked_for_and_their_own_weights(
     config, rows = small(stages="hierarchy", start="x", view="a", loss=loss, radius=radius, **changes), made_up()
     r_N = rows["rho_a" if radius == "hyperbolic" else "norm_a"]
     wanted = RADIAL[loss](r_N, BATCH.v_N, BATCH.place_N, Targets.of(config, VARIANCE_L), Weights(1.1, 1.2, 1.3))
-    found = loss_of(config)(rows, BATCH, 0, 0)
-    assert found.keys() == wanted.keys()
-    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    terms = loss_of(config)(rows, BATCH, 0, 0)
+    assert terms.keys() == wanted.keys()
+    assert all(torch.equal(terms[name], wanted[name]) for name in wanted)
 
 
 def test_pairs_are_other_ones_in_every_update_and_for_every_seed(small):
     rows = made_up()
     changes = {"stages": "hierarchy", "start": "x", "loss": "geodesic", "kl_warmup_epochs": 0}
     one, other = loss_of(small(**changes)), loss_of(small(**changes, seed=4))
-    found = [float(loss(rows, BATCH, step, 9)["separation"].detach()) for loss in (one, other) for step in (0, 1, 2)]
-    assert len(set(found)) == 6
-    assert found[1] == float(one(rows, BATCH, 1, 9)["separation"].detach()), "and the same when it is made again"
+    values = [float(loss(rows, BATCH, step, 9)["separation"].detach()) for loss in (one, other) for step in (0, 1, 2)]
+    assert len(set(values)) == 6
+    assert values[1] == float(one(rows, BATCH, 1, 9)["separation"].detach()), "and the same when it is made again"
 
 
 def statistics(config, number=-1):
@@ -135,18 +135,18 @@ def test_the_controller_sees_zeros_for_what_the_stage_has_not(small):
 def test_a_stage_without_radii_asks_no_controller(small):
     controller = Controller()
     config = small(**{**ALL, "stages": "coverage_hierarchy", "hierarchy_frozen": []})
-    found = loss_of(config, controller, 0)(made_up(), BATCH, 0, 30)
-    assert controller.seen == [] and set(found) == {"coverage", "kl_a"}
+    terms = loss_of(config, controller, 0)(made_up(), BATCH, 0, 30)
+    assert controller.seen == [] and set(terms) == {"coverage", "kl_a"}
 
 
 def test_without_a_controller_the_weights_are_those_of_the_configuration(small):
     config, rows = small(**{**ALL, "use_controller": False, "epochs": 100}), made_up()
-    found = loss_of(config)(rows, BATCH, 2, 34)
+    terms = loss_of(config)(rows, BATCH, 2, 34)
     pairs = torch.randint(6, (2, config.n_pairs), generator=generator(config.seed, "pairs", 2))
     wanted = geodesic(
         rows["z_a"], rows["rho_a"], BATCH.v_N, BATCH.index_N, pairs, Targets.of(config, VARIANCE_L), config, 0.5, (1.0, 2.5, 0.7)
     )  # fmt: skip
-    assert {name: float(found[f"{name}_a"].detach()) for name in wanted} == pytest.approx(
+    assert {name: float(terms[f"{name}_a"].detach()) for name in wanted} == pytest.approx(
         {name: float(value.detach()) for name, value in wanted.items()}
     )
 

@@ -157,12 +157,12 @@ def test_the_kl_weight_rises_over_its_epochs(small):
     config = settings(small, {"stages": "coverage"}, kl_warmup_epochs=4)
     loss_of = StageLoss(config, *stages_of(config), torch.zeros(4).double(), "cpu", None)
     rows = {"ce": torch.ones(2), "kl_a": torch.ones(2, 4)}
-    found = [float(loss_of(rows, OPERATIONS[POSITIONS[:2]], 0, epoch)["kl_a"]) for epoch in range(6)]
-    assert found == pytest.approx([4e-3 * share for share in (0.25, 0.5, 0.75, 1, 1, 1)])
+    by_epoch = [float(loss_of(rows, OPERATIONS[POSITIONS[:2]], 0, epoch)["kl_a"]) for epoch in range(6)]
+    assert by_epoch == pytest.approx([4e-3 * share for share in (0.25, 0.5, 0.75, 1, 1, 1)])
 
 
 def test_tau_rises_over_most_of_the_epochs(small):
-    found = []
+    values = []
     for epoch in (0, 3, 6, 9):
         config = settings(small, {"stages": "hierarchy", "loss": "geodesic"}, epochs=10)
         model = create_model(config, 0)
@@ -170,8 +170,8 @@ def test_tau_rises_over_most_of_the_epochs(small):
         batch = OPERATIONS[POSITIONS]
         rows = forward(batch, POSITIONS, {})
         loss_of = StageLoss(config, *stages_of(config), torch.zeros(4).double(), "cpu", None)
-        found.append(float(loss_of(rows, batch, 0, epoch)["geodesic"].detach()))
-    assert [x / found[-1] for x in found] == pytest.approx([1 / 7, 4 / 7, 1, 1])
+        values.append(float(loss_of(rows, batch, 0, epoch)["geodesic"].detach()))
+    assert [value / values[-1] for value in values] == pytest.approx([1 / 7, 4 / 7, 1, 1])
 
 
 def test_noise_is_a_function_of_seed_stage_view_and_step(small):

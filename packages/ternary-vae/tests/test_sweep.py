@@ -15,7 +15,7 @@ from studycore.execution import make_runs
 from studycore.jobs import Schedule
 from studycore.metrics_log import read_rows
 from studycore.options import SweepOptions
-from studycore.run_folder import LOCK_TEXT, is_writing
+from studycore.run_folder import LOCK_TEXT, is_writing, read_results
 from studycore.testing.runs import output_of, running, wait_until
 from ternary_vae.checkpoint import load_model
 from ternary_vae.cli import STUDY
@@ -57,7 +57,7 @@ def manifest_of(folder: Path) -> dict:
 
 
 def metrics_of(folder: Path) -> dict:
-    return json.loads((folder / "results.json").read_text())["metrics"]
+    return read_results(folder)["metrics"]
 
 
 def planned(sweep: SweepConfig) -> dict:
@@ -154,10 +154,10 @@ def test_each_shape_of_encoders_has_its_own_coverage_checkpoint():
     ids=str,
 )  # fmt: skip
 def test_what_cannot_be_planned_is_refused_by_name(changes, named):
-    with pytest.raises(UserError) as found:
+    with pytest.raises(UserError) as refused:
         plan(sweep_of(**changes))
     for word in named:
-        assert word in str(found.value), found.value
+        assert word in str(refused.value), refused.value
 
 
 def test_the_quick_sweep_is_from_scratch_and_asks_for_six_seeds_of_each_arm():
@@ -215,7 +215,7 @@ def test_a_sweep_ends_done_with_its_tables_figures_and_results(whole):
     assert {row["state"] for row in rows} == {"done"}
     for arm in ("one", "two", "plain", "heavy", "x", "free"):
         assert f"| {arm}" in (whole / "report.md").read_text()
-    results = json.loads((whole / "results.json").read_text())
+    results = read_results(whole)
     assert results["study"] == "ternary-vae"
     assert results["claims"]
     for claim in results["claims"]:

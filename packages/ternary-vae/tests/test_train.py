@@ -10,6 +10,7 @@ import yaml
 from conftest import rows_of, train_run, weights_of
 
 import studycore.run
+import ternary_vae.lanes
 import ternary_vae.train as module
 from studycore.checkpoints import load_checkpoint, read_index
 from studycore.configuration import to_dict
@@ -148,35 +149,39 @@ def test_unseen_operations_are_not_trained_on(small, tmp_path, monkeypatch):
 
 
 def test_patience_ends_a_stage(small):
-    coverage, hierarchy = stages_of(small(early_stopping_patience=2, coverage_patience=2))
-
-    def ends(stage, rows, config):
+    def ends(stage, rows):
         rows = [{"stage": stage.name, "min_level_gap": 0.0, "coverage": 1.0, **row} for row in rows]
-        return [has_ended(rows[: k + 1], config, stage) for k in range(len(rows))]
+        return [has_ended(rows[: k + 1], stage) for k in range(len(rows))]
 
-    patient = small(early_stopping_patience=2, coverage_patience=2)
+    coverage, hierarchy = stages_of(small(early_stopping_patience=2, coverage_patience=2))
     order = [{"hierarchy": h} for h in (-0.1, -0.5, -0.4, 0.9, -0.6)]
-    assert ends(hierarchy, order, patient) == [False, False, False, True, False]
+    assert ends(hierarchy, order) == [False, False, False, True, False]
     # A hierarchy that does not exist, of radii that are all equal, is the worst.
-    assert ends(hierarchy, [{}, {"hierarchy": 0.9}, {}, {}], patient) == [False, False, False, True]
+    assert ends(hierarchy, [{}, {"hierarchy": 0.9}, {}, {}]) == [False, False, False, True]
     covered = [{"coverage": c} for c in (1.0, 0.9, 1.0, 1.0)]
-    assert ends(coverage, covered, patient) == [False, False, False, True]
+    assert ends(coverage, covered) == [False, False, False, True]
+    assert ends(coverage, [{"coverage": c} for c in (0.9, 0.5, 0.5, 0.5)]) == [False] * 4, "the last stage alone waits"
     seen = [{"coverage": 0.5, "coverage_seen": 1.0}] * 2
-    assert ends(coverage, seen, patient) == [False, True]
-    impatient = small(early_stopping_patience=None, coverage_patience=None)
-    assert not any(ends(hierarchy, order * 9, impatient) + ends(coverage, covered * 9, impatient))
-    assert not has_ended([], patient, hierarchy)
+    assert ends(coverage, seen) == [False, True]
+    assert not has_ended([], hierarchy)
     earlier = [{"stage": "coverage", "coverage": 1.0}] * 9
-    assert not has_ended([*earlier, {"stage": "hierarchy", "coverage": 1.0}], patient, hierarchy), "stages do not mix"
+    assert not has_ended([*earlier, {"stage": "hierarchy", "coverage": 1.0}], hierarchy), "stages do not mix"
+    coverage, hierarchy = stages_of(small(early_stopping_patience=None, coverage_patience=None))
+    assert not any(ends(hierarchy, order * 9) + ends(coverage, covered * 9))
+    (alone,) = stages_of(small(stages="coverage", early_stopping_patience=2, coverage_patience=None))
+    assert ends(alone, [{"coverage": c} for c in (0.9, 0.5, 0.5)]) == [False, False, True]
 
 
-def test_the_best_is_chosen_by_what_training_sees_and_by_gaps_where_the_order_is_perfect():
+def test_the_best_is_chosen_by_what_training_sees_and_by_gaps_where_the_order_is_perfect(small):
+    coverage, hierarchy = stages_of(small())
+    (joint,) = stages_of(small(stages="joint"))
     seen = {"coverage": 0.9, "coverage_seen": 0.5, "coverage_unseen": 0.95}
-    assert score(seen, "coverage") == 0.5
+    assert score(seen, coverage) == 0.5
     perfect = {"coverage": 1.0, "hierarchy": -0.832, "min_level_gap": 0.002}
-    assert score({**perfect, "min_level_gap": 0.006}, "hierarchy") > score(perfect, "hierarchy")
-    assert score({**perfect, "hierarchy": -0.83, "min_level_gap": 0.9}, "hierarchy") < score(perfect, "hierarchy")
-    assert score({**perfect, "coverage": 0.2}, "joint") < score({**perfect, "hierarchy": -0.7}, "joint")
+    assert score({**perfect, "min_level_gap": 0.006}, hierarchy) > score(perfect, hierarchy)
+    assert score({**perfect, "hierarchy": -0.83, "min_level_gap": 0.9}, hierarchy) < score(perfect, hierarchy)
+    assert score({**perfect, "coverage": 0.2}, hierarchy) == score(perfect, hierarchy)
+    assert score({**perfect, "coverage": 0.2}, joint) < score({**perfect, "hierarchy": -0.7}, joint)
 
 
 # ------------------------------------------------------------------------------------------------------------- resuming
@@ -202,7 +207,7 @@ INTERRUPTED = {
 PLACES = {
     "step": (WholeModel, "backward"),
     "measure": (WholeModel, "measure"),
-    "optimizer": (module, "create_optimizer"),
+    "optimizer": (ternary_vae.lanes, "create_optimizer"),
     "checkpoint": (studycore.run, "save_checkpoint"),
 }
 
@@ -328,10 +333,10 @@ def test_projections_may_be_drawn_anew(small, tmp_path):
         stages="hierarchy", start=str(source), start_projections="drawn", hidden_dim=16, curvature=0.5,
         projection_seed=8, epochs=1,
     )  # fmt: skip
-    found = start_model(config, find_checkpoint(source), {})
+    fresh = start_model(config, find_checkpoint(source), {})
     stored = load_model(str(source))[2].state_dict()
     drawn = create_model(config, 0, projection_seed=8).state_dict()
-    for name, weight in found.state_dict().items():
+    for name, weight in fresh.state_dict().items():
         assert torch.equal(weight, (drawn if name.startswith("projection") else stored)[name]), name
     folder = train_run(config, tmp_path / "run")
     last = read_index(folder / "checkpoints")["last"]

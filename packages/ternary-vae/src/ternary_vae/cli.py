@@ -50,8 +50,8 @@ STUDY = Study(
         ),
     },
     claims="ternary_vae.claims:claims",
-    columns="ternary_vae.claims:columns",
-    planned="ternary_vae.claims:planned",
+    columns="ternary_vae.columns:columns",
+    planned="ternary_vae.columns:planned",
     report="ternary_vae.report:report",
     aliases={"max_epochs": "epochs"},
 )

@@ -62,7 +62,7 @@ class ArmStatistics:
 
 
 def arm_statistics(table: "DataFrame") -> list[ArmStatistics]:
-    """One entry per arm with hierarchies, phase by phase, from the table of runs (see ternary_vae.claims.columns)."""
+    """One entry per arm with hierarchies, phase by phase, from the table of runs (see ternary_vae.columns)."""
     if "best_hierarchy" not in table:
         return []
     return [

@@ -1,23 +1,23 @@
-"""How long the runs of a sweep take that are trained together, from some steps of the batched model itself."""
+"""How long the runs of a sweep take that are trained together, from some of its updates and an evaluation."""
 
 import time
-from collections.abc import Sequence
-from types import SimpleNamespace
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import torch
 
 from studycore.devices import cores
 from studycore.jobs import MOST_TOGETHER
+from studycore.run import Run
 from studycore.terminal import duration
 from ternary_vae.config import SweepConfig, TrainConfig
 from ternary_vae.data import Batches, Operations
 from ternary_vae.lanes import Lane
-from ternary_vae.losses import total
 from ternary_vae.model import create_model
 from ternary_vae.plan import plan
 from ternary_vae.stacked import StackedRadii
 from ternary_vae.stages import stages_of
+from ternary_vae.update import update
 
 UPDATES = 10
 """Updates that are timed, after one that is not."""
@@ -54,29 +54,32 @@ def updates_per_epoch(config: TrainConfig) -> int:
     return Batches(v_N, config.trits, config.batch_size, config.deep_share, config.seed).steps_per_epoch
 
 
+class NoRun:
+    """What a lane asks of a run that is not made: it has no folder and stands at its first update."""
+
+    def __init__(self, device: str):
+        self.device, self.step, self.state = device, 0, dict[str, Any]()
+
+    def optimizer(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        return optimizer
+
+    def steps(self, total: int, **loop: Any) -> Iterator[int]:
+        return iter(range(total + 1))
+
+
 def time_a_stack(configs: Sequence[TrainConfig], device: str) -> tuple[float, float]:
     """Seconds of one run among these, for an update and for an evaluation: by weights as they are drawn."""
-    run = cast(Any, SimpleNamespace(device=torch.device(device), step=0, state={}))
-    model, lanes = create_model(configs[0], configs[0].seed).to(device), []
-    for config in configs:
-        lane = Lane(run, config, model)
-        lane.stage = stages_of(config)[-1]
-        lane.optimizer = torch.optim.AdamW(model.parameters())
-        lanes.append(lane)
-    operations = Operations.all(configs[0].trits).to(device)
+    operations, per_epoch = Operations.all(configs[0].trits).to(device), updates_per_epoch(configs[0])
+    model = create_model(configs[0], configs[0].seed).to(device)
+    lanes = [Lane(cast(Run, NoRun(device)), config, model, stages_of(config)) for config in configs]
+    for lane in lanes:
+        lane.enter(0, per_epoch)
     stack = StackedRadii(lanes, operations)
     positions = [torch.arange(min(configs[0].batch_size, len(operations)))] * len(lanes)
-
-    def update(k: int) -> None:
-        stack.backward(total(stack.terms(positions, k, 0)))
-        stack.set_rates([config.lr for config in configs])
-        stack.optimizer.step()
-        stack.optimizer.zero_grad()
-
-    update(0)
+    update(stack, lanes, positions, 0, per_epoch)
     began = time.perf_counter()
-    for k in range(1, UPDATES + 1):
-        update(k)
+    for index in range(1, UPDATES + 1):
+        update(stack, lanes, positions, index, per_epoch)
     trained = time.perf_counter()
     stack.measure(0)
     return (trained - began) / UPDATES / len(lanes), time.perf_counter() - trained

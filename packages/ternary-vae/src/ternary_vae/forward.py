@@ -85,7 +85,7 @@ class StageForward(nn.Module):
                 rows["ce"] = reconstruction(self.model.logits(latent.decoded_ND), batch.target_NM)
             if view in self.stage.sampled:
                 rows[f"kl_{view}"] = kl_parts(code) if latent is None else latent.kl_NK
-            if view in self.stage.views or (self.plain and self.stage.name != "coverage"):
+            if view in self.stage.views or (self.plain and self.stage.views):
                 z_ND = (
                     code.sample(noise_ND[view].to(code.mu_ND))
                     if self.config.code == "sample" and view in noise_ND

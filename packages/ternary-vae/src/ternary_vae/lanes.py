@@ -16,11 +16,12 @@ from studycore.run import Run
 from studycore.streams import derive_seed
 from ternary_vae.config import TrainConfig
 from ternary_vae.data import Operations
-from ternary_vae.forward import StageForward, gather_rows, noise, set_mode
+from ternary_vae.forward import StageForward, gather_rows, noise, set_mode, set_trained
 from ternary_vae.losses import StageLoss, first_variances
 from ternary_vae.metrics.evaluate import Codes, headline, radii, reconstruct
 from ternary_vae.metrics.radii import radius_metrics
 from ternary_vae.model import TernaryVAE
+from ternary_vae.optimizers import create_optimizer
 from ternary_vae.stages import Stage
 
 CHOSEN_BY = ("hierarchy", "min_level_gap")
@@ -34,6 +35,7 @@ class Lane:
     run: Run
     config: TrainConfig
     model: TernaryVAE
+    stages: tuple[Stage, ...]
     stage: Stage = field(init=False)
     """The one that the run is in."""
     optimizer: torch.optim.AdamW = field(init=False)
@@ -42,6 +44,16 @@ class Lane:
     """The stage's loop: every epoch's index, and the last for evaluating and saving alone."""
     variances: list[float] = field(init=False)
     """Of the radius within each level when the stage began."""
+
+    def enter(self, number: int, per_epoch: int) -> None:
+        """Begins or goes on with a stage: its trained parameters, its optimizer, and its loop with `per_epoch` updates an
+        epoch."""
+        self.stage = stage = self.stages[number]
+        trained = set_trained(self.model, self.config, stage)
+        self.optimizer = self.run.optimizer(create_optimizer(trained, self.config, stage))
+        self.epochs = self.run.steps(
+            stage.epochs, loop=stage.name, unit="epoch", updates=per_epoch, more=not stage.is_last
+        )
 
     def take_variances(self, rho_N: Tensor, norm_N: Tensor, v_N: Tensor) -> Tensor:
         """The variances [L] of these radii of the training operations, or those that the stage began with."""
@@ -114,7 +126,7 @@ class WholeModel:
         if not bool(self.seen_N.all()):
             metrics["coverage_seen"] = float(right_N[self.seen_N].double().mean())
             metrics["coverage_unseen"] = float(right_N[~self.seen_N].double().mean())
-        if stage.name != "coverage":
+        if stage.views:
             view, seen = headline(self.lane.config.view), self.seen_N.numpy()
             rho_N, norm_N = (r_N.numpy() for r_N in radii(model, self.operations, view, codes))
             metrics |= radius_metrics(self.v_N, norm_N, rho_N)

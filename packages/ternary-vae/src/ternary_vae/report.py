@@ -12,7 +12,7 @@ from studycore.files import write_atomic, write_json
 from studycore.record import Record, read_arrays
 from studycore.report import NOT_APPLICABLE, Picture, Report, Table, figure_of, number
 from studycore.statistics import Interval
-from ternary_vae.claims import is_control
+from ternary_vae.columns import is_control
 from ternary_vae.comparisons import (
     ArmStatistics,
     InertFactor,

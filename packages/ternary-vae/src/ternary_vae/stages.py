@@ -38,7 +38,7 @@ class Stage:
     trained: tuple[str, ...]
     """Parts of the model that the stage's loss depends on and that it does not freeze."""
     views: tuple[str, ...]
-    """Encoders, "a" and "b", whose projected codes the loss orders."""
+    """Encoders, "a" and "b", whose projected codes the loss orders; none where the stage orders no radii."""
     decodes: bool
     """Whether the reconstruction is in the loss: where encoder A or the decoder may move."""
     sampled: tuple[str, ...]
@@ -51,6 +51,12 @@ class Stage:
     """The setting to lower when the loss is not finite."""
     rate_factors: Mapping[str, float]
     """Part of the model -> its factor on the rate; 1 where not named."""
+    scored_by: tuple[str, ...]
+    """What the best checkpoint is chosen by: coverage, order, or the sum of both."""
+    covered_patience: int | None
+    """Ends the stage after so many evaluations in a row with every training operation right; None: runs on."""
+    patience: int | None
+    """Ends it after so many evaluations without a better one; None: runs on."""
 
 
 def stages_of(config: TrainConfig) -> tuple[Stage, ...]:
@@ -75,6 +81,9 @@ def _stage(config: TrainConfig, name: str, is_last: bool) -> Stage:
         controlled=controlled, rate=partial(learning_rate if of_radii else coverage_rate, config),
         rate_field="lr" if of_radii else "coverage_lr",
         rate_factors={"encoder_A": config.encoder_a_lr, "encoder_B": config.encoder_b_lr} if of_radii else {},
+        scored_by={"coverage": ("coverage",), "hierarchy": ("order",), "joint": ("order", "coverage")}[name],
+        covered_patience=None if of_radii else config.coverage_patience,
+        patience=config.early_stopping_patience if is_last else None,
     )  # fmt: skip
 
 

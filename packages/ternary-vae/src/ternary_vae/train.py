@@ -22,15 +22,13 @@ from studycore.streams import derive_seed
 from ternary_vae.checkpoint import Loaded, find_checkpoint, start_model
 from ternary_vae.config import TrainConfig
 from ternary_vae.data import Batches, Operations, training_indices
-from ternary_vae.forward import set_trained
 from ternary_vae.lanes import CHOSEN_BY, Lane, WholeModel
-from ternary_vae.losses import total
 from ternary_vae.metrics.evaluate import Codes
 from ternary_vae.metrics.final import baselines, figure_arrays, run_metrics
 from ternary_vae.model import architecture_of, build_model, probe_inputs, replay_probe
-from ternary_vae.optimizers import create_optimizer
 from ternary_vae.stacked import StackedRadii
 from ternary_vae.stages import Stage, not_stackable, stages_of
+from ternary_vae.update import update
 
 TIE_BREAK = 1e-6
 """Weight of the smallest gap beside the hierarchy."""
@@ -50,12 +48,7 @@ def train_together(configs: Sequence[TrainConfig], runs: Sequence[Run]) -> None:
     first, device = configs[0], runs[0].device
     if device.startswith("mps") and "float64" in (first.dtype, first.projection_dtype):
         raise UserError("dtype, projection_dtype: float64 does not exist on mps; give --projection-dtype float32")
-    widest = max(*first.encoder_sizes, *first.decoder_sizes, first.hidden_dim, first.latent_dim)
-    check_fits(
-        lambda: build_model(architecture_of(first)),
-        f"encoder_sizes, decoder_sizes, hidden_dim, latent_dim: {first.encoder_sizes}, {first.decoder_sizes}, {first.hidden_dim}, {first.latent_dim}",
-        "lower the largest", device, len(runs) * 4 * min(first.batch_size, 3**first.trits) * widest,
-    )  # fmt: skip
+    check_room(first, device, len(runs))
     operations = Operations.all(first.trits, first.shuffle_seed).to(device)
     seen = training_indices(first.trits, first.train_fraction, first.seed)
     seen_N = torch.zeros(len(operations), dtype=torch.bool)
@@ -70,7 +63,7 @@ def train_together(configs: Sequence[TrainConfig], runs: Sequence[Run]) -> None:
     stacked = not_stackable(first) is None and runs[0].world == 1
     assert stacked or len(runs) == 1, not_stackable(first)
 
-    for number, name in enumerate(first.stage_names):
+    for number, name in enumerate(stage.name for stage in lanes[0].stages):
         if runs[0].has_passed(name):
             continue
         # ------------------------------------------------------------- a stage's batches, optimizers and models
@@ -81,12 +74,7 @@ def train_together(configs: Sequence[TrainConfig], runs: Sequence[Run]) -> None:
         }
         per_epoch = batches[first.seed].steps_per_epoch
         for lane in lanes:
-            lane.stage = stages_of(lane.config)[number]
-            trained = set_trained(lane.model, lane.config, lane.stage)
-            lane.optimizer = lane.run.optimizer(create_optimizer(trained, lane.config, lane.stage))
-            lane.epochs = lane.run.steps(
-                lane.stage.epochs, loop=name, unit="epoch", updates=per_epoch, more=not lane.stage.is_last
-            )
+            lane.enter(number, per_epoch)
         models = StackedRadii(lanes, operations) if stacked else WholeModel(lanes[0], operations, seen_N)
         # The losses' terms [lanes], added up since the last evaluation.
         stored = [lane.run.state.get("sums", {}) for lane in lanes]
@@ -122,8 +110,8 @@ def train_together(configs: Sequence[TrainConfig], runs: Sequence[Run]) -> None:
                     losses = {f"loss_{term}": value / updates for term, value in own.items()}
                     run.log({"stage": name, "epoch": epoch, **losses, **metrics})
                     if stage.is_last:
-                        run.keep_best(score(metrics, name), state)
-                    run.end_here(has_ended(run.rows, config, stage))
+                        run.keep_best(score(metrics, stage), state)
+                    run.end_here(has_ended(run.rows, stage))
                     if run.last or epoch % max(1, stage.epochs // 10) == 0:
                         run.say(console(metrics, stage, epoch))
                 # save
@@ -146,16 +134,22 @@ def train_together(configs: Sequence[TrainConfig], runs: Sequence[Run]) -> None:
                 sums = {}
             seeds = list(dict.fromkeys(lane.config.seed for lane in lanes))
             for k, drawn in enumerate(zip(*(batches[seed].epoch(epoch) for seed in seeds), strict=True)):
-                update, of_seed = epoch * per_epoch + k, dict(zip(seeds, drawn, strict=True))
-                terms = models.terms([of_seed[lane.config.seed] for lane in lanes], update, epoch)
-                models.backward(total(terms))
-                if first.grad_clip is not None:
-                    models.clip_gradients(first.grad_clip)
-                models.set_rates([lane.stage.rate(update, per_epoch) for lane in lanes])
-                models.optimizer.step()
-                models.optimizer.zero_grad()
+                of_seed = dict(zip(seeds, drawn, strict=True))
+                positions = [of_seed[lane.config.seed] for lane in lanes]
+                terms = update(models, lanes, positions, epoch * per_epoch + k, per_epoch)
                 for term, value_S in terms.items():
                     sums[term] = sums.get(term, 0.0) + value_S.detach().double()
+
+
+def check_room(config: TrainConfig, device: str, runs: int) -> None:
+    """UserError where the device's memory cannot hold the model, or a batch of so many runs."""
+    widths = ("encoder_sizes", "decoder_sizes", "hidden_dim", "latent_dim")
+    widest = max(*config.encoder_sizes, *config.decoder_sizes, config.hidden_dim, config.latent_dim)
+    check_fits(
+        lambda: build_model(architecture_of(config)),
+        f"{', '.join(widths)}: {', '.join(str(getattr(config, name)) for name in widths)}",
+        "lower the largest", device, runs * 4 * min(config.batch_size, 3**config.trits) * widest,
+    )  # fmt: skip
 
 
 def open_lane(config: TrainConfig, run: Run, seen: Tensor, loaded: dict[Path, Loaded]) -> Lane:
@@ -171,7 +165,7 @@ def open_lane(config: TrainConfig, run: Run, seen: Tensor, loaded: dict[Path, Lo
         build_model, replay_probe, probe_inputs(config.trits), start=lambda: fresh or start_model(config, start, loaded)
     )
     run.about(parameters=count_parameters(model))
-    return Lane(run, config, model)
+    return Lane(run, config, model, stages_of(config))
 
 
 def not_finite(sums: Mapping[str, float], metrics: Mapping[str, Any]) -> tuple[str, float] | None:
@@ -180,29 +174,28 @@ def not_finite(sums: Mapping[str, float], metrics: Mapping[str, Any]) -> tuple[s
     return next(((name, value) for name, value in values.items() if not math.isfinite(value)), None)
 
 
-def score(metrics: Mapping[str, Any], stage: str) -> float:
-    """What the best checkpoint is chosen by, of the operations that training sees: coverage, the negative hierarchy, or in
-    joint training their sum. Where the hierarchy can go no further, the smallest gap between levels decides."""
-    coverage = float(metrics.get("coverage_seen", metrics["coverage"]))
-    if stage == "coverage":
-        return coverage
-    # A hierarchy that does not exist, of radii that are all equal, is the worst.
-    # Of the operations that training sees, where these are not all.
+def score(metrics: Mapping[str, Any], stage: Stage) -> float:
+    """What the best checkpoint is chosen by, of the operations that training sees: coverage, the negative hierarchy, or
+    their sum, as the stage has it. Where the hierarchy can go no further, the smallest gap between levels decides."""
+    # Of the operations that training sees, where these are not all; a hierarchy that does not exist, of radii that are all
+    # equal, is the worst.
     rank, gap = (metrics.get(f"{name}_seen", metrics.get(name)) for name in CHOSEN_BY)
-    order = -(1.0 if rank is None else float(rank)) + TIE_BREAK * (-1.0 if gap is None else float(gap))
-    return order + coverage if stage == "joint" else order
+    scores = {
+        "coverage": float(metrics.get("coverage_seen", metrics["coverage"])),
+        "order": -(1.0 if rank is None else float(rank)) + TIE_BREAK * (-1.0 if gap is None else float(gap)),
+    }
+    return sum(scores[name] for name in stage.scored_by)
 
 
-def has_ended(rows: Sequence[Mapping[str, Any]], config: TrainConfig, stage: Stage) -> bool:
+def has_ended(rows: Sequence[Mapping[str, Any]], stage: Stage) -> bool:
     """Whether the evaluations so far end the stage: every training operation right, or none better, for long enough."""
-    scores = [score(row, stage.name) for row in rows if row["stage"] == stage.name]
+    scores = [score(row, stage) for row in rows if row["stage"] == stage.name]
     if not scores:  # in all processes but the main one, which has the rows
         return False
-    patience = config.coverage_patience if stage.name == "coverage" else None
+    patience = stage.covered_patience
     covered = patience is not None and scores[-patience:] == [1.0] * patience
-    patience = config.early_stopping_patience if stage.is_last else None
     waiting = len(scores) - 1 - scores.index(max(scores))
-    return covered or (patience is not None and waiting >= patience)
+    return covered or (stage.patience is not None and waiting >= stage.patience)
 
 
 def finish(lane: Lane, operations: Operations, seen_N: Tensor) -> None:
