@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from studycore.claims import Claim, as_stored, judge_all
+from studycore.claims import Claim, NotRun, as_stored, judge_all
 from studycore.measures import (
     at_least,
     by_seed,
@@ -161,6 +161,17 @@ def test_a_condition_says_what_is_not_met():
     smallest = made["x"].min()
     assert at_least("x", smallest).unmet(made) == ""
     assert at_least("x", 50, "a").unmet(made).startswith("Needs runs of a with x 50 or more; the smallest is ")
+
+
+def test_a_condition_is_not_left_to_the_runs_that_are_done_and_have_the_metric():
+    one_has_it = table().assign(x=lambda t: t["x"].where(t["run"] == "0"))
+    lacking = at_least("x", 5, "a").unmet(one_has_it)
+    assert lacking == f"Needs x of all {SEEDS * EACH} runs of a; {SEEDS * EACH - 1} are done and lack it."
+    for which in ("failed", "unfinished"):
+        gone = lost(table(), **{which: [("s8", "a")]})
+        with pytest.raises(NotRun, match="1 are missing"):
+            at_least("x", 5, "a").unmet(gone)
+        assert at_least("x", 5, "b").unmet(gone) == ""
 
 
 def test_the_text_names_whatever_changes_the_figure():

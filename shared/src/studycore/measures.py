@@ -172,10 +172,14 @@ def paired_ratio(
 
 
 def at_least(metric: str, value: float, arm: Hashable = None, of: str = "arm") -> Condition:
-    """That every run, of the arm if one is named, has a metric of `value` or more."""
+    """That every run, of the arm if one is named, has a metric of `value` or more; unmet while one is missing or lacks it."""
 
     def unmet(table: "DataFrame") -> str:
-        smallest = rows(table, metric, arm, of)[metric].min()
+        all_done(table, arm, of)
+        have, own = rows(table, metric, arm, of)[metric], table if arm is None else table[table[of] == arm]
+        if len(have) < len(own):
+            return f"Needs {metric} of all {len(own)} runs{_of(arm)}; {len(own) - len(have)} are done and lack it."
+        smallest = have.min()
         return (
             ""
             if smallest >= value
