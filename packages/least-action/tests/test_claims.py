@@ -573,6 +573,28 @@ def test_accuracy_without_key_frequencies_is_not_asked_where_chance_is_as_high()
     assert "keys_removed" in asked(59) and {"keys_removed", "keys_kept"} & asked(17) == {"keys_kept"}
 
 
+def test_weight_decay_is_compared_in_dense_runs_alone(tmp_path):
+    """Routed runs of other routing settings, whose seeds are the same, would double the pairs and turn the verdict."""
+    quick = shipped("quick")
+    arms = {name: quick.arms[name] for name in ("sphere", "sphere_no_decay")}
+    for heads in (4, 8, 16):
+        routed = {**quick.arms["sphere_routed"], "n_heads": heads}
+        arms |= {f"with{heads}": routed, f"without{heads}": {**routed, "lambda_routing": 0.5, "weight_decay": 0.0}}
+
+    def rows_of(job):
+        times = {"sphere": 240, "sphere_no_decay": 200}
+        return history(
+            job.config, times.get(job.arm, 700 if "without" in job.arm else 300) + 10 * (job.config.seed % 3)
+        )
+
+    folder = tmp_path / "run"
+    claim = judge(folder, SweepConfig(base=quick.base, arms=arms, seeds=6), rows_of)["weight_decay"]
+    assert (claim["verdict"], claim["n"]) == ("refuted", 6)
+    table = read_record(STUDY, folder).table.query("seed == 0")
+    # A routed run of other routing settings is another training, and no partner.
+    assert (table["training"].nunique(), table["matched_but_for_decay"].nunique()) == (8, 7)
+
+
 def test_muon_is_compared_with_adamw_in_runs_that_differ_in_recipe_and_rate_alone():
     def asked(**changes):
         muon = {"recipe": "muon", "lr": 0.02, **changes}

@@ -404,8 +404,11 @@ def _may_show_stability(config: TrainerConfig) -> bool:
     return last // config.eval_every - (config.event_window - 1) >= LEAST_EVALUATIONS
 
 
+DENSE_MODELS = ("transformer", "baseline")
+
+
 def _is_dense_with_decay(config: TrainerConfig) -> bool:
-    return config.weight_decay > 0 and config.model_type in ("transformer", "baseline")
+    return config.weight_decay > 0 and config.model_type in DENSE_MODELS
 
 
 def _is_published(config: TrainerConfig) -> bool:
@@ -420,7 +423,11 @@ def _is_routed(config: TrainerConfig) -> bool:
 def planned(name: str, config: TrainerConfig) -> dict[str, Any]:
     """The columns that a configuration gives, of a run that has not been made as well."""
     values = {
-        "decay": "runs with it" if config.weight_decay > 0 else "runs without weight decay",
+        "decay": None
+        if config.model_type not in DENSE_MODELS
+        else "runs with it"
+        if config.weight_decay > 0
+        else "runs without weight decay",
         "kind": DENSE if _is_dense_with_decay(config) else None,
         "published": ADAMW if _is_published(config) else None,
         "recipe": config.recipe,
@@ -514,12 +521,13 @@ MEASURING = (
 )  # fmt: skip
 """Fields that say what is measured when and for how long, and leave the path of the training alone."""
 ROUTING = ("routing_regularizer", "lambda_routing", "routing_heads", "decay_gates")
-"""Fields that leave a dense run's path alone."""
+"""Fields that leave a dense run's path alone, and in which a routed run differs from the dense one it is matched to."""
 
 
 def _identity(config: TrainerConfig, *but_for: str) -> str:
     """A name for all runs that differ in the fields `but_for` alone."""
-    left_out = {*MEASURING, *ROUTING, *but_for}
+    routed = config.model_type not in DENSE_MODELS and "model_type" not in but_for
+    left_out = {*MEASURING, *([] if routed else ROUTING), *but_for}
     return config_hash({name: value for name, value in to_dict(config).items() if name not in left_out})
 
 
