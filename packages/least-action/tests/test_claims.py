@@ -46,7 +46,7 @@ def shipped(name):
 
 
 def history(config, time, memorised=80, at_memorised=0.02, ratios=0.5, excluded=3.0, holds=True, entropy=0.3, use=0.4,
-            kept=1.0, removed=0.01):  # fmt: skip
+            paths=4, kept=1.0, removed=0.01):  # fmt: skip
     """Rows of a run that memorises and reaches 0.99 at these epochs (None: never), as long as its configuration lets it be."""
     every, jitter = config.eval_every, 1 + 0.01 * (config.seed % 7)
     memorised, time = (None if x is None else x // every * every for x in (memorised, time))
@@ -72,7 +72,11 @@ def history(config, time, memorised=80, at_memorised=0.02, ratios=0.5, excluded=
     if config.model_type == "routed_transformer":
         for row in rows:
             if row["epoch"] == time or row is rows[-1]:
-                row |= {"routing_entropy": entropy * np.log(config.routing_heads) * jitter, "routing_max_use": use}
+                row |= {
+                    "routing_entropy": entropy * np.log(config.routing_heads) * jitter,
+                    "routing_max_use": use,
+                    "routing_paths": paths,
+                }
     return rows
 
 
@@ -181,7 +185,10 @@ def test_a_censored_slower_side_never_refutes(tmp_path):
     assert claim["verdict"] == "inconclusive"
 
 
-@pytest.mark.parametrize("gates", [{"entropy": 0.99, "use": 0.28}, {"entropy": 0.02, "use": 0.99}])
+# Gates of 0.6, 0.4, 0, 0 for every input are the last.
+@pytest.mark.parametrize(
+    "gates", [{"entropy": 0.99, "use": 0.28}, {"entropy": 0.02, "use": 0.99}, {"entropy": 0.48, "use": 0.6, "paths": 1}]
+)
 def test_routing_is_not_judged_where_nothing_is_routed(gates, tmp_path):
     judged = judge(tmp_path / "run", shipped("quick"), arms_of_quick(routed=(120, 130, 140), **gates))
     for name in ("routing", "routing_fourfold"):
@@ -381,7 +388,7 @@ def test_routing_is_not_judged_where_gates_were_not_measured(tmp_path):
     def rows_of(job):
         rows = history(job.config, 300 if job.arm == "sphere_routed" else 140)
         if job.arm == "sphere_routed" and job.config.seed > 0:
-            for name in ("routing_entropy", "routing_max_use"):
+            for name in ("routing_entropy", "routing_max_use", "routing_paths"):
                 del rows[-1 if job.config.seed > 2 else 30][name]
         return rows
 
@@ -790,7 +797,7 @@ def test_runs_that_never_memorise_are_not_left_out_of_the_delay_and_the_plateau(
 def test_gates_are_read_when_a_run_gets_there_and_not_at_its_end_alone(tmp_path):
     def rows_of(job):
         rows = arms_of_quick(routed=(300, 310, 320))(job)
-        uniform = {"routing_entropy": 0.999 * np.log(4), "routing_max_use": 0.26}
+        uniform = {"routing_entropy": 0.999 * np.log(4), "routing_max_use": 0.26, "routing_paths": 4}
         return [row | uniform if job.arm == "sphere_routed" and row is not rows[-1] else row for row in rows]
 
     claim = judge(tmp_path / "run", shipped("quick"), rows_of)["routing"]
@@ -799,7 +806,7 @@ def test_gates_are_read_when_a_run_gets_there_and_not_at_its_end_alone(tmp_path)
 
     def censored(job):
         rows = arms_of_quick(routed=None)(job)
-        uniform = {"routing_entropy": 0.999 * np.log(4), "routing_max_use": 0.26}
+        uniform = {"routing_entropy": 0.999 * np.log(4), "routing_max_use": 0.26, "routing_paths": 4}
         return [row | uniform if job.arm == "sphere_routed" and row is not rows[-1] else row for row in rows]
 
     assert judge(tmp_path / "censored", shipped("quick"), censored)["routing"]["verdict"] == "not run"

@@ -161,7 +161,7 @@ def test_a_run_counts_up_to_where_its_configuration_lets_it_end():
 
 
 def test_what_a_run_counts_as_goes_by_its_configuration(tmp_path):
-    gates = {"routing_entropy": 0.6, "routing_max_use": 0.7}
+    gates = {"routing_entropy": 0.6, "routing_max_use": 0.7, "routing_paths": 3}
     folder = folder_of(tmp_path / "run", [row | gates for row in grokking()])
 
     def kinds(**changes):
@@ -185,6 +185,8 @@ def test_what_a_run_counts_as_goes_by_its_configuration(tmp_path):
     for epoch in (40, 80):  # the larger of the two evaluations; others do not count
         rows = [row | gates | {"routing_max_use": 0.9 if row["epoch"] in (epoch, 20) else 0.7} for row in grokking()]
         assert columns(folder_of(tmp_path / "larger", rows), TRANSFORMER)["gate_max_use"] == 0.9
+        rows = [row | gates | {"routing_paths": 1 if row["epoch"] in (epoch, 20) else 3} for row in grokking()]
+        assert columns(folder_of(tmp_path / "fewer", rows), TRANSFORMER)["gate_paths"] == 1
     assert "gate_entropy_share" not in columns(folder, replace(TRANSFORMER, model_type="routed", n_heads=1))
 
 
@@ -206,15 +208,18 @@ def test_runs_are_matched_that_differ_in_one_thing_and_in_what_is_measured(tmp_p
 def test_gates_are_selective_when_those_of_every_run_are():
     def unmet(*gates):
         rows = [
-            {"routing": "routed runs", "gate_entropy_share": entropy, "gate_max_use": use} for entropy, use in gates
+            {"routing": "routed runs", "gate_entropy_share": entropy, "gate_max_use": use, "gate_paths": (*paths, 2)[0]}
+            for entropy, use, *paths in gates
         ]
-        return SELECTIVE.unmet(pd.DataFrame([*rows, {"routing": "dense runs", "gate_entropy_share": 1.0, "gate_max_use": 1.0}]))  # fmt: skip
+        dense = {"routing": "dense runs", "gate_entropy_share": 1.0, "gate_max_use": 1.0, "gate_paths": 1}
+        return SELECTIVE.unmet(pd.DataFrame([*rows, dense]))
 
     assert unmet((0.4, 0.8), (0.1, 0.3)) == ""
     assert "the largest are 0.60 and 0.80" in unmet((0.6, 0.3), (0.1, 0.8))
     assert "the largest are 0.20 and 0.95" in unmet((0.2, 0.3), (0.1, 0.95))
     assert unmet((0.5, 0.3)) and unmet((0.2, 0.9))
     assert "those of 1 of 2 were not measured" in unmet((0.4, 0.8), (None, 0.3))
+    assert "the fewest paths 1, so that nothing is routed" in unmet((0.4, 0.8, 4), (0.1, 0.3, 1))
 
 
 def test_each_claim_reads_its_own_column():

@@ -46,7 +46,8 @@ LEAST_EVALUATIONS = 20
 STABLE = 0.99
 """Share of them that must hold 0.99 for a run to count as stable."""
 ENTROPY_SHARE, MAX_USE = 0.5, 0.9
-"""Gates are selective when their mean entropy is below this share of log heads and no head has more than this use."""
+"""Gates are selective when their mean entropy is below this share of log heads, no head has more than this use, and the
+heaviest heads of different inputs differ: gates that are the same for every input route nothing."""
 KEPT, REMOVED = 0.95, 0.05
 """Accuracy of the key frequencies alone, and without them, that counts as kept and as removed: chance is below 0.01 at p = 113. Nothing is asked of accuracies
 without them where chance, 1 / p, is more than half of that."""
@@ -61,19 +62,21 @@ def _selective_gates() -> Condition:
         routed = table[table["routing"] == "routed runs"] if "routing" in table else table[:0]
         if routed.empty:
             return "No routed run with a regulariser of its gates has finished."
-        gates = routed.reindex(columns=["gate_entropy_share", "gate_max_use"]).astype(float)
+        gates = routed.reindex(columns=["gate_entropy_share", "gate_max_use", "gate_paths"]).astype(float)
         if unknown := int(gates.isna().any(axis=1).sum()):
             return f"Needs the gates of every routed run; those of {unknown} of {len(routed)} were not measured when it reached {GROKKED:g} and at its end."
         entropy, use = float(gates["gate_entropy_share"].max()), float(gates["gate_max_use"].max())
-        if entropy < ENTROPY_SHARE and use < MAX_USE:
+        paths = int(gates["gate_paths"].min())
+        if entropy < ENTROPY_SHARE and use < MAX_USE and paths > 1:
             return ""
         return (
-            f"Needs selective gates in every routed run: entropy below {ENTROPY_SHARE:g} of log heads, and no head with "
-            f"more than {MAX_USE:g} of the use; the largest are {entropy:.2f} and {use:.2f}, so that nothing is routed."
+            f"Needs selective gates in every routed run: entropy below {ENTROPY_SHARE:g} of log heads, no head with more than "
+            f"{MAX_USE:g} of the use, and inputs on several paths; the largest are {entropy:.2f} and {use:.2f}, and the "
+            f"fewest paths {paths}, so that nothing is routed."
         )
 
     return Condition(
-        f"gates are selective(entropy {ENTROPY_SHARE:g}, use {MAX_USE:g}, every routed run, at {GROKKED:g} and at the end)",
+        f"gates are selective(entropy {ENTROPY_SHARE:g}, use {MAX_USE:g}, several paths, every routed run, at {GROKKED:g} and at the end)",
         unmet,
     )
 
@@ -422,12 +425,9 @@ def _is_routed(config: TrainerConfig) -> bool:
 
 def planned(name: str, config: TrainerConfig) -> dict[str, Any]:
     """The columns that a configuration gives, of a run that has not been made as well."""
+    decay = "runs with it" if config.weight_decay > 0 else "runs without weight decay"
     values = {
-        "decay": None
-        if config.model_type not in DENSE_MODELS
-        else "runs with it"
-        if config.weight_decay > 0
-        else "runs without weight decay",
+        "decay": decay if config.model_type in DENSE_MODELS else None,
         "kind": DENSE if _is_dense_with_decay(config) else None,
         "published": ADAMW if _is_published(config) else None,
         "recipe": config.recipe,
@@ -494,20 +494,25 @@ def columns(folder: Path, config: TrainerConfig) -> dict[str, Any]:
 
 
 def _gates(rows: Sequence[Mapping[str, Any]], events: Events, config: TrainerConfig) -> dict[str, float]:
-    """Entropy over log heads and the largest use of a head: the larger of what they are when the run reaches 0.99 and at its
-    end, of a run that does not reach it the median after its start. Empty where they were not measured."""
+    """Entropy over log heads, the largest use of a head, and the number of paths: the least selective of what they are when
+    the run reaches 0.99 and at its end, of a run that does not reach it the median after its start. Empty where they were not
+    measured."""
     heads = config.n_heads if config.model_type == "routed" else config.routing_heads
-    if heads < 2 or "routing_entropy" not in rows[-1]:
+    if heads < 2 or "routing_paths" not in rows[-1]:
         return {}
-    if events.grokked_99 is None:
-        of = [row for row in rows[1:] or rows if "routing_entropy" in row]
-        entropy, use = (median(row[name] for row in of) for name in ("routing_entropy", "routing_max_use"))
-    else:
-        of = [row for row in rows if row["epoch"] == events.grokked_99 or row is rows[-1]]
-        if not all("routing_entropy" in row for row in of):
-            return {}
-        entropy, use = (max(row[name] for row in of) for name in ("routing_entropy", "routing_max_use"))
-    return {"gate_entropy_share": entropy / math.log(heads), "gate_max_use": use}
+    grokked = events.grokked_99
+    of = (
+        [row for row in rows[1:] or rows if "routing_paths" in row]
+        if grokked is None
+        else [row for row in rows if row["epoch"] == grokked or row is rows[-1]]
+    )
+    if not all("routing_paths" in row for row in of):
+        return {}
+    entropy, use, paths = (
+        (median if grokked is None else least_selective)(row[f"routing_{name}"] for row in of)
+        for name, least_selective in (("entropy", max), ("max_use", max), ("paths", min))
+    )
+    return {"gate_entropy_share": entropy / math.log(heads), "gate_max_use": use, "gate_paths": paths}
 
 
 AT_EVENTS = (
