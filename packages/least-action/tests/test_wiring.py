@@ -92,7 +92,7 @@ def test_a_value_that_is_missing_or_not_positive_is_read_as_it_is(broken, tmp_pa
         assert found["restricted_loss_grokked"] == 1 / 5
     at_once = [row | {"train_acc": row["test_acc"]} for row in grokking()]
     found = columns(folder_of(tmp_path / "run", at_once), TRANSFORMER)
-    assert (found["memorised"], found["grokked_99"], found["delay_ratio"]) == (40, 40, 1)
+    assert (found["memorised"], found["grokked_99"], found["memorised_by"]) == (40, 40, 40)
     assert not found["memorises_first"]
 
 
@@ -104,7 +104,7 @@ def test_the_columns_of_a_run_that_groks(tmp_path):
     at_grokking |= {"restricted_acc": 0.97, "excluded_acc": 0.02}
     found = columns(folder_of(tmp_path / "run", rows), config)
     expected = {
-        "time": 40, "last_epoch": 80, "delay_ratio": 2.0, "grokked": True, "censored": False, "has_memorised": True,
+        "time": 40, "last_epoch": 80, "memorised_by": 20, "grokked": True, "censored": False, "has_memorised": True,
         "new_at_memorised": 0.05, "test_at_memorised": 0.0, "restricted_acc_grokked": 0.97, "excluded_acc_grokked": 0.02,
         "highest_new_accuracy": 0.06, "has_plateau": True,
         "train_acc": 0.995, "test_acc": 0.991, "train_loss": 0.3, "test_loss": 0.4, "kind": DENSE, "decay": "runs with it",
@@ -118,14 +118,13 @@ def test_the_columns_of_a_run_that_does_not(tmp_path):
     rows = [row | {"test_acc": 0.3} for row in grokking(restricted_acc=0.9, excluded_acc=0.1)]
     found = columns(folder_of(tmp_path / "run", rows), replace(TRANSFORMER, weight_decay=0.0))
     assert (found["time"], found["grokked"], found["censored"], found["has_memorised"]) == (80, False, True, True)
-    assert found["delay_ratio"] == 4  # at least: it is censored
     assert found["decay"] == "runs without weight decay"
     assert not {"kind", "published", "restricted_acc_grokked", "excluded_acc_grokked", "stable", "weight_hessian_trace_grokked"} & found.keys()  # fmt: skip
     never = columns(folder_of(tmp_path / "run", [row | {"train_acc": 0.5} for row in rows]), TRANSFORMER)
-    assert (never["has_memorised"], never["not_memorised"], never["delay_ratio"]) == (False, True, 1)
+    assert (never["has_memorised"], never["not_memorised"], never["memorised_by"]) == (False, True, 80)
     assert "plateau" not in never and found["plateau"]
     unmemorised = columns(folder_of(tmp_path / "run", [row | {"train_acc": 0.5} for row in grokking()]), TRANSFORMER)
-    assert (unmemorised["delay_ratio"], unmemorised["plateau"]) == (0.5, False)  # at most: it may memorise later
+    assert (unmemorised["memorised_by"], unmemorised["plateau"]) == (80, False)  # at most: it may memorise later
 
 
 def test_stability_begins_at_99_of_100_and_at_20_evaluations(tmp_path):
@@ -227,7 +226,7 @@ def test_each_claim_reads_its_own_column():
     at_grokking = dict(zip(MEASURED_AT_EVENTS, (2.0, 3.0, 5.0, 7.0, 11.0), strict=False))
     values = {
         **{f"{name}_memorised": 1.0 for name in at_grokking}, **{f"{name}_grokked": x for name, x in at_grokking.items()},
-        "memorises_first": True, "delay_ratio": 13.0, "delay_rounding": 0.1, "not_memorised": False,
+        "memorises_first": True, "time": 26.0, "memorised_by": 2.0, "eval_every": 1, "not_memorised": False,
     }  # fmt: skip
     runs = [values | {"run": f"r{s}", "seed": s, "kind": DENSE, "published": ADAMW, "censored": False, "grokked": s > 0, "stable": s > 1, "training": f"t{s}", "plateau": s > 2, "keys_removed": s != 1, "keys_kept": s == 1} for s in range(4)]  # fmt: skip
     table = pd.DataFrame(runs)

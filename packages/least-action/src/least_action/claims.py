@@ -237,7 +237,7 @@ CLAIMS = (
     Claim(
         "delay", "Test accuracy reaches 0.99 ten times later than training accuracy does", POWER,
         "10 times or more (AdamW)", "times, time to generalise over time to memorise",
-        geometric_mean("delay_ratio", ADAMW, of="published", censored="censored", rounding="delay_rounding", by=TRAINING, capped="not_memorised")
+        geometric_mean("time", ADAMW, of="published", censored="censored", by=TRAINING, capped="not_memorised", over="memorised_by", grid="eval_every")
         .given(MEMORISED=MEMORISED, GROKKED=GROKKED).from_units(LEAST_UNITS), above=10.0,
     ),
     Claim(
@@ -470,11 +470,7 @@ def columns(folder: Path, config: TrainerConfig) -> dict[str, Any]:
         **{name: last[name] for name in ("train_acc", "test_acc", "train_loss", "test_loss")},
     }
     # A run that never memorised would have done so later than at its end: then the ratio is an upper bound.
-    at_memorised = events.last_epoch if events.memorised is None else events.memorised
-    values["delay_ratio"] = time / max(1, at_memorised)
-    # Either time is known to a step between evaluations, which is uniform: its standard deviation is step / sqrt(12).
-    relative = [config.eval_every / max(config.eval_every, row_epoch) for row_epoch in (time, at_memorised)]
-    values["delay_rounding"] = math.hypot(*relative) / math.sqrt(12)
+    values["memorised_by"] = max(1, events.last_epoch if events.memorised is None else events.memorised)
     held = held_from_first_touch(rows)
     if held:
         values["held_from_touch"] = sum(held) / len(held)
