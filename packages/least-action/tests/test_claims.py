@@ -52,9 +52,9 @@ def history(config, time, memorised=80, at_memorised=0.02, ratios=0.5, excluded=
     memorised, time = (None if x is None else x // every * every for x in (memorised, time))
     ends = config.epochs
     if time is not None and config.stop_after_grok is not None:
-        ends = min(ends, time + max(config.stop_after_grok, every * (config.event_window - 1)))
+        ends = min(ends, time + every * max(-(-config.stop_after_grok // every), config.event_window))
     rows = []
-    for epoch in range(0, ends + 1, every):
+    for epoch in (*range(0, ends, every), ends):
         reached = time is not None and epoch >= time
         falls = reached and not holds and epoch >= time + every * config.event_window
         row = {
@@ -233,7 +233,7 @@ def test_one_run_decides_no_claim_and_is_asked_none(name, tmp_path):
 
     path = Path(str(resources.files("least_action"))) / "configs" / f"{name}.yaml"
     config = TrainerConfig(**check_types(TrainerConfig, read_yaml(path)))
-    assert fabricate(STUDY, "train", config, tmp_path / "one", lambda job: Outcome(history(job.config, 900)[:2])) == {}
+    assert fabricate(STUDY, "train", config, tmp_path / "one", lambda job: Outcome(history(job.config, 900))) == {}
 
 
 def test_arms_that_differ_in_more_than_what_is_compared_are_no_pair(tmp_path):
@@ -690,12 +690,14 @@ def test_a_share_of_runs_that_get_there_is_of_their_budget(tmp_path):
 
 
 def lost_for(rows, first, last):
+    """Of rows up to the last epoch: a run that loses it within the window goes on."""
     return edited(rows, test_acc=lambda row: 0.4 if first <= row["epoch"] < last else row["test_acc"])
 
 
 def test_a_run_that_touches_it_and_loses_it_is_not_stable(tmp_path):
     def for_good(job):
-        return lost_for(history(job.config, 150), 190, 10**6) if job.config.seed < 4 else history(job.config, 150)
+        rows = history(replace(job.config, stop_after_grok=None), 150)
+        return lost_for(rows, 190, 10**6) if job.config.seed < 4 else rows
 
     folder = tmp_path / "good"
     four = judge(folder, shipped("full"), for_good)["stability"]
@@ -706,7 +708,7 @@ def test_a_run_that_touches_it_and_loses_it_is_not_stable(tmp_path):
     assert "Of the 10 that went on long enough" in note and "6 stayed there" in note
 
     def for_a_while(job):
-        return lost_for(history(job.config, 150), 180, 350)
+        return lost_for(history(replace(job.config, stop_after_grok=None), 150), 180, 350)
 
     assert judge(tmp_path / "while", shipped("full"), for_a_while)["stability"]["verdict"] == "refuted"
 
@@ -853,6 +855,9 @@ def test_epochs_beyond_the_configurations_do_not_count(tmp_path):
     [
         (lambda rows: [row for row in rows for _ in range(5)], "its steps do not increase"),
         (lambda rows: [*rows[:-1], {k: v for k, v in rows[-1].items() if k != "test_loss"}], "lacks test_loss"),
+        (lambda rows: rows[:-3], "every 10 epochs up to 400, and they differ from that at epoch 380"),
+        (lambda rows: [row for row in rows if not 20 < row["epoch"] < 60], "differ from that at epoch 30"),
+        (lambda rows: [*rows[:7], rows[6] | {"epoch": 65, "step": 65}, *rows[7:]], "differ from that at epoch 65"),
     ],
 )  # fmt: skip
 def test_a_run_with_damaged_rows_is_missing_with_the_reason(damage, why, tmp_path):
@@ -864,6 +869,25 @@ def test_a_run_with_damaged_rows_is_missing_with_the_reason(damage, why, tmp_pat
     assert why in read_record(STUDY, folder).missing["sphere_s2"]
     assert judged["curvature"]["verdict"] == "not run" and "not finished: sphere_s2" in judged["curvature"]["why"]
     assert judged["generalises"]["verdict"] == "inconclusive"
+
+
+@pytest.mark.parametrize("epochs", [395, 400])
+def test_every_way_in_which_a_run_ends_leaves_all_of_its_evaluations(epochs, tmp_path):
+    """At its epochs, on the grid of evaluations or not, some time after 0.99, and with epochs beyond the configuration's."""
+    base = TrainerConfig(**{**shipped("quick").base, "epochs": epochs, "stop_after_grok": 45})
+
+    def read(config, time):
+        folder = tmp_path / f"{config.epochs}_{time}"
+        folder.mkdir()
+        rows = history(config, time)
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return rows, events.read_history(folder, base)
+
+    for time, end in ((None, epochs), (150, 200), (370, epochs)):
+        rows, found = read(base, time)
+        assert found == rows and rows[-1]["epoch"] == end
+    _, found = read(replace(base, epochs=epochs + 100), None)
+    assert found[-1]["epoch"] == epochs // 10 * 10
 
 
 def test_runs_of_one_split_say_so(tmp_path):

@@ -18,7 +18,7 @@ import least_action.figures as figures
 import least_action.metrics.training as measuring
 import least_action.report as reporting
 import least_action.train as loop
-from least_action.claims import ADAMW, CLAIMS, DENSE, SELECTIVE, columns
+from least_action.claims import ADAMW, CLAIMS, DENSE, SELECTIVE, columns as columns_of
 from least_action.config import SweepConfig, TrainerConfig
 from least_action.data import batches, create_dataset
 from least_action.events import Events, find_events, held_from_first_touch, last_epoch, may_begin
@@ -47,6 +47,11 @@ TRANSFORMER = TrainerConfig(p=7, model_type="transformer", weight_decay=1.0, eve
 
 
 # ---------------------------------------------------------------------------------------------------------- the claims
+def columns(folder, config):
+    """Of a run whose epochs are those of its rows."""
+    return columns_of(folder, replace(config, epochs=read_rows(folder / "metrics.jsonl")[-1]["epoch"]))
+
+
 def folder_of(path, rows):
     path.mkdir(exist_ok=True)
     (path / "metrics.jsonl").write_text("".join(json.dumps({"step": row["epoch"], **row}) + "\n" for row in rows))
