@@ -108,6 +108,16 @@ def test_a_finished_run_whose_rows_end_before_its_results_is_missing(tmp_path):
     assert "its last step is 8 and that of results.json 59; restore it" in record.missing["momentum_s1"]
 
 
+def test_a_finished_run_with_a_row_that_is_none_is_missing(tmp_path):
+    """No run writes NaN, which would compare as smaller than anything."""
+    folder = tmp_path / "run"
+    fabricate(toy.STUDY, "sweep", SWEEP, folder, outcome)
+    log = folder / "momentum_s1" / "metrics.jsonl"
+    log.write_text(log.read_text().replace('"loss": 1.0', '"loss": NaN', 1))
+    verdicts, record = states(folder)
+    assert verdicts["sooner"] == "not run" and "line 1 is no row of metrics" in record.missing["momentum_s1"]
+
+
 def test_runs_that_were_struck_from_the_manifest_are_read_and_runs_beside_the_plan_are_not(tmp_path):
     folder = tmp_path / "run"
 

@@ -94,7 +94,9 @@ def geometric_mean(
         units = parts.groupby(chosen[by]).mean().map(math.exp)
         enough(len(units), f"{by}s{_of(arm)} with a positive {metric}")
         steps = [(step, step) for step in chosen.groupby(by)[grid].max()] if grid else []
-        interval = ratio_interval(list(units.itertuples(index=False)), at_least=count > 0, at_most=above > 0, steps=steps)
+        interval = ratio_interval(
+            list(units.itertuples(index=False)), at_least=count > 0, at_most=above > 0, steps=steps
+        )
         bounds = _censored(count, len(chosen))
         if above:
             bounds += f" Of {above} of {len(chosen)} the value is only an upper bound ({capped})."
