@@ -278,11 +278,14 @@ def test_the_report_of_a_fabricated_sweep_says_what_its_claims_say(tmp_path):
 def test_the_answer_is_worded_by_its_verdicts():
     decay = ["runs without weight decay"] * 6 + ["runs with it"] * 6
     kind = [None] * 6 + [claims_module.DENSE] * 6
-    runs = pd.DataFrame({"decay": decay, "kind": kind, "grokked": [False] * 6 + [True] * 6, "epochs": 600})
+    runs = pd.DataFrame(
+        {"decay": decay, "kind": kind, "grokked": [False] * 6 + [True] * 6, "epochs": 600, "training": range(12)}
+    )
+    runs["has_plateau"] = runs["training"] < 10
     ids = ("generalises", "plateau", "weight_decay", "routing")
     answers = [sweep_answer(claims, runs) for claims in every_verdict(*ids)]
     assert answers[0] == (
-        "With weight decay the network comes to generalise (250% of runs within 600 epochs), after a plateau in 12 of 5: these "
+        "With weight decay the network comes to generalise (250% of runs within 600 epochs), after a plateau in 4 of 6: these "
         "grok. Weight decay speeds this up 2.5 times (0 of 6 runs without it got there); routing slows it 2.5 times."
     )
     assert all(len(answer.split()) <= 55 and "None" not in answer for answer in answers)
@@ -302,7 +305,24 @@ def test_the_answer_is_worded_by_its_verdicts():
     assert sweep_answer(tasks, runs) == (
         "It comes to generalise on addition within 600 epochs; it does not on division within 600 epochs. The optimizer Muon is not faster than AdamW."
     )
+    longer = runs.assign(operation=["add"] * 6 + ["divide"] * 6, epochs=[600] * 6 + [2000] * 6)
+    assert "on addition within 600 epochs; it does not on division within 2,000 epochs." in sweep_answer(tasks, longer)
     assert sweep_answer([], runs) == "6 of 12 runs came to generalise."
+
+
+def test_those_that_grok_are_of_those_that_generalise(tmp_path):
+    """Of twenty that memorise, five have a plateau and never get there."""
+
+    def rows_of(job):
+        seed = job.config.seed
+        return history(job.config, 150 if seed < 15 else None, at_memorised=0.4 if 10 <= seed < 15 else 0.02)
+
+    quick, folder = shipped("quick"), tmp_path / "run"
+    judged = judge(folder, SweepConfig(base=quick.base, arms={"sphere": quick.arms["sphere"]}, seeds=20), rows_of)
+    assert (judged["plateau"]["verdict"], judged["plateau"]["n"]) == ("supported", 20)
+    assert "after a plateau in 10 of 15: these grok." in sweep_answer(
+        [*judged.values()], read_record(STUDY, folder).table
+    )
 
 
 # --------------------------------------------------------------------------------------- runs that failed or are few
