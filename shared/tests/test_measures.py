@@ -253,6 +253,17 @@ def test_a_share_holds_whatever_runs_that_failed_would_have_shown():
     none = verdict(share("good", "a"), lost(runs_that_pass(3, good=False), failed=three_lost), above=0.5)
     assert (none["verdict"], none["measured"]) == ("inconclusive", 0.0)  # three of six may have passed
     assert none["interval95"] == [0.0, share_interval(3, 6).high]
+    by_name = runs_that_pass(6).assign(
+        training=lambda t: t["run"]
+    )  # which the record gives of runs that are done alone
+    for which, n in (("failed", 12), ("unfinished", 6)):
+        six_lost = lost(by_name, **{which: [(f"s{i}", "a") for i in range(6, 12)]})
+        unknown = verdict(share("good", "a", by="training"), six_lost, above=0.5)
+        assert (unknown["verdict"], unknown["n"], unknown["interval95"][0]) == (
+            "inconclusive",
+            n,
+            share_interval(6, 12).low,
+        )
     by_seed_ = verdict(share("good", "a", by="seed"), lost(runs_that_pass(7), failed=[("s6", "a")]), above=0.5)
     assert (by_seed_["measured"], by_seed_["n"]) == (6 / 7, 7)
 

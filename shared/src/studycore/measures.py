@@ -54,8 +54,9 @@ def share(metric: str, arm: Hashable = None, of: str = "arm", by: str = "run") -
             chosen = table.reindex(columns=[*{*table.columns, by, metric}])[:0]
         passed = chosen.groupby(by)[metric].all()
         fail = set(passed.index[~passed.astype(bool)])
-        lost = {run[by] for run in failed if by in run} - fail
-        still_open = {run[by] for run in unfinished if by in run} - fail - lost
+        # One of which the record does not say the unit, as of an older folder, is a unit of its own.
+        lost, still_open = ({run.get(by, ("run", run["run"])) for run in runs} - fail for runs in (failed, unfinished))
+        still_open -= lost
         passing = set(passed.index) - fail - lost - still_open
         k, n = len(passing), len(passing) + len(fail) + len(lost)
         if not n:
