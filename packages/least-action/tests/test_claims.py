@@ -395,14 +395,18 @@ def test_runs_that_reach_it_before_they_memorise_are_left_out_and_counted(tmp_pa
     )
     for name in ("curvature", "restricted_loss", "excluded_loss"):
         assert (reversed_[name]["verdict"], reversed_[name]["measured"]) == ("not run", None)
-        assert "Left out of 6 runs that reached 0.99: 6 did not memorise before." in reversed_[name]["why"]
+        assert "Left out of 6 runs: 6 did not memorise before." in reversed_[name]["why"]
 
     def some(job):
         return history(job.config, 150, memorised=(80, 150, 190)[max(0, job.config.seed - 3)], ratios=0.5)
 
     claim = judge(tmp_path / "some", shipped("quick"), some)["curvature"]
     assert (claim["verdict"], claim["n"]) == ("supported", 4)
-    assert "2 did not memorise before." in claim["why"]
+    assert "Left out of 6 runs: 2 did not memorise before." in claim["why"]
+    few = judge(
+        tmp_path / "few", shipped("full"), lambda job: history(job.config, 150 if job.config.seed < 3 else None)
+    )
+    assert "Left out of 10 runs: 7 never held 0.99." in few["curvature"]["why"]
 
 
 # --------------------------------------------------------------------------------------------------------- routing
@@ -600,6 +604,7 @@ def test_accuracy_without_key_frequencies_is_not_asked_where_chance_is_as_high()
         return {claim.id for claim in claims("sweep", SweepConfig(base=base, arms={"sphere": {}}, seeds=6))}
 
     assert "keys_removed" in asked(59) and {"keys_removed", "keys_kept"} & asked(17) == {"keys_kept"}
+    assert "plateau" in asked(23) and "plateau" not in asked(19)  # which can't stay below 0.1 where chance is near it
 
 
 def test_weight_decay_is_compared_in_dense_runs_alone(tmp_path):

@@ -50,7 +50,7 @@ ENTROPY_SHARE, MAX_USE = 0.5, 0.9
 heaviest heads of different inputs differ: gates that are the same for every input route nothing."""
 KEPT, REMOVED = 0.95, 0.05
 """Accuracy of the key frequencies alone, and without them, that counts as kept and as removed: chance is below 0.01 at p = 113. Nothing is asked of accuracies
-without them where chance, 1 / p, is more than half of that."""
+without them where chance, 1 / p, is more than half of that, and nothing of the plateau where it is more than half of its."""
 UNITS_OF_A_SHARE = 6
 """Trainings with which the exact interval of a share can lie above or below one half."""
 LEAST_UNITS = 3
@@ -103,10 +103,15 @@ def _stable_runs() -> Measure:
         untold = own[own["stable"].isna()]
         never = int(untold["crossed_99"].isna().sum()) if "crossed_99" in untold else len(untold)
         reasons = {f"never had {GROKKED:g}": never, "had it too late to tell": len(untold) - never}
-        left_out = ", ".join(f"{count} {reason}" for reason, count in reasons.items() if count)
-        return interval, how + (f" Left out of {len(own)} runs: {left_out}." if left_out else "")
+        return interval, how + _left_out(len(own), reasons)
 
     return Measure(plain.text, compute)
+
+
+def _left_out(runs: int, reasons: Mapping[str, int]) -> str:
+    """ "" or the sentence on how many of the runs are left out, for each of the reasons."""
+    counted = ", ".join(f"{count} {reason}" for reason, count in reasons.items() if count)
+    return f" Left out of {runs} runs: {counted}." if counted else ""
 
 
 def _share_of_known(metric: str, of: str = "") -> Measure:
@@ -152,10 +157,10 @@ SELECTIVE = _selective_gates()
 def _from_memorising_to_grokking(column: str) -> Measure:
     """A metric at the evaluation at which a run grokked over the same at which it had memorised before.
 
-    Runs that did not memorise first are counted and left out; one that did and lacks a value, as one that was infinite, leaves
-    it not run. Where a value is not positive there
-    is no ratio: then it is the median, over runs, of one plus the difference over the larger magnitude, which is the
-    ratio where a positive value falls and lies below 1 whenever it falls; so that the signs of the changes decide.
+    Runs that did not reach it, or did not memorise first, are counted and left out; one that did both and lacks a value, as
+    one that was infinite, leaves it not run. Where a value is not positive there is no ratio: then it is the median, over
+    runs, of one plus the difference over the larger magnitude, which is the ratio where a positive value falls and lies below
+    1 whenever it falls; so that the signs of the changes decide.
     """
 
     def compute(table: "DataFrame") -> tuple[Interval, str]:
@@ -165,12 +170,11 @@ def _from_memorising_to_grokking(column: str) -> Measure:
         ordered = reached[reached["memorises_first"].astype(bool)]
         wanted = [f"{column}_memorised", f"{column}_grokked"]
         values = ordered.reindex(columns=wanted).astype(float).groupby(ordered[TRAINING]).mean()
-        others = len(reached) - len(ordered)
-        left_out = (
-            f" Left out of {len(reached)} runs that reached {GROKKED:g}: {others} did not memorise before."
-            if others
-            else ""
-        )
+        reasons = {
+            f"never held {GROKKED:g}": len(own) - len(reached),
+            "did not memorise before": len(reached) - len(ordered),
+        }
+        left_out = _left_out(len(own), reasons)
         if lacking := int(values.isna().any(axis=1).sum()):
             raise NotRun(
                 f"Needs {column} at both events of the {len(values)} trainings that memorise before they reach {GROKKED:g}; "
@@ -376,7 +380,7 @@ def _is_asked(claim: str, runs: Sequence[TrainerConfig]) -> bool:
         return any(map(_may_show_stability, dense))
     if claim.startswith("curvature"):
         return all(run.compute_weight_curvature for run in dense)
-    if claim == "keys_removed" and 1 / dense[0].p > REMOVED / 2:
+    if 1 / dense[0].p > {"keys_removed": REMOVED, "plateau": PLATEAU}.get(claim, math.inf) / 2:
         return False
     if claim == "delay":
         return any(map(_is_published, runs))
