@@ -358,12 +358,19 @@ def test_two_runs_decide_nothing(tmp_path):
 def test_times_are_known_to_a_step_of_the_evaluations(tmp_path):
     """All six pairs one step apart, at 20 over 30 epochs: the grid may have made that."""
     base = {**shipped("quick").base, "event_window": 1}
-    config = SweepConfig(base=base, arms=shipped("quick").arms, seeds=3)
+    config = SweepConfig(base=base, arms=shipped("quick").arms, seeds=6)
     judged = judge(
         tmp_path / "run", config, lambda job: history(job.config, 30 if job.arm == "sphere_routed" else 20, memorised=0)
     )
     assert judged["routing"]["verdict"] == "inconclusive"
     assert judged["routing"]["measured"] == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize(("seeds", "verdict"), [(5, "not run"), (6, "refuted")])
+def test_a_ratio_of_times_is_not_judged_by_fewer_than_six_pairs(seeds, verdict, tmp_path):
+    config = SweepConfig(base=shipped("quick").base, arms=shipped("quick").arms, seeds=seeds)
+    judged = judge(tmp_path / "run", config, lambda job: history(job.config, 150 if job.arm == "sphere" else 100))
+    assert {judged[name]["verdict"] for name in ("weight_decay", "routing", "routing_fourfold")} == {verdict}
 
 
 # ------------------------------------------------------------------------------------------- from memorising to grokking
@@ -456,7 +463,7 @@ def test_runs_that_differ_in_more_than_the_seed_are_not_taken_together():
 CONSTANTS = {
     "STABLE": {"stability"}, "LEAST_EVALUATIONS": {"stability"}, "MAX_USE": {"routing", "routing_fourfold"},
     "ENTROPY_SHARE": {"routing", "routing_fourfold"},
-    "LEAST_UNITS": {"routing", "weight_decay", "curvature", "delay", "muon"}, "PLATEAU": {"plateau"},
+    "LEAST_UNITS": {"curvature", "delay"}, "UNITS_OF_A_SHARE": {"routing", "weight_decay", "muon"}, "PLATEAU": {"plateau"},
     "REMOVED": {"keys_removed"}, "KEPT": {"keys_kept"},
     "GROKKED": {claim.id for claim in CLAIMS} - {"plateau"},
     "MEMORISED": {"plateau", "delay", "curvature", "excluded_loss"},
