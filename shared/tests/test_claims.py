@@ -230,7 +230,12 @@ def test_an_answer_says_a_claim_by_its_verdict_and_nothing_of_what_is_not_asked(
     ]  # fmt: skip
     assert said([judged_as("a", "supported", bound="at least")], "a", wording) == "it helps at least 2.5 times"
     assert said([judged_as("b", "supported")], "a", wording) == ""
+    added = [{**claims[0], "registered": False} for claims in every_verdict("a")]
+    assert [said([claim], "a", wording) for claim in added] == [
+        "it helps 2.5 times (exploratory)", "it harms (exploratory)", "it stays open (exploratory)", "it was not run",
+    ]  # fmt: skip
     share = Wording("in {k} of {n}", "", "", "")
+    assert said([{**judged_as("a", "refuted"), "registered": False}], "a", share) == ""
     assert said([judged_as("a", "supported", 0.6)], "a", share) == "in 3 of 5"
     assert sentences(["", "one thing", "another"], [""], ["a third"]) == "One thing; another. A third."
     several = [judged_as("a", "supported"), judged_as("b", "refuted"), judged_as("c", "supported")]
@@ -238,3 +243,5 @@ def test_an_answer_says_a_claim_by_its_verdict_and_nothing_of_what_is_not_asked(
     assert said_of(several, {"a": "add", "b": "divide", "c": "subtract", "d": "none"}, wording) == [
         "add and subtract hold", "divide fail",
     ]  # fmt: skip
+    several[2]["registered"] = False
+    assert said_of(several, {"a": "add", "c": "subtract"}, wording) == ["add and subtract (exploratory) hold"]

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from studycore.claims import Claim, as_stored, judge_all
+from studycore.claims import Claim, NotRun, as_stored, judge_all
 from studycore.measures import (
     at_least,
     by_seed,
@@ -163,6 +163,17 @@ def test_a_condition_says_what_is_not_met():
     assert at_least("x", 50, "a").unmet(made).startswith("Needs runs of a with x 50 or more; the smallest is ")
 
 
+def test_a_condition_is_not_left_to_the_runs_that_are_done_and_have_the_metric():
+    one_has_it = table().assign(x=lambda t: t["x"].where(t["run"] == "0"))
+    lacking = at_least("x", 5, "a").unmet(one_has_it)
+    assert lacking == f"Needs x of all {SEEDS * EACH} runs of a; {SEEDS * EACH - 1} are done and lack it."
+    for which in ("failed", "unfinished"):
+        gone = lost(table(), **{which: [("s8", "a")]})
+        with pytest.raises(NotRun, match="1 are missing"):
+            at_least("x", 5, "a").unmet(gone)
+        assert at_least("x", 5, "b").unmet(gone) == ""
+
+
 def test_the_text_names_whatever_changes_the_figure():
     """claims.json keeps it, and another text is another measure."""
     texts = [
@@ -242,6 +253,17 @@ def test_a_share_holds_whatever_runs_that_failed_would_have_shown():
     none = verdict(share("good", "a"), lost(runs_that_pass(3, good=False), failed=three_lost), above=0.5)
     assert (none["verdict"], none["measured"]) == ("inconclusive", 0.0)  # three of six may have passed
     assert none["interval95"] == [0.0, share_interval(3, 6).high]
+    by_name = runs_that_pass(6).assign(
+        training=lambda t: t["run"]
+    )  # which the record gives of runs that are done alone
+    for which, n in (("failed", 12), ("unfinished", 6)):
+        six_lost = lost(by_name, **{which: [(f"s{i}", "a") for i in range(6, 12)]})
+        unknown = verdict(share("good", "a", by="training"), six_lost, above=0.5)
+        assert (unknown["verdict"], unknown["n"], unknown["interval95"][0]) == (
+            "inconclusive",
+            n,
+            share_interval(6, 12).low,
+        )
     by_seed_ = verdict(share("good", "a", by="seed"), lost(runs_that_pass(7), failed=[("s6", "a")]), above=0.5)
     assert (by_seed_["measured"], by_seed_["n"]) == (6 / 7, 7)
 
@@ -329,33 +351,38 @@ def test_a_geometric_mean_counts_units_and_not_runs_and_knows_upper_bounds():
     assert len({capped.text, geometric_mean("x", "a").text, geometric_mean("x", "a", by="training").text}) == 3
 
 
-def test_a_geometric_mean_is_known_to_its_rounding():
-    made = pd.DataFrame({"run": list("uvwxyz"), "arm": "a", "seed": range(6), "x": 9.5, "rounded": 0.15})
-    plain, rounded = geometric_mean("x", "a"), geometric_mean("x", "a", rounding="rounded")
-    assert verdict(plain, made, above=10.0)["verdict"] == "refuted" and plain.text != rounded.text
-    found = verdict(rounded, made, above=10.0)
-    assert found["verdict"] == "inconclusive"
-    half = 2.5705818 * 0.15 / 6**0.5
-    assert np.log(found["interval95"]) == pytest.approx([np.log(9.5) - half, np.log(9.5) + half])
-
-
-def test_times_that_are_tied_on_their_grid_are_not_certain():
-    """Six pairs of 160 over 150 epochs, looked at every 50: the step explains it. Every 1: it doesn't."""
+def test_times_on_a_grid_are_known_to_a_step():
+    """Every time is seen late, by up to a step: that is no noise, and shifts a ratio of all pairs alike."""
     made = pd.DataFrame(
         {"arm": list("ab") * 6, "seed": [s for s in range(6) for _ in "ab"], "time": [160.0, 150.0] * 6}
     )
-    for step, found in ((1, "supported"), (50, "inconclusive")):
-        on_grid = paired_ratio("time", "a", "b", grid="step")
+    on_grid = paired_ratio("time", "a", "b", grid="step")
+    for step, found in ((1, "supported"), (10, "inconclusive"), (50, "inconclusive")):
         claim = verdict(on_grid, made.assign(step=step), above=1.0)
-        assert claim["verdict"] == found
-        half = 2.5705818 * step / 12**0.5 * (160**-2 + 150**-2) ** 0.5 / 6**0.5
-        assert np.log(claim["interval95"]) == pytest.approx([np.log(160 / 150) - half, np.log(160 / 150) + half])
+        assert (claim["verdict"], claim["measured"]) == (found, pytest.approx(160 / 150))
+        assert claim["interval95"] == pytest.approx([(160 - step) / 150, 160 / (150 - step)])
     assert on_grid.text != paired_ratio("time", "a", "b").text
-    spread_out = made.assign(time=[160.0, 100.0, 160.0, 200.0] * 3)
-    plain, floored = (
-        verdict(m, spread_out.assign(step=10), above=1.0) for m in (paired_ratio("time", "a", "b"), on_grid)
-    )
-    assert plain["interval95"] == floored["interval95"]  # the pairs differ by more than a step
+    # The interval of the seeds is added to that.
+    spread = made.assign(time=[160.0, 100.0, 160.0, 200.0] * 3, step=10)
+    low, high = verdict(on_grid, spread, above=1.0)["interval95"]
+    ends = [verdict(paired_ratio("time", "a", "b"), spread.assign(time=spread["time"] - [x, y] * 6), above=1.0)["interval95"]
+            for x, y in ((10, 0), (0, 10))]  # fmt: skip
+    assert (low, high) == pytest.approx((ends[0][0], ends[1][1]))
+    # A time that may be 0 leaves no end on its side.
+    for times, bound in (([9.0, 5.0], "at least"), ([5.0, 90.0], "at most"), ([5.0, 5.0], "unknown")):
+        early = verdict(on_grid, made.assign(time=times * 6, step=5), above=1.5)
+        assert (early["bound"], early["verdict"]) == (bound, "refuted" if bound == "at most" else "inconclusive")
+
+
+def test_a_ratio_of_times_within_runs_is_known_to_a_step():
+    made = pd.DataFrame({"run": list("uvwxyz"), "arm": "a", "seed": range(6), "late": 400.0, "early": 50.0, "step": 50})
+    plain, on_grid = (geometric_mean("late", "a", over="early", grid=grid) for grid in ("", "step"))
+    assert verdict(plain, made, above=10.0)["verdict"] == "refuted" and plain.text != on_grid.text
+    found = verdict(on_grid, made, above=10.0)  # 400 over an event at epoch 26, say, is 15
+    assert (found["verdict"], found["bound"], found["measured"]) == ("inconclusive", "at least", pytest.approx(8.0))
+    found = verdict(on_grid, made.assign(early=80.0), above=10.0)
+    assert found["interval95"] == pytest.approx([350 / 80, 400 / 30]) and found["verdict"] == "inconclusive"
+    assert verdict(on_grid, made.assign(early=100.0), above=10.0)["verdict"] == "refuted"
 
 
 def test_a_measure_can_ask_for_more_units():

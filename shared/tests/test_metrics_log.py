@@ -6,7 +6,7 @@ import os
 import pytest
 from pyarrow import parquet
 
-from studycore.errors import UserError
+from studycore.errors import DamagedRun
 from studycore.metrics_log import MetricsLog, read_rows, write_parquet
 
 ROWS = [
@@ -131,12 +131,15 @@ def test_reading_while_a_row_is_being_written(log):
     assert read_rows(log.path) == [*ROWS, {"step": 30, "loss": 3}]
 
 
-@pytest.mark.parametrize("line", ["{", "3", '{"loss": 1}', '{"step": "x"}', "", "\x00"])
+NOT_FINITE = ('{"step": 10, "loss": NaN}', '{"step": 10, "loss": -Infinity}')
+
+
+@pytest.mark.parametrize("line", ["{", "3", '{"loss": 1}', '{"step": "x"}', "", "\x00", *NOT_FINITE])
 def test_a_damaged_line_is_named(log, line):
     lines = log.path.read_text().splitlines()
     lines[1] = line
     log.path.write_text("\n".join(lines) + "\n")
-    with pytest.raises(UserError, match=r"metrics.jsonl: line 2 is no row of metrics"):
+    with pytest.raises(DamagedRun, match=r"metrics.jsonl: line 2 is no row of metrics"):
         read_rows(log.path)
 
 

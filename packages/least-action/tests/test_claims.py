@@ -46,15 +46,15 @@ def shipped(name):
 
 
 def history(config, time, memorised=80, at_memorised=0.02, ratios=0.5, excluded=3.0, holds=True, entropy=0.3, use=0.4,
-            kept=1.0, removed=0.01):  # fmt: skip
+            paths=4, kept=1.0, removed=0.01):  # fmt: skip
     """Rows of a run that memorises and reaches 0.99 at these epochs (None: never), as long as its configuration lets it be."""
     every, jitter = config.eval_every, 1 + 0.01 * (config.seed % 7)
     memorised, time = (None if x is None else x // every * every for x in (memorised, time))
     ends = config.epochs
     if time is not None and config.stop_after_grok is not None:
-        ends = min(ends, time + max(config.stop_after_grok, every * (config.event_window - 1)))
+        ends = min(ends, time + every * max(-(-config.stop_after_grok // every), config.event_window))
     rows = []
-    for epoch in range(0, ends + 1, every):
+    for epoch in (*range(0, ends, every), ends):
         reached = time is not None and epoch >= time
         falls = reached and not holds and epoch >= time + every * config.event_window
         row = {
@@ -72,7 +72,11 @@ def history(config, time, memorised=80, at_memorised=0.02, ratios=0.5, excluded=
     if config.model_type == "routed_transformer":
         for row in rows:
             if row["epoch"] == time or row is rows[-1]:
-                row |= {"routing_entropy": entropy * np.log(config.routing_heads) * jitter, "routing_max_use": use}
+                row |= {
+                    "routing_entropy": entropy * np.log(config.routing_heads) * jitter,
+                    "routing_max_use": use,
+                    "routing_paths": paths,
+                }
     return rows
 
 
@@ -100,6 +104,8 @@ def refuting(job):
     if c.weight_decay == 0 or c.model_type == "routed_transformer":
         time = 90 + 10 * (s % 3)
     keys = {"kept": 0.5 + 0.001 * s, "removed": 0.6 + 0.001 * s}
+    if c.recipe == "none":  # after the first evaluations: before them the delay has no upper end
+        keys["memorised"] = 150
     return history(c, time, at_memorised=0.4, ratios=2.0, excluded=0.5, holds=False, **keys)
 
 
@@ -181,7 +187,10 @@ def test_a_censored_slower_side_never_refutes(tmp_path):
     assert claim["verdict"] == "inconclusive"
 
 
-@pytest.mark.parametrize("gates", [{"entropy": 0.99, "use": 0.28}, {"entropy": 0.02, "use": 0.99}])
+# Gates of 0.6, 0.4, 0, 0 for every input are the last.
+@pytest.mark.parametrize(
+    "gates", [{"entropy": 0.99, "use": 0.28}, {"entropy": 0.02, "use": 0.99}, {"entropy": 0.48, "use": 0.6, "paths": 1}]
+)
 def test_routing_is_not_judged_where_nothing_is_routed(gates, tmp_path):
     judged = judge(tmp_path / "run", shipped("quick"), arms_of_quick(routed=(120, 130, 140), **gates))
     for name in ("routing", "routing_fourfold"):
@@ -224,7 +233,7 @@ def test_one_run_decides_no_claim_and_is_asked_none(name, tmp_path):
 
     path = Path(str(resources.files("least_action"))) / "configs" / f"{name}.yaml"
     config = TrainerConfig(**check_types(TrainerConfig, read_yaml(path)))
-    assert fabricate(STUDY, "train", config, tmp_path / "one", lambda job: Outcome(history(job.config, 900)[:2])) == {}
+    assert fabricate(STUDY, "train", config, tmp_path / "one", lambda job: Outcome(history(job.config, 900))) == {}
 
 
 def test_arms_that_differ_in_more_than_what_is_compared_are_no_pair(tmp_path):
@@ -269,11 +278,14 @@ def test_the_report_of_a_fabricated_sweep_says_what_its_claims_say(tmp_path):
 def test_the_answer_is_worded_by_its_verdicts():
     decay = ["runs without weight decay"] * 6 + ["runs with it"] * 6
     kind = [None] * 6 + [claims_module.DENSE] * 6
-    runs = pd.DataFrame({"decay": decay, "kind": kind, "grokked": [False] * 6 + [True] * 6, "epochs": 600})
+    runs = pd.DataFrame(
+        {"decay": decay, "kind": kind, "grokked": [False] * 6 + [True] * 6, "epochs": 600, "training": range(12)}
+    )
+    runs["has_plateau"] = runs["training"] < 10
     ids = ("generalises", "plateau", "weight_decay", "routing")
     answers = [sweep_answer(claims, runs) for claims in every_verdict(*ids)]
     assert answers[0] == (
-        "With weight decay the network comes to generalise (250% of runs within 600 epochs), after a plateau in 12 of 5: these "
+        "With weight decay the network comes to generalise (250% of runs within 600 epochs), after a plateau in 4 of 6: these "
         "grok. Weight decay speeds this up 2.5 times (0 of 6 runs without it got there); routing slows it 2.5 times."
     )
     assert all(len(answer.split()) <= 55 and "None" not in answer for answer in answers)
@@ -293,7 +305,24 @@ def test_the_answer_is_worded_by_its_verdicts():
     assert sweep_answer(tasks, runs) == (
         "It comes to generalise on addition within 600 epochs; it does not on division within 600 epochs. The optimizer Muon is not faster than AdamW."
     )
+    longer = runs.assign(operation=["add"] * 6 + ["divide"] * 6, epochs=[600] * 6 + [2000] * 6)
+    assert "on addition within 600 epochs; it does not on division within 2,000 epochs." in sweep_answer(tasks, longer)
     assert sweep_answer([], runs) == "6 of 12 runs came to generalise."
+
+
+def test_those_that_grok_are_of_those_that_generalise(tmp_path):
+    """Of twenty that memorise, five have a plateau and never get there."""
+
+    def rows_of(job):
+        seed = job.config.seed
+        return history(job.config, 150 if seed < 15 else None, at_memorised=0.4 if 10 <= seed < 15 else 0.02)
+
+    quick, folder = shipped("quick"), tmp_path / "run"
+    judged = judge(folder, SweepConfig(base=quick.base, arms={"sphere": quick.arms["sphere"]}, seeds=20), rows_of)
+    assert (judged["plateau"]["verdict"], judged["plateau"]["n"]) == ("supported", 20)
+    assert "after a plateau in 10 of 15: these grok." in sweep_answer(
+        [*judged.values()], read_record(STUDY, folder).table
+    )
 
 
 # --------------------------------------------------------------------------------------- runs that failed or are few
@@ -329,12 +358,19 @@ def test_two_runs_decide_nothing(tmp_path):
 def test_times_are_known_to_a_step_of_the_evaluations(tmp_path):
     """All six pairs one step apart, at 20 over 30 epochs: the grid may have made that."""
     base = {**shipped("quick").base, "event_window": 1}
-    config = SweepConfig(base=base, arms=shipped("quick").arms, seeds=3)
+    config = SweepConfig(base=base, arms=shipped("quick").arms, seeds=6)
     judged = judge(
         tmp_path / "run", config, lambda job: history(job.config, 30 if job.arm == "sphere_routed" else 20, memorised=0)
     )
     assert judged["routing"]["verdict"] == "inconclusive"
     assert judged["routing"]["measured"] == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize(("seeds", "verdict"), [(5, "not run"), (6, "refuted")])
+def test_a_ratio_of_times_is_not_judged_by_fewer_than_six_pairs(seeds, verdict, tmp_path):
+    config = SweepConfig(base=shipped("quick").base, arms=shipped("quick").arms, seeds=seeds)
+    judged = judge(tmp_path / "run", config, lambda job: history(job.config, 150 if job.arm == "sphere" else 100))
+    assert {judged[name]["verdict"] for name in ("weight_decay", "routing", "routing_fourfold")} == {verdict}
 
 
 # ------------------------------------------------------------------------------------------- from memorising to grokking
@@ -366,14 +402,18 @@ def test_runs_that_reach_it_before_they_memorise_are_left_out_and_counted(tmp_pa
     )
     for name in ("curvature", "restricted_loss", "excluded_loss"):
         assert (reversed_[name]["verdict"], reversed_[name]["measured"]) == ("not run", None)
-        assert "Left out of 6 runs that reached 0.99: 6 did not memorise before." in reversed_[name]["why"]
+        assert "Left out of 6 runs: 6 did not memorise before." in reversed_[name]["why"]
 
     def some(job):
         return history(job.config, 150, memorised=(80, 150, 190)[max(0, job.config.seed - 3)], ratios=0.5)
 
     claim = judge(tmp_path / "some", shipped("quick"), some)["curvature"]
     assert (claim["verdict"], claim["n"]) == ("supported", 4)
-    assert "2 did not memorise before." in claim["why"]
+    assert "Left out of 6 runs: 2 did not memorise before." in claim["why"]
+    few = judge(
+        tmp_path / "few", shipped("full"), lambda job: history(job.config, 150 if job.config.seed < 3 else None)
+    )
+    assert "Left out of 10 runs: 7 never held 0.99." in few["curvature"]["why"]
 
 
 # --------------------------------------------------------------------------------------------------------- routing
@@ -381,7 +421,7 @@ def test_routing_is_not_judged_where_gates_were_not_measured(tmp_path):
     def rows_of(job):
         rows = history(job.config, 300 if job.arm == "sphere_routed" else 140)
         if job.arm == "sphere_routed" and job.config.seed > 0:
-            for name in ("routing_entropy", "routing_max_use"):
+            for name in ("routing_entropy", "routing_max_use", "routing_paths"):
                 del rows[-1 if job.config.seed > 2 else 30][name]
         return rows
 
@@ -423,7 +463,7 @@ def test_runs_that_differ_in_more_than_the_seed_are_not_taken_together():
 CONSTANTS = {
     "STABLE": {"stability"}, "LEAST_EVALUATIONS": {"stability"}, "MAX_USE": {"routing", "routing_fourfold"},
     "ENTROPY_SHARE": {"routing", "routing_fourfold"},
-    "LEAST_UNITS": {"routing", "weight_decay", "curvature", "delay", "muon"}, "PLATEAU": {"plateau"},
+    "LEAST_UNITS": {"curvature", "delay"}, "UNITS_OF_A_SHARE": {"routing", "weight_decay", "muon"}, "PLATEAU": {"plateau"},
     "REMOVED": {"keys_removed"}, "KEPT": {"keys_kept"},
     "GROKKED": {claim.id for claim in CLAIMS} - {"plateau"},
     "MEMORISED": {"plateau", "delay", "curvature", "excluded_loss"},
@@ -571,6 +611,29 @@ def test_accuracy_without_key_frequencies_is_not_asked_where_chance_is_as_high()
         return {claim.id for claim in claims("sweep", SweepConfig(base=base, arms={"sphere": {}}, seeds=6))}
 
     assert "keys_removed" in asked(59) and {"keys_removed", "keys_kept"} & asked(17) == {"keys_kept"}
+    assert "plateau" in asked(23) and "plateau" not in asked(19)  # which can't stay below 0.1 where chance is near it
+
+
+def test_weight_decay_is_compared_in_dense_runs_alone(tmp_path):
+    """Routed runs of other routing settings, whose seeds are the same, would double the pairs and turn the verdict."""
+    quick = shipped("quick")
+    arms = {name: quick.arms[name] for name in ("sphere", "sphere_no_decay")}
+    for heads in (4, 8, 16):
+        routed = {**quick.arms["sphere_routed"], "n_heads": heads}
+        arms |= {f"with{heads}": routed, f"without{heads}": {**routed, "lambda_routing": 0.5, "weight_decay": 0.0}}
+
+    def rows_of(job):
+        times = {"sphere": 240, "sphere_no_decay": 200}
+        return history(
+            job.config, times.get(job.arm, 700 if "without" in job.arm else 300) + 10 * (job.config.seed % 3)
+        )
+
+    folder = tmp_path / "run"
+    claim = judge(folder, SweepConfig(base=quick.base, arms=arms, seeds=6), rows_of)["weight_decay"]
+    assert (claim["verdict"], claim["n"]) == ("refuted", 6)
+    table = read_record(STUDY, folder).table.query("seed == 0")
+    # A routed run of other routing settings is another training, and no partner.
+    assert (table["training"].nunique(), table["matched_but_for_decay"].nunique()) == (8, 7)
 
 
 def test_muon_is_compared_with_adamw_in_runs_that_differ_in_recipe_and_rate_alone():
@@ -586,12 +649,13 @@ def test_muon_is_compared_with_adamw_in_runs_that_differ_in_recipe_and_rate_alon
 
 @pytest.mark.parametrize(("memorised", "time"), [(100, 950), (50, 450)])
 def test_a_delay_is_known_to_a_step_of_the_evaluations(memorised, time, tmp_path):
-    """Every 50 epochs: a recorded 950 over 100 may be 15, so that ties below ten do not refute."""
+    """Every 50 epochs: a recorded 950 over 100 may be 18, and 450 over 50 anything above 8."""
     claim = judge(tmp_path / "run", shipped("classic"), lambda job: history(job.config, time, memorised=memorised))[
         "delay"
     ]
     assert (claim["verdict"], claim["n"]) == ("inconclusive", 10)
-    assert claim["interval95"][0] < claim["measured"] < 10 < claim["interval95"][1]
+    assert claim["interval95"][0] == pytest.approx((time - 50) / memorised) and claim["measured"] < 10
+    assert claim["bound"] == "at least" if memorised == 50 else claim["interval95"][1] == pytest.approx(950 / 50)
 
 
 def test_the_stability_says_how_many_runs_it_leaves_out(tmp_path):
@@ -658,12 +722,14 @@ def test_a_share_of_runs_that_get_there_is_of_their_budget(tmp_path):
 
 
 def lost_for(rows, first, last):
+    """Of rows up to the last epoch: a run that loses it within the window goes on."""
     return edited(rows, test_acc=lambda row: 0.4 if first <= row["epoch"] < last else row["test_acc"])
 
 
 def test_a_run_that_touches_it_and_loses_it_is_not_stable(tmp_path):
     def for_good(job):
-        return lost_for(history(job.config, 150), 190, 10**6) if job.config.seed < 4 else history(job.config, 150)
+        rows = history(replace(job.config, stop_after_grok=None), 150)
+        return lost_for(rows, 190, 10**6) if job.config.seed < 4 else rows
 
     folder = tmp_path / "good"
     four = judge(folder, shipped("full"), for_good)["stability"]
@@ -674,7 +740,7 @@ def test_a_run_that_touches_it_and_loses_it_is_not_stable(tmp_path):
     assert "Of the 10 that went on long enough" in note and "6 stayed there" in note
 
     def for_a_while(job):
-        return lost_for(history(job.config, 150), 180, 350)
+        return lost_for(history(replace(job.config, stop_after_grok=None), 150), 180, 350)
 
     assert judge(tmp_path / "while", shipped("full"), for_a_while)["stability"]["verdict"] == "refuted"
 
@@ -768,7 +834,7 @@ def test_runs_that_never_memorise_are_not_left_out_of_the_delay_and_the_plateau(
 def test_gates_are_read_when_a_run_gets_there_and_not_at_its_end_alone(tmp_path):
     def rows_of(job):
         rows = arms_of_quick(routed=(300, 310, 320))(job)
-        uniform = {"routing_entropy": 0.999 * np.log(4), "routing_max_use": 0.26}
+        uniform = {"routing_entropy": 0.999 * np.log(4), "routing_max_use": 0.26, "routing_paths": 4}
         return [row | uniform if job.arm == "sphere_routed" and row is not rows[-1] else row for row in rows]
 
     claim = judge(tmp_path / "run", shipped("quick"), rows_of)["routing"]
@@ -777,7 +843,7 @@ def test_gates_are_read_when_a_run_gets_there_and_not_at_its_end_alone(tmp_path)
 
     def censored(job):
         rows = arms_of_quick(routed=None)(job)
-        uniform = {"routing_entropy": 0.999 * np.log(4), "routing_max_use": 0.26}
+        uniform = {"routing_entropy": 0.999 * np.log(4), "routing_max_use": 0.26, "routing_paths": 4}
         return [row | uniform if job.arm == "sphere_routed" and row is not rows[-1] else row for row in rows]
 
     assert judge(tmp_path / "censored", shipped("quick"), censored)["routing"]["verdict"] == "not run"
@@ -821,6 +887,9 @@ def test_epochs_beyond_the_configurations_do_not_count(tmp_path):
     [
         (lambda rows: [row for row in rows for _ in range(5)], "its steps do not increase"),
         (lambda rows: [*rows[:-1], {k: v for k, v in rows[-1].items() if k != "test_loss"}], "lacks test_loss"),
+        (lambda rows: rows[:-3], "every 10 epochs up to 400, and they differ from that at epoch 380"),
+        (lambda rows: [row for row in rows if not 20 < row["epoch"] < 60], "differ from that at epoch 30"),
+        (lambda rows: [*rows[:7], rows[6] | {"epoch": 65, "step": 65}, *rows[7:]], "differ from that at epoch 65"),
     ],
 )  # fmt: skip
 def test_a_run_with_damaged_rows_is_missing_with_the_reason(damage, why, tmp_path):
@@ -832,6 +901,25 @@ def test_a_run_with_damaged_rows_is_missing_with_the_reason(damage, why, tmp_pat
     assert why in read_record(STUDY, folder).missing["sphere_s2"]
     assert judged["curvature"]["verdict"] == "not run" and "not finished: sphere_s2" in judged["curvature"]["why"]
     assert judged["generalises"]["verdict"] == "inconclusive"
+
+
+@pytest.mark.parametrize("epochs", [395, 400])
+def test_every_way_in_which_a_run_ends_leaves_all_of_its_evaluations(epochs, tmp_path):
+    """At its epochs, on the grid of evaluations or not, some time after 0.99, and with epochs beyond the configuration's."""
+    base = TrainerConfig(**{**shipped("quick").base, "epochs": epochs, "stop_after_grok": 45})
+
+    def read(config, time):
+        folder = tmp_path / f"{config.epochs}_{time}"
+        folder.mkdir()
+        rows = history(config, time)
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return rows, events.read_history(folder, base)
+
+    for time, end in ((None, epochs), (150, 200), (370, epochs)):
+        rows, found = read(base, time)
+        assert found == rows and rows[-1]["epoch"] == end
+    _, found = read(replace(base, epochs=epochs + 100), None)
+    assert found[-1]["epoch"] == epochs // 10 * 10
 
 
 def test_runs_of_one_split_say_so(tmp_path):

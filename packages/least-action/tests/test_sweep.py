@@ -147,6 +147,10 @@ def test_the_atlas_tells_regions_and_smallest_fractions(tmp_path):
     assert table.rows[0][:4] == ("addition mod 59", "none", "0.2 to 0.4", 500)  # one seed of three is not there
     every = runs.assign(grokked=runs["grokked"] | (runs["train_frac"] == 0.4) & (runs["weight_decay"] == 1.0))
     assert smallest_fractions(every)[0].rows[0][1] == "0.4"
+    sooner = every.assign(grokked=every["grokked"] | (every["train_frac"] == 0.2) & (every["weight_decay"] == 0.0))
+    assert smallest_fraction(sooner) == "0.2"
+    assert smallest_fraction(sooner[sooner["train_frac"] == 0.2]) == "0.2"
+    assert smallest_fraction(sooner.assign(grokked=sooner["train_frac"] == 0.2)) == "none"  # it fails at a larger one
     few = every.assign(operation="compose", p=120, epochs=40)[lambda t: (t["train_frac"] != 0.4) | (t["time"] != 100)]
     assert smallest_fraction(few) == "none"  # two of a cell's three seeds are there
     both = pd.concat([every, few])

@@ -18,7 +18,7 @@ import least_action.figures as figures
 import least_action.metrics.training as measuring
 import least_action.report as reporting
 import least_action.train as loop
-from least_action.claims import ADAMW, CLAIMS, DENSE, SELECTIVE, columns
+from least_action.claims import ADAMW, CLAIMS, DENSE, SELECTIVE, columns as columns_of
 from least_action.config import SweepConfig, TrainerConfig
 from least_action.data import batches, create_dataset
 from least_action.events import Events, find_events, held_from_first_touch, last_epoch, may_begin
@@ -47,6 +47,11 @@ TRANSFORMER = TrainerConfig(p=7, model_type="transformer", weight_decay=1.0, eve
 
 
 # ---------------------------------------------------------------------------------------------------------- the claims
+def columns(folder, config):
+    """Of a run whose epochs are those of its rows."""
+    return columns_of(folder, replace(config, epochs=read_rows(folder / "metrics.jsonl")[-1]["epoch"]))
+
+
 def folder_of(path, rows):
     path.mkdir(exist_ok=True)
     (path / "metrics.jsonl").write_text("".join(json.dumps({"step": row["epoch"], **row}) + "\n" for row in rows))
@@ -92,7 +97,7 @@ def test_a_value_that_is_missing_or_not_positive_is_read_as_it_is(broken, tmp_pa
         assert found["restricted_loss_grokked"] == 1 / 5
     at_once = [row | {"train_acc": row["test_acc"]} for row in grokking()]
     found = columns(folder_of(tmp_path / "run", at_once), TRANSFORMER)
-    assert (found["memorised"], found["grokked_99"], found["delay_ratio"]) == (40, 40, 1)
+    assert (found["memorised"], found["grokked_99"], found["memorised_by"]) == (40, 40, 40)
     assert not found["memorises_first"]
 
 
@@ -104,7 +109,7 @@ def test_the_columns_of_a_run_that_groks(tmp_path):
     at_grokking |= {"restricted_acc": 0.97, "excluded_acc": 0.02}
     found = columns(folder_of(tmp_path / "run", rows), config)
     expected = {
-        "time": 40, "last_epoch": 80, "delay_ratio": 2.0, "grokked": True, "censored": False, "has_memorised": True,
+        "time": 40, "last_epoch": 80, "memorised_by": 20, "grokked": True, "censored": False, "has_memorised": True,
         "new_at_memorised": 0.05, "test_at_memorised": 0.0, "restricted_acc_grokked": 0.97, "excluded_acc_grokked": 0.02,
         "highest_new_accuracy": 0.06, "has_plateau": True,
         "train_acc": 0.995, "test_acc": 0.991, "train_loss": 0.3, "test_loss": 0.4, "kind": DENSE, "decay": "runs with it",
@@ -118,14 +123,13 @@ def test_the_columns_of_a_run_that_does_not(tmp_path):
     rows = [row | {"test_acc": 0.3} for row in grokking(restricted_acc=0.9, excluded_acc=0.1)]
     found = columns(folder_of(tmp_path / "run", rows), replace(TRANSFORMER, weight_decay=0.0))
     assert (found["time"], found["grokked"], found["censored"], found["has_memorised"]) == (80, False, True, True)
-    assert found["delay_ratio"] == 4  # at least: it is censored
     assert found["decay"] == "runs without weight decay"
     assert not {"kind", "published", "restricted_acc_grokked", "excluded_acc_grokked", "stable", "weight_hessian_trace_grokked"} & found.keys()  # fmt: skip
     never = columns(folder_of(tmp_path / "run", [row | {"train_acc": 0.5} for row in rows]), TRANSFORMER)
-    assert (never["has_memorised"], never["not_memorised"], never["delay_ratio"]) == (False, True, 1)
+    assert (never["has_memorised"], never["not_memorised"], never["memorised_by"]) == (False, True, 80)
     assert "plateau" not in never and found["plateau"]
     unmemorised = columns(folder_of(tmp_path / "run", [row | {"train_acc": 0.5} for row in grokking()]), TRANSFORMER)
-    assert (unmemorised["delay_ratio"], unmemorised["plateau"]) == (0.5, False)  # at most: it may memorise later
+    assert (unmemorised["memorised_by"], unmemorised["plateau"]) == (80, False)  # at most: it may memorise later
 
 
 def test_stability_begins_at_99_of_100_and_at_20_evaluations(tmp_path):
@@ -161,7 +165,7 @@ def test_a_run_counts_up_to_where_its_configuration_lets_it_end():
 
 
 def test_what_a_run_counts_as_goes_by_its_configuration(tmp_path):
-    gates = {"routing_entropy": 0.6, "routing_max_use": 0.7}
+    gates = {"routing_entropy": 0.6, "routing_max_use": 0.7, "routing_paths": 3}
     folder = folder_of(tmp_path / "run", [row | gates for row in grokking()])
 
     def kinds(**changes):
@@ -185,6 +189,8 @@ def test_what_a_run_counts_as_goes_by_its_configuration(tmp_path):
     for epoch in (40, 80):  # the larger of the two evaluations; others do not count
         rows = [row | gates | {"routing_max_use": 0.9 if row["epoch"] in (epoch, 20) else 0.7} for row in grokking()]
         assert columns(folder_of(tmp_path / "larger", rows), TRANSFORMER)["gate_max_use"] == 0.9
+        rows = [row | gates | {"routing_paths": 1 if row["epoch"] in (epoch, 20) else 3} for row in grokking()]
+        assert columns(folder_of(tmp_path / "fewer", rows), TRANSFORMER)["gate_paths"] == 1
     assert "gate_entropy_share" not in columns(folder, replace(TRANSFORMER, model_type="routed", n_heads=1))
 
 
@@ -206,15 +212,18 @@ def test_runs_are_matched_that_differ_in_one_thing_and_in_what_is_measured(tmp_p
 def test_gates_are_selective_when_those_of_every_run_are():
     def unmet(*gates):
         rows = [
-            {"routing": "routed runs", "gate_entropy_share": entropy, "gate_max_use": use} for entropy, use in gates
+            {"routing": "routed runs", "gate_entropy_share": entropy, "gate_max_use": use, "gate_paths": (*paths, 2)[0]}
+            for entropy, use, *paths in gates
         ]
-        return SELECTIVE.unmet(pd.DataFrame([*rows, {"routing": "dense runs", "gate_entropy_share": 1.0, "gate_max_use": 1.0}]))  # fmt: skip
+        dense = {"routing": "dense runs", "gate_entropy_share": 1.0, "gate_max_use": 1.0, "gate_paths": 1}
+        return SELECTIVE.unmet(pd.DataFrame([*rows, dense]))
 
     assert unmet((0.4, 0.8), (0.1, 0.3)) == ""
     assert "the largest are 0.60 and 0.80" in unmet((0.6, 0.3), (0.1, 0.8))
     assert "the largest are 0.20 and 0.95" in unmet((0.2, 0.3), (0.1, 0.95))
     assert unmet((0.5, 0.3)) and unmet((0.2, 0.9))
     assert "those of 1 of 2 were not measured" in unmet((0.4, 0.8), (None, 0.3))
+    assert "the fewest paths 1, so that nothing is routed" in unmet((0.4, 0.8, 4), (0.1, 0.3, 1))
 
 
 def test_each_claim_reads_its_own_column():
@@ -222,7 +231,7 @@ def test_each_claim_reads_its_own_column():
     at_grokking = dict(zip(MEASURED_AT_EVENTS, (2.0, 3.0, 5.0, 7.0, 11.0), strict=False))
     values = {
         **{f"{name}_memorised": 1.0 for name in at_grokking}, **{f"{name}_grokked": x for name, x in at_grokking.items()},
-        "memorises_first": True, "delay_ratio": 13.0, "delay_rounding": 0.1, "not_memorised": False,
+        "memorises_first": True, "time": 26.0, "memorised_by": 2.0, "eval_every": 1, "not_memorised": False,
     }  # fmt: skip
     runs = [values | {"run": f"r{s}", "seed": s, "kind": DENSE, "published": ADAMW, "censored": False, "grokked": s > 0, "stable": s > 1, "training": f"t{s}", "plateau": s > 2, "keys_removed": s != 1, "keys_kept": s == 1} for s in range(4)]  # fmt: skip
     table = pd.DataFrame(runs)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from studycore.configuration import to_dict, to_yaml
+from studycore.configuration import config_hash, to_dict, to_yaml
 from studycore.files import sha256
 from ternary_vae.columns import columns_of, planned
 from ternary_vae.config import SweepConfig, TrainConfig
@@ -86,7 +86,7 @@ def sweep_of(runs):
 
 
 MANIFEST = {
-    "schema_version": 2, "study": "ternary-vae", "version": "0.1.0", "argv": ["ternary-vae"], "configuration_hash": "0" * 8,
+    "schema_version": 2, "study": "ternary-vae", "version": "0.1.0", "argv": ["ternary-vae"],
     "state": "done", "reason": "", "git": {"commit": None, "dirty": None}, "versions": {}, "data_fingerprints": {},
     "devices": {"device": "cpu", "threads": 1, "world_size": 1}, "seeds": [0], "resumed": [],
 }  # fmt: skip
@@ -115,6 +115,7 @@ def _write(folder, verb, config, more, seconds):
     times = {"started": "2026-01-01T00:00:00+00:00", "seconds": seconds}
     (folder / "claims.json").write_text("[]")
     more |= {"verb": verb, "times": times, "claims_sha256": sha256(folder / "claims.json")}
+    more |= {"configuration_hash": config_hash(to_dict(config))}
     (folder / "manifest.json").write_text(json.dumps(MANIFEST | more))
     (folder / "config.yaml").write_text(to_yaml(to_dict(config)))
 

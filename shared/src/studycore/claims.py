@@ -95,7 +95,8 @@ class Wording:
 
 
 def said(claims: Sequence[Mapping[str, Any]], id_: str, wording: Wording) -> str:
-    """The words for the verdict on one of the judged claims; "" where the runs are not asked for it at all."""
+    """The words for the verdict on one of the judged claims, marked where it was not registered before the run; "" where the
+    runs are not asked for it at all."""
     claim = next((claim for claim in claims if claim["id"] == id_), None)
     if claim is None:
         return ""
@@ -103,15 +104,20 @@ def said(claims: Sequence[Mapping[str, Any]], id_: str, wording: Wording) -> str
     text: str = getattr(wording, claim["verdict"].replace(" ", "_"))
     measured = claim["measured"]
     size, k = (None, None) if measured is None else (abs(measured), round(measured * claim["n"]))
-    return text.format(x=measured, size=size, k=k, n=claim["n"], at=f"{bound} " if bound else "")
+    words = text.format(x=measured, size=size, k=k, n=claim["n"], at=f"{bound} " if bound else "")
+    return f"{words}{_mark(claim)}" if words else ""
+
+
+def _mark(claim: Mapping[str, Any]) -> str:
+    return "" if claim["registered"] or claim["verdict"] == "not run" else " (exploratory)"
 
 
 def said_of(claims: Sequence[Mapping[str, Any]], names: Mapping[str, str], wording: Wording) -> list[str]:
     """One claim of several things, each a claim of its own (`names`: what each is about, by id): a clause a verdict."""
-    verdicts = {claim["id"]: claim["verdict"] for claim in claims}
+    of = {claim["id"]: claim for claim in claims if claim["id"] in names}
     clauses = []
     for verdict in get_args(Verdict):
-        if which := [name for id_, name in names.items() if verdicts.get(id_) == verdict]:
+        if which := [f"{names[id_]}{_mark(of[id_])}" for id_ in names if id_ in of and of[id_]["verdict"] == verdict]:
             clauses.append(getattr(wording, verdict.replace(" ", "_")).format(which=listed(which)))
     return clauses
 

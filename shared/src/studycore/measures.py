@@ -54,8 +54,9 @@ def share(metric: str, arm: Hashable = None, of: str = "arm", by: str = "run") -
             chosen = table.reindex(columns=[*{*table.columns, by, metric}])[:0]
         passed = chosen.groupby(by)[metric].all()
         fail = set(passed.index[~passed.astype(bool)])
-        lost = {run[by] for run in failed if by in run} - fail
-        still_open = {run[by] for run in unfinished if by in run} - fail - lost
+        # One of which the record does not say the unit, as of an older folder, is a unit of its own.
+        lost, still_open = ({run.get(by, ("run", run["run"])) for run in runs} - fail for runs in (failed, unfinished))
+        still_open -= lost
         passing = set(passed.index) - fail - lost - still_open
         k, n = len(passing), len(passing) + len(fail) + len(lost)
         if not n:
@@ -74,14 +75,12 @@ def share(metric: str, arm: Hashable = None, of: str = "arm", by: str = "run") -
 
 
 def geometric_mean(
-    metric: str, arm: Hashable = None, of: str = "arm", censored: str = "", rounding: str = "", by: str = "run",
-    capped: str = "",
+    metric: str, arm: Hashable = None, of: str = "arm", censored: str = "", by: str = "run", capped: str = "", over: str = "",
+    grid: str = "",
 ) -> Measure:  # fmt: skip
-    """Geometric mean over runs (or over another unit, `by`) of a positive metric, such as a ratio; `censored` names the column
-    that is true where the value is only a lower bound, `capped` the one that is true where it is only an upper bound.
-
-    `rounding` names the column with the standard deviation that the metric's logarithm has by rounding alone, such as that
-    of times on a grid, so that ties do not pass for certainty.
+    """Geometric mean over runs (or over another unit, `by`) of a positive metric, or of its ratio to the positive one in the column
+    `over`; `censored` names the column that is true where the value is only a lower bound, `capped` the one that is true where
+    it is only an upper bound. `grid` is that of paired_ratio, for a ratio of two times.
     """
 
     def compute(table: "DataFrame") -> tuple[Interval, str]:
@@ -92,18 +91,20 @@ def geometric_mean(
             lost += f" Left out: {len(measured) - len(chosen)} of {len(measured)} runs without a positive {metric}."
         enough(len(chosen), f"runs{_of(arm)} with a positive {metric}")
         count, above = (int(chosen[column].sum()) if column else 0 for column in (censored, capped))
-        least_sd = math.sqrt(float((chosen[rounding] ** 2).mean())) if rounding else 0.0
-        logs = chosen[metric].astype(float).map(math.log).groupby(chosen[by]).mean()
-        enough(len(logs), f"{by}s{_of(arm)} with a positive {metric}")
-        values = [(math.exp(log), 1.0) for log in logs]
-        interval = ratio_interval(values, at_least=count > 0, at_most=above > 0, least_sd=least_sd)
+        parts = chosen.assign(one=1.0)[[metric, over or "one"]].astype(float).map(math.log)
+        units = parts.groupby(chosen[by]).mean().map(math.exp)
+        enough(len(units), f"{by}s{_of(arm)} with a positive {metric}")
+        steps = [(step, step) for step in chosen.groupby(by)[grid].max()] if grid else []
+        interval = ratio_interval(
+            list(units.itertuples(index=False)), at_least=count > 0, at_most=above > 0, steps=steps
+        )
         bounds = _censored(count, len(chosen))
         if above:
             bounds += f" Of {above} of {len(chosen)} the value is only an upper bound ({capped})."
         return interval, f"Geometric mean over {by}s{_of(arm)}, Student's t on logarithms.{bounds}{lost}"
 
-    more = f"{f', censored by {censored}' if censored else ''}{f', rounded by {rounding}' if rounding else ''}"
-    more += f"{f', capped by {capped}' if capped else ''}{'' if by == 'run' else f', by {by}'}"
+    more = f"{f', censored by {censored}' if censored else ''}{f', over {over}' if over else ''}"
+    more += f"{f', on a grid of {grid}' if grid else ''}{f', capped by {capped}' if capped else ''}{'' if by == 'run' else f', by {by}'}"
     return Measure(f"geometric_mean({metric}{_args(arm, of)}{more})", compute)
 
 
@@ -135,8 +136,8 @@ def paired_ratio(
     `censored` names the column that is true where the metric, a time, was not reached and is the run's length: a
     censored treated run makes the ratio a lower bound, a censored control an upper bound. `alike` says in words what the
     runs of a pair have in common, where the name of the column `by` does not. `grid` names the column with the step at
-    which the metric, a time, was looked for: it is known to a step, whose standard deviation, step / sqrt(12), is the
-    smallest that a time is taken to have, so that ties do not pass for certainty.
+    which the metric, a time, was looked for: it may have been up to a step earlier, in all runs, and the interval holds that
+    (see studycore.statistics.ratio_interval).
     """
 
     def compute(table: "DataFrame") -> tuple[Interval, str]:
@@ -148,12 +149,11 @@ def paired_ratio(
             ends = pairs(table, censored, treated, control, of, by, alike).loc[positive.index]
             counts = [int((ends[side] > 0).sum()) for side in ("treated", "control")]
         values = list(zip(positive["treated"], positive["control"], strict=True))
-        least_sd = 0.0
+        steps = []
         if grid:
-            steps = pairs(table, grid, treated, control, of, by, alike).loc[positive.index]
-            relative = (steps["treated"] / positive["treated"]) ** 2 + (steps["control"] / positive["control"]) ** 2
-            least_sd = math.sqrt(float(relative.mean()) / 12)
-        interval = ratio_interval(values, at_least=counts[0] > 0, at_most=counts[1] > 0, least_sd=least_sd)
+            of_grid = pairs(table, grid, treated, control, of, by, alike).loc[positive.index]
+            steps = list(zip(of_grid["treated"], of_grid["control"], strict=True))
+        interval = ratio_interval(values, at_least=counts[0] > 0, at_most=counts[1] > 0, steps=steps)
         left_out = (
             f" {len(both) - len(positive)} pairs without a positive value are left out."
             if len(both) > len(positive)
@@ -172,10 +172,14 @@ def paired_ratio(
 
 
 def at_least(metric: str, value: float, arm: Hashable = None, of: str = "arm") -> Condition:
-    """That every run, of the arm if one is named, has a metric of `value` or more."""
+    """That every run, of the arm if one is named, has a metric of `value` or more; unmet while one is missing or lacks it."""
 
     def unmet(table: "DataFrame") -> str:
-        smallest = rows(table, metric, arm, of)[metric].min()
+        all_done(table, arm, of)
+        have, own = rows(table, metric, arm, of)[metric], table if arm is None else table[table[of] == arm]
+        if len(have) < len(own):
+            return f"Needs {metric} of all {len(own)} runs{_of(arm)}; {len(own) - len(have)} are done and lack it."
+        smallest = have.min()
         return (
             ""
             if smallest >= value

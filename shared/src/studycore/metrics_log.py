@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from studycore.errors import UserError
+from studycore.errors import DamagedRun, UserError
 from studycore.files import write_atomic
 
 if TYPE_CHECKING:
@@ -65,18 +65,22 @@ class MetricsLog:
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The whole rows of a metrics.jsonl; what follows the last line break was torn by a crash and is left out.
 
-    UserError names a line that is no row.
+    DamagedRun names a line that is no row: NaN is none either, which no run writes.
     """
     rows = []
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1] if path.exists() else [], start=1):
         try:
-            row = json.loads(line)
+            row = json.loads(line, parse_constant=_refused)
         except ValueError:
             row = None
         if not isinstance(row, dict) or not isinstance(row.get("step"), int):
-            raise UserError(f"{path}: line {number} is no row of metrics; restore it, or start the run again")
+            raise DamagedRun(f"{path}: line {number} is no row of metrics; restore it, or start the run again")
         rows.append(row)
     return rows
+
+
+def _refused(constant: str) -> float:
+    raise ValueError(constant)
 
 
 def read_evaluations(folder: Path) -> list[dict[str, Any]]:

@@ -70,12 +70,17 @@ def read_arrays(folder: Path) -> dict[str, Any]:
 
 
 def read_config(study: Study, folder: Path) -> Any:
-    """The configuration of a run folder. UserError when it does not fit the study as it is."""
-    action = study.verbs.get(read_manifest(folder)["verb"])
+    """The configuration of a run folder. UserError when it does not fit the study as it is; DamagedRun when it is no longer
+    the one that the run began with."""
+    manifest = read_manifest(folder)
+    action = study.verbs.get(manifest["verb"])
     if action is None or not action.config:
         raise UserError(f"{folder}: its verb is none that {study.name} can read; use the version that made it")
     path = folder / "config.yaml"
-    return from_dict(load(action.config), read_yaml(path), str(path))
+    values = read_yaml(path)
+    if config_hash(values) != manifest["configuration_hash"]:
+        raise DamagedRun(f"{path}: was changed after the run started; restore it, or make the run again")
+    return from_dict(load(action.config), values, str(path))
 
 
 def manifest_of(study: Study, folder: Path) -> dict[str, Any]:
@@ -122,15 +127,16 @@ def _entries(recorded: Mapping[str, Any], jobs: Mapping[str, Job]) -> dict[str, 
 
 def _check_planned(study: Study, action: ManyRuns, place: Path, job: Job, identity: str) -> None:
     """DamagedRun when the folder holds another run than the one that the plan has there."""
-    manifest, config = read_manifest(place), to_dict(read_config(study, place))
-    what = differences(config, to_dict(job.config), "there", "planned")
-    if manifest["verb"] != (job.verb or action.of):
+    manifest = read_manifest(place)
+    if manifest["study"] != study.name:
+        what = [f"one of {manifest['study']}"]
+    elif manifest["verb"] != (job.verb or action.of):
         what = [f"the verb {manifest['verb']}"]
-    # Only a folder of this version's schema and fields has an identity that can be compared.
-    same_form = manifest.get("schema_version") == SCHEMA_VERSION and manifest["configuration_hash"] == config_hash(
-        config
-    )
-    if not what and same_form and manifest.get("identity") not in ("", None, identity):
+    else:
+        what = differences(to_dict(read_config(study, place)), to_dict(job.config), "there", "planned")
+    # Only a folder of this version's schema has an identity that can be compared.
+    of_this_version = manifest.get("schema_version") == SCHEMA_VERSION
+    if not what and of_this_version and manifest.get("identity") not in ("", None, identity):
         what = ["made from other runs than those that it needs"]
     if what:
         raise DamagedRun(f"{place} holds another run than the plan has there: {'; '.join(what)}")
@@ -167,9 +173,8 @@ def read_record(study: Study, folder: Path, just_ended: bool = False) -> Record:
     for name, entry in entries.items():
         place, why = folder / entry["folder"], ""
         if jobs and name not in jobs:
-            missing[name] = "the plan does not have it"
-            continue
-        if is_done(place) or just_ended:
+            why = "the plan does not have it"
+        elif is_done(place) or just_ended:
             try:
                 if jobs and isinstance(action, ManyRuns):
                     _check_planned(study, action, place, jobs[name], identities[name])
@@ -196,7 +201,9 @@ def read_record(study: Study, folder: Path, just_ended: bool = False) -> Record:
         others.append({**entry["labels"], **of_seed, **lost})
     if study.planned and jobs and others:
         of_plan = load(study.planned)
-        others = [{**of_plan(lost["run"], jobs[lost["run"]].config), **lost} for lost in others]
+        others = [
+            {**(of_plan(name, jobs[name].config) if (name := lost["run"]) in jobs else {}), **lost} for lost in others
+        ]
     registered, unregistered = registered_claims(folder, manifest)
     results, table = folder / "results.json", _table(rows)
     table.attrs["missing"] = others

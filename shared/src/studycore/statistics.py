@@ -123,15 +123,12 @@ def joined_interval(
     return Interval(estimate, estimate - half, estimate + half, seeds)
 
 
-def mean_interval(values: Sequence[float], confidence: float = 0.95, least_sd: float = 0.0) -> Interval:
-    """Mean with Student's t interval: for few, roughly normal values, where the bootstrap is too narrow.
-
-    `least_sd` is the standard deviation that a value has at the least, such as that of rounding.
-    """
+def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
+    """Mean with Student's t interval: for few, roughly normal values, where the bootstrap is too narrow."""
     x = np.asarray(values, dtype=np.float64)
     if len(x) < 2:
         raise ValueError(f"values: {len(x)} unit has no interval; give at least 2")
-    half = max(x.std(ddof=1), least_sd) * t_factor(len(x), confidence)
+    half = x.std(ddof=1) * t_factor(len(x), confidence)
     return Interval(float(x.mean()), float(x.mean()) - half, float(x.mean()) + half, len(x))
 
 
@@ -143,14 +140,23 @@ def t_factor(n: int, confidence: float = 0.95) -> float:
 
 
 def ratio_interval(
-    pairs: Sequence[tuple[float, float]], at_least: bool = False, at_most: bool = False, least_sd: float = 0.0
-) -> Interval:
+    pairs: Sequence[tuple[float, float]], at_least: bool = False, at_most: bool = False, steps: Sequence[tuple[float, float]] = ()
+) -> Interval:  # fmt: skip
     """Geometric mean of x / y over pairs of positive numbers, with Student's t interval on the logarithms.
 
-    `least_sd` is the standard deviation that a logarithm has at the least.
+    `steps`: that x and y are times which were looked for every so often, so that each is up to a step less than was seen. All
+    are late alike, which no averaging removes: the interval reaches from that of (x - step) / y to that of x / (y - step).
+    Where one of these is not positive, the ratio is a bound.
     """
-    ratio = mean_interval([math.log(x / y) for x, y in pairs], least_sd=least_sd).exponential()
-    return replace(ratio, at_least=at_least, at_most=at_most)
+    interval = mean_interval([math.log(x / y) for x, y in pairs]).exponential()
+    if steps:
+        seen = [(x, y, by_x, by_y) for (x, y), (by_x, by_y) in zip(pairs, steps, strict=True)]
+        least = ratio_interval([(max(x - by_x, 0) or x, y) for x, y, by_x, _ in seen])
+        most = ratio_interval([(x, max(y - by_y, 0) or y) for x, y, _, by_y in seen])
+        interval = replace(interval, low=min(interval.low, least.low), high=max(interval.high, most.high))
+        at_least = at_least or any(y <= by_y for _, y, _, by_y in seen)
+        at_most = at_most or any(x <= by_x for x, _, by_x, _ in seen)
+    return replace(interval, at_least=at_least, at_most=at_most)
 
 
 def median_interval(values: Sequence[float], least: float, most: float) -> Interval:

@@ -139,7 +139,8 @@ MEASURED = ("epoch", "train_acc", "test_acc", "train_loss", "test_loss")
 
 def read_history(folder: Path, config: TrainerConfig) -> list[dict[str, Any]]:
     """The rows of a finished run, up to where its configuration lets it end: `--extra-epochs` given to some runs of a sweep
-    would decide which of them are censored. DamagedRun for rows that do not increase, or lack what each holds."""
+    would decide which of them are censored. DamagedRun for rows that do not increase, or lack what each holds, and for
+    evaluations that are missing between the first and the end: those around a hole would count as consecutive."""
     rows = read_evaluations(folder)
     place, mend = f"{folder}/metrics.jsonl", "restore it, or make the run again"
     if any(later["step"] <= sooner["step"] for sooner, later in pairwise(rows)):
@@ -148,6 +149,10 @@ def read_history(folder: Path, config: TrainerConfig) -> list[dict[str, Any]]:
         if lacks := [name for name in MEASURED if name not in row]:
             raise DamagedRun(f"{place}: line {number} lacks {', '.join(lacks)}; {mend}")
     end = last_epoch(rows, config)
+    last = max(end, rows[-1]["epoch"])
+    if off := sorted({*range(0, last, config.eval_every), last} ^ {row["epoch"] for row in rows}):
+        due = f"every {config.eval_every} epochs up to {last}"
+        raise DamagedRun(f"{place}: evaluations are {due}, and they differ from that at epoch {off[0]}; {mend}")
     return [row for row in rows if row["epoch"] <= end]
 
 

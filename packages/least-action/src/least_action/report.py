@@ -1,10 +1,11 @@
 """The reports of a run and of a sweep, from what their folders hold."""
 
 from collections.abc import Collection, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from least_action.claims import DENSE, LEAST_EVALUATIONS, STABLE
+from least_action.claims import DENSE, LEAST_EVALUATIONS, STABLE, TRAINING
 from least_action.config import OPERATIONS, QUESTION, SPECTRA_LEFT_OUT, TrainerConfig
 from least_action.events import PLATEAU, find_events, has_plateau, held_from_first_touch
 from least_action.figures import plot_arm_curves, plot_atlas, plot_survival, save_all_visualizations, title_of
@@ -213,11 +214,12 @@ WITH_DECAY = Wording(
 )
 """`{within}`, which is filled in afterwards, is the budget: what longer runs would have done is not said."""
 AFTER = Wording(
-    ", after a plateau in {k} of {n}: these grok",
-    ", mostly without a plateau ({k} of {n} have one)",
-    "; whether most do so after a plateau stays open ({k} of {n})",
+    ", after a plateau in {{k}} of {{n}}: these grok",
+    ", mostly without a plateau ({{k}} of {{n}} have one)",
+    "; whether most do so after a plateau stays open ({{k}} of {{n}})",
     "",
 )
+"""`{k}` of `{n}`: of the trainings that came to generalise, where the claim is also of those that memorised and did not."""
 BY_DECAY = Wording(
     "Weight decay speeds this up {at}{x:.1f} times",
     "Weight decay does not speed this up",
@@ -244,23 +246,33 @@ ON_OPERATIONS = Wording(
 
 def sweep_answer(claims: Sequence[Mapping[str, Any]], table: "pd.DataFrame") -> str:
     """When networks generalise and what speeds it up, by the verdicts; where no claim asks it, how many runs did."""
-    operations = {f"generalises_{name}": noun for name, noun in OPERATIONS.items()}
     generalises = said(claims, "generalises", WITH_DECAY)
     reached = any(claim["id"] == "generalises" and claim["verdict"] == "supported" for claim in claims)
-    after = said(claims, "plateau", AFTER) if reached else ""
     without = table[table["decay"] == "runs without weight decay"] if "decay" in table else table[:0]
     decay = said(claims, "weight_decay", BY_DECAY)
     if decay and len(without) and decay.startswith("Weight decay speeds"):
         decay += f" ({int(without['grokked'].sum())} of {len(without)} runs without it got there)"
     dense = table[table["kind"] == DENSE] if "kind" in table else table[:0]
-    on_operations = [clause.format(within=within(table)) for clause in said_of(claims, operations, ON_OPERATIONS)]
+    grok = dense[dense["grokked"].astype(bool)].groupby(TRAINING)["has_plateau"].all() if reached else []
+    after = said(claims, "plateau", AFTER).format(k=int(sum(grok)), n=len(grok)) if reached else ""
     answer = sentences(
         [f"{generalises.format(within=within(dense))}{after}"] if generalises else [],
-        on_operations,
+        on_operations(claims, table),
         [decay, said(claims, "routing", BY_ROUTING)],
         [said(claims, "muon", BY_MUON)],
     )
     return answer or f"{int(table['grokked'].sum())} of {len(table)} runs came to generalise."
+
+
+def on_operations(claims: Sequence[Mapping[str, Any]], table: "pd.DataFrame") -> list[str]:
+    """A clause a verdict on the operations, each with the epochs of its own runs where these differ."""
+    own = dict(list(table.groupby("operation"))) if "operation" in table else {}
+    differ = len({epochs_of(runs) for runs in own.values()}) > 1
+    names = {
+        f"generalises_{name}": f"{noun}{within(own[name])}" if differ and name in own else noun
+        for name, noun in OPERATIONS.items()
+    }
+    return [clause.format(within="" if differ else within(table)) for clause in said_of(claims, names, ON_OPERATIONS)]
 
 
 def within(runs: "pd.DataFrame") -> str:
@@ -337,11 +349,13 @@ def atlas_answer(table: "pd.DataFrame", missing: Collection[str] = ()) -> str:
 
 
 def smallest_fraction(runs: "pd.DataFrame") -> str:
-    """At which all seeds of an operation reach 0.99 under one of the weight decays; "none" of those tried."""
-    cells = runs.groupby(["train_frac", "weight_decay"])["grokked"]
-    whole = cells.size().max()  # a cell of which runs are missing shows nothing of all seeds
-    reached = [fraction for (fraction, _), seen in cells if len(seen) == whole and seen.all()]
-    return f"{min(reached):g}" if reached else "none"
+    """From which on all seeds of an operation reach 0.99 under one of the weight decays, at that fraction and at each larger
+    one; "none" of those tried."""
+    cells = runs.groupby(["train_frac", "weight_decay"])["grokked"].agg(["size", "all"])
+    cells = cells[cells["size"] == cells["size"].max()]  # one of which runs are missing shows nothing of all seeds
+    reached = cells["all"].groupby("train_frac").any()
+    onwards = list(takewhile(reached.get, reversed(reached.index)))
+    return f"{onwards[-1]:g}" if onwards else "none"
 
 
 def smallest_fractions(table: "pd.DataFrame") -> list[Table]:
@@ -353,5 +367,5 @@ def smallest_fractions(table: "pd.DataFrame") -> list[Table]:
         fractions = sorted(runs["train_frac"].unique())
         rows.append((title_of(operation, runs), smallest_fraction(runs), f"{fractions[0]:g} to {fractions[-1]:g}", epochs_of(runs), len(runs)))  # fmt: skip
     columns = ("operation", "smallest fraction", "fractions tried", "epochs at most", "runs")
-    note = "At which every seed reaches 0.99 test accuracy under one of the weight decays; none: at no fraction tried, in these epochs."
+    note = "From which on, at every larger fraction tried as well, every seed reaches 0.99 test accuracy under one of the weight decays; none: at no fraction tried, in these epochs."
     return [Table("How little of the table is enough", columns, rows, note)]

@@ -64,7 +64,8 @@ def judged(study: Study, record: Record) -> dict[str, dict[str, Any]]:
 
 def judged_as(id_: str, of: str, measured: float = 2.5, bound: str | None = None) -> dict[str, Any]:
     """A judged claim as far as a report's answer reads it."""
-    return {"id": id_, "verdict": of, "measured": None if of == "not run" else measured, "bound": bound, "n": 5}
+    measured_as = None if of == "not run" else measured
+    return {"id": id_, "verdict": of, "measured": measured_as, "bound": bound, "n": 5, "registered": True}
 
 
 def every_verdict(*ids: str) -> Iterator[list[dict[str, Any]]]:
