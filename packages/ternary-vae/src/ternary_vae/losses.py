@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from studycore.schedules import warm_up
 from studycore.streams import generator
 from ternary_vae.bands import Targets, target_radius
 from ternary_vae.config import ArchitectureConfig, TrainConfig
@@ -179,7 +180,7 @@ class StageLoss:
         scales = self._controlled(rows)
         if self.stage.decodes:
             parts["coverage"] = config.coverage_weight * rows["ce"].mean()
-        kl_weight = config.kl_weight * min(1.0, (epoch + 1) / max(1, config.kl_warmup_epochs))
+        kl_weight = config.kl_weight * warm_up(epoch, config.kl_warmup_epochs)
         for view, encoder in ENCODER.items():
             if f"kl_{view}" in rows and encoder in self.stage.trained:
                 kl = kl_divergence(rows[f"kl_{view}"], config.free_bits)

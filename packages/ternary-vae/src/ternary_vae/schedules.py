@@ -2,6 +2,7 @@
 
 import math
 
+from studycore.schedules import cosine, warm_up
 from ternary_vae.config import TrainConfig
 
 COVERAGE_WARMUP_STEPS = 100
@@ -14,7 +15,7 @@ def schedule_factor(config: TrainConfig, epoch: float) -> float:
     if config.scheduler == "step":
         return float(warm * config.step_gamma ** math.floor(epoch / config.step_epochs))
     if config.scheduler == "cosine":
-        return float(warm * (1 + math.cos(math.pi * min(1.0, epoch / config.epochs))) / 2)
+        return warm * cosine(epoch / config.epochs)
     return float(warm)
 
 
@@ -28,7 +29,6 @@ def learning_rate(config: TrainConfig, update: int, updates_per_epoch: int) -> f
 
 def coverage_rate(config: TrainConfig, update: int, updates_per_epoch: int) -> float:
     """The rate of an update of the coverage stage."""
-    warm = min(1.0, (update + 1) / COVERAGE_WARMUP_STEPS)
-    share = min(1.0, update / updates_per_epoch / config.coverage_epochs)
-    fall = (1 + math.cos(math.pi * share)) / 2 if config.coverage_scheduler == "cosine" else 1.0
-    return config.coverage_lr * warm * fall
+    share = update / updates_per_epoch / config.coverage_epochs
+    fall = cosine(share) if config.coverage_scheduler == "cosine" else 1.0
+    return config.coverage_lr * warm_up(update, COVERAGE_WARMUP_STEPS) * fall
