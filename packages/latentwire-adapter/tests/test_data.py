@@ -134,9 +134,9 @@ def test_the_fingerprint_is_of_tokens_and_answers(reading, lm):
 def test_paragraphs_of_a_file_come_in_an_order_of_the_seed(squad_file):
     orders = []
     for seed in (0, 1):
-        found = read_questions(Reading(dataset=str(squad_file)), "x", 1000, None, seed)
-        order = list(dict.fromkeys(q.paragraph for q in found))
-        assert [q.paragraph for q in found] == [name for name in order for _ in range(3)]
+        chosen = read_questions(Reading(dataset=str(squad_file)), "x", 1000, None, seed)
+        order = list(dict.fromkeys(q.paragraph for q in chosen))
+        assert [q.paragraph for q in chosen] == [name for name in order for _ in range(3)]
         orders.append(order)
     assert sorted(orders[0]) == sorted(orders[1])
     assert sorted(orders[0]) != orders[0] != orders[1] != sorted(orders[1])
@@ -296,10 +296,10 @@ def test_a_hub_dataset_is_read_through_datasets(monkeypatch):
         return datasets.Dataset.from_dict(rows).to_iterable_dataset()
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    found = read_questions(Reading(dataset="rajpurkar/squad_v2", dataset_revision="abc"), "validation", 9, None, 0)
+    questions = read_questions(Reading(dataset="rajpurkar/squad_v2", dataset_revision="abc"), "validation", 9, None, 0)
     assert asked == {"name": "rajpurkar/squad_v2", "split": "validation", "revision": "abc"}
-    assert {q.id: q.answers for q in found} == {"a": ("x", "y"), "b": ()}
-    assert len({q.paragraph for q in found}) == 1
+    assert {q.id: q.answers for q in questions} == {"a": ("x", "y"), "b": ()}
+    assert len({q.paragraph for q in questions}) == 1
     del rows["answers"]
     with pytest.raises(UserError, match="'answers'"):
         read_questions(Reading(dataset="rajpurkar/squad"), "validation", 9, None, 0)
