@@ -3,6 +3,7 @@
 import itertools
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -324,3 +325,19 @@ def test_further_text_has_its_share_of_the_count_however_long_it_is(small, lm, t
     assert about["positions"] > 2 * about["prompt_tokens"]
     with pytest.raises(UserError, match="fit_text: 'x'"):
         training_counts(small(fit_text="x"), lm.tokenizer, 500, 1024)
+
+
+def test_the_fresh_wordings_share_no_value_with_the_sketches_and_leave_paragraphs_for_examples():
+    """What README's figure on wordings that nobody edited is of; years alone are those of the sketches."""
+    config = Reading(dataset=str(Path(__file__).parent / "fresh_wordings.json"), eval_samples=256)
+    questions = read_questions(config, "validation", 1000, None, 0)
+    assert (len(questions), len({q.paragraph for q in questions})) == (288, 72)
+    assert all(answer in q.context for q in questions for answer in q.answers)
+    of_sketches = {
+        word for split in life_sketches.SPLITS for words in life_sketches.values(split).values() for word in words
+    }
+    assert all(q.answer not in of_sketches or q.answer.isdigit() for q in questions)
+    scored = read_questions(config, "validation", config.eval_samples, config.questions_per_paragraph, 0)
+    right = {answer for q in scored for answer in q.answers}
+    assert len(scored) == 256
+    assert not right & {q.answer for asked in worked_examples(config, scored) for q in asked}
