@@ -19,10 +19,10 @@ TOKENS, TYPES, WIDTH, KEPT = 400_000, 3_000, 256, 32
 
 def timed(name: str, work: Callable[[], torch.Tensor]) -> tuple[float, torch.Tensor]:
     began = time.perf_counter()
-    found = work()
+    outcome = work()
     seconds = time.perf_counter() - began
     print(f"{name:<36}{seconds:8.2f} s", flush=True)
-    return seconds, found
+    return seconds, outcome
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ the same function of the adapter, so its optimum is the same.
 import time
 
 import torch
+from latentwire_adapter.phases import adapter_values, start_adapter
 from torch import Tensor
 
 from latentwire_adapter.config import Phase1Config
@@ -18,7 +19,6 @@ from latentwire_adapter.fitting import TypeRows, code_dimensions, make_fit
 from latentwire_adapter.losses import reconstruction_loss
 from latentwire_adapter.model.adapter import Adapter
 from latentwire_adapter.model.language_model import load_language_model
-from latentwire_adapter.phases import adapter_values, start_adapter
 
 
 def whole_gradient(adapter: Adapter, z_NK: Tensor, x_ND: Tensor, w_N: Tensor, variance: float) -> tuple[Tensor, float]:

@@ -10,7 +10,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import pytest
 import torch
 
-from latentwire_adapter import phases
+from latentwire_adapter import selfcheck
 from latentwire_adapter.cli import STUDY
 from latentwire_adapter.config import Options, Phase1Config, Reading
 from latentwire_adapter.data import scored_prompts
@@ -131,7 +131,7 @@ def make():
 @pytest.fixture
 def checked(monkeypatch):
     """The checks have tests of their own."""
-    monkeypatch.setattr(phases, "run_checks", lambda *a: {"table": ""})
+    monkeypatch.setattr(selfcheck, "run_checks", lambda *a: {"table": ""})
 
 
 @pytest.fixture

@@ -67,7 +67,7 @@ def test_mistakes_get_one_sentence_and_exit_code_2(arguments, named, capsys, tmp
 )
 def test_mistakes_that_the_model_and_the_text_tell(flags, named, folder, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("latentwire_adapter.phases.run_checks", lambda *a: {})
+    monkeypatch.setattr("latentwire_adapter.selfcheck.run_checks", lambda *a: {})
     samples = [] if "--eval-samples" in flags else ["--eval-samples", "4"]
     asked = ["evaluate", *CPU, "--model", str(folder), "--examples", "1", *flags, *samples]
     said = refused(main, asked, capsys)

@@ -32,13 +32,13 @@ def test_counts_give_the_covariance_of_the_positions(table):
 def test_counts_give_the_subspace_of_the_positions(table):
     rows_VD, counts_V = table
     positions_ND = rows_VD.repeat_interleave(counts_V, 0)
-    found = EmbeddingCompressor(12, 4).double().fit_counts(rows_VD, counts_V)
+    fitted = EmbeddingCompressor(12, 4).double().fit_counts(rows_VD, counts_V)
     _, _, right = torch.linalg.svd(positions_ND - positions_ND.mean(0), full_matrices=False)
-    gap = found.projection @ found.projection.T - right[:4].T @ right[:4]
+    gap = fitted.projection @ fitted.projection.T - right[:4].T @ right[:4]
     assert torch.linalg.norm(gap) < 1e-6
     values = torch.linalg.svdvals(positions_ND - positions_ND.mean(0)) ** 2 / (len(positions_ND) - 1)
-    torch.testing.assert_close(found.variances, values, rtol=1e-9, atol=1e-12)
-    assert found.explained_variance == pytest.approx(float(values[:4].sum() / values.sum()))
+    torch.testing.assert_close(fitted.variances, values, rtol=1e-9, atol=1e-12)
+    assert fitted.explained_variance == pytest.approx(float(values[:4].sum() / values.sum()))
 
 
 def test_every_dimension_comes_from_one_fit(table):

@@ -3,6 +3,7 @@
 import itertools
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -134,9 +135,9 @@ def test_the_fingerprint_is_of_tokens_and_answers(reading, lm):
 def test_paragraphs_of_a_file_come_in_an_order_of_the_seed(squad_file):
     orders = []
     for seed in (0, 1):
-        found = read_questions(Reading(dataset=str(squad_file)), "x", 1000, None, seed)
-        order = list(dict.fromkeys(q.paragraph for q in found))
-        assert [q.paragraph for q in found] == [name for name in order for _ in range(3)]
+        chosen = read_questions(Reading(dataset=str(squad_file)), "x", 1000, None, seed)
+        order = list(dict.fromkeys(q.paragraph for q in chosen))
+        assert [q.paragraph for q in chosen] == [name for name in order for _ in range(3)]
         orders.append(order)
     assert sorted(orders[0]) == sorted(orders[1])
     assert sorted(orders[0]) != orders[0] != orders[1] != sorted(orders[1])
@@ -296,10 +297,10 @@ def test_a_hub_dataset_is_read_through_datasets(monkeypatch):
         return datasets.Dataset.from_dict(rows).to_iterable_dataset()
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    found = read_questions(Reading(dataset="rajpurkar/squad_v2", dataset_revision="abc"), "validation", 9, None, 0)
+    questions = read_questions(Reading(dataset="rajpurkar/squad_v2", dataset_revision="abc"), "validation", 9, None, 0)
     assert asked == {"name": "rajpurkar/squad_v2", "split": "validation", "revision": "abc"}
-    assert {q.id: q.answers for q in found} == {"a": ("x", "y"), "b": ()}
-    assert len({q.paragraph for q in found}) == 1
+    assert {q.id: q.answers for q in questions} == {"a": ("x", "y"), "b": ()}
+    assert len({q.paragraph for q in questions}) == 1
     del rows["answers"]
     with pytest.raises(UserError, match="'answers'"):
         read_questions(Reading(dataset="rajpurkar/squad"), "validation", 9, None, 0)
@@ -324,3 +325,19 @@ def test_further_text_has_its_share_of_the_count_however_long_it_is(small, lm, t
     assert about["positions"] > 2 * about["prompt_tokens"]
     with pytest.raises(UserError, match="fit_text: 'x'"):
         training_counts(small(fit_text="x"), lm.tokenizer, 500, 1024)
+
+
+def test_the_fresh_wordings_share_no_value_with_the_sketches_and_leave_paragraphs_for_examples():
+    """What README's figure on wordings that nobody edited is of; years alone are those of the sketches."""
+    config = Reading(dataset=str(Path(__file__).parent / "fresh_wordings.json"), eval_samples=256)
+    questions = read_questions(config, "validation", 1000, None, 0)
+    assert (len(questions), len({q.paragraph for q in questions})) == (288, 72)
+    assert all(answer in q.context for q in questions for answer in q.answers)
+    of_sketches = {
+        word for split in life_sketches.SPLITS for words in life_sketches.values(split).values() for word in words
+    }
+    assert all(q.answer not in of_sketches or q.answer.isdigit() for q in questions)
+    scored = read_questions(config, "validation", config.eval_samples, config.questions_per_paragraph, 0)
+    right = {answer for q in scored for answer in q.answers}
+    assert len(scored) == 256
+    assert not right & {q.answer for asked in worked_examples(config, scored) for q in asked}

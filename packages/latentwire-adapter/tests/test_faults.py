@@ -11,7 +11,7 @@ from conftest import CPU
 from safetensors.torch import load_file, save_file
 from test_runs import of
 
-from latentwire_adapter import phases
+from latentwire_adapter import selfcheck, train, verbs
 from latentwire_adapter.cli import STUDY
 from latentwire_adapter.config import EvaluateConfig, FitConfig, Options, Phase2Config, Reading, SelfcheckConfig
 from latentwire_adapter.data import (
@@ -24,7 +24,7 @@ from latentwire_adapter.data import (
 )
 from latentwire_adapter.fitting import TypeRows, load_fit
 from latentwire_adapter.model.adapter import Adapter
-from latentwire_adapter.selfcheck import CHECKS, selfcheck
+from latentwire_adapter.selfcheck import CHECKS, run_checks
 from latentwire_adapter.texts import life_sketches
 from studycore.errors import Stopped, UserError
 from studycore.execution import make_run
@@ -110,8 +110,8 @@ def test_sketches_are_made_once_each_in_their_order(monkeypatch):
     monkeypatch.setattr(
         life_sketches, "squad", lambda split, n, per, first: asked.append((first, n)) or squad(split, n, per, first)
     )
-    found = read_questions(Reading(), "train", 700, 2, 0)
-    assert [question.paragraph for question in found] == [f"paragraph {i // 2}" for i in range(700)]
+    questions = read_questions(Reading(), "train", 700, 2, 0)
+    assert [question.paragraph for question in questions] == [f"paragraph {i // 2}" for i in range(700)]
     assert asked == [(first, 64) for first in range(0, 350, 64)]
 
 
@@ -129,11 +129,9 @@ def test_two_questions_of_one_id_are_refused(tmp_path):
 
 def test_phase2_makes_no_more_prompts_than_there_are_training_questions(trained, make, small, tmp_path, monkeypatch):
     """However many steps there are: after `samples` of them it begins again."""
-    asked, real = [], phases.training_prompts
-    monkeypatch.setattr(
-        phases, "training_prompts", lambda *a: asked.append(a[3]) or real(*a[:3], min(a[3], 30), *a[4:])
-    )
-    monkeypatch.setattr(phases, "train", lambda *a: asked.append(a[3]) or (_ for _ in ()).throw(Stopped("here")))
+    asked, real = [], train.training_prompts
+    monkeypatch.setattr(train, "training_prompts", lambda *a: asked.append(a[3]) or real(*a[:3], min(a[3], 30), *a[4:]))
+    monkeypatch.setattr(train, "train", lambda *a: asked.append(a[3]) or (_ for _ in ()).throw(Stopped("here")))
     for steps in (10**7, 3):
         with pytest.raises(Stopped):
             make("phase2", of_phase2(small, trained, steps=steps), tmp_path / f"{steps}")
@@ -200,7 +198,7 @@ def changed(**values):
 
 
 def said(**metrics):
-    return lambda path: path.write_text(json.dumps({"metrics": metrics}))
+    return lambda path: path.write_text(json.dumps({"metrics": metrics, "claims": []}))
 
 
 def other_adapter(path):
@@ -252,9 +250,9 @@ def test_the_logged_loss_is_what_the_updates_minimise(trained, make, small, lm, 
         error_U = (last(data.z_UK) - data.x_UD).square().sum(1)
     spread_U = (data.x_UD - data.mean_D).square().sum(1)
     expected = float(w_U @ error_U / (w_U @ spread_U))
-    found = rows_of(trained)[-1]
-    assert found["loss"] == pytest.approx(expected, rel=1e-4)
-    assert abs(found["loss"] / found["nmse"] - 1) > 0.01, "weights by counts give another figure"
+    row = rows_of(trained)[-1]
+    assert row["loss"] == pytest.approx(expected, rel=1e-4)
+    assert abs(row["loss"] / row["nmse"] - 1) > 0.01, "weights by counts give another figure"
     after = make("phase2", of_phase2(small, trained, batch_size=10_000), tmp_path / "two")
     assert rows_of(after)[0]["recon_loss"] == pytest.approx(expected, rel=1e-4)
 
@@ -297,20 +295,20 @@ def test_long_work_outside_the_loop_heeds_a_signal(verb, least, make, small, tra
 
 def test_so_do_the_checks_for_each_of_them_and_each_batch(lm, prompts, reading, monkeypatch, make, small, tmp_path):
     asked = []
-    assert set(selfcheck(lm, prompts, reading, lambda: asked.append(1)).values()) == {""}
+    assert set(run_checks(lm, prompts, reading, lambda: asked.append(1)).values()) == {""}
     assert len(asked) > 2 * len(CHECKS)
 
     def stopped_in_the_third(*arguments):
         asked.clear()
-        return selfcheck(*arguments)
+        return run_checks(*arguments)
 
     def check_stop(self):
         asked.append(1)
         if len(asked) == 3:
             raise Stopped("stopped by SIGTERM")
 
-    monkeypatch.setattr(phases, "run_checks", stopped_in_the_third)
-    monkeypatch.setattr(phases, "read", lambda config, run: (lm, prompts))
+    monkeypatch.setattr(selfcheck, "run_checks", stopped_in_the_third)
+    monkeypatch.setattr(verbs, "read", lambda config, run: (lm, prompts))
     monkeypatch.setattr(Run, "check_stop", check_stop)
     with pytest.raises(Stopped):
         make("selfcheck", of(SelfcheckConfig, small()), tmp_path / "run")

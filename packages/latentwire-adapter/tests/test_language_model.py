@@ -12,7 +12,7 @@ from latentwire_adapter.losses import PromptLosses
 from latentwire_adapter.model import codecs, reader as reading_rows
 from latentwire_adapter.model.language_model import load_language_model, wrap
 from latentwire_adapter.model.reader import Reader, batches, text_of
-from latentwire_adapter.selfcheck import TIE, Harness, selfcheck
+from latentwire_adapter.selfcheck import TIE, Harness, run_checks
 from studycore.errors import UserError
 
 
@@ -22,30 +22,30 @@ def prompt(context, question, paragraph="p"):
 
 def alone(lm, ids, n):
     """Greedy tokens by whole passes of the model, one at a time, without any cache."""
-    found = []
+    answer = []
     for _ in range(n):
-        token = int(lm.model(input_ids=torch.tensor([ids + found])).logits[0, -1].argmax())
+        token = int(lm.model(input_ids=torch.tensor([ids + answer])).logits[0, -1].argmax())
         if token in lm.ends:
             break
-        found.append(token)
-    return found
+        answer.append(token)
+    return answer
 
 
 def test_answers_are_those_of_whole_passes_with_any_padding_and_prefix(lm):
     prompts = [prompt([5, 6, 7, 8, 9, 10], [20, 21]), prompt([5, 6, 7, 8, 9, 10], [22, 23, 24, 25]), prompt([40], [30])]
     for prefix in ((), (3, 4, 11)):
         for embed in (None, codecs.raw(lm.table_VD)):
-            found = Reader(lm, prefix, embed).answer(prompts, 5)
-            assert found == [alone(lm, [*prefix, *p.asked_T], 5) for p in prompts]
-    assert len(set(map(tuple, found))) > 1
+            answers = Reader(lm, prefix, embed).answer(prompts, 5)
+            assert answers == [alone(lm, [*prefix, *p.asked_T], 5) for p in prompts]
+    assert len(set(map(tuple, answers))) > 1
 
 
 def test_answers_without_a_paragraph(lm):
     mixed = [prompt([], [20, 21]), prompt([5, 6], [20, 21])]
     for prefix in ((), (3, 4)):
-        found = Reader(lm, prefix, codecs.raw(lm.table_VD)).answer(mixed, 4)
-        assert found == [alone(lm, [*prefix, *p.asked_T], 4) for p in mixed]
-        assert Reader(lm, prefix, None).answer(mixed[:1], 4) == found[:1]
+        answers = Reader(lm, prefix, codecs.raw(lm.table_VD)).answer(mixed, 4)
+        assert answers == [alone(lm, [*prefix, *p.asked_T], 4) for p in mixed]
+        assert Reader(lm, prefix, None).answer(mixed[:1], 4) == answers[:1]
 
 
 def test_an_answer_ends_before_its_end(lm):
@@ -172,9 +172,9 @@ def tiny_gpt2():
 def test_models_that_scale_add_positions_or_have_windows_read_rows_as_they_read_ids(model):
     lm = wrap(model(), make_tokenizer())
     prompts = [prompt([5, 6, 7, 8], [20, 21]), prompt([9], [22, 23, 24])]
-    found = Reader(lm, (3, 4), codecs.raw(lm.table_VD)).answer(prompts, 4)
-    assert found == Reader(lm, (3, 4), None).answer(prompts, 4)
-    assert found == [alone(lm, [3, 4, *p.asked_T], 4) for p in prompts]
+    answers = Reader(lm, (3, 4), codecs.raw(lm.table_VD)).answer(prompts, 4)
+    assert answers == Reader(lm, (3, 4), None).answer(prompts, 4)
+    assert answers == [alone(lm, [3, 4, *p.asked_T], 4) for p in prompts]
 
 
 def test_models_with_embeddings_in_every_layer_are_refused():
@@ -211,8 +211,8 @@ def test_a_model_is_loaded_once(reading):
 def test_half_precision_reads_its_own_rows(reading):
     lm = load_language_model(replace(reading, dtype="bfloat16"), "cpu")
     assert lm.table_VD.dtype == torch.bfloat16
-    found = Reader(lm, (3,), lambda ids: lm.table_VD[ids]).answer([prompt([5, 6], [20])], 3)
-    assert found == Reader(lm, (3,), None).answer([prompt([5, 6], [20])], 3)
+    answers = Reader(lm, (3,), lambda ids: lm.table_VD[ids]).answer([prompt([5, 6], [20])], 3)
+    assert answers == Reader(lm, (3,), None).answer([prompt([5, 6], [20])], 3)
 
 
 # ------------------------------------------------------------------------------------------------------- self-check
@@ -222,7 +222,7 @@ def harness(lm, prompts, reading):
 
 
 def test_every_check_holds_of_a_sound_harness(lm, prompts, reading):
-    assert set(selfcheck(lm, prompts, reading).values()) == {""}
+    assert set(run_checks(lm, prompts, reading).values()) == {""}
 
 
 def test_each_check_fails_when_what_it_names_is_broken(harness, monkeypatch, lm, reading, prompts):
@@ -340,4 +340,4 @@ def test_half_precision_may_break_ties_and_single_may_not(lm, prompts, reading):
 def test_the_checks_hold_of_a_sound_harness_in_half_precision(reading, dtype):
     config = replace(reading, dtype=dtype)
     lm = load_language_model(config, "cpu")
-    assert set(selfcheck(lm, scored_prompts(config, lm.tokenizer, lm.context), config).values()) == {""}
+    assert set(run_checks(lm, scored_prompts(config, lm.tokenizer, lm.context), config).values()) == {""}

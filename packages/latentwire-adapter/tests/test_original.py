@@ -74,7 +74,7 @@ def test_the_quick_evaluation_and_the_diagnostics_of_the_plan(tmp_path):
 
 def test_the_smoke_test_of_the_plan(folder, tmp_path, monkeypatch):
     """`--samples 1000 --epochs 1 --batch_size 32 --compress_dim 512 --recon_weight 1.0 --ce_weight 0.0`, on a tiny Llama."""
-    monkeypatch.setattr("latentwire_adapter.phases.run_checks", lambda *a: {})
+    monkeypatch.setattr("latentwire_adapter.selfcheck.run_checks", lambda *a: {})
     flags = [
         "--samples",
         "40",

@@ -11,6 +11,7 @@ import pytest
 import latentwire_adapter.figures as figures
 import latentwire_adapter.report as reports
 from latentwire_adapter.config import COMPRESSED, THROUGH_MODEL, EvaluateConfig, FitConfig, SuiteConfig
+from latentwire_adapter.metrics.token_types import Group
 from latentwire_adapter.report import answer_of, band, left_out, report
 from studycore.record import Record
 from studycore.statistics import Interval
@@ -58,10 +59,10 @@ def test_the_original_bands_begin_at_their_thresholds():
 
 
 def test_every_cell_of_the_main_jobs_tables(tmp_path):
-    found = report(record_of(tmp_path, suite_table(), claims=[judged_as("held_out_4x", "supported")]))
-    rebuilt, other = found.tables
-    arms = found.pictures[1].table
-    assert (found.pictures[1].path, found.pictures[1].path.is_file()) == (tmp_path / "figures" / "arms.svg", True)
+    made = report(record_of(tmp_path, suite_table(), claims=[judged_as("held_out_4x", "supported")]))
+    rebuilt, other = made.tables
+    arms = made.pictures[1].table
+    assert (made.pictures[1].path, made.pictures[1].path.is_file()) == (tmp_path / "figures" / "arms.svg", True)
     lines = {line[0]: line for line in arms.rows}
     _, f1, em, kept, bits, size, encode, decode, words = lines["adapter 4x"]
     assert (em, bits, size, encode, decode, words) == (50, 128, 3.5, pytest.approx(1), pytest.approx(2), "validated")
@@ -77,15 +78,15 @@ def test_every_cell_of_the_main_jobs_tables(tmp_path):
     assert other.rows == [
         ("the token's number", 16.0), ("its information under the unigram model", 9.5), ("its text in UTF-8", 30.0),
     ]  # fmt: skip
-    assert found.notes[0] == "Uncompressed F1 100.0; 4x: adapter 75.0 (validated), linear inverse 45.0."
-    assert any(note.startswith("One adapter a ratio, of one seed") for note in found.notes)
+    assert made.notes[0] == "Uncompressed F1 100.0; 4x: adapter 75.0 (validated), linear inverse 45.0."
+    assert any(note.startswith("Each ratio has one adapter, of one seed") for note in made.notes)
     several = record_of(tmp_path, suite_table(), config=SuiteConfig(ratios=[4.0], seeds=3))
     assert any("means over the adapters of 3 seeds" in note for note in report(several).notes)
-    assert found.notes[1] == (
+    assert made.notes[1] == (
         "On token types that no fit saw the adapter reconstructs better than the linear inverse of the same codes at 4x "
         "(0.500 against 0.600 unexplained)."
     )
-    assert found.metrics["arms"]["adapter_4x"] == {
+    assert made.metrics["arms"]["adapter_4x"] == {
         "f1": 75.0, "em": 50.0, "bits_per_token": 128.0, "retention": pytest.approx(0.6875),
     }  # fmt: skip
 
@@ -142,22 +143,41 @@ def test_a_report_of_one_arm_counts_and_lists_its_questions(tmp_path, monkeypatc
     )
     asked_here = [*ADAPTER[:7], {**ADAPTER[7], "f1": 0.0}]
     table = pd.DataFrame([{"arm": "linear", "questions": asked_here}])
-    found = report(record_of(tmp_path, table, "evaluate", EvaluateConfig(), f1=72.5, em=50.0, eval_samples=8))
+    made = report(record_of(tmp_path, table, "evaluate", EvaluateConfig(), f1=72.5, em=50.0, eval_samples=8))
     assert drawn == {"right": 4, "in part": 3, "wrong": 1}
-    assert [row[0] for row in found.tables[1].rows] == ["q3", "q5", "q6", "q7"]
-    assert found.tables[1].rows[0] == ("q3", "x / y", "said 3")
-    assert "linear: F1 72.5, EM 50.0 on 8 questions" in found.answer
+    assert [row[0] for row in made.tables[1].rows] == ["q3", "q5", "q6", "q7"]
+    assert made.tables[1].rows[0] == ("q3", "x / y", "said 3")
+    assert "linear: F1 72.5, EM 50.0 on 8 questions" in made.answer
     fit = report(record_of(tmp_path, table, "fit", FitConfig(), kept_8x=0.625, kept_4x=0.9))
     assert "An eighth of the dimensions keeps 62.5%" in fit.answer
     assert drawn == {"right": 4, "in part": 3, "wrong": 1, "8x": 0.625, "4x": 0.9}
 
 
+def test_token_types_are_drawn_and_listed_by_their_counts(tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(reports, "plot_types", lambda ratios, path: drawn.update(ratios) or path)
+    counts = {"seen_count": np.repeat([0.5, 5000.0], 20), "held_out_count": np.full(40, 0.5)}
+    spreads = {"seen_spread": np.ones(40), "held_out_spread": np.ones(40)}
+    errors = {"seen_linear": 0.5, "seen_adapter": 0.1, "held_out_linear": 0.625, "held_out_adapter": 0.75}
+    arrays = counts | spreads | {name: np.full(40, value) for name, value in errors.items()}
+    one, other = suite_table(), suite_table()
+    one["arrays"] = one["arm"].map(lambda arm: arrays if arm == "adapter" else None)
+    made = report(record_of(tmp_path, one))
+    (picture,) = [picture for picture in made.pictures if picture.path.name == "types.svg"]
+    assert picture.table.rows == [
+        ("4x", "below 1", 20, "0.5 [0.5, 0.5]", "0.1 [0.1, 0.1]", 40, "0.625 [0.625, 0.625]", "0.75 [0.75, 0.75]"),
+        ("4x", "1,000 or more", 20, "0.5 [0.5, 0.5]", "0.1 [0.1, 0.1]", *[reports.NOT_APPLICABLE] * 3),
+    ]
+    assert list(drawn) == ["4x"] and len(drawn["4x"]) == 6
+    assert "types.svg" not in [picture.path.name for picture in report(record_of(tmp_path, other)).pictures]
+
+
 @pytest.fixture
 def axes(monkeypatch):
     """The axes of the last figure."""
-    found = []
-    monkeypatch.setattr(figures, "save_figure", lambda figure, path: found.append(figure.axes[0]) or path)
-    yield found
+    drawn = []
+    monkeypatch.setattr(figures, "save_figure", lambda figure, path: drawn.append(figure.axes[0]) or path)
+    yield drawn
     plt.close("all")
 
 
@@ -205,12 +225,32 @@ def test_training_and_questions_are_drawn_from_their_columns(axes, tmp_path):
     assert line.get_ydata() == pytest.approx([95, 75, 55, 35, 15])
 
 
+def test_the_types_of_each_decoder_and_kind_have_a_look_of_their_own(axes, tmp_path):
+    values = {("linear", "seen"): 0.5, ("linear", "held_out"): 0.6, ("adapter", "seen"): 0.1, ("adapter", "held_out"): 0.7}  # fmt: skip
+    groups = [Group("1 to 10", kind, d, Interval(v, v - 0.1, v + 0.05, 9)) for (d, kind), v in values.items()]
+    figures.plot_types(
+        {"4x": groups, "8x": [*groups[:2], replace(groups[2], unexplained=Interval(0.9, 0.9, 0.9, 9))]}, tmp_path / "x"
+    )
+    lines = [container[0] for container in axes[-1].containers]
+    assert [line.get_ydata()[0] for line in lines] == [0.5, 0.6, 0.1, 0.7]
+    assert len({line.get_xdata()[0] for line in lines}) == 4
+    looks = [(line.get_marker(), line.get_color(), line.get_markerfacecolor()) for line in lines]
+    assert len(set(looks)) == 4 and [face == "white" for *_, face in looks] == [False, True, False, True]
+    assert looks[0][:2] == looks[1][:2] != looks[2][:2]
+    _, _, (bars,) = axes[-1].containers[0]
+    assert [[y for _, y in segment] for segment in bars.get_segments()] == [[pytest.approx(0.4), pytest.approx(0.55)]]
+    assert [text.get_text() for text in axes[-1].get_xticklabels()] == ["1 to 10"]
+    assert [panel.get_title() for panel in axes[-1].figure.axes] == ["4 times smaller", "8 times smaller"]
+    low, high = axes[-1].get_ylim()
+    assert low == 0 and high > 0.9
+
+
 def test_a_table_without_ratios_still_says_that_nothing_is_scored(tmp_path):
     nothing = replace(record_of(tmp_path, suite_table()[:1]), missing={"raw": "failed"})
-    found = report(nothing)
-    assert found.answer == "No arm has been judged yet."
-    assert found.notes[0] == "The uncompressed prompt has not been scored yet."
-    assert found.metrics["failed"] == 1
+    made = report(nothing)
+    assert made.answer == "No arm has been judged yet."
+    assert made.notes[0] == "The uncompressed prompt has not been scored yet."
+    assert made.metrics["failed"] == 1
 
 
 def test_the_report_names_the_arms_that_were_not_asked_for():

@@ -9,6 +9,7 @@ from latentwire_adapter.claims import (
     columns,
     difference,
     f1_of,
+    lead_on_trained_types,
     of_ratio,
     questions,
     rank_correlation,
@@ -16,7 +17,7 @@ from latentwire_adapter.claims import (
     unexplained,
 )
 from latentwire_adapter.config import EvaluateConfig, Phase1Config, Phase2Config, SuiteConfig
-from latentwire_adapter.metrics import retention as retained
+from latentwire_adapter.metrics import retention as retained, token_types
 from studycore.claims import NotRun, as_stored, judge_all
 from studycore.statistics import Interval
 
@@ -52,15 +53,15 @@ def verdict(measure, of, **threshold):
     from studycore.claims import Claim
 
     claim = Claim("x", "x", "x", "x", "x", measure, **threshold)
-    (found,) = judge_all([claim], of, [as_stored(claim)])
-    return found
+    (judged,) = judge_all([claim], of, [as_stored(claim)])
+    return judged
 
 
 def test_f1_by_hand():
-    found = retained.mean_f1(asked([1, 0, 1, 1]))
-    assert found.estimate == 75
-    assert found.n == 2
-    assert 50 <= found.low <= found.high <= 100
+    interval = retained.mean_f1(asked([1, 0, 1, 1]))
+    assert interval.estimate == 75
+    assert interval.n == 2
+    assert 50 <= interval.low <= interval.high <= 100
 
 
 def test_questions_of_a_paragraph_count_as_one():
@@ -85,8 +86,8 @@ def test_retention_by_hand_and_with_the_better_control():
 def test_pairing_finds_what_unpaired_noise_would_hide():
     base = draws(1, 200)
     better = np.minimum(base + (np.arange(200) % 8 == 0), 1)
-    found = retained.difference(asked(better), asked(base))
-    assert found.low > 0
+    interval = retained.difference(asked(better), asked(base))
+    assert interval.low > 0
     noise = retained.difference(asked(draws(2, 200)), asked(draws(3, 200)))
     assert noise.low < 0 < noise.high
 
@@ -116,8 +117,8 @@ def test_rank_correlation_on_planted_truth_and_noise():
     noise = asked(draws(8, 120), error=error)
     assert verdict(rank_correlation("adapter", "4x"), table(adapter__4x=noise), above=0.0)["verdict"] == "inconclusive"
     for same in (asked(np.zeros(120), error=error), asked(draws(8, 120), error=np.full(120, 0.25))):
-        found = verdict(rank_correlation("adapter", "4x"), table(adapter__4x=same), above=0.0)
-        assert (found["verdict"], found["measured"]) == ("inconclusive", 0)  # neither follows the other
+        judged = verdict(rank_correlation("adapter", "4x"), table(adapter__4x=same), above=0.0)
+        assert (judged["verdict"], judged["measured"]) == ("inconclusive", 0)  # neither follows the other
     nothing = verdict(rank_correlation("adapter", "4x"), table(adapter__4x=asked(draws(8, 120))), above=0.0)
     assert nothing["verdict"] == "not run"
 
@@ -143,6 +144,56 @@ def test_unexplained_variance_of_types():
     assert verdict(unexplained("adapter", "seen", "4x"), of, below=0.0)["verdict"] == "not run"
 
 
+def arrays_by_count(leads, counts=(0.5, 5.0, 50.0)):
+    """Per kind and decoder: 100 types of each count; the adapter leads by `leads[kind]`, in each range of counts."""
+    arrays = {}
+    for kind, of_kind in leads.items():
+        linear = np.repeat([0.2 + 0.1 * k for k in range(len(counts))], 100)
+        arrays |= {
+            f"{kind}_count": np.repeat(counts, 100).astype(np.float32), f"{kind}_spread": np.full(100 * len(counts), 2.0),
+            f"{kind}_linear": 2.0 * linear, f"{kind}_adapter": 2.0 * (linear - np.repeat(of_kind, 100)),
+        }  # fmt: skip
+    return arrays
+
+
+def test_types_are_grouped_by_their_counts():
+    arrays = arrays_by_count({"seen": (0.01, 0.1, 0.2), "held_out": (0.0, 0.0, 0.0)}, (0.5, 1.0, 99.0))
+    groups = token_types.by_count(arrays | {"held_out_count": np.repeat([0.5, 1.0, 2000.0], 100)})
+    values = {(g.band, g.kind, g.decoder): pytest.approx(g.unexplained.estimate) for g in groups}
+    assert values == {
+        ("below 1", "seen", "linear"): 0.2, ("below 1", "seen", "adapter"): 0.19,
+        ("below 1", "held_out", "linear"): 0.2, ("below 1", "held_out", "adapter"): 0.2,
+        ("1 to 10", "seen", "linear"): 0.3, ("1 to 10", "seen", "adapter"): 0.2,
+        ("1 to 10", "held_out", "linear"): 0.3, ("1 to 10", "held_out", "adapter"): 0.3,
+        ("10 to 100", "seen", "linear"): 0.4, ("10 to 100", "seen", "adapter"): 0.2,
+        ("1,000 or more", "held_out", "linear"): 0.4, ("1,000 or more", "held_out", "adapter"): 0.4,
+    }  # fmt: skip
+    assert {g.unexplained.n for g in groups} == {100}
+    none_held_out = {name: array for name, array in arrays.items() if name.startswith("seen")}
+    assert {g.kind for g in token_types.by_count(none_held_out)} == {"seen"}
+
+
+def test_what_is_remembered_is_measured_among_types_that_are_counted_equally_often():
+    """Seen types are more frequent, and frequent types are rebuilt better: that alone is no remembering."""
+
+    def of(seen, held_out, **more):
+        arrays = arrays_by_count({"seen": seen, "held_out": held_out}) | more
+        return verdict(
+            lead_on_trained_types("4x"), pd.DataFrame([{"arm": "adapter", "ratio": "4x", "arrays": arrays}]), below=0.0
+        )
+
+    by_count, sure = (0.0, 0.1, 0.2), (0.1, 0.2, 0.3)
+    few = {"seen_count": np.repeat([0.5, 5.0, 50.0], (10, 90, 200)).astype(np.float32)}
+    few |= {"seen_linear": np.full(300, 1.0), "seen_adapter": 1.0 - 2 * np.repeat(by_count, (10, 90, 200))}
+    assert of(by_count, by_count, **few)["measured"] == pytest.approx(0, abs=1e-9)
+    assert (of(sure, by_count)["verdict"], of(by_count, sure)["verdict"]) == ("supported", "refuted")
+    # By the spread of held-out types: 0.5 * 100, 5 * 100 and 50 * 100 times the same distance.
+    only_rare = of((0.3, 0.1, 0.2), by_count)
+    assert only_rare["measured"] == pytest.approx(-0.3 * 0.5 / 55.5)
+    no_common_range = of(by_count, by_count, held_out_count=np.full(300, 5000.0))
+    assert (no_common_range["verdict"], no_common_range["measured"]) == ("not run", None)
+
+
 def test_the_seeds_that_are_left_of_an_arm_do_not_decide():
     rows = [{"run": f"linear_{r}_s0", "arm": "linear", "ratio": r, "questions": asked([1, 0])} for r in ("4x", "8x")]
     table = pd.DataFrame(rows)
@@ -165,7 +216,7 @@ def test_claims_have_distinct_names_and_fit_their_arms():
     assert {f"f1_{r}" for r in ("2x", "8x")} <= {claim.id for claim in every}
     few = claims("run", SuiteConfig(ratios=[8.0], arms=["linear", "phase2"], only={"phase2": [4.0]}))
     assert not {"nearest_8x", "phase2_8x"} & {claim.id for claim in few}
-    assert len(of_ratio("8x", [])) == 7
+    assert len(of_ratio("8x", [])) == 8
     for verb, config in (("evaluate", EvaluateConfig(arm="linear")), ("phase1", Phase1Config())):
         assert [claim.id for claim in claims(verb, config)] == ["f1"]
 
@@ -204,7 +255,9 @@ def folders(place, good):
         (folder / "predictions.json").write_text(
             json.dumps({"arm": arm, "decode_seconds": 0.0, "questions": asked_here})
         )
-        (folder / "results.json").write_text(json.dumps({"metrics": {"f1": 100 * float(np.mean(scores))}}))
+        (folder / "results.json").write_text(
+            json.dumps({"metrics": {"f1": 100 * float(np.mean(scores))}, "claims": []})
+        )
         trained = {
             "adapter": Phase1Config(),
             "phase2": Phase2Config(),
@@ -218,7 +271,7 @@ def folders(place, good):
                     f"{kind}_{name}": value
                     for kind in ("seen", "held_out")
                     for name, value in (
-                        ("count", np.ones(300, np.float32)), ("spread", spread), ("adapter", (0.4 + gain) * spread), ("linear", 0.4 * spread),
+                        ("count", np.ones(300, np.float32)), ("spread", spread), ("adapter", (0.4 + (2 if kind == "seen" else 1) * gain) * spread), ("linear", 0.4 * spread),
                         ("cosine", np.full(300, 0.95 if good else 0.8, np.float32)),
                     )
                 },
@@ -234,8 +287,8 @@ def test_every_claim_can_come_out_both_ways_from_what_folders_hold(tmp_path):
     every = claims("run", SuiteConfig(ratios=[4.0]))
     for good, expected in ((True, "supported"), (False, "refuted")):
         table = pd.DataFrame(folders(tmp_path / expected, good))
-        found = judge_all(every, table, [as_stored(claim) for claim in every])
-        assert {claim["id"]: claim["verdict"] for claim in found} == dict.fromkeys([c.id for c in every], expected)
+        judged = judge_all(every, table, [as_stored(claim) for claim in every])
+        assert {claim["id"]: claim["verdict"] for claim in judged} == dict.fromkeys([c.id for c in every], expected)
     empty = judge_all(every, pd.DataFrame(), [as_stored(claim) for claim in every])
     assert {claim["verdict"] for claim in empty} == {"not run"}
     assert all(claim["measured"] is None for claim in empty)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import CPU
 
-from latentwire_adapter import evaluation, objectives, phases, train as train_module
+from latentwire_adapter import evaluation, fitting, objectives, selfcheck, train
 from latentwire_adapter.cli import STUDY
 from latentwire_adapter.config import EvaluateConfig, FitConfig, Phase2Config, SelfcheckConfig, SuiteConfig
 from latentwire_adapter.evaluation_files import read_predictions
@@ -29,10 +29,10 @@ from studycore.run_folder import read_manifest
 from studycore.testing.interrupted import killed_at
 from studycore.testing.runs import output_of, same
 
-CONFIGS = Path(train_module.__file__).parent / "configs"
+CONFIGS = Path(train.__file__).parent / "configs"
 
 
-RUN_CHECKS = phases.run_checks
+RUN_CHECKS = selfcheck.run_checks
 TIMES = (
     "timestamp", "seconds", "fit_seconds", "decode_seconds", "seconds_per_question",
     "encode_seconds_per_1000_types", "decode_seconds_per_1000_types",
@@ -53,10 +53,10 @@ def of(cls, config, **more):
 
 
 def test_phase1_improves_on_the_inverse_it_starts_from_and_says_what_the_original_logged(trained, small):
-    found = metrics(trained)
+    measured = metrics(trained)
     rows = [row for row in read_rows(trained / "metrics.jsonl") if row["type"] == "train_step"]
-    assert rows[0]["nmse"] == pytest.approx(found["linear_nmse"], rel=1e-4)
-    assert found["nmse"] < found["linear_nmse"]
+    assert rows[0]["nmse"] == pytest.approx(measured["linear_nmse"], rel=1e-4)
+    assert measured["nmse"] < measured["linear_nmse"]
     original = {
         "step",
         "epoch",
@@ -72,10 +72,10 @@ def test_phase1_improves_on_the_inverse_it_starts_from_and_says_what_the_origina
     assert all(original <= set(row) for row in rows)
     (last,) = [row for row in read_rows(trained / "metrics.jsonl") if row["type"] == "full_eval"]
     assert {"f1", "em", "eval_samples"} <= set(last)
-    assert found["dimensions"] == 8
-    assert found["positions_per_row"] > 1
-    assert {"norm_ratio", "held_out_nmse", "linear_held_out_nmse", "bits_per_token", "f1", "em"} <= set(found)
-    assert found["bits_per_token"] == 8 * 16
+    assert measured["dimensions"] == 8
+    assert measured["positions_per_row"] > 1
+    assert {"norm_ratio", "held_out_nmse", "linear_held_out_nmse", "bits_per_token", "f1", "em"} <= set(measured)
+    assert measured["bits_per_token"] == 8 * 16
 
 
 def test_what_phase1_saves_is_what_it_scored(trained, small, make, tmp_path):
@@ -90,7 +90,7 @@ def test_what_phase1_saves_is_what_it_scored(trained, small, make, tmp_path):
 
 
 def test_held_out_types_are_in_no_fit(small, lm, monkeypatch):
-    fit = phases.make_fit(small(), lm, 8)
+    fit = fitting.make_fit(small(), lm, 8)
     weights_V = fit.weights(0.5)
     assert (weights_V[fit.held_V] == 0).all()
     assert (fit.counts_V[fit.held_V] > 0).any()
@@ -98,7 +98,7 @@ def test_held_out_types_are_in_no_fit(small, lm, monkeypatch):
     torch.testing.assert_close(
         weights_V[seen_V] / weights_V[seen_V].sum(), fit.counts_V[seen_V].sqrt() / fit.counts_V[seen_V].sqrt().sum()
     )
-    data = phases.TypeRows(lm, fit, small())
+    data = fitting.TypeRows(lm, fit, small())
     assert not fit.held_V[data.ids_U].any()
     expected = EmbeddingCompressor(32, 8).fit_counts(lm.table_VD[seen_V], fit.weights(1.0)[seen_V])
     torch.testing.assert_close(fit.compressor.projection, expected.projection, rtol=1e-3, atol=1e-4)
@@ -106,7 +106,7 @@ def test_held_out_types_are_in_no_fit(small, lm, monkeypatch):
 
 def test_a_batch_is_dealt_out_to_the_processes(small, lm):
     config = small()
-    data = phases.TypeRows(lm, phases.make_fit(config, lm, 8), config)
+    data = fitting.TypeRows(lm, fitting.make_fit(config, lm, 8), config)
     whole, weight = data.batch(config, 0, 5, 0, 1)
     assert len(whole) == 64
     parts = [data.batch(config, 0, 5, rank, 2) for rank in (0, 1)]
@@ -159,10 +159,10 @@ def test_a_killed_run_goes_on_to_the_same_bits(trained, make, small, tmp_path, m
 
     cut = tmp_path / "cut"
     places = [
-        (train_module, "gradient", 3),
+        (train, "gradient", 3),
         (studycore.run, "save_checkpoint", 1),
-        (train_module, "gradient", 4),
-        (phases, "score", 1),
+        (train, "gradient", 4),
+        (train, "score", 1),
     ]
     for place in places:
         assert killed_at(*place, lambda: make("phase1", small(), cut, resume=cut.exists())), place
@@ -184,7 +184,7 @@ def test_the_losses_are_the_committed_ones(make, small, tmp_path):
 )
 def test_every_arm_is_scored_by_the_same_harness(arm, trained, small, make, tmp_path):
     folder = make("evaluate", of(EvaluateConfig, small(), arm=arm, phase1=str(trained)), tmp_path / arm)
-    found, rows = metrics(folder), read_predictions(folder)["questions"]
+    measured, rows = metrics(folder), read_predictions(folder)["questions"]
     assert [q["id"] for q in rows] == [q["id"] for q in read_predictions(trained)["questions"]]
     expected = {
         "linear": 128,
@@ -197,13 +197,13 @@ def test_every_arm_is_scored_by_the_same_harness(arm, trained, small, make, tmp_
         "shuffled": 512,
     }
     if arm in expected:
-        assert found["bits_per_token"] == expected[arm]
+        assert measured["bits_per_token"] == expected[arm]
     else:  # fewer: of the paragraph's tokens as many bits as the codes have, to less than a token's row
         paragraphs = sum(q["paragraph_tokens"] for q in read_predictions(trained)["questions"])
-        assert 128 - 512 * 2 / paragraphs < found["bits_per_token"] <= 128 + 512 * 2 / paragraphs
-    assert {"encode_seconds_per_1000_types", "decode_seconds_per_1000_types"} <= set(found)
+        assert 128 - 512 * 2 / paragraphs < measured["bits_per_token"] <= 128 + 512 * 2 / paragraphs
+    assert {"encode_seconds_per_1000_types", "decode_seconds_per_1000_types"} <= set(measured)
     if arm.startswith("nearest"):
-        assert 0 < found["snap_accuracy"] <= 1
+        assert 0 < measured["snap_accuracy"] <= 1
     report = report_on(STUDY, folder)
     assert report.table.iloc[0]["arm"] == arm
 
@@ -305,13 +305,13 @@ def test_types_that_no_fit_sees_teach_nothing_in_phase2(trained, small, make, tm
 
 
 def test_phase2_lowers_the_loss_it_trains_on(trained, small, make, tmp_path, monkeypatch):
-    real = phases.training_prompts
+    real = train.training_prompts
 
     def two(*arguments):
-        found = real(*arguments)
-        return replace(found, prompts=found.prompts[:2])
+        questions = real(*arguments)
+        return replace(questions, prompts=questions.prompts[:2])
 
-    monkeypatch.setattr(phases, "training_prompts", two)
+    monkeypatch.setattr(train, "training_prompts", two)
     config = of(Phase2Config, small(), phase1=str(trained), objective="kl", balance="fixed", ce_weight=1.0, recon_weight=1e-6, steps=50,
                 phase2_batch_size=2, phase2_lr=1e-2, log_every=1)  # fmt: skip
     rows = [
@@ -332,7 +332,7 @@ def test_phase2_is_not_due_above_the_threshold(trained, small, make, tmp_path):
 
 
 def test_a_failing_check_stops_what_comes_after(monkeypatch, make, small, tmp_path):
-    monkeypatch.setattr(phases, "run_checks", lambda *a: {"table": "", "dtype": "rows were taken"})
+    monkeypatch.setattr(selfcheck, "run_checks", lambda *a: {"table": "", "dtype": "rows were taken"})
     for verb, config in (
         ("selfcheck", of(SelfcheckConfig, small())),
         ("phase1", small()),
@@ -421,7 +421,7 @@ def test_the_run_of_8_billion_parameters_does_on_a_tiny_llama_what_it_will_do_th
 ):
     """The shipped configuration in its precision, its gate and all, with another model, a local file, and smaller numbers
     alone."""
-    monkeypatch.setattr(phases, "run_checks", RUN_CHECKS)
+    monkeypatch.setattr(selfcheck, "run_checks", RUN_CHECKS)
     from studycore.configuration import check_types, read_yaml
 
     values = check_types(SuiteConfig, read_yaml(CONFIGS / "llama-8b.yaml"))
@@ -452,17 +452,17 @@ def test_the_run_of_8_billion_parameters_does_on_a_tiny_llama_what_it_will_do_th
 def test_the_main_job_goes_on_arm_by_arm(here, small, tmp_path, monkeypatch, capsys):
     chosen = suite(small, arms=["linear", "fewer", "phase2"])
     options = here
-    real = phases.phase2
+    real = train.phase2
 
     def fails(*arguments):
         raise RuntimeError("killed")
 
-    monkeypatch.setattr(phases, "phase2", fails)
+    monkeypatch.setattr(train, "phase2", fails)
     with pytest.raises(UserError, match="1 of 10 runs failed, first phase2_4x"):
         make_runs(STUDY, "run", chosen, tmp_path / "run", options)
     stamps = {p.parent.name: p.stat().st_mtime_ns for p in (tmp_path / "run").glob("*/predictions.json")}
     assert len(stamps) == 7
-    monkeypatch.setattr(phases, "phase2", real)
+    monkeypatch.setattr(train, "phase2", real)
     make_runs(STUDY, "run", chosen, tmp_path / "run", options, resume=True)
     again = {p.parent.name: p.stat().st_mtime_ns for p in (tmp_path / "run").glob("*/predictions.json")}
     assert {k: again[k] for k in stamps} == stamps
@@ -478,20 +478,20 @@ def test_the_main_job_goes_on_arm_by_arm(here, small, tmp_path, monkeypatch, cap
 def test_two_processes_score_exactly_what_one_does(trained, small, tmp_path):
     config = of(EvaluateConfig, small(), arm="linear", phase1=str(trained), eval_batch_size=2)
     flags = [f"--{k}={v}" for k, v in to_dict(config).items() if v is not None]
-    found = []
+    scores = []
     for n in (1, 2):
-        unchecked = "import sys; import latentwire_adapter.phases as t; t.run_checks = lambda *a: {}; from latentwire_adapter.cli import main; sys.exit(main())"
+        unchecked = "import sys; import latentwire_adapter.selfcheck as t; t.run_checks = lambda *a: {}; from latentwire_adapter.cli import main; sys.exit(main())"
         folder = tmp_path / f"n{n}"
         command = ["-c", unchecked] if n == 1 else ["-m", "latentwire_adapter"]
         here = ["--device", "cpu", "--threads", "1", "--num-processes", n, "--output-dir", folder]
         output_of(*command, "evaluate", *flags, *here, cwd=tmp_path)
-        found.append(
+        scores.append(
             [
                 {k: q[k] for k in ("id", "prediction", "em", "f1", "error")}
                 for q in read_predictions(folder)["questions"]
             ]
         )
-    assert found[0] == found[1]
+    assert scores[0] == scores[1]
     assert replace(CPU, threads=2).threads == 2
 
 

@@ -81,12 +81,12 @@ def test_a_run_of_a_fit_has_the_compressor_of_a_run_alone(make, small, tmp_path,
 # ---------------------------------------------------------------------------------------------------------- training
 def test_metrics_of_types_are_those_of_their_counts(trained, small, lm):
     """The arrays that claims read say the same as the metrics that tables read."""
-    a, found = read_arrays(trained), metrics(trained)
+    a, measured = read_arrays(trained), metrics(trained)
     for kind, start in (("seen", ""), ("held_out", "held_out_")):
         for decoder, of_decoder in (("adapter", ""), ("linear", "linear_")):
             count = a[f"{kind}_count"]
             nmse = (count * a[f"{kind}_{decoder}"]).sum() / (count * a[f"{kind}_spread"]).sum()
-            assert found[f"{of_decoder}{start}nmse"] == pytest.approx(float(nmse), rel=1e-4), (kind, decoder)
+            assert measured[f"{of_decoder}{start}nmse"] == pytest.approx(float(nmse), rel=1e-4), (kind, decoder)
     fit = make_fit(small(), lm, 8)
     for kind, chosen_V in (("seen", ~fit.held_V), ("held_out", fit.held_V)):
         assert np.array_equal(a[f"{kind}_count"], fit.counts_V[(fit.counts_V > 0) & chosen_V].numpy())
@@ -94,9 +94,9 @@ def test_metrics_of_types_are_those_of_their_counts(trained, small, lm):
 
 def test_reconstruction_metrics_by_hand():
     x_UD, y_UD = torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.0], [1.0, 1.0]])
-    found = reconstruction_metrics(y_UD, x_UD, torch.tensor([3.0, 1.0]), torch.tensor([1.0, 0.0]))
+    measured = reconstruction_metrics(y_UD, x_UD, torch.tensor([3.0, 1.0]), torch.tensor([1.0, 0.0]))
     # Errors 1 and 1, sizes 4 and 1, spreads 1 and 2; weights 3/4 and 1/4.
-    assert found == {
+    assert measured == {
         "recon_mse": pytest.approx(0.5), "recon_cosine_sim": pytest.approx(0.75 + 0.25 / math.sqrt(2)),
         "recon_rel_error": pytest.approx((1 / 3.25) ** 0.5), "nmse": pytest.approx(1 / 1.25),
         "norm_ratio": pytest.approx(0.75 * 0.5 + 0.25 * math.sqrt(2)),
@@ -236,10 +236,10 @@ def test_errors_of_a_paragraph_and_of_its_answer_by_hand(lm):
 
     seen_V = torch.ones(len(lm.table_VD), dtype=torch.bool)
     arm, size_V = Arm("linear", None, rows, seen_V), lm.table_VD.square().sum(1)
-    found = reconstruction_of(arm, lm, raw, prompt)
+    errors = reconstruction_of(arm, lm, raw, prompt)
     whole = float(size_V[list(context)].sum())
-    assert found["error"] == pytest.approx(0.01 * 2 * float(size_V[5]) / whole, rel=1e-3)
-    assert (found["answer_error"], found["answer_seen"]) == (0, True)
+    assert errors["error"] == pytest.approx(0.01 * 2 * float(size_V[5]) / whole, rel=1e-3)
+    assert (errors["answer_error"], errors["answer_seen"]) == (0, True)
     of_answer = replace(prompt, question=replace(prompt.question, answers=(lm.tokenizer.decode([5, *answer]),)))
     if tuple(lm.tokenizer(of_answer.question.answer, add_special_tokens=False)["input_ids"]) == (5, *answer):
         part = reconstruction_of(arm, lm, raw, of_answer)["answer_error"]
@@ -262,8 +262,8 @@ def test_one_held_out_token_makes_an_answer_unseen(lm):
 
 def test_an_example_of_no_answer_counts_as_none():
     none = Prompt(Question("q", "p", "", "", ()), (1,), (2,))
-    found = scored(none, "Unanswerable.")
-    assert (found["prediction"], found["em"], found["f1"]) == ("", 1, 1)
+    row = scored(none, "Unanswerable.")
+    assert (row["prediction"], row["em"], row["f1"]) == ("", 1, 1)
     assert scored(replace(none, question=replace(none.question, answers=("x",))), "unanswerable")["prediction"]
     assert scored(none, "a name")["f1"] == 0
 
@@ -348,13 +348,13 @@ def test_bits_and_bytes_of_each_arm(trained, make, small, lm, prompts, tmp_path)
     }  # fmt: skip
     for arm, size in bytes_of.items():
         folder = make("evaluate", of(EvaluateConfig, small(), arm=arm, phase1=str(trained)), tmp_path / arm)
-        found = metrics(folder)
-        assert found["receiver_bytes"] == size, arm
-        assert found["adapter_parameters"] == (parameters if arm in ("int4", "adapter_paragraph") else 0), arm
+        measured = metrics(folder)
+        assert measured["receiver_bytes"] == size, arm
+        assert measured["adapter_parameters"] == (parameters if arm in ("int4", "adapter_paragraph") else 0), arm
         if arm == "fewer":
             whole = sum(len(p.context_T) for p in prompts.prompts)
             sent = sum(q["paragraph_tokens"] for q in read_predictions(folder)["questions"])
-            assert found["bits_per_token"] == pytest.approx(512 * sent / whole) != 512
+            assert measured["bits_per_token"] == pytest.approx(512 * sent / whole) != 512
     assert metrics(tmp_path / "ids")["bits_per_token"] == math.ceil(math.log2(vocabulary))
     assert metrics(trained)["receiver_bytes"] == 2 * parameters
 
@@ -370,7 +370,7 @@ MAIN = SuiteConfig(ratios=[4.0, 8.0])
 
 def test_the_thresholds_stand_as_the_readme_has_them():
     of_ratio = {
-        "f1": (70, None), "retention": (0.7, None), "correlation": (0, None), "held_out": (None, 0), "seen": (None, 0),
+        "f1": (70, None), "retention": (0.7, None), "correlation": (0, None), "held_out": (None, 0), "seen": (None, 0), "remembered": (None, 0),
         "adapter_vs_linear": (0, None), "nearest": (0.95, None), "nearest_int4": (0.95, None), "fewer": (0, None), "phase2": (0, None),
         "phase2_ppl": (0, None),
         "answer_correlation": (0, None), "cosine": (0.9, None),
@@ -404,7 +404,7 @@ def test_each_claim_reads_its_own_arms_at_its_own_ratio():
         }
         row["arrays"]["seen_spread"] = row["arrays"]["held_out_spread"] = np.full(5, 4.0)
     every = claims("run", MAIN)
-    found = {c["id"]: c["measured"] for c in judge_all(every, pd.DataFrame(rows), [as_stored(c) for c in every])}
+    judged = {c["id"]: c["measured"] for c in judge_all(every, pd.DataFrame(rows), [as_stored(c) for c in every])}
     expected = {"uncompressed_f1": 92.0, "question_only_f1": 5.0, "embeddings_are_ids": 2.0}
     for ratio, sign, scale in (("4x", 1, 1), ("8x", -1, 2)):
         at = {arm: level for (arm, of), level in f1.items() if of == ratio}
@@ -412,11 +412,12 @@ def test_each_claim_reads_its_own_arms_at_its_own_ratio():
             f"f1_{ratio}": 100 * at["adapter"], f"retention_{ratio}": (at["adapter"] - 0.05) / 0.87, f"correlation_{ratio}": sign,
             f"answer_correlation_{ratio}": -sign, f"cosine_{ratio}": 0.95 - 0.01 * (sign == 1), f"nearest_int4_{ratio}": (at["nearest_int4"] - 0.05) / 0.87,
             f"held_out_{ratio}": scale * 0.15, f"seen_{ratio}": scale * -0.025,
+            f"remembered_{ratio}": scale * -0.175,
             f"adapter_vs_linear_{ratio}": 100 * (at["adapter"] - at["linear"]), f"nearest_{ratio}": (at["nearest"] - 0.05) / 0.87,
             f"fewer_{ratio}": 100 * (at["adapter_paragraph"] - at["fewer"]), f"phase2_{ratio}": 100 * (at["phase2"] - at["adapter"]),
             f"phase2_ppl_{ratio}": 100 * (at["phase2_ppl"] - at["adapter"]),
         }  # fmt: skip
-    assert found == {name: pytest.approx(value, abs=1e-9) for name, value in expected.items()}
+    assert judged == {name: pytest.approx(value, abs=1e-9) for name, value in expected.items()}
 
 
 def test_unexplained_variance_is_a_ratio_of_sums_and_a_mean_over_seeds():

@@ -17,20 +17,20 @@ from latentwire_adapter.config import (
     size_name,
 )
 from latentwire_adapter.evaluation_files import PREDICTIONS, read_predictions
-from latentwire_adapter.metrics import retention as retained
+from latentwire_adapter.metrics import retention as retained, token_types
+from latentwire_adapter.metrics.token_types import Arrays
 from studycore.claims import Claim, Measure, NotRun
-from studycore.files import read_json
 from studycore.measures import missing_runs
 from studycore.record import read_arrays
+from studycore.run_folder import read_results
 from studycore.statistics import Interval, bootstrap
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 ORIGINAL, OWN = "the original study's plan", "this study"
-HOW = f"Paired bootstrap over paragraphs, {retained.RESAMPLES} resamples; scores are means over seeds, whose spread is not in it."
-TYPE_RESAMPLES = 500
-"""Of token types, of which there are tens of thousands: their intervals are narrow, and each resample costs as many draws."""
+HOW = f"Paired bootstrap over paragraphs, {retained.RESAMPLES} resamples; scores are means over seeds, and the interval does not contain the spread between seeds."
+OVER_TYPES = f"Bootstrap over token types, {token_types.RESAMPLES} resamples."
 RETAINED = 0.7
 """Share of the uncompressed prompt's F1 above the negative control: the original study's 70 of 100, made relative."""
 COSINE = 0.9
@@ -82,41 +82,47 @@ def rank_correlation(arm: str, ratio: str, quality: str = "error") -> Measure:
     )
 
 
+def arrays_of(table: "DataFrame", ratio: str, name: str) -> tuple[Arrays, int]:
+    """(arrays of token types at a ratio, means over seeds; how many adapters). NotRun where no run has `name` of two or more."""
+    chosen = table[(table["arm"] == "adapter") & (table["ratio"] == ratio)] if "ratio" in table else table[:0]
+    runs = [arrays for arrays in chosen.get("arrays", []) if len(arrays.get(name, ())) > 1]
+    if not runs:
+        raise NotRun(f"No adapter at {ratio} has been trained whose run holds {name} of two token types or more.")
+    return token_types.mean_over_runs(runs), len(runs)
+
+
 def unexplained(decoder: str, kind: str, ratio: str, less: str = "") -> Measure:
     """Squared error over squared distance from the mean, by token types' counts; `less`: minus another decoder's."""
 
     def compute(table: "DataFrame") -> Interval:
-        chosen = table[(table["arm"] == "adapter") & (table["ratio"] == ratio)] if "ratio" in table else table[:0]
-        arrays = [a for a in chosen.get("arrays", []) if f"{kind}_count" in a and len(a[f"{kind}_count"]) > 1]
-        if not arrays:
-            raise NotRun(f"No run of adapter at {ratio} has {kind} token types.")
-        first = arrays[0]
-        count = first[f"{kind}_count"].astype(np.float64)
-        errors = [np.mean([a[f"{kind}_{name}"] for a in arrays], axis=0) for name in (decoder, less) if name]
-        error = errors[0] - errors[1] if less else errors[0]
-        return bootstrap(
-            np.stack([count * error, count * first[f"{kind}_spread"]], axis=1),
-            lambda rows: float(rows[:, 0].sum() / rows[:, 1].sum()), TYPE_RESAMPLES,
-        )  # fmt: skip
+        return token_types.unexplained(arrays_of(table, ratio, f"{kind}_count")[0], kind, decoder, less)
 
     text = f"unexplained({decoder}{f' - {less}' if less else ''}, {kind} types{_at(ratio)})"
-    return Measure(text, lambda table: (compute(table), f"Bootstrap over token types, {TYPE_RESAMPLES} resamples."))
+    return Measure(text, lambda table: (compute(table), OVER_TYPES))
+
+
+def lead_on_trained_types(ratio: str) -> Measure:
+    """How much more the adapter leads over the linear inverse on seen types than on held-out ones that are counted as often."""
+
+    def compute(table: "DataFrame") -> tuple[Interval, str]:
+        arrays, _ = arrays_of(table, ratio, "held_out_count")
+        return token_types.lead_on_trained_types(arrays), OVER_TYPES
+
+    bands = ", ".join(token_types.BANDS)
+    text = f"unexplained(adapter - linear, seen types - held_out types, by counts {bands}{_at(ratio)})"
+    return Measure(text, compute)
 
 
 def cosine(ratio: str) -> Measure:
     """Of the adapter's rows with the model's own, the mean over the token types that the fits saw, by their counts."""
 
     def compute(table: "DataFrame") -> tuple[Interval, str]:
-        chosen = table[(table["arm"] == "adapter") & (table["ratio"] == ratio)] if "ratio" in table else table[:0]
-        arrays = [a for a in chosen.get("arrays", []) if "seen_cosine" in a and len(a["seen_count"]) > 1]
-        if not arrays:
-            raise NotRun(f"No run of adapter at {ratio} has cosines of token types.")
-        count = arrays[0]["seen_count"].astype(np.float64)
-        rows = np.stack([count * np.mean([a["seen_cosine"] for a in arrays], axis=0), count], axis=1)
-        interval = bootstrap(rows, lambda drawn: float(drawn[:, 0].sum() / drawn[:, 1].sum()), TYPE_RESAMPLES)
-        return interval, f"Bootstrap over token types, {TYPE_RESAMPLES} resamples; mean over {len(arrays)} adapter(s)."
+        arrays, adapters = arrays_of(table, ratio, "seen_cosine")
+        rows = np.stack([arrays["seen_count"] * arrays["seen_cosine"], arrays["seen_count"]], axis=1)
+        interval = bootstrap(rows, lambda drawn: float(drawn[:, 0].sum() / drawn[:, 1].sum()), token_types.RESAMPLES)
+        return interval, f"{OVER_TYPES.removesuffix('.')}; mean over {adapters} adapter(s)."
 
-    return Measure(f"cosine(adapter, seen types{_at(ratio)}), {TYPE_RESAMPLES} resamples", compute)
+    return Measure(f"cosine(adapter, seen types{_at(ratio)}), {token_types.RESAMPLES} resamples", compute)
 
 
 def _measure(text: str, compute: Callable[["DataFrame"], Interval]) -> Measure:
@@ -130,7 +136,7 @@ def _at(ratio: str) -> str:
 # ----------------------------------------------------------------------------------------------------------- claims
 READS = Claim(
     "uncompressed_f1",
-    "Uncompressed, the model answers with an F1 of 60 or more",
+    "Given the uncompressed prompt, the model answers with an F1 of 60 or more",
     OWN,
     "80",
     "F1",
@@ -138,11 +144,11 @@ READS = Claim(
     above=60.0,
 )
 CONTROL = Claim(
-    "question_only_f1", "Asked without the paragraph, the model answers with an F1 below 10", OWN, "0", "F1",
+    "question_only_f1", "Given a question without its paragraph, the model answers with an F1 below 10", OWN, "0", "F1",
     f1_of("question_only"), below=10.0,
 )  # fmt: skip
 SAME = Claim(
-    "embeddings_are_ids", "Reading the prompt as embeddings and reading it as token ids differ by less than 1 point of F1", OWN, "0", "F1 points, size",
+    "embeddings_are_ids", "The F1 of prompts given as embeddings and of the same prompts given as token ids differ by less than 1 point", OWN, "0", "F1 points, size",
     _measure("size_of_difference(raw - ids)", lambda table: _size(retained.difference(questions(table, "raw"), questions(table, "ids")))),
     below=1.0,
 )  # fmt: skip
@@ -159,60 +165,64 @@ def of_ratio(ratio: str, arms: Sequence[str]) -> list[Claim]:
     at_ratio = f"At {ratio.removesuffix('x')} times compression"
     ratio_claims = [
         Claim(
-            f"f1_{ratio}", f"{at_ratio} the model answers through the rows of an adapter trained on reconstruction alone with an F1 of {GOOD:g} or more", ORIGINAL, "70 or more", "F1",
+            f"f1_{ratio}", f"{at_ratio}, read through an adapter that was trained on reconstruction alone, the model answers with an F1 of {GOOD:g} or more", ORIGINAL, "70 or more", "F1",
             f1_of("adapter", ratio), above=GOOD,
         ),
         Claim(
-            f"retention_{ratio}", f"{at_ratio} the adapter keeps {RETAINED:.0%} or more of what the paragraph gives", OWN,
+            f"retention_{ratio}", f"{at_ratio} prompts that are read through the adapter keep {RETAINED:.0%} or more of the F1 that the paragraph adds", OWN,
             "0.7 or more", "retention", retention("adapter", ratio), above=RETAINED,
         ),
         Claim(
-            f"cosine_{ratio}", f"{at_ratio} the adapter's rows have a cosine of {COSINE:g} or more with the model's own", ORIGINAL,
+            f"cosine_{ratio}", f"{at_ratio} the embeddings that the adapter rebuilds have a mean cosine of {COSINE:g} or more with the model's own", ORIGINAL,
             "above 0.9", "cosine, seen token types by their counts", cosine(ratio), above=COSINE,
         ),
         Claim(
-            f"correlation_{ratio}", f"{at_ratio}, questions whose paragraphs are reconstructed better are answered better", ORIGINAL,
+            f"correlation_{ratio}", f"{at_ratio} questions are answered better the smaller the error of their paragraph's rebuilt embeddings is", ORIGINAL,
             "above 0", "Spearman", rank_correlation("adapter", ratio), above=0.0,
         ),
         Claim(
-            f"answer_correlation_{ratio}", f"{at_ratio}, questions whose answer's own tokens are reconstructed better are answered better",
+            f"answer_correlation_{ratio}", f"{at_ratio} questions are answered better the smaller the error of the rebuilt embeddings of the answer's tokens is",
             OWN, "above 0", "Spearman", rank_correlation("adapter", ratio, "answer_error"), above=0.0,
         ),
         Claim(
-            f"held_out_{ratio}", f"{at_ratio} the adapter reconstructs token types that it never saw better than the linear inverse",
+            f"held_out_{ratio}", f"{at_ratio} the adapter rebuilds token types that were left out of its training better than the linear inverse of the same codes does",
             OWN, "below 0", "unexplained variance, difference", unexplained("adapter", "held_out", ratio, less="linear"), below=0.0,
         ),
         Claim(
-            f"seen_{ratio}", f"{at_ratio} the adapter reconstructs token types that it trained on better than the linear inverse",
+            f"seen_{ratio}", f"{at_ratio} the adapter rebuilds token types that it was trained on better than the linear inverse of the same codes does",
             OWN, "below 0", "unexplained variance, difference", unexplained("adapter", "seen", ratio, less="linear"), below=0.0,
+        ),
+        Claim(
+            f"remembered_{ratio}", f"{at_ratio} the adapter's lead over the linear inverse is larger on token types that it was trained on than on types that were left out and are as frequent",
+            OWN, "below 0", "unexplained variance, difference of differences", lead_on_trained_types(ratio), below=0.0,
         ),
     ]  # fmt: skip
     if "linear" in arms:
         ratio_claims.append(Claim(
-            f"adapter_vs_linear_{ratio}", f"{at_ratio} the adapter answers better than the linear inverse of the same codes", OWN,
+            f"adapter_vs_linear_{ratio}", f"{at_ratio} the model answers better through the adapter than through the linear inverse of the same codes", OWN,
             "above 0", "F1 points", difference(("adapter", ratio), ("linear", ratio)), above=0.0,
         ))  # fmt: skip
     if "nearest" in arms:
         ratio_claims.append(Claim(
-            f"nearest_{ratio}", f"{at_ratio} the nearest row of the receiver's table keeps 95 % or more, with nothing trained", OWN,
+            f"nearest_{ratio}", f"{at_ratio} prompts keep 95 % or more of the F1 that the paragraph adds, if the receiver replaces each code by the row of its own embedding table whose code is nearest", OWN,
             "1", "retention", retention("nearest", ratio), above=0.95,
         ))  # fmt: skip
     if "nearest_int4" in arms:
         ratio_claims.append(Claim(
-            f"nearest_int4_{ratio}", f"{at_ratio} the nearest row of the receiver's table, its codes and those sent in 4 bits a dimension, keeps 95 % or more, with nothing trained",
+            f"nearest_int4_{ratio}", f"{at_ratio} prompts keep 95 % or more of the F1 that the paragraph adds, if codes are sent in 4 bits a dimension and the receiver replaces each by the row of its own embedding table whose code, rounded likewise, is nearest",
             OWN, "none", "retention", retention("nearest_int4", ratio), above=0.95,
         ))  # fmt: skip
     if {"fewer", "adapter_paragraph"} <= set(arms):
         ratio_claims.append(Claim(
-            f"fewer_{ratio}", f"{at_ratio} of the paragraph alone the adapter answers better than the same bytes spent on the paragraph's rarest tokens", OWN,
+            f"fewer_{ratio}", f"{at_ratio} of the paragraph alone, the model answers better through the adapter than from as many bytes of the paragraph's rarest tokens, sent whole", OWN,
             "above 0", "F1 points", difference(("adapter_paragraph", ratio), ("fewer", ratio)), above=0.0,
         ))  # fmt: skip
     for arm, what, source in (
-        ("phase2", "through the language model", OWN), ("phase2_ppl", "on the prompt's perplexity besides", ORIGINAL),
+        ("phase2", "through the language model", OWN), ("phase2_ppl", "on the perplexity of the prompt", ORIGINAL),
     ):  # fmt: skip
         if arm in arms:
             ratio_claims.append(Claim(
-                f"{arm}_{ratio}", f"{at_ratio} training {what} raises F1 above that of training on reconstruction alone", source, "above 0",
+                f"{arm}_{ratio}", f"{at_ratio} training the adapter further, {what}, raises the F1 above that of training on reconstruction alone", source, "above 0",
                 "F1 points", difference((arm, ratio), ("adapter", ratio)), above=0.0,
             ))  # fmt: skip
     return ratio_claims
@@ -228,13 +238,13 @@ def claims(verb: str, config: Any) -> Sequence[Claim]:
         return [READS, CONTROL, SAME, *(claim for ratio_claims in by_ratio for claim in ratio_claims)]
     if verb in ("phase1", "phase2", "evaluate"):
         arm = _arm_of(config)
-        answers = f"With the arm `{arm}` the model answers with an F1 of {GOOD:g} or more"
+        answers = f"Given prompts as the arm `{arm}` sends them, the model answers with an F1 of {GOOD:g} or more"
         return [Claim("f1", answers, ORIGINAL, "70 or more", "F1", f1_of(arm), above=GOOD)]
     if verb == "selfcheck":
         return [
             Claim(
                 "selfcheck",
-                "Every check of the harness holds",
+                "Every check of how prompts are read and answers are scored holds",
                 OWN,
                 "0 fail",
                 "checks that fail",
@@ -245,7 +255,7 @@ def claims(verb: str, config: Any) -> Sequence[Claim]:
     return [
         Claim(
             "kept",
-            "An eighth of the dimensions keeps 90 % or more of the variance of the token embeddings",
+            "Codes of an eighth of the dimensions keep 90 % or more of the variance of the token embeddings",
             ORIGINAL,
             "0.9",
             "share",
@@ -278,7 +288,7 @@ def _kept() -> Measure:
 # ---------------------------------------------------------------------------------------------- what a run's folder says
 def columns(folder: Path, config: Any) -> dict[str, Any]:
     """What claims and tables read of one finished run."""
-    metrics = read_json(folder / "results.json")["metrics"]
+    metrics = read_results(folder)["metrics"]
     if isinstance(config, SelfcheckConfig):
         return {"arm": "selfcheck", **metrics}
     row: dict[str, Any] = {"arm": _arm_of(config), **metrics}

@@ -17,7 +17,7 @@ STUDY = Study(
         "selfcheck": OneRun(
             "check the harness with MODEL before anything is trained",
             config="latentwire_adapter.config:SelfcheckConfig",
-            train="latentwire_adapter.phases:selfcheck",
+            train="latentwire_adapter.verbs:selfcheck",
             options=OPTIONS,
             first_argument="model",
             has_steps=False,
@@ -25,27 +25,27 @@ STUDY = Study(
         "fit": OneRun(
             "count a training text's tokens and fit every dimension of the compressor",
             config="latentwire_adapter.config:FitConfig",
-            train="latentwire_adapter.phases:fit",
+            train="latentwire_adapter.verbs:fit",
             options=OPTIONS,
             has_steps=False,
         ),
         "phase1": OneRun(
             "fit the compressor, train the adapter on reconstruction alone, answer questions through it",
             config="latentwire_adapter.config:Phase1Config",
-            train="latentwire_adapter.phases:phase1",
+            train="latentwire_adapter.train:phase1",
             options=OPTIONS,
             seeds="latentwire_adapter.plan:sweep_of_seeds",
         ),
         "phase2": OneRun(
             "train phase 1's adapter through the frozen language model, where its F1 is below 70",
             config="latentwire_adapter.config:Phase2Config",
-            train="latentwire_adapter.phases:phase2",
+            train="latentwire_adapter.train:phase2",
             options=OPTIONS,
         ),
         "evaluate": OneRun(
             "score one arm, such as a negative control or the linear inverse",
             config="latentwire_adapter.config:EvaluateConfig",
-            train="latentwire_adapter.phases:evaluate",
+            train="latentwire_adapter.verbs:evaluate",
             options=OPTIONS,
         ),
         "run": ManyRuns(

@@ -19,7 +19,9 @@ from latentwire_adapter.data import (
     Prompt,
     Prompts,
     fewer_tokens,
+    scored_prompts,
     shuffled_contexts,
+    tokens_of,
     without_contexts,
 )
 from latentwire_adapter.evaluation_files import PREDICTIONS, read_predictions
@@ -29,9 +31,10 @@ from latentwire_adapter.metrics.squad import exact_match, f1, normalize_answer
 from latentwire_adapter.model import codecs
 from latentwire_adapter.model.adapter import Adapter
 from latentwire_adapter.model.codecs import Codec, Rows, Table
-from latentwire_adapter.model.language_model import LanguageModel
+from latentwire_adapter.model.language_model import LanguageModel, load_language_model
 from latentwire_adapter.model.reader import Reader, batches, text_of
 from studycore.files import write_json
+from studycore.language.pretrained import check_tokens, vocabulary_of
 from studycore.run import Run
 
 
@@ -49,6 +52,26 @@ class Arm:
     """Whether the question and the worked examples are the model's own rows, whatever `scope` says."""
 
 
+# --------------------------------------------------------------------------------------------------- opening a run
+def read(config: Reading, run: Run) -> tuple[LanguageModel, Prompts]:
+    """The model and the scored prompts."""
+    lm = load_language_model(config, run.device)
+    prompts = scored_prompts(config, lm.tokenizer, lm.context, run.check_stop)
+    check_known(tokens_of(prompts), lm, "scored questions", config)
+    return lm, prompts
+
+
+def check_known(tokens: Iterable[int], lm: LanguageModel, where: str, config: Reading) -> None:
+    """UserError for a token that the model does not know."""
+    check_tokens(tokens, lm.tokenizer, vocabulary_of(lm.model), where, f"--model: '{config.model}'")
+
+
+def begin(run: Run, lm: LanguageModel, data: Mapping[str, str], **about: Any) -> None:
+    """Opens the run's folder, which says by what model and data it was made."""
+    run.begin(data={"model": lm.fingerprint, **data}, hub_commit=lm.commit, **about)
+
+
+# ---------------------------------------------------------------------------------------------------------- answers
 def reader_of(arm: Arm, lm: LanguageModel, config: Reading, raw: Rows) -> Reader:
     """The reader of the arm's prompts."""
     if arm.rows is None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from latentwire_adapter.metrics.token_types import BANDS, DECODERS, KINDS, Group
 from studycore.figures import COLOURS, new_figure, save_figure
 from studycore.statistics import Interval
 
@@ -34,12 +35,12 @@ def plot_curve(curves: Mapping[str, Mapping[float, Interval]], levels: Mapping[s
         intervals = [points[ratio] for ratio in own]
         # A place of its own for each arm: many lie at 0, and would cover each other.
         x = [ratios.index(ratio) + 0.8 * ((i + 0.5) / len(curves) - 0.5) for ratio in own]
-        look = list(ARMS).index(arm) if arm in ARMS else i
+        style = list(ARMS).index(arm) if arm in ARMS else i
         axes.errorbar(
             x, [p.estimate for p in intervals],
             yerr=[[p.estimate - p.low for p in intervals], [p.high - p.estimate for p in intervals]],
-            linestyle="", marker=MARKERS[look % len(MARKERS)], markersize=5, capsize=2, label=ARMS.get(arm, arm),
-            color=COLOURS[look % len(COLOURS)],
+            linestyle="", marker=MARKERS[style % len(MARKERS)], markersize=5, capsize=2, label=ARMS.get(arm, arm),
+            color=COLOURS[style % len(COLOURS)],
         )  # fmt: skip
     for name, value in levels.items():
         axes.axhline(
@@ -86,6 +87,32 @@ def plot_questions(arms: Mapping[str, Rows], path: Path) -> Path:
             )
     axes.set(xlabel="squared error of the paragraph's rows over their squared norm", ylabel="F1", ylim=(-3, 103))
     figure.legend(fontsize=7, loc="outside right upper")
+    return save_figure(figure, path)
+
+
+def plot_types(ratios: Mapping[str, Sequence[Group]], path: Path) -> Path:
+    """Unexplained variance by how often a token type is counted, one panel a ratio: the decoders by colour, types that the
+    fits saw filled and those held out hollow."""
+    figure, axes = new_figure(8.5, 3.4, ncols=max(len(ratios), 1), sharey=True, squeeze=False)
+    for panel, (ratio, groups) in zip(axes[0], ratios.items(), strict=False):
+        bands = [band for band in BANDS if any(group.band == band for group in groups)]
+        for k, (decoder, kind) in enumerate((d, kind) for d in DECODERS for kind in KINDS):
+            own = [group for group in groups if (group.decoder, group.kind) == (decoder, kind)]
+            colour, values = COLOURS[DECODERS.index(decoder)], [group.unexplained for group in own]
+            panel.errorbar(
+                [bands.index(group.band) + 0.16 * (k - 1.5) for group in own], [value.estimate for value in values],
+                yerr=[[v.estimate - v.low for v in values], [v.high - v.estimate for v in values]], linestyle="", capsize=2,
+                marker="os"[DECODERS.index(decoder)], markersize=5, color=colour,
+                markerfacecolor=colour if kind == "seen" else "white",
+                label=f"{ARMS[decoder]}, {'types that the fits saw' if kind == 'seen' else 'types held out'}",
+            )  # fmt: skip
+        panel.set_xticks(range(len(bands)), bands, rotation=60, fontsize=7.5)
+        panel.set_title(f"{ratio.removesuffix('x')} times smaller", fontsize=9)
+    axes[0, 0].set(ylabel="unexplained variance", ylim=(0, None))  # once all are drawn: the panels share it
+    figure.supxlabel("count of the token type in the text that the fits are of", fontsize=9)
+    named = dict(zip(*reversed(axes[0, 0].get_legend_handles_labels()), strict=True))
+    if named:
+        figure.legend(named.values(), named, fontsize=7.5, loc="outside upper center", ncols=2)
     return save_figure(figure, path)
 
 

@@ -4,7 +4,7 @@ Shapes: V token types of the table, U of a batch or of those the fits see, K dim
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,16 @@ from latentwire_adapter.data import held_out_types, nothing, training_counts
 from latentwire_adapter.losses import reconstruction_loss
 from latentwire_adapter.metrics.ledger import references
 from latentwire_adapter.metrics.reconstruction import reconstruction_metrics
-from latentwire_adapter.model.adapter import Adapter
+from latentwire_adapter.model.adapter import Adapter, build_adapter
 from latentwire_adapter.model.compressor import EmbeddingCompressor
 from latentwire_adapter.model.language_model import LanguageModel
 from studycore.errors import UserError
-from studycore.files import read_json, write_tensors
+from studycore.files import write_tensors
 from studycore.foreign import reading
 from studycore.hashes import tensor_sha256
+from studycore.models import check_fits
 from studycore.run import Run
+from studycore.run_folder import read_results
 from studycore.streams import generator
 
 
@@ -127,11 +129,17 @@ def load_adapter(folder: Path, fit: Fit, lm: LanguageModel) -> Adapter:
     return adapter
 
 
+def phase1_folder(given: str | None, run: Run) -> Path:
+    """Of the phase 1 run that this one needs, or that was named. UserError for none."""
+    need = next((name for name in run.needs if name.startswith("phase1_")), None)
+    return run.folder_of("phase1", given, need, holds="adapter/config.json")
+
+
 def f1_of(folder: Path) -> float:
     """What a finished phase 1 run scored. UserError where its results do not say."""
     path = folder / "results.json"
     with reading(path, "results of a phase 1 run", MEND):
-        return float(read_json(path)["metrics"]["f1"])
+        return float(read_results(folder)["metrics"]["f1"])
 
 
 def fit_of(config: Phase1Config, lm: LanguageModel, k: int, run: Run) -> Fit:
@@ -242,3 +250,28 @@ class TypeRows:
                 f"{name}_cosine": torch.nn.functional.cosine_similarity(y_UD, x_UD, dim=-1),
             }  # fmt: skip
         return arrays
+
+
+def adapter_values(config: Phase1Config, k: int, width: int) -> dict[str, Any]:
+    """The constructor's arguments."""
+    return {
+        "d_z": k, "d_model": width, "hidden_mult": config.adapter_hidden_mult, "dropout": config.adapter_dropout, "form": config.adapter_form,
+    }  # fmt: skip
+
+
+def check_room(config: Phase1Config, k: int, lm: LanguageModel) -> None:
+    """UserError for an adapter whose training does not fit into memory."""
+    values = adapter_values(config, k, lm.table_VD.shape[1])
+    # Two hidden layers of a batch, before and after their non-linearity.
+    hidden = 4 * 4 * config.batch_size * k * config.adapter_hidden_mult
+    what = f"adapter_hidden_mult: {config.adapter_hidden_mult} times {k}"
+    check_fits(lambda: build_adapter(values), what, "lower adapter_hidden_mult or batch_size", str(lm.device), hidden)
+
+
+def start_adapter(values: Mapping[str, Any], seed: int, data: TypeRows, fitted: Fit) -> Adapter:
+    """A new adapter, drawn from the seed, begun at the linear inverse."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        adapter = Adapter(**values)
+    adapter.to(data.x_UD.device).start_at_inverse(fitted.compressor, data.code_rms, data.row_rms)
+    return adapter

@@ -1,6 +1,7 @@
 """The main job as a list of jobs: the self-check, the fit, then every arm; each is made once and goes on by itself."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from latentwire_adapter.config import (
@@ -15,18 +16,15 @@ from latentwire_adapter.config import (
     SuiteConfig,
     size_name,
 )
-from studycore.configuration import build, check_types
+from studycore.configuration import check_types
 from studycore.errors import UserError
-from studycore.jobs import Job, base_of, seeds_from
+from studycore.jobs import Job, base_of, config_of, seeds_from
 
 
-def fields_of(cls: type, values: dict[str, Any], **more: Any) -> Any:
-    """`cls` of those values that it has. UserError says which does not fit."""
+def config_from(cls: type, values: Mapping[str, Any], **more: Any) -> Any:
+    """`cls` of those of the base's values that it has. UserError says which does not fit."""
     names = {f.name for f in dataclasses.fields(cls)}
-    try:
-        return build(cls, {name: value for name, value in values.items() if name in names} | more)
-    except UserError as error:
-        raise UserError(f"base: {error}") from None
+    return config_of(cls, {name: value for name, value in values.items() if name in names} | more, "base")
 
 
 def plan(suite: SuiteConfig) -> list[Job]:
@@ -44,12 +42,12 @@ def plan(suite: SuiteConfig) -> list[Job]:
         )
     checked = base | {"eval_samples": SelfcheckConfig.eval_samples}
     jobs = [
-        Job("selfcheck", fields_of(SelfcheckConfig, checked), verb="selfcheck"),
+        Job("selfcheck", config_from(SelfcheckConfig, checked), verb="selfcheck"),
         # After the checks, which then have the whole machine to themselves.
-        Job("fit", fields_of(FitConfig, base), ("selfcheck",), verb="fit"),
+        Job("fit", config_from(FitConfig, base), ("selfcheck",), verb="fit"),
     ]
     for arm in UNCOMPRESSED:
-        jobs.append(Job(arm, fields_of(EvaluateConfig, base, arm=arm), ("selfcheck",), arm=arm, verb="evaluate"))
+        jobs.append(Job(arm, config_from(EvaluateConfig, base, arm=arm), ("selfcheck",), arm=arm, verb="evaluate"))
     for seed in seeds_from(Reading, base, suite.seeds):
         end = f"_s{seed}" if suite.seeds > 1 else ""
         # An arm at every ratio, then the next: what is left out when time is short is an arm and not a ratio.
@@ -64,13 +62,13 @@ def job_of(values: dict[str, Any], arm: str, end: str) -> Job:
     trained = f"phase1_{size}{end}"
     common: dict[str, Any] = {"arm": arm, "labels": {"ratio": size}, "keep_checkpoints": False}
     if arm == "adapter":
-        config = fields_of(Phase1Config, {name: value for name, value in values.items() if name != "ce_weight"})
+        config = config_from(Phase1Config, {name: value for name, value in values.items() if name != "ce_weight"})
         return Job(trained, config, ("selfcheck", "fit"), verb="phase1", **common)
     needs = ("selfcheck", trained)
     if arm in THROUGH_MODEL:
         objective = {"objective": "prompt_ppl"} if arm == "phase2_ppl" else {}
-        return Job(f"{arm}_{size}{end}", fields_of(Phase2Config, values | objective), needs, verb="phase2", **common)
-    config = fields_of(EvaluateConfig, values, arm=arm)
+        return Job(f"{arm}_{size}{end}", config_from(Phase2Config, values | objective), needs, verb="phase2", **common)
+    config = config_from(EvaluateConfig, values, arm=arm)
     # Where the nearest rows are the model's own, their answers are known.
     more = ("raw",) if arm.startswith("nearest") else ()
     return Job(f"{arm}_{size}{end}", config, needs + more, verb="evaluate", **common)

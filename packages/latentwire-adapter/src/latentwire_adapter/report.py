@@ -6,7 +6,7 @@ from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
-from latentwire_adapter.claims import RETAINED, questions
+from latentwire_adapter.claims import RETAINED, arrays_of, questions
 from latentwire_adapter.config import (
     COMPRESSED,
     GOOD,
@@ -18,9 +18,10 @@ from latentwire_adapter.config import (
     SuiteConfig,
     size_name,
 )
-from latentwire_adapter.figures import plot_bars, plot_curve, plot_questions, plot_training
-from latentwire_adapter.metrics import retention as retained
+from latentwire_adapter.figures import plot_bars, plot_curve, plot_questions, plot_training, plot_types
+from latentwire_adapter.metrics import retention as retained, token_types
 from latentwire_adapter.metrics.reconstruction import rows_of
+from latentwire_adapter.metrics.token_types import Group
 from studycore.claims import NotRun, Wording, listed, said_of, sentences
 from studycore.figures import plot_arms
 from studycore.record import Record
@@ -196,7 +197,7 @@ def report_suite(record: Record) -> Report:
     }
     main_table = Table(
         "Arms", ("arm", "F1", "EM", "retention", "bits a token", "receiver, MB", "encode, ms", "decode, ms", "band"), lines,
-        "Brackets: 95 %, paragraphs drawn. Retention: 0 is the better negative control, 1 the uncompressed prompt. Bits: 16 a float, side channels included; in `fewer` and `adapter_paragraph`, which leave the question and the examples whole, of the paragraph's tokens. Receiver: what it holds besides the layers. Encode, decode: milliseconds of 1,000 tokens, the quickest of several while other arms ran. Bands: 70 and 50, absolute, as the original study has them.",
+        "Brackets: 95 %, paragraphs drawn. Retention: 0 is the better negative control, 1 the uncompressed prompt. Bits: 16 a float, side channels included, of all tokens; in `fewer` and `adapter_paragraph`, which leave the question and the examples whole, of the paragraph's tokens alone. Receiver: what it stores besides the model's layers. Encode, decode: milliseconds for 1,000 tokens, the quickest of several tries while other arms ran. Band: the original study's, by the F1 itself, from 70 and from 50 on.",
     )  # fmt: skip
     pictures = [
         Picture(
@@ -226,6 +227,8 @@ def report_suite(record: Record) -> Report:
                 "F1 of questions grouped by how well their paragraph came back.",
             )
         )
+    if by_ratio := types_of(record, ratios):
+        pictures.append(picture_of_types(by_ratio, record.folder))
     tables = [reconstruction_table(record, ratios), ledger_table(record)]
     text_notes = [
         *figures_in_words(record, metrics, ratios),
@@ -303,8 +306,42 @@ def reconstruction_table(record: Record, ratios: Sequence[str]) -> Table:
         "ratio", "unexplained, seen: linear", "adapter", "held out: linear", "adapter", "cosine", "norm ratio",
         "F1, answer seen: linear", "held out", "F1, answer seen: adapter", "held out",
     )  # fmt: skip
-    note = "Seen: token types that the fits were given, by their counts. Held out: types that no fit saw. An adapter that wins on the former alone remembers types."
+    note = "Seen: token types that the fits were given, by their counts. Held out: types that no fit saw. An adapter that is better than the linear inverse on seen types alone remembers types. Cosine and norm ratio: of the adapter, on seen types."
     return Table("Reconstruction: what is remembered and what carries over", columns, lines, note)
+
+
+def types_of(record: Record, ratios: Sequence[str]) -> dict[str, list[Group]]:
+    """Ratio -> token types by how often they are counted, of ratios whose adapter is trained."""
+    groups = {}
+    for ratio in ratios:
+        try:
+            groups[ratio] = token_types.by_count(arrays_of(record.table, ratio, "seen_count")[0])
+        except NotRun:
+            continue
+    return groups
+
+
+def picture_of_types(by_ratio: Mapping[str, Sequence[Group]], folder: Path) -> Picture:
+    """What the counts cover and what the adapter remembers, and the figures behind it."""
+    lines = []
+    for ratio, groups in by_ratio.items():
+        measured = {(g.band, g.kind, g.decoder): g.unexplained for g in groups}
+        for counts in dict.fromkeys(g.band for g in groups):
+            cells: list[Any] = []
+            for kind in token_types.KINDS:
+                values = [measured.get((counts, kind, decoder)) for decoder in token_types.DECODERS]
+                cells += [
+                    NOT_APPLICABLE if values[0] is None else values[0].n,
+                    *(shown(v) or NOT_APPLICABLE for v in values),
+                ]
+            lines.append((ratio, counts, *cells))
+    columns = ("ratio", "count", "seen types", "linear", "adapter", "held-out types", "linear", "adapter")
+    table = Table("Unexplained variance by count", columns, lines, "Brackets: 95 %, token types drawn.", folded=True)
+    return Picture(
+        plot_types(by_ratio, folder / "figures" / "types.svg"),
+        "How much of the embeddings' variance stays unexplained, by how often a token type is counted, with 95 % intervals over types. Prompts are counted whole and the further text at a share, so types below 1 stand in the further text alone. Where filled and hollow marks of one colour agree, a decoder does as well on types that no fit saw; where the filled one is lower, it remembers types. From left to right: what more weight in the fit is worth.",
+        table,
+    )  # fmt: skip
 
 
 def optional_questions(record: Record, arm: str, ratio: str) -> list[dict[str, Any]]:
@@ -346,18 +383,18 @@ def left_out(suite: SuiteConfig) -> list[str]:
 def seeds_in_words(seeds: int) -> str:
     """What the intervals do not hold."""
     return (
-        "One adapter a ratio, of one seed: how much another seed's would differ is in no interval."
+        "Each ratio has one adapter, of one seed: no interval says how much the adapter of another seed would differ."
         if seeds == 1
-        else f"Scores are means over the adapters of {seeds} seeds, whose spread is in no interval."
+        else f"Scores are means over the adapters of {seeds} seeds; the intervals do not contain the spread between seeds."
     )
 
 
 def explanations() -> list[str]:
     """What dimension reduction by token can and cannot win."""
     return [
-        "A code of fewer dimensions never beats the token's number: the receiver that has the model has its table. What it can save is the table itself at rest, and what it can show is how much error in its embeddings a model bears.",
-        "The nearest row needs the receiver's whole table; its code is then only a long name for a token.",
-        "The worked examples are sent once for all questions and are not counted; they are compressed like the rest of the prompt, but in `fewer` and `adapter_paragraph`, which are compared with one another: there they, and the question, are whole.",
+        "A code of fewer dimensions is never a shorter message than the token's number: a receiver that has the model has its embedding table. A code can save storing that table, and it can show how much error in its embeddings a model bears.",
+        "Decoding to the nearest row needs the receiver's whole table, so that its code is only a long name for a token.",
+        "The worked examples are sent once for all questions and are not counted. They are compressed like the rest of the prompt, except in `fewer` and `adapter_paragraph`, which are compared with each other: these leave the examples and the question whole.",
     ]
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from latentwire_adapter.config import Reading
+from latentwire_adapter.config import Reading, SelfcheckConfig
 from latentwire_adapter.data import Prompt, Prompts, ask, build_prompts
 from latentwire_adapter.model import codecs
 from latentwire_adapter.model.adapter import Adapter
@@ -14,6 +14,7 @@ from latentwire_adapter.model.compressor import EmbeddingCompressor
 from latentwire_adapter.model.language_model import LanguageModel
 from latentwire_adapter.model.reader import Reader, batches
 from studycore.errors import UserError
+from studycore.run import Run
 
 TIE = {torch.float32: 0.0, torch.bfloat16: 0.03, torch.float16: 0.005}
 """How far, of the largest logit's size, two tokens may be apart that a half-precision model takes one for the other: its
@@ -225,7 +226,7 @@ CHECKS: dict[str, Callable[[Harness], str]] = {
 }
 
 
-def selfcheck(
+def run_checks(
     lm: LanguageModel, prompts: Prompts, config: Reading, heed: Callable[[], None] = lambda: None
 ) -> dict[str, str]:
     """Check -> what is wrong, "" for nothing. `heed` is called for each check and for each batch that is answered."""
@@ -243,3 +244,10 @@ def demand(outcomes: dict[str, str]) -> None:
             raise UserError(
                 f"selfcheck {name}: {wrong}; nothing is measured with this model and setting until it holds"
             )
+
+
+def check_first(config: Reading, lm: LanguageModel, prompts: Prompts, run: Run) -> None:
+    """The checks, unless a run that did them is among those that this one needs."""
+    if "selfcheck" not in run.needs and not run.dry and run.checkpoint is None:
+        few = replace(prompts, prompts=prompts.prompts[: SelfcheckConfig.eval_samples])
+        demand(run_checks(lm, few, config, run.check_stop))
