@@ -4,8 +4,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from latentwire_adapter.config import (
     GOOD,
     EvaluateConfig,
@@ -23,7 +21,7 @@ from studycore.claims import Claim, Measure, NotRun
 from studycore.measures import missing_runs
 from studycore.record import read_arrays
 from studycore.run_folder import read_results
-from studycore.statistics import Interval, bootstrap
+from studycore.statistics import Interval, ratio_of_sums
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -118,8 +116,8 @@ def cosine(ratio: str) -> Measure:
 
     def compute(table: "DataFrame") -> tuple[Interval, str]:
         arrays, adapters = arrays_of(table, ratio, "seen_cosine")
-        rows = np.stack([arrays["seen_count"] * arrays["seen_cosine"], arrays["seen_count"]], axis=1)
-        interval = bootstrap(rows, lambda drawn: float(drawn[:, 0].sum() / drawn[:, 1].sum()), token_types.RESAMPLES)
+        count_U, cosine_U = arrays["seen_count"], arrays["seen_cosine"]
+        interval = ratio_of_sums(count_U * cosine_U, count_U, token_types.RESAMPLES)
         return interval, f"{OVER_TYPES.removesuffix('.')}; mean over {adapters} adapter(s)."
 
     return Measure(f"cosine(adapter, seen types{_at(ratio)}), {token_types.RESAMPLES} resamples", compute)

@@ -6,14 +6,14 @@ arms' scores (paired, clustered bootstrap).
 Shapes: P paragraphs, A arms.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from studycore.claims import NotRun
-from studycore.statistics import Interval, bootstrap
+from studycore.statistics import Interval, bootstrap, ratio_of_sums
 
 Floats = NDArray[np.float64]
 RESAMPLES = 2000
@@ -39,14 +39,14 @@ def by_paragraph(arms: Sequence[Questions], score: str = "f1") -> Floats:
 
 def mean_f1(arm: Questions, score: str = "f1") -> Interval:
     """Mean score over questions."""
-    return _interval(by_paragraph([arm], score), lambda rows: float(rows[:, 1].sum() / rows[:, 0].sum()))
+    questions_P, sum_P = by_paragraph([arm], score).T
+    return _per_question(sum_P, questions_P)
 
 
 def difference(treated: Questions, control: Questions) -> Interval:
     """Treated minus control, in F1 points."""
-    return _interval(
-        by_paragraph([treated, control]), lambda rows: float((rows[:, 1] - rows[:, 2]).sum() / rows[:, 0].sum())
-    )
+    questions_P, treated_P, control_P = by_paragraph([treated, control]).T
+    return _per_question(treated_P - control_P, questions_P)
 
 
 def retention(treated: Questions, uncompressed: Questions, controls: Sequence[Questions]) -> Interval:
@@ -63,16 +63,21 @@ def retention(treated: Questions, uncompressed: Questions, controls: Sequence[Qu
 
     if not np.isfinite(statistic(rows_PA)):
         raise NotRun("The uncompressed prompt scores no better than the negative control: there is nothing to retain.")
-    return _interval(rows_PA, statistic)
-
-
-def _interval(rows: Floats, statistic: Callable[[Floats], float]) -> Interval:
-    if len(rows) < 2:
-        raise NotRun(f"Needs 2 or more paragraphs; there are {len(rows)}.")
-    interval = bootstrap(rows, statistic, RESAMPLES)
+    _several(rows_PA)
+    interval = bootstrap(rows_PA, statistic, RESAMPLES)
     if not np.isfinite([interval.low, interval.high]).all():
         raise NotRun("In some resamples the uncompressed prompt scores no better than the negative control.")
     return interval
+
+
+def _several(paragraphs: Sequence[Any] | Floats) -> None:
+    if len(paragraphs) < 2:
+        raise NotRun(f"Needs 2 or more paragraphs; there are {len(paragraphs)}.")
+
+
+def _per_question(sum_P: Floats, questions_P: Floats) -> Interval:
+    _several(sum_P)
+    return ratio_of_sums(sum_P, questions_P, RESAMPLES)
 
 
 def rank_correlation(arm: Questions, quality: str = "error") -> Interval:
@@ -95,8 +100,7 @@ def rank_correlation(arm: Questions, quality: str = "error") -> Interval:
             return 0.0
         return float(stats.spearmanr(pairs[:, 0], pairs[:, 1]).statistic)
 
-    if len(groups) < 2:
-        raise NotRun(f"Needs 2 or more paragraphs; there are {len(groups)}.")
+    _several(groups)
     return bootstrap(np.arange(len(groups), dtype=np.float64), statistic, RESAMPLES // 2)
 
 

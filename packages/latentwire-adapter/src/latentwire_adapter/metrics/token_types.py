@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from studycore.claims import NotRun
-from studycore.statistics import Interval, bootstrap
+from studycore.statistics import Interval, bootstrap, ratio_of_sums
 
 Floats = NDArray[np.float64]
 Arrays = Mapping[str, NDArray[Any]]
@@ -91,5 +91,4 @@ def lead_on_trained_types(arrays: Arrays) -> Interval:
 def _unexplained(arrays: Arrays, kind: str, decoder: str, less: str, chosen_U: NDArray[np.bool_]) -> Interval:
     count_U, spread_U = arrays[f"{kind}_count"][chosen_U], arrays[f"{kind}_spread"][chosen_U]
     error_U = arrays[f"{kind}_{decoder}"][chosen_U] - (arrays[f"{kind}_{less}"][chosen_U] if less else 0.0)
-    rows = np.stack([count_U * error_U, count_U * spread_U], axis=1)
-    return bootstrap(rows, lambda drawn: float(drawn[:, 0].sum() / drawn[:, 1].sum()), RESAMPLES)
+    return ratio_of_sums(count_U * error_U, count_U * spread_U, RESAMPLES)
