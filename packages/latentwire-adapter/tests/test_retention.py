@@ -188,7 +188,8 @@ def test_what_is_remembered_is_measured_among_types_that_are_counted_equally_oft
     assert of(by_count, by_count, **few)["measured"] == pytest.approx(0, abs=1e-9)
     assert (of(sure, by_count)["verdict"], of(by_count, sure)["verdict"]) == ("supported", "refuted")
     # By the spread of held-out types: 0.5 * 100, 5 * 100 and 50 * 100 times the same distance.
-    only_rare = of((0.3, 0.1, 0.2), by_count)
+    few["seen_adapter"] = 1.0 - 2 * np.repeat((0.3, 0.1, 0.2), (10, 90, 200))
+    only_rare = of(by_count, by_count, **few)
     assert only_rare["measured"] == pytest.approx(-0.3 * 0.5 / 55.5)
     no_common_range = of(by_count, by_count, held_out_count=np.full(300, 5000.0))
     assert (no_common_range["verdict"], no_common_range["measured"]) == ("not run", None)
