@@ -438,8 +438,12 @@ def test_results_are_of_the_last_row_but_for_the_best(trained):
 
 # --------------------------------------------------------------------------------------------------------- the training
 def test_a_run_stops_so_long_after_it_grokked_unless_it_is_extended(small, tmp_path, train, monkeypatch):
-    monkeypatch.setattr(loop, "grokked_epoch", lambda rows, config: 5 if rows[-1:] and rows[-1]["epoch"] >= 5 else None)
-    config = small(stop_after_grok=10, compute_weight_curvature=False)
+    def at_five(rows, config):
+        return 5 if rows[-1:] and rows[-1]["epoch"] >= 5 else None
+
+    monkeypatch.setattr(loop, "grokked_epoch", at_five)
+    monkeypatch.setattr("least_action.events.grokked_epoch", at_five)
+    config = small(stop_after_grok=10, event_window=2, compute_weight_curvature=False)
     train(config, tmp_path / "run")
     assert [row["epoch"] for row in read_rows(tmp_path / "run" / "metrics.jsonl")] == [0, 5, 10, 15]
     train(config, tmp_path / "run", resume=True, extra_epochs=5)
