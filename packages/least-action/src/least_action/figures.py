@@ -213,36 +213,48 @@ REGIONS = {"never memorised": "0.55", "memorised only": "0.85"}
 
 
 def plot_atlas(table: "pd.DataFrame", path: Path) -> Path:
-    """A panel an operation: fraction of pairs for training (across) by weight decay (up), one cell for all seeds."""
+    """A panel an operation, all on one grid: fraction of pairs for training (across) by weight decay (up), a cell for all
+    seeds; what was not run is blank."""
     from matplotlib.colors import LogNorm
     from matplotlib.patches import Patch, Rectangle
+    from matplotlib.ticker import LogLocator, NullLocator
 
     operations = list(dict.fromkeys(table["operation"]))
-    figure, axes = new_figure(2.6 * len(operations) + 1.2, 3.1, ncols=len(operations), squeeze=False)
+    across, up = sorted(table["train_frac"].unique()), sorted(table["weight_decay"].unique())
+    columns = min(3, len(operations))
+    rows = -(-len(operations) // columns)
+    width, height = 1.6 + max(1.8, 0.5 * len(across)) * columns, 0.9 + (0.6 + 0.4 * len(up)) * rows
+    figure, axes = new_figure(width, height, nrows=rows, ncols=columns, squeeze=False, sharex=True, sharey=True)
+    for axis in axes.flat[len(operations) :]:
+        axis.set_visible(False)
     scale = LogNorm(max(1, table["time"].min()), max(2, table["time"].max()))
     import matplotlib
 
     colours = matplotlib.colormaps["viridis_r"]
-    for operation, axis in zip(operations, axes[0], strict=True):
+    for operation, axis in zip(operations, axes.flat, strict=False):
         runs = table[table["operation"] == operation]
-        across, up = sorted(runs["train_frac"].unique()), sorted(runs["weight_decay"].unique())
         for (fraction, decay), cell in runs.groupby(["train_frac", "weight_decay"]):
             x, y = across.index(fraction), up.index(decay)
             region, text = cell_of(cell)
             colour = REGIONS[region] if region in REGIONS else colours(scale(float(text)))
             dark = region not in REGIONS and scale(float(text)) > 0.5
             axis.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=colour, edgecolor="white"))
-            axis.annotate(text, (x, y), ha="center", va="center", fontsize=6.5, color="white" if dark else "black")
-        axis.set(xlim=(-0.5, len(across) - 0.5), ylim=(-0.5, len(up) - 0.5), xlabel="fraction for training")
+            axis.annotate(text, (x, y), ha="center", va="center", fontsize=8, color="white" if dark else "black")
+        axis.set(xlim=(-0.5, len(across) - 0.5), ylim=(-0.5, len(up) - 0.5))
         axis.set_title(f"{title_of(operation, runs)},\n{int(runs['epochs'].max()):,} epochs at most", fontsize=8)
         axis.set_xticks(range(len(across)), [f"{f:g}" for f in across])
         axis.set_yticks(range(len(up)), [f"{d:g}" for d in up])
+        axis.tick_params(labelbottom=True)  # also above a panel that is not there
         axis.grid(False)
-    axes[0, 0].set_ylabel("weight decay")
+    figure.supxlabel("fraction of the pairs for training", fontsize=9)
+    figure.supylabel("weight decay", fontsize=9)
     names = [Patch(facecolor=colour, label=name) for name, colour in REGIONS.items()]
-    figure.legend(handles=names, fontsize=6, ncols=2, loc="outside lower left")  # no cell lies under it
+    figure.legend(handles=names, fontsize=7.5, ncols=2, loc="outside upper center")  # no cell lies under it
     image = matplotlib.cm.ScalarMappable(scale, colours)
-    figure.colorbar(image, ax=axes[0].tolist(), label="median epochs to 0.99", shrink=0.8)
+    bar = figure.colorbar(
+        image, ax=axes.ravel().tolist(), label="median epochs to 0.99", shrink=0.8, ticks=LogLocator(subs=(1, 2, 5)), format="%d",
+    )  # fmt: skip
+    bar.ax.yaxis.set_minor_locator(NullLocator())
     return save_figure(figure, path)
 
 

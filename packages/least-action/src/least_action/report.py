@@ -133,7 +133,7 @@ def report_sweep(record: Record) -> Report:
     routed = "gate_entropy_share" in table
     arm_rows = [
         (
-            arm, curve.n, curve.events, curve.n - curve.events, median_text(curve), crossed_text(arms[arm]),
+            arm, curve.n, curve.events, median_text(curve), crossed_text(arms[arm]),
             _mean_text(arms[arm], "test_at_memorised"), _mean_text(arms[arm], "new_at_memorised"),
             _mean_text(arms[arm], "highest_new_accuracy"), stable_text(arms[arm]),
             *((_mean_text(arms[arm], "gate_entropy_share"), _mean_text(arms[arm], "gate_max_use")) if routed else ()),
@@ -141,8 +141,8 @@ def report_sweep(record: Record) -> Report:
         for arm, curve in curves.items()
     ]  # fmt: skip
     tables = [
-        Table("Time to 0.99 test accuracy by arm (epochs)", ("arm", "runs", "reached it", "censored", "held: median [95 % interval]", "first touch: median", "test accuracy at memorisation", "on new pairs", "highest of the window", "stable", *(("gate entropy over log heads", "largest use of a head") if routed else ())), arm_rows,
-              f"Held: in the evaluations of a window. Highest of the window: on new pairs, from memorisation on; below {PLATEAU:g} it is a plateau. Stable: runs with 0.99 in {STABLE:.0%} of the evaluations after the first touch, of those with {LEAST_EVALUATIONS} of them beyond a window. Kaplan-Meier median with the interval of Brookmeyer and Crowley; runs that did not reach it are censored at their end. An upper bound \"not reached\": the curve's upper band stays above one half."),
+        Table("Time to 0.99 test accuracy by arm (epochs)", ("arm", "runs", "reached it", "held: median [95 % interval]", "first touch: median", "test accuracy at memorisation", "on new pairs", "highest of the window", "stable", *(("gate entropy over log heads", "largest use of a head") if routed else ())), arm_rows,
+              f"Held: in the evaluations of a window. Highest of the window: on new pairs, from memorisation on; below {PLATEAU:g} it is a plateau. Stable: runs with 0.99 in {STABLE:.0%} of the evaluations after the first touch, of those with {LEAST_EVALUATIONS} of them beyond a window. Kaplan-Meier median with the interval of Brookmeyer and Crowley; runs that did not reach it are censored at their end. An upper bound \"not reached\": the curve's upper band stays above one half.", folded=is_atlas(table)),
         event_table(table.to_dict("records"), folded=len(table) > 8),
     ]  # fmt: skip
     pictures = atlas_pictures(table, record.folder / "figures") or arm_pictures(record, arms, curves)
@@ -313,7 +313,7 @@ def atlas_pictures(table: "pd.DataFrame", folder: Path) -> list[Picture]:
         return []
     caption = (
         "What becomes of a run: number and colour give the median epochs to 0.99 test accuracy where half of the seeds or more get there; "
-        f"else it is said how far they get. {tasks_of(table)}"
+        f"else it is said how far they get; blank: not run. {tasks_of(table)}"
     )
     return [Picture(plot_atlas(table, folder / "atlas.svg"), caption)]
 
@@ -341,6 +341,7 @@ def atlas_answer(table: "pd.DataFrame", missing: Collection[str] = ()) -> str:
     for operation, runs in table.groupby("operation", sort=False):
         group = "" if operation == "compose" else f"mod {runs['p'].iloc[0]}, "
         least = smallest_fraction(runs) + (" so far" if operation in missing else "")
+        least += ", the only one tried" if runs["train_frac"].nunique() == 1 else ""
         budgets.setdefault((group, epochs_of(runs)), []).append(f"{OPERATIONS[str(operation)]} {least}")
     given = [f"{', '.join(operations)} ({group}{epochs:,} epochs)" for (group, epochs), operations in budgets.items()]
     not_run = [noun for name, noun in OPERATIONS.items() if name in missing and name not in set(table["operation"])]
@@ -365,7 +366,7 @@ def smallest_fractions(table: "pd.DataFrame") -> list[Table]:
     rows = []
     for operation, runs in table.groupby("operation", sort=False):
         fractions = sorted(runs["train_frac"].unique())
-        rows.append((title_of(operation, runs), smallest_fraction(runs), f"{fractions[0]:g} to {fractions[-1]:g}", epochs_of(runs), len(runs)))  # fmt: skip
+        rows.append((title_of(operation, runs), smallest_fraction(runs), " to ".join(f"{x:g}" for x in dict.fromkeys((fractions[0], fractions[-1]))), epochs_of(runs), len(runs)))  # fmt: skip
     columns = ("operation", "smallest fraction", "fractions tried", "epochs at most", "runs")
     note = "From which on, at every larger fraction tried as well, every seed reaches 0.99 test accuracy under one of the weight decays; none: at no fraction tried, in these epochs."
     return [Table("How little of the table is enough", columns, rows, note)]
