@@ -345,6 +345,22 @@ def test_a_training_under_several_names_is_one_seed():
     assert (coverage["verdict"], coverage["n"]) == ("refuted", 6) and "5 of 6;" in coverage["why"]
 
 
+def test_a_checkpoint_that_phases_start_from_is_no_run_from_scratch():
+    """It covers and is ordered, and is one that phases go on from: neither three good ones nor three that failed count."""
+    sweep = SweepConfig(from_scratch={"train": {}})
+    scratch_runs = [whole(seed) for seed in range(3)]
+    starts = [
+        dataclasses.replace(whole(seed, changes), name=f"ordered_s{seed}", arm="ordered", phase="ordered")
+        for seed, changes in ((3, None), (4, None), (5, {"covered": 9}))
+    ]
+    asked = claims("sweep", sweep)
+    for made in (table([*scratch_runs, *starts]), table(scratch_runs, failed=starts), table(scratch_runs, (), starts)):
+        for claim in judge_all(asked, made, [as_stored(claim) for claim in asked]):
+            assert (claim["verdict"], claim["n"], claim["measured"]) == ("inconclusive", 3, 1.0), claim["id"]
+    alone = judge_all(asked, table(starts), [as_stored(claim) for claim in asked])
+    assert {claim["verdict"] for claim in alone} == {"not run"}
+
+
 def test_one_draw_under_several_names_is_one_draw():
     """Four names for one draw have no spread, and would support any bound of it."""
     names = [f"sweep{phase}_draw_{k}" for phase in (5, 6) for k in range(4)]

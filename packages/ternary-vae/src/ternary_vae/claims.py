@@ -368,8 +368,7 @@ def claims(verb: str, config: Any) -> Sequence[Claim]:
     if isinstance(config, TrainConfig):
         return _targets([to_dict(config)])
     arms = {arm: {**config.coverage, **changes} for arm, changes in config.from_scratch.items()}
-    starts = [{**config.coverage, "stages": "coverage"}] if config.phases else []
-    targets = _targets([*arms.values(), *starts])
+    targets = _targets(list(arms.values()))
     plateaus = [claim for arm, claim in PLATEAUS.items() if arm in arms]
     beside = [
         *(CURVATURE_BUYS if {BALL, TWIN} <= set(arms) else ()),

@@ -112,8 +112,8 @@ def planned(name: str, config: TrainConfig) -> dict[str, Any]:
         "draw": config.seed if config.projection_seed is None else config.projection_seed,
         "phase_loss": config.loss if config.stages == "hierarchy" else None,
         "settings": settings,
-        # A finetuned run, or one of a sweep's phases, is asked for no target; nor is a checkpoint that others start from,
-        # nor what stands beside the model: controls, the flat twin, other bands.
+        # A finetuned run, or one of a sweep's phases, is asked for no target; nor is what stands beside the model: controls,
+        # the flat twin, other bands. Checkpoints of a sweep are told by their phase (measures.from_scratch).
         "whole": config.stages != "hierarchy"
         and (config.orders_radii or config.train_fraction < 1)
         and not is_control(settings),

@@ -11,6 +11,7 @@ from studycore.claims import Condition, Measure, NotRun
 from studycore.measures import all_done, at_least, mean, missing_runs, paired_difference, pairs, rows, share
 from studycore.statistics import Interval, fisher_interval, mean_interval, unbiased_z
 from ternary_vae.columns import COVERS, DRAWS, LARGEST_PART, TARGETS, TARGETS_ARE_OF, TIES, WEIGHTS
+from ternary_vae.config import SCRATCH
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -43,6 +44,7 @@ def every_seed(target: str) -> Measure:
     passing = share(f"passes_{target}", True, of="whole", by="seed")
 
     def compute(table: "DataFrame") -> tuple[Interval, str]:
+        table = from_scratch(table)
         interval, how = passing.compute(table)
         own = whole_runs(table)
         budgets = sorted({_budget(run) for run in own})
@@ -54,6 +56,13 @@ def every_seed(target: str) -> Measure:
         return interval, f"{how} If every seed passes, the claim is supported from six seeds on. {length} {whose}"
 
     return Measure(passing.text, compute).given(target=TARGETS[target])
+
+
+def from_scratch(table: "DataFrame") -> "DataFrame":
+    """The runs but for a sweep's phases, and the checkpoints that these start from: no target is asked of those."""
+    own = table[table["phase"].eq(SCRATCH)] if "phase" in table else table.copy()
+    own.attrs["missing"] = [run for run in table.attrs.get("missing", []) if run.get("phase", SCRATCH) == SCRATCH]
+    return own
 
 
 def whole_runs(table: "DataFrame") -> list[Mapping[str, Any]]:
@@ -329,6 +338,7 @@ def every_whole_run(fits: str, passes: str, needs: str) -> Condition:
     """That there are whole runs, that all of them are of the kind the target is meant for, and have its metrics."""
 
     def unmet(table: "DataFrame") -> str:
+        table = from_scratch(table)
         planned_runs = whole_runs(table)
         if not planned_runs or not all(run[fits] for run in planned_runs):
             return needs
