@@ -799,6 +799,7 @@ def orders():
         "the two deepest levels inverted": (inverted, False),
         "two radii in all": (np.where(v > 0, 0.2, 0.8), False),
         "levels 3 to 9 in random order": (np.where(v >= 3, -3 + noise, -v + noise) / 12 + 0.9, False),
+        "levels 4 and 5 in random order": (np.where((v == 4) | (v == 5), -5 + 2 * noise, -v + noise) / 12 + 0.9, True),
         "levels 4 to 9 inverted": (np.where(v >= 4, -5 + (v - 4) / 12 + noise / 20, -v + noise) / 12 + 0.9, False),
     }
 

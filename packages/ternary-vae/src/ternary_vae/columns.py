@@ -26,7 +26,8 @@ less, and so does rounding."""
 DEPTHS = -0.85
 """Largest mean over the depths of Somers' D: the hierarchy of all operations is blind to the deep levels, which hold few. One
 exchange between the two deepest, of two operations and of one, leaves -0.877, and their inversion -0.753: a single pair of
-neighbours may lie the wrong way round (that levels lie apart is a target of its own), and not a level."""
+neighbours may lie the wrong way round (that levels lie apart is a target of its own), and not a level. A mean bounds no
+single depth: two neighbouring levels at random among each other leave -0.92 to -0.94. So no answer speaks of deep levels."""
 DEPTHS_UNSEEN = -0.7
 """The same of the unseen. Where one operation is left of each of their two deepest levels, the exchange leaves -0.76."""
 WEIGHTS, DRAWS = "sweep2_*", "sweep5 and sweep6"

@@ -203,8 +203,8 @@ COVERS = Wording(
     "Whether training from scratch covers all operations was not run",
 )
 FOLLOWS = Wording(
-    "in all {n} the radii follow the hierarchy to 99.99 %, deep levels included",
-    "{few} of the {n} have radii that follow the hierarchy to 99.99 %, deep levels included",
+    "in all {n} the radii follow the hierarchy to 99.99 %",
+    "{few} of the {n} have radii that follow the hierarchy to 99.99 %",
     "whether the radii follow the hierarchy stays open",
     "whether the radii follow the hierarchy was not run",
 )
@@ -224,8 +224,8 @@ COVERS_UNSEEN = Wording(
     "Whether operations that training never saw are rebuilt was not run",
 )
 FOLLOWS_UNSEEN = Wording(
-    "in all {n} their radii follow the hierarchy, deep levels included",
-    "in {few} of the {n} their radii follow the hierarchy, deep levels included",
+    "in all {n} their radii follow the hierarchy",
+    "in {few} of the {n} their radii follow the hierarchy",
     "whether their radii follow the hierarchy stays open",
     "",
 )
