@@ -103,7 +103,7 @@ PASSES = {
     "scratch_ties": {"tied_radius_share": 0.00099999},
     "scratch_richness": {"richness": 0.003},
     "scratch_rate": {"kl_of_least": 2.0, "coverage": 0.9999},
-    "scratch_prior": {"prior_coverage": 0.99},
+    "scratch_prior": {"prior_coverage": 0.99, "coverage": 0.9999},
     "unseen_coverage": {"coverage_unseen": 0.9500001},
     "unseen_hierarchy": {
         "hierarchy_unseen": -0.99 * CEILING, "hierarchy_ceiling_unseen": CEILING, "somers_d_depths_unseen": -0.7,
@@ -119,6 +119,7 @@ MISSES = [
     ("unseen_hierarchy", {"somers_d_depths_unseen": -0.6999}), ("unseen_hierarchy", {"tied_radius_share": 0.001}),
     ("scratch_rate", {"kl_of_least": 0.9999}), ("scratch_rate", {"coverage": 0.9998}),
     ("scratch_rate", {"kl_of_least": 2.0001}), ("scratch_prior", {"prior_coverage": 0.98999}),
+    ("scratch_prior", {"coverage": 0.9998}),
     ("scratch_richness", {"richness": 0.0029999}), ("unseen_coverage", {"coverage_unseen": 0.95}),
     ("unseen_hierarchy", {"hierarchy_unseen": -0.98999 * CEILING}), ("unseen_hierarchy", {"hierarchy_unseen": 0.99 * CEILING}),
     ("unseen_hierarchy", {"hierarchy_ceiling_unseen": 0.81}),

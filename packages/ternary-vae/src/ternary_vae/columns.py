@@ -48,7 +48,7 @@ TARGETS: dict[str, tuple[Term, ...]] = {
     "scratch_ties": (("tied_radius_share", "<", TIES),),
     "scratch_richness": (("richness", ">=", 0.003),),
     "scratch_rate": (("kl_of_least", "<=", 2.0), ("kl_of_least", ">=", 1.0), ("coverage", ">=", COVERS)),
-    "scratch_prior": (("prior_coverage", ">=", 0.99),),
+    "scratch_prior": (("prior_coverage", ">=", 0.99), ("coverage", ">=", COVERS)),
     "unseen_coverage": (("coverage_unseen", ">", 0.95),),
     "unseen_hierarchy": (
         ("hierarchy_unseen", "<=", (-0.99, "hierarchy_ceiling_unseen")),
