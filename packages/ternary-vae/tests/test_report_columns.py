@@ -275,7 +275,7 @@ def test_the_answer_of_a_sweep_is_worded_by_its_verdicts():
         judged_as("lr_1e3_peak", "not run"),
     ]
     assert report.sweep_answer(findings) == (
-        "Of 3 claims on what helps or harms the hierarchy, 1 hold and 1 do not; the others stay open."
+        "Of 3 claims on what helps or harms the hierarchy, 1 hold, 1 do not, 0 stay open, and 1 were not run."
     )
     assert report.sweep_answer([]) == "No claim is asked of these runs."
 

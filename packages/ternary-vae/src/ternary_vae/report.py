@@ -272,8 +272,11 @@ def sweep_answer(claims: Sequence[Mapping[str, Any]]) -> str:
     asked = [claim["verdict"] for claim in claims]
     if not asked:
         return "No claim is asked of these runs."
-    held, failed = asked.count("supported"), asked.count("refuted")
-    return f"Of {len(asked)} claims on what helps or harms the hierarchy, {held} hold and {failed} do not; the others stay open."
+    held, failed, still_open, not_run = map(asked.count, ("supported", "refuted", "inconclusive", "not run"))
+    return (
+        f"Of {len(asked)} claims on what helps or harms the hierarchy, {held} hold, {failed} do not, {still_open} stay open, and "
+        f"{not_run} were not run."
+    )
 
 
 def figures_in_words(statistics: Sequence[ArmStatistics], ordered: "DataFrame") -> str:
