@@ -15,6 +15,7 @@ from studycore.files import sha256
 from ternary_vae.columns import columns_of, planned
 from ternary_vae.config import SweepConfig, TrainConfig
 from ternary_vae.history import history_metrics
+from ternary_vae.stages import stages_of
 
 CEILING = 0.8320502954
 SEEDS = range(5)
@@ -99,7 +100,7 @@ def write_sweep(folder, runs, unfinished=()):
     jobs = {one.name: {"folder": one.name, "arm": one.arm, "labels": {"phase": one.phase}, "needs": []} for one in runs}
     jobs |= {name: {"folder": name, "arm": name, "labels": {"phase": "p"}, "needs": []} for name in unfinished}
     _write(folder, "sweep", sweep_of(runs), {"jobs": jobs, "failed": dict(unfinished)}, 1.0)
-    for one in runs:
+    for one in map(evaluated, runs):
         _write(folder / one.name, "train", one.config, {}, one.seconds)
         lines = [json.dumps(row) for row in one.rows]
         (folder / one.name / "metrics.jsonl").write_text("\n".join(lines) + "\n")
@@ -110,6 +111,18 @@ def write_sweep(folder, runs, unfinished=()):
 
             save_file(one.arrays, folder / one.name / "arrays.safetensors")
     return folder
+
+
+def evaluated(one):
+    """The run with an evaluation wherever its configuration makes one: the last of its own stand for all that follow."""
+    rows = []
+    for stage in stages_of(one.config):
+        own = [row for row in one.rows if row["stage"] == stage.name or (stage.name == "joint" and "hierarchy" in row)]
+        ends_early = stage.patience is not None or stage.covered_patience is not None
+        last = own[-1]["epoch"] if ends_early else stage.epochs
+        for i, epoch in enumerate(sorted({*range(0, last, one.config.eval_every), last})):
+            rows.append({**own[min(i, len(own) - 1)], "stage": stage.name, "epoch": epoch, "step": 10 * len(rows)})
+    return dataclasses.replace(one, rows=rows)
 
 
 def _write(folder, verb, config, more, seconds):

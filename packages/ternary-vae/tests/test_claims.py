@@ -1,6 +1,7 @@
 """Claims: found when planted, refuted when the contrary is, inconclusive on noise, not run without their arms."""
 
 import dataclasses
+import json
 import math
 from contextlib import suppress
 from importlib import resources
@@ -27,6 +28,8 @@ from fabricated import (
 import ternary_vae.claims as module
 from studycore.claims import NotRun, as_stored, judge_all
 from studycore.configuration import read_yaml
+from studycore.errors import DamagedRun
+from studycore.metrics_log import read_rows
 from ternary_vae import measures
 from ternary_vae.claims import ABOUT, ANY_RIM, BALL_TARGETS, FINDINGS, SAME_RIM, claims
 from ternary_vae.cli import STUDY
@@ -621,13 +624,43 @@ def test_a_sweep_registers_what_its_arms_can_say():
 def test_columns_are_those_of_the_runs_folder(tmp_path):
     from fabricated import write_sweep
 
-    one = run("sweep5_draw_3", 2, peak(-0.7, 3, -0.6, 6), projection_seed=3)
+    one = run("sweep5_draw_3", 2, peak(-0.7, 3, -0.6, 6), projection_seed=3, epochs=6)
     folder = write_sweep(tmp_path / "sweep", [one]) / one.name
     of_run = columns(folder, one.config)
     assert of_run == {k: v for k, v in table([one]).iloc[0].to_dict().items() if k in of_run}
     assert (of_run["arm_without_draw"], of_run["best_epoch"]) == ("sweep5", 3)
     assert (of_run["initial_hierarchy"], of_run["best_hierarchy"], of_run["final_hierarchy"]) == (0.3, -0.7, -0.6)
     assert of_run["decay"] == pytest.approx(0.1) and of_run["largest_coverage"] == 0.999
+
+
+@pytest.mark.parametrize(
+    ("edit", "why"),
+    [
+        (lambda rows: [*rows[:2], *rows[3:]], "every 1 epochs up to 6"),
+        (lambda rows: rows[:-1], "every 1 epochs up to 6"),
+        (lambda rows: [*rows, {**rows[-1], "epoch": 7}], "every 1 epochs up to 6"),
+        (lambda rows: rows[1:], "every 1 epochs up to 6"),
+        (lambda rows: [*rows[:-1], {**rows[-1], "coverage": 0.25}], "another coverage"),
+        (lambda rows: [*rows[:2], {**rows[2], "hierarchy": -0.82}, *rows[3:]], "another best_hierarchy"),
+    ],
+)
+def test_rows_that_the_configuration_did_not_make_or_that_the_results_are_not_of_are_damage(edit, why, tmp_path):
+    one = run("sweep4_lr_1e3", 2, peak(-0.7, 3, -0.6, 6), epochs=6)
+    folder = write_sweep(tmp_path / "sweep", [one]) / one.name
+    rows = edit(read_rows(folder / "metrics.jsonl"))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DamagedRun, match=why):
+        columns(folder, one.config)
+
+
+def test_a_run_that_may_stop_early_has_no_hole_and_ends_where_its_results_do(tmp_path):
+    one = run("sweep3_early_stop_p5", 2, peak(-0.7, 3, -0.6, 8), epochs=40, early_stopping_patience=5)
+    folder = write_sweep(tmp_path / "sweep", [one]) / one.name
+    assert columns(folder, one.config)["best_epoch"] == 3
+    rows = read_rows(folder / "metrics.jsonl")
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:-2]))
+    with pytest.raises(DamagedRun, match="another last_epoch, hierarchy"):
+        columns(folder, one.config)
 
 
 # --------------------------------------------------------------------------------------- what made a verdict come out wrong
