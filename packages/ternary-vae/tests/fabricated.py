@@ -3,16 +3,19 @@
 import dataclasses
 import json
 from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from studycore.configuration import config_hash, to_dict, to_yaml
+from studycore.configuration import config_hash, read_yaml, to_dict, to_yaml
 from studycore.files import sha256
 from ternary_vae.columns import columns_of, planned
 from ternary_vae.config import SweepConfig, TrainConfig
 from ternary_vae.history import history_metrics
+from ternary_vae.stages import stages_of
 
 CEILING = 0.8320502954
 SEEDS = range(5)
@@ -97,7 +100,7 @@ def write_sweep(folder, runs, unfinished=()):
     jobs = {one.name: {"folder": one.name, "arm": one.arm, "labels": {"phase": one.phase}, "needs": []} for one in runs}
     jobs |= {name: {"folder": name, "arm": name, "labels": {"phase": "p"}, "needs": []} for name in unfinished}
     _write(folder, "sweep", sweep_of(runs), {"jobs": jobs, "failed": dict(unfinished)}, 1.0)
-    for one in runs:
+    for one in map(evaluated, runs):
         _write(folder / one.name, "train", one.config, {}, one.seconds)
         lines = [json.dumps(row) for row in one.rows]
         (folder / one.name / "metrics.jsonl").write_text("\n".join(lines) + "\n")
@@ -108,6 +111,18 @@ def write_sweep(folder, runs, unfinished=()):
 
             save_file(one.arrays, folder / one.name / "arrays.safetensors")
     return folder
+
+
+def evaluated(one):
+    """The run with an evaluation wherever its configuration makes one: the last of its own stand for all that follow."""
+    rows = []
+    for stage in stages_of(one.config):
+        own = [row for row in one.rows if row["stage"] == stage.name or (stage.name == "joint" and "hierarchy" in row)]
+        ends_early = stage.patience is not None or stage.covered_patience is not None
+        last = own[-1]["epoch"] if ends_early else stage.epochs
+        for i, epoch in enumerate(sorted({*range(0, last, one.config.eval_every), last})):
+            rows.append({**own[min(i, len(own) - 1)], "stage": stage.name, "epoch": epoch, "step": 10 * len(rows)})
+    return dataclasses.replace(one, rows=rows)
 
 
 def _write(folder, verb, config, more, seconds):
@@ -137,13 +152,16 @@ def row(epoch, hierarchy, stage="hierarchy", coverage=0.999, **metrics):
     }
 
 
+PHASES = read_yaml(Path(str(resources.files("ternary_vae"))) / "configs" / "full.yaml")["base"]
+"""What every run of the phases has, beside defaults."""
+
+
 def run(arm, seed, hierarchies, phase="phase", loss="rich_hierarchy", richness=None, **config):
-    """A run of the hierarchy stage with these hierarchies, epoch by epoch."""
+    """A run of the hierarchy stage with these hierarchies, epoch by epoch, and with what the phases have beside `config`."""
     more = {} if richness is None else {"richness": richness}
     rows = [row(epoch, float(h), **more) for epoch, h in enumerate(hierarchies)]
-    made = TrainConfig(
-        seed=seed, stages="hierarchy", start=f"coverage_s{seed}", start_projections="drawn", loss=loss, **config
-    )
+    starts = {"stages": "hierarchy", "start": f"coverage_s{seed}", "start_projections": "drawn"}
+    made = TrainConfig(**{**PHASES, "seed": seed, **starts, "loss": loss, **config})
     metrics = {k: v for k, v in rows[-1].items() if k not in ("step", "stage", "epoch", "loss_hierarchy")}
     return FabricatedRun(f"{arm}_s{seed}", phase, arm, made, rows, metrics)
 
@@ -224,9 +242,10 @@ def planted_sweep(true=True, seeds=SEEDS):
         add("4_lr", "sweep4_lr_1e3", peak(high + n[9], 1 if true else 9, -0.5), lr=1e-3)
         for k in range(8):
             begin = np.linspace(-0.6, 0.6, 8)[k]
-            best = -0.72 + 0.02 * begin + 0.0005 * n[k] if true else -0.74 + 0.1 * (-1) ** k + n[k]
+            best = -0.72 + 0.02 * begin + 0.0005 * n[k] if true else -0.72 + 0.1 * (-1) ** k + n[k]
             phase = "5_stability" if k < 4 else "6_extended"
-            add(phase, f"sweep{phase[0]}_draw_{k}", peak(best, 5, -0.5, start=begin), projection_seed=k)
+            of_phase = {"lr": 3e-4, "early_stopping_patience": 5} if k < 4 else {}
+            add(phase, f"sweep{phase[0]}_draw_{k}", peak(best, 5, -0.5, start=begin), projection_seed=k, **of_phase)
         lasting = peak(-0.8320 + 1e-4 * n[10], 40, -0.8320) if true else peak(-0.70, 5, -0.45 + n[10])
         add("7_ordered", "sweep7_ordered", lasting, loss="ordered")
         stuck, full = [0.0, 0.2 + n[11], 0.22 + n[12]], [0.0, 0.7, 1.0]
@@ -290,10 +309,10 @@ def of_jobs(jobs, true=True):
         if arm.startswith(("sweep5", "sweep6")):
             k = config.projection_seed
             start = -0.6 + 0.05 * k if true else -0.6 + 0.05 * (k * 7 % 13)
-            best = -0.72 + 0.02 * start + n / 5 if true else -0.74 + 0.1 * (-1) ** (k % 3) + n
+            best = -0.72 + 0.02 * start + n / 5 if true else -0.72 + 0.1 * (-1) ** (k % 3) + n
             final = best + 0.1
         if config.loss == "ordered":
-            best, best_epoch, final = (-0.8320 + n / 10, 40, -0.8320) if true else (-0.70 + n, 5, -0.45 + n)
+            best, best_epoch, final = (-0.8320 + n / 100, 40, -0.8320) if true else (-0.70 + n, 5, -0.45 + n)
         epochs = best_epoch + 5 if config.early_stopping_patience else config.epochs
         rows = [row(epoch, float(h)) for epoch, h in enumerate(peak(best, best_epoch, final, epochs, start))]
         metrics = {k: v for k, v in rows[-1].items() if k not in ("step", "stage", "epoch", "loss_hierarchy")}

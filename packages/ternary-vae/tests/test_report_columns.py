@@ -256,7 +256,7 @@ def test_the_answer_of_a_sweep_is_worded_by_its_verdicts():
     assert max(len(text.split()) for text in texts) <= 62 and len(set(texts)) == len(texts)
     assert texts[0] == (
         "Yes: from scratch, all 6 seeds tried rebuild all 19,683 operations; in all 6 the radii follow the hierarchy to "
-        "99.99 %, deep levels included; all 6 have all levels apart. Where all pass, at least 54% of all seeds do (95 % interval). "
+        "99.99 %; all 6 have all levels apart. Where all pass, at least 54% of all seeds do (95 % interval). "
         "Shuffled valuations reach 250% of the ceiling: a rule is learnt."
     )
     assert report.sweep_answer(
@@ -275,7 +275,7 @@ def test_the_answer_of_a_sweep_is_worded_by_its_verdicts():
         judged_as("lr_1e3_peak", "not run"),
     ]
     assert report.sweep_answer(findings) == (
-        "Of 3 claims on what helps or harms the hierarchy, 1 hold and 1 do not; the others stay open."
+        "Of 3 claims on what helps or harms the hierarchy, 1 hold, 1 do not, 0 stay open, and 1 were not run."
     )
     assert report.sweep_answer([]) == "No claim is asked of these runs."
 

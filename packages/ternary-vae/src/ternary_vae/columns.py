@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from studycore.configuration import to_dict
+from studycore.errors import DamagedRun
 from studycore.metrics_log import read_evaluations
 from studycore.run_folder import read_manifest, read_results
 from ternary_vae.config import TrainConfig
-from ternary_vae.history import after_start, best_row, ordering_metrics, ordering_rows
+from ternary_vae.history import HISTORY, Row, after_start, best_row, history_metrics, ordering_metrics, ordering_rows
+from ternary_vae.stages import stages_of
 
 TIES = 0.001
 """Share of tied radii from which on an order is not read: ties fake one, even beyond the ceiling of radii without them."""
@@ -26,7 +28,8 @@ less, and so does rounding."""
 DEPTHS = -0.85
 """Largest mean over the depths of Somers' D: the hierarchy of all operations is blind to the deep levels, which hold few. One
 exchange between the two deepest, of two operations and of one, leaves -0.877, and their inversion -0.753: a single pair of
-neighbours may lie the wrong way round (that levels lie apart is a target of its own), and not a level."""
+neighbours may lie the wrong way round (that levels lie apart is a target of its own), and not a level. A mean bounds no
+single depth: two neighbouring levels at random among each other leave -0.92 to -0.94. So no answer speaks of deep levels."""
 DEPTHS_UNSEEN = -0.7
 """The same of the unseen. Where one operation is left of each of their two deepest levels, the exchange leaves -0.76."""
 WEIGHTS, DRAWS = "sweep2_*", "sweep5 and sweep6"
@@ -47,7 +50,7 @@ TARGETS: dict[str, tuple[Term, ...]] = {
     "scratch_ties": (("tied_radius_share", "<", TIES),),
     "scratch_richness": (("richness", ">=", 0.003),),
     "scratch_rate": (("kl_of_least", "<=", 2.0), ("kl_of_least", ">=", 1.0), ("coverage", ">=", COVERS)),
-    "scratch_prior": (("prior_coverage", ">=", 0.99),),
+    "scratch_prior": (("prior_coverage", ">=", 0.99), ("coverage", ">=", COVERS)),
     "unseen_coverage": (("coverage_unseen", ">", 0.95),),
     "unseen_hierarchy": (
         ("hierarchy_unseen", "<=", (-0.99, "hierarchy_ceiling_unseen")),
@@ -89,9 +92,34 @@ def _passed(metrics: Mapping[str, Any], orders_radii: bool) -> dict[str, bool]:
 
 def columns(folder: Path, config: TrainConfig) -> dict[str, Any]:
     """What claims and tables read of one finished run. UserError when it holds no evaluation."""
-    evaluations = read_evaluations(folder)
-    seconds = float(read_manifest(folder)["times"].get("seconds", 0.0))
-    return columns_of(folder.name, config, evaluations, read_results(folder)["metrics"], seconds)
+    evaluations, manifest, metrics = read_evaluations(folder), read_manifest(folder), read_results(folder)["metrics"]
+    if manifest["verb"] != "import":
+        check_history(folder, config, evaluations, metrics)
+    return columns_of(folder.name, config, evaluations, metrics, float(manifest["times"].get("seconds", 0.0)))
+
+
+MEASURED_AGAIN = 1e-3
+"""Largest difference between a run's last evaluation and the same metric of its results, which are measured once more: by other
+sums, so that on a GPU an operation at the edge may come out otherwise."""
+
+
+def check_history(folder: Path, config: TrainConfig, evaluations: Sequence[Row], metrics: Mapping[str, Any]) -> None:
+    """DamagedRun where the evaluations are not those that the configuration makes up to the run's end, or where its results are
+    not of them."""
+    place, mend = f"{folder}/metrics.jsonl", "restore it, or make the run again"
+    for stage in stages_of(config):
+        epochs = [row["epoch"] for row in evaluations if row["stage"] == stage.name]
+        ends_early = stage.patience is not None or stage.covered_patience is not None
+        last = epochs[-1] if epochs and ends_early else stage.epochs
+        if epochs != sorted({*range(0, last, config.eval_every), last}):
+            due = f"every {config.eval_every} epochs up to {last}"
+            raise DamagedRun(f"{place}: evaluations of the stage {stage.name} are not {due}; {mend}")
+    said = history_metrics(evaluations)
+    off = [name for name in HISTORY if metrics.get(name) != said.get(name)]
+    again = [name for name in ("coverage", "hierarchy") if {name} <= metrics.keys() & evaluations[-1].keys()]
+    off += [name for name in again if abs(metrics[name] - evaluations[-1][name]) > MEASURED_AGAIN]
+    if off:
+        raise DamagedRun(f"{place}: results.json has another {', '.join(off)}; {mend}")
 
 
 SETTINGS = (
@@ -112,8 +140,8 @@ def planned(name: str, config: TrainConfig) -> dict[str, Any]:
         "draw": config.seed if config.projection_seed is None else config.projection_seed,
         "phase_loss": config.loss if config.stages == "hierarchy" else None,
         "settings": settings,
-        # A finetuned run, or one of a sweep's phases, is asked for no target; nor is a checkpoint that others start from,
-        # nor what stands beside the model: controls, the flat twin, other bands.
+        # A finetuned run, or one of a sweep's phases, is asked for no target; nor is what stands beside the model: controls,
+        # the flat twin, other bands. Checkpoints of a sweep are told by their phase (measures.from_scratch).
         "whole": config.stages != "hierarchy"
         and (config.orders_radii or config.train_fraction < 1)
         and not is_control(settings),

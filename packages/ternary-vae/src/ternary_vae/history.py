@@ -11,6 +11,10 @@ COVERAGE_METRICS = (
 """What a run that only learns to reconstruct has learned something about."""
 
 
+HISTORY = ("coverage_epoch", "coverage_epoch_stage", "initial_hierarchy", "best_hierarchy", "best_epoch", "last_epoch")
+"""What results say of the evaluations, among other things."""
+
+
 def history_metrics(rows: Sequence[Row]) -> dict[str, Any]:
     """When coverage was complete and how the hierarchy went; what never happened is left out."""
     metrics: dict[str, Any] = {}

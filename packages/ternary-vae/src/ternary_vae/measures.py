@@ -3,14 +3,15 @@ those that every study uses. Several draws of the projections are averaged withi
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from studycore.claims import Condition, Measure, NotRun
-from studycore.measures import all_done, at_least, mean, missing_runs, paired_difference, pairs, rows, share
+from studycore.measures import all_done, at_least, mean, missing_runs, pairs, rows, share
 from studycore.statistics import Interval, fisher_interval, mean_interval, unbiased_z
-from ternary_vae.columns import COVERS, DRAWS, LARGEST_PART, TARGETS, TARGETS_ARE_OF, TIES, WEIGHTS
+from ternary_vae.columns import AT_CEILING, COVERS, DRAWS, LARGEST_PART, TARGETS, TARGETS_ARE_OF, TIES
+from ternary_vae.config import SCRATCH
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -43,6 +44,7 @@ def every_seed(target: str) -> Measure:
     passing = share(f"passes_{target}", True, of="whole", by="seed")
 
     def compute(table: "DataFrame") -> tuple[Interval, str]:
+        table = from_scratch(table)
         interval, how = passing.compute(table)
         own = whole_runs(table)
         budgets = sorted({_budget(run) for run in own})
@@ -54,6 +56,13 @@ def every_seed(target: str) -> Measure:
         return interval, f"{how} If every seed passes, the claim is supported from six seeds on. {length} {whose}"
 
     return Measure(passing.text, compute).given(target=TARGETS[target])
+
+
+def from_scratch(table: "DataFrame") -> "DataFrame":
+    """The runs but for a sweep's phases, and the checkpoints that these start from: no target is asked of those."""
+    own = table[table["phase"].eq(SCRATCH)] if "phase" in table else table.copy()
+    own.attrs["missing"] = [run for run in table.attrs.get("missing", []) if run.get("phase", SCRATCH) == SCRATCH]
+    return own
 
 
 def whole_runs(table: "DataFrame") -> list[Mapping[str, Any]]:
@@ -129,10 +138,14 @@ def worsening(arm: str) -> Measure:
         if curves.isna().any(axis=None):
             raise NotRun(f"Needs runs of {arm} with the same evaluations; those of some seeds lack epochs.")
         others = {seed: curves.drop(columns=seed).mean(axis=1).idxmin() for seed in curves}
+        _after_the_start(arm, others.values())
         how = f"End minus the epoch that is best in the mean of the other seeds ({min(others.values())} to {max(others.values())}); mean over seeds, Student's t."
         return mean_interval([curves[seed].iloc[-1] - curves[seed][best] for seed, best in others.items()]), how
 
-    return Measure(f"mean over seeds of the end minus the best epoch of the other seeds (hierarchy, {arm!r})", compute)
+    return Measure(
+        f"mean over seeds of the end minus the best epoch of the other seeds (hierarchy, {arm!r}), not of a start",
+        compute,
+    )
 
 
 def best_in_common_epochs(treated: str, control: str) -> Measure:
@@ -153,20 +166,27 @@ def best_in_common_epochs(treated: str, control: str) -> Measure:
     return Measure(f"paired_difference(best_hierarchy of common epochs, {treated!r} - {control!r})", compute)
 
 
-def latest_peak() -> Measure:
-    """The latest best epoch of any weighting of a seed: "with every weighting" is about that one, and not about the mean."""
+def latest_peak(arm: str, of: str = "arm") -> Measure:
+    """The latest best epoch of a seed's runs, such as of any weighting: "with every weighting" is about that one, and not about
+    the mean. A best before the first update is no peak of a training."""
 
     def compute(table: "DataFrame") -> tuple[Interval, str]:
-        all_done(table, WEIGHTS, of="group")
-        own = rows(table, "best_epoch", WEIGHTS, of="group")
+        all_done(table, arm, of)
+        own = rows(table, "best_epoch", arm, of)
         arms = own.groupby("seed")["arm"].agg(set)
-        if lacking := sorted({arm for of_seed in arms for arm in set(own["arm"]) - of_seed}):
+        if lacking := sorted({one for of_seed in arms for one in set(own["arm"]) - of_seed}):
             raise NotRun(f"Needs every weighting in every seed; {', '.join(lacking)} is not finished in all.")
         latest = own.groupby("seed")["best_epoch"].max()
         _enough_seeds(len(latest))
-        return mean_interval(list(latest)), "The latest of the arms within a seed; mean over seeds, Student's t."
+        _after_the_start(arm, latest)
+        return mean_interval(list(latest)), f"The latest of {arm} within a seed; mean over seeds, Student's t."
 
-    return Measure(f"mean over seeds of the largest best_epoch of group = {WEIGHTS!r}", compute)
+    return Measure(f"mean over seeds of the largest best_epoch of {of} = {arm!r}, not of a start", compute)
+
+
+def _after_the_start(arm: str, epochs: Iterable[int]) -> None:
+    if any(epoch == 0 for epoch in epochs):
+        raise NotRun(f"A run of {arm} is best before its first update, so that its training has no peak.")
 
 
 def _of_draws(table: "DataFrame", *metrics: str) -> dict[Any, list["DataFrame"]]:
@@ -185,15 +205,24 @@ def _of_draws(table: "DataFrame", *metrics: str) -> dict[Any, list["DataFrame"]]
 def spread_of_draws() -> Measure:
     def compute(table: "DataFrame") -> tuple[Interval, str]:
         seeds = _of_draws(table, "best_hierarchy").values()
-        # The mean of variances, and not of deviations, has no bias with few draws.
-        spreads = [math.sqrt(sum(draws["best_hierarchy"].var(ddof=1) for draws in of) / len(of)) for of in seeds]
-        how = "Within a phase of a seed; root of the mean variance over its phases, mean over seeds, Student's t."
+        # The mean of variances has no bias with few draws; its root has one, which c4 takes away (of normal values).
+        spreads = [
+            math.sqrt(sum(draws["best_hierarchy"].var(ddof=1) for draws in of) / len(of))
+            / c4(sum(map(len, of)) - len(of))
+            for of in seeds
+        ]
+        how = "Within a phase of a seed; root of the mean variance over its phases, over c4, mean over seeds, Student's t."
         return mean_interval(spreads), how
 
     return Measure(
-        f"spread(best_hierarchy, group = {DRAWS!r}, within phase and seed, {LEAST_DRAWS} different ones or more)",
+        f"spread(best_hierarchy, group = {DRAWS!r}, within phase and seed, {LEAST_DRAWS} different ones or more, over c4)",
         compute,
     )
+
+
+def c4(freedom: int) -> float:
+    """What the root of an unbiased variance with these degrees of freedom is on average, of normal values with deviation 1."""
+    return math.sqrt(2 / freedom) * math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2))
 
 
 def correlation_of_draws() -> Measure:
@@ -240,17 +269,29 @@ def of_seeds(measure: Measure) -> Measure:
 
 
 def ordered_minus_best_arm() -> Measure:
-    """The loss on single samples minus whichever arm of the loss on level means ends best, paired by seed."""
+    """The loss on single samples minus whichever arm of the loss on level means ends best in the other seeds, in each seed.
+
+    Of many arms that are equal, the one that ends best in the same seeds ends there below its own mean.
+    """
 
     def compute(table: "DataFrame") -> tuple[Interval, str]:
         all_done(table, "rich_hierarchy", of="phase_loss")
+        all_done(table, "sweep7_ordered", of="arm_without_draw")
         runs = rows(table, "best_hierarchy", "rich_hierarchy", of="phase_loss")
-        by_seed = runs.groupby(["arm_without_draw", "seed"])["final_hierarchy"].mean()
-        best = by_seed.groupby("arm_without_draw").mean().idxmin()
-        return paired_difference("final_hierarchy", "sweep7_ordered", best, of="arm_without_draw").compute(table)
+        ends = runs.groupby(["seed", "arm_without_draw"])["final_hierarchy"].mean().unstack()
+        ordered = rows(table, "final_hierarchy", "sweep7_ordered", of="arm_without_draw")
+        ends_of = ordered.groupby("seed")["final_hierarchy"].mean()
+        _enough_seeds(min(len(ends), len(ends_of)))
+        if ends.isna().any(axis=None) or set(ends.index) != set(ends_of.index):
+            raise NotRun(
+                "Needs every arm of the loss on level means, and of that on single samples, in the same seeds."
+            )
+        best = {seed: ends.drop(index=seed).mean().idxmin() for seed in ends.index}
+        how = f"sweep7_ordered minus the arm that ends best in the other seeds ({', '.join(sorted(set(best.values())))}), paired by seed, Student's t."
+        return mean_interval([ends_of[seed] - ends.loc[seed, arm] for seed, arm in best.items()]), how
 
     return Measure(
-        "paired_difference(final_hierarchy, 'sweep7_ordered' - the arm of the loss rich_hierarchy that ends best)",
+        "mean over seeds of final_hierarchy, 'sweep7_ordered' - the arm of the loss rich_hierarchy that ends best in the other seeds",
         compute,
     )
 
@@ -298,9 +339,10 @@ def all_of(*conditions: Condition) -> Condition:
 
 
 def settings_are(wanted: Mapping[str, Mapping[str, Any]], alike: bool = False, free: Sequence[str] = ()) -> Condition:
-    """That the runs of arms have the settings that a claim speaks of: names of arms are only names.
+    """That the runs of arms, or of a group of arms, have the settings that a claim speaks of: names of arms are only names.
 
-    `alike`: in all other settings, but for seeds, starts and those in `free`, the arms are the same.
+    Runs of an arm, and with `alike` those of all arms, are the same in all other settings, but for seeds, starts and those in
+    `free`; with `alike`, those of a seed also begin with the same projections.
     """
     own_fields = {name for settings in wanted.values() for name in settings}
     ignored = {"seed", "projection_seed", "start", *own_fields, *free}
@@ -308,20 +350,27 @@ def settings_are(wanted: Mapping[str, Mapping[str, Any]], alike: bool = False, f
     def unmet(table: "DataFrame") -> str:
         if "settings" not in table:
             return ""
-        first: tuple[str, Mapping[str, Any]] | None = None
+        first: dict[str, tuple[str, Mapping[str, Any]]] = {}
+        drawn: dict[int, tuple[str, int]] = {}
         for arm, settings in wanted.items():
-            own = table[table["arm_without_draw"] == arm]
-            for run, of_run in zip(own["run"], own["settings"], strict=True):
+            of_group = table["group"].eq(arm) if "group" in table else False
+            own = table[table["arm_without_draw"].eq(arm) | of_group]
+            for run, of_run, draw in zip(own["run"], own["settings"], own["draw"], strict=True):
                 for name, value in settings.items():
                     if of_run[name] != value:
                         return f"The claim is about runs of {arm} with {name} {value}; {run} has {of_run[name]}."
-                first = first or (run, of_run)
-                other = [name for name, value in of_run.items() if name not in ignored and value != first[1][name]]
-                if alike and other:
-                    return f"The claim compares runs that are alike otherwise; {first[0]} and {run} differ in {', '.join(other)}."
+                one, of_one = first.setdefault("" if alike else arm, (run, of_run))
+                if other := [name for name, value in of_run.items() if name not in ignored and value != of_one[name]]:
+                    return f"The claim compares runs that are alike otherwise; {one} and {run} differ in {', '.join(other)}."
+                one, of_seed = drawn.setdefault(of_run["seed"], (run, draw))
+                if alike and draw != of_seed:
+                    return f"The claim compares runs that begin alike; the projections of {one} and {run} differ."
         return ""
 
-    text = "; ".join(f"{arm} has {', '.join(f'{k} {v}' for k, v in of.items())}" for arm, of in wanted.items())
+    text = "; ".join(
+        f"{arm} has {', '.join(f'{k} {v}' for k, v in of.items()) or 'nothing of its own'}"
+        for arm, of in wanted.items()
+    )
     return Condition(f"{text}{f', all else but {sorted(free)} alike' if alike else ''}", unmet)
 
 
@@ -329,6 +378,7 @@ def every_whole_run(fits: str, passes: str, needs: str) -> Condition:
     """That there are whole runs, that all of them are of the kind the target is meant for, and have its metrics."""
 
     def unmet(table: "DataFrame") -> str:
+        table = from_scratch(table)
         planned_runs = whole_runs(table)
         if not planned_runs or not all(run[fits] for run in planned_runs):
             return needs
@@ -355,23 +405,36 @@ def _long_runs_of_9_trits() -> Condition:
 COMPARABLE = _long_runs_of_9_trits()
 
 
-def untied(arms: Sequence[str], group: str = "", end: bool = False) -> Condition:
-    """That few radii are tied where runs of these arms and of a group are best; `end`: also where any run of a phase ends."""
+def untied(arms: Sequence[str], group: str = "", end: bool = False, every: bool = False) -> Condition:
+    """That few radii are tied, and none in a larger order than untied ones can have, where runs of these arms and of a group are
+    best; `end`: and where they end; `every`: of all runs of phases."""
+    places = [
+        ("best_hierarchy", "best_tied_share", "the best evaluation"),
+        ("final_hierarchy", "tied_radius_share", "the end"),
+    ]
 
     def unmet(table: "DataFrame") -> str:
         if "arm_without_draw" not in table:
             return ""
         of_group = table["group"].eq(group) if "group" in table else False
         own = table[table["arm_without_draw"].isin(arms) | of_group]
-        own = table[table["stages"] == "hierarchy"] if end else own
-        for column in ("best_tied_share", *(("tied_radius_share",) if end else ())):
-            tied = own[own[column].ge(TIES)] if column in own else own[:0]
-            if len(tied):
-                where = "the best evaluation" if column == "best_tied_share" else "the end"
-                return f"Ties fake a hierarchy, even beyond its ceiling: {tied[column].iloc[0]:.2g} of the radii are tied at {where} of {tied['run'].iloc[0]}."
+        own = (table[table["stages"] == "hierarchy"] if every else own).reset_index(drop=True)
+        for size, share_tied, where in places[: 2 if end else 1]:
+            of_run = own.reindex(columns=[size, share_tied, "hierarchy_ceiling"]).astype(float)
+            for i, (order, tied, ceiling) in enumerate(of_run.itertuples(index=False)):
+                place = f"{where} of {own['run'][i]}"
+                if math.isnan(tied) or math.isnan(ceiling):
+                    return f"What ties may fake cannot be told: {place} lacks the share of tied radii, or the ceiling of untied ones."
+                if tied >= TIES:
+                    return (
+                        f"Ties fake a hierarchy, even beyond its ceiling: {tied:.2g} of the radii are tied at {place}."
+                    )
+                if order < -AT_CEILING * ceiling:
+                    return f"The hierarchy at {place} is {order:.6g}, beyond the ceiling {ceiling:.6g} of radii without ties."
         return ""
 
-    return Condition(f"fewer than {TIES:g} of the radii tied at the best{' and at the end' if end else ''}", unmet)
+    where = f"at the best{' and at the end' if end else ''}{' of every phase' if every else ''}"
+    return Condition(f"fewer than {TIES:g} of the radii tied, and none beyond the ceiling, {where}", unmet)
 
 
 def beyond(epoch: int, arm: str, of: str = "arm") -> Condition:

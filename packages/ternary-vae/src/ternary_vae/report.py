@@ -203,8 +203,8 @@ COVERS = Wording(
     "Whether training from scratch covers all operations was not run",
 )
 FOLLOWS = Wording(
-    "in all {n} the radii follow the hierarchy to 99.99 %, deep levels included",
-    "{few} of the {n} have radii that follow the hierarchy to 99.99 %, deep levels included",
+    "in all {n} the radii follow the hierarchy to 99.99 %",
+    "{few} of the {n} have radii that follow the hierarchy to 99.99 %",
     "whether the radii follow the hierarchy stays open",
     "whether the radii follow the hierarchy was not run",
 )
@@ -224,8 +224,8 @@ COVERS_UNSEEN = Wording(
     "Whether operations that training never saw are rebuilt was not run",
 )
 FOLLOWS_UNSEEN = Wording(
-    "in all {n} their radii follow the hierarchy, deep levels included",
-    "in {few} of the {n} their radii follow the hierarchy, deep levels included",
+    "in all {n} their radii follow the hierarchy",
+    "in {few} of the {n} their radii follow the hierarchy",
     "whether their radii follow the hierarchy stays open",
     "",
 )
@@ -272,8 +272,11 @@ def sweep_answer(claims: Sequence[Mapping[str, Any]]) -> str:
     asked = [claim["verdict"] for claim in claims]
     if not asked:
         return "No claim is asked of these runs."
-    held, failed = asked.count("supported"), asked.count("refuted")
-    return f"Of {len(asked)} claims on what helps or harms the hierarchy, {held} hold and {failed} do not; the others stay open."
+    held, failed, still_open, not_run = map(asked.count, ("supported", "refuted", "inconclusive", "not run"))
+    return (
+        f"Of {len(asked)} claims on what helps or harms the hierarchy, {held} hold, {failed} do not, {still_open} stay open, and "
+        f"{not_run} were not run."
+    )
 
 
 def figures_in_words(statistics: Sequence[ArmStatistics], ordered: "DataFrame") -> str:
