@@ -128,7 +128,7 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval
     x = np.asarray(values, dtype=np.float64)
     if len(x) < 2:
         raise ValueError(f"values: {len(x)} unit has no interval; give at least 2")
-    half = x.std(ddof=1) * t_factor(len(x), confidence)
+    half = float(x.std(ddof=1)) * t_factor(len(x), confidence)
     return Interval(float(x.mean()), float(x.mean()) - half, float(x.mean()) + half, len(x))
 
 
