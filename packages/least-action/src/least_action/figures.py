@@ -231,6 +231,7 @@ def plot_atlas(table: "pd.DataFrame", path: Path) -> Path:
     import matplotlib
 
     colours = matplotlib.colormaps["viridis_r"]
+    there = set()
     for operation, axis in zip(operations, axes.flat, strict=False):
         runs = table[table["operation"] == operation]
         for (fraction, decay), cell in runs.groupby(["train_frac", "weight_decay"]):
@@ -239,7 +240,10 @@ def plot_atlas(table: "pd.DataFrame", path: Path) -> Path:
             colour = REGIONS[region] if region in REGIONS else colours(scale(float(text)))
             dark = region not in REGIONS and scale(float(text)) > 0.5
             axis.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=colour, edgecolor="white"))
-            axis.annotate(text, (x, y), ha="center", va="center", fontsize=8, color="white" if dark else "black")
+            reached = int(cell["grokked"].sum())
+            some = f"\n{reached} of {len(cell)}" if 0 < reached < len(cell) else ""
+            axis.annotate(text + some, (x, y), ha="center", va="center", fontsize=8, color="white" if dark else "black")
+            there.add(region)
         axis.set(xlim=(-0.5, len(across) - 0.5), ylim=(-0.5, len(up) - 0.5))
         axis.set_title(f"{title_of(operation, runs)},\n{int(runs['epochs'].max()):,} epochs at most", fontsize=8)
         axis.set_xticks(range(len(across)), [f"{f:g}" for f in across])
@@ -248,7 +252,7 @@ def plot_atlas(table: "pd.DataFrame", path: Path) -> Path:
         axis.grid(False)
     figure.supxlabel("fraction of the pairs for training", fontsize=9)
     figure.supylabel("weight decay", fontsize=9)
-    names = [Patch(facecolor=colour, label=name) for name, colour in REGIONS.items()]
+    names = [Patch(facecolor=colour, label=name) for name, colour in REGIONS.items() if name in there]
     figure.legend(handles=names, fontsize=7.5, ncols=2, loc="outside upper center")  # no cell lies under it
     image = matplotlib.cm.ScalarMappable(scale, colours)
     bar = figure.colorbar(

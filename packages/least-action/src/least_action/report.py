@@ -312,8 +312,8 @@ def atlas_pictures(table: "pd.DataFrame", folder: Path) -> list[Picture]:
     if not is_atlas(table):
         return []
     caption = (
-        "What becomes of a run: number and colour give the median epochs to 0.99 test accuracy where half of the seeds or more get there; "
-        f"else it is said how far they get; blank: not run. {tasks_of(table)}"
+        "What becomes of a run: number and colour give the median epochs to 0.99 test accuracy where half of the seeds or more get there, and how many "
+        f"did where not all; grey: fewer than half; blank: not run. {tasks_of(table)}"
     )
     return [Picture(plot_atlas(table, folder / "atlas.svg"), caption)]
 
@@ -323,7 +323,9 @@ def tasks_of(table: "pd.DataFrame") -> str:
     parts = []
     for operation, runs in table.groupby("operation", sort=False):
         points = runs.groupby(["train_frac", "weight_decay"]).ngroups
-        parts.append(f"{title_of(operation, runs)}: {points} points, {epochs_of(runs):,} epochs at most")
+        parts.append(
+            f"{title_of(operation, runs)}: {points} {'point' if points == 1 else 'points'}, {epochs_of(runs):,} epochs at most"
+        )
     return f"{'; '.join(parts)}."
 
 
