@@ -553,6 +553,7 @@ def sweep_table(folder):
         "train_frac": 0.3,
         "weight_decay": 1.0,
         "operation": "add",
+        "epochs": 900,
         "test_acc": 0.5,
         "held_99": 0.9,
         "delay": nan,
@@ -581,14 +582,14 @@ def test_every_cell_of_the_table_of_arms(tmp_path, monkeypatch):
     table, events = made.tables
     x, y = (dict(zip(table.columns, row, strict=True)) for row in table.rows)
     assert x == {
-        "arm": "x", "runs": 3, "reached it": 2, "censored": 1,
+        "arm": "x", "runs": 3, "reached it": 2,
         "held: median [95 % interval]": reporting.median_text(kaplan_meier([100, 200, 900], [True, True, False])),
         "first touch: median": "150", "test accuracy at memorisation": "0.40", "on new pairs": "0.09", "highest of the window": "0.10", "stable": "2 of 3",
         "gate entropy over log heads": "0.40", "largest use of a head": "0.70",
     }  # fmt: skip
     assert x["held: median [95 % interval]"].startswith("200 [")
     assert y == {
-        "arm": "y", "runs": 2, "reached it": 0, "censored": 2, "held: median [95 % interval]": "not reached",
+        "arm": "y", "runs": 2, "reached it": 0, "held: median [95 % interval]": "not reached",
         "first touch: median": "450", "test accuracy at memorisation": NOT_APPLICABLE, "on new pairs": NOT_APPLICABLE,
         "highest of the window": NOT_APPLICABLE, "stable": NOT_APPLICABLE, "gate entropy over log heads": "0.85", "largest use of a head": "0.25",
     }  # fmt: skip
