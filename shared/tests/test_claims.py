@@ -57,7 +57,7 @@ def test_a_claim_holds_what_the_contract_names():
     claim = judge(ABOVE, Interval(1.5, 1.2, 1.8, 7), "seven seeds")
     assert claim == {
         "id": "a", "statement": "it is larger", "source": "somebody", "predicted": "about 2", "unit": "bits",
-        "threshold": 1.0, "direction": "above", "registered": True, "measured": 1.5, "interval95": [1.2, 1.8], "n": 7,
+        "threshold": 1.0, "direction": "above", "measure": "mean(x)", "registered": True, "measured": 1.5, "interval95": [1.2, 1.8], "n": 7,
         "bound": None, "verdict": "supported",
         "why": "supported: the whole interval lies above 1. seven seeds",
     }  # fmt: skip

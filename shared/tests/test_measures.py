@@ -393,3 +393,16 @@ def test_a_measure_can_ask_for_more_units():
     assert (two["verdict"], two["measured"]) == ("not run", None)
     assert two["why"].startswith("Needs 3 or more units; there are 2.")
     assert measure.text == "mean(x, 'a'), from 3 units"
+
+
+def test_a_measure_says_which_runs_it_reads_and_what_it_counts():
+    made = pd.DataFrame({"run": list("uvw"), "arm": ["a", "b", "c"], "seed": 0, "x": 1.0, "size": [1, 2, 1]})
+    read = {
+        mean("x"): ("uvw", "seeds"), mean("x", "b"): ("v", "seeds"), share("x", 1, of="size", by="pair"): ("uw", "pairs"),
+        geometric_mean("x", "a", by="training"): ("u", "trainings"), paired_ratio("x", "a", "c"): ("uw", "pairs"),
+        paired_difference("x", "c", "b"): ("vw", "pairs"), mean("x", 1, of="other"): ("", "seeds"),
+    }  # fmt: skip
+    for measure, (runs, units) in read.items():
+        assert ("".join(measure.read(made)["run"]), measure.units, measure.metric) == (runs, units, "x"), measure.text
+        for changed in (measure.given(k=1), measure.from_units(2)):
+            assert (changed.read, changed.units, changed.metric) == (measure.read, measure.units, "x")

@@ -6,9 +6,10 @@ import re
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 
-from studycore.claims import Claim, Measure, NotRun, as_stored, judge, judge_all
+from studycore.claims import Claim, Condition, Measure, NotRun, as_stored, judge, judge_all
 from studycore.errors import UserError
 from studycore.figures import new_figure, save_figure
 from studycore.files import read_json
@@ -288,7 +289,7 @@ def test_the_same_run_gives_the_same_bytes(finished):
 @pytest.mark.parametrize(
     ("value", "text"),
     [
-        (None, "not run"), (True, "True"), (1234567, "1,234,567"), (0.0, "0"), (-0.0, "0"), (3.0, "3"),
+        (None, "not run"), (True, "yes"), (False, "no"), (1234567, "1,234,567"), (0.0, "0"), (-0.0, "0"), (3.0, "3"),
         (0.123456, "0.123"),
         (123.456, "123"), (999.4, "999"), (999.6, "1,000"), (12345.6, "12,346"), (1e6, "1.00e+06"), (1.5e-7, "1.5e-07"),
         (-0.5, "-0.5"), ("text", "text"), (float("nan"), "nan"), (float("inf"), "inf"),
@@ -296,6 +297,76 @@ def test_the_same_run_gives_the_same_bytes(finished):
 )  # fmt: skip
 def test_numbers(value, text):
     assert number(value) == text
+
+
+def test_an_end_that_is_not_at_the_threshold_is_not_rounded_onto_it():
+    """ "0.080 [0.000, 0.143]" beside a threshold of 0 hides why the verdict is inconclusive."""
+
+    def shown(low, high):
+        return figure_of(judge(STATEMENT | {"threshold": 0.0}, Interval(0.08, low, high, 5), ""))
+
+    assert shown(-0.0002, 0.143) == "0.0800 [-0.0002, 0.1430]"
+    assert shown(0.0, 0.143) == "0.080 [0.000, 0.143]"
+    assert shown(-1e-12, 0.143) == "0.080 [0.000, 0.143]"  # which no four digits more would show
+
+
+def test_a_reason_shows_the_measure_and_the_runs_with_their_values(finished):
+    claim = Claim(
+        "a", "it is larger", "s", "p", "u", of_x(), above=1.0, when=Condition("all `x` are there", lambda t: "")
+    )
+    table = pd.DataFrame({"run": ["one", "two", "three"], "x": [1.9, 2.1, None], "y": [0.0, 0.0, 7.0]})
+    (judged,) = judge_all([claim], table, [as_stored(claim)])
+    assert (judged["measure"], judged["when"], judged["units"]) == ("mean(x)", "all `x` are there", "seeds")
+    assert (judged["metric"], judged["runs"]) == ("x", {"one": 1.9, "two": 2.1})
+    folder = finished(claims=[judged, CLAIMS[0]], argv=["toy", "sweep", "--config", "small"])
+    manifest = read_json(folder / "manifest.json")
+    manifest["jobs"] = {name: {"folder": f"at {name}"} for name in ("one", "three")}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    page = Page(write_report(folder, Report("Title", "Q", "A")).read_text())
+    assert "n = 3 seeds" in page.text
+    assert "Measured: mean(x) , when all `x` are there ." in page.text
+    assert "The 2 runs behind it, with x : one 1.9, two 2.1." in page.text
+    # Of the other claim nothing says which runs it read.
+    assert "The 2 runs behind it: one , three ." in page.text
+    assert "Title: small" in page.text
+    assert "3 seeds |" in (folder / "report.md").read_text()
+    one, three = "at%20one/", "at%20three/"
+    assert [a["href"] for tag, a in page.elements if tag == "a"] == [one, one, three, one, three]
+
+
+def of_x():
+    return Measure("mean(x)", lambda table: (Interval(2.0, 1.5, 2.5, 3), "how"), "seeds", "x", lambda table: table[:2])
+
+
+def test_many_claims_stand_by_verdict_with_a_jump_to_each(finished):
+    refuted = judge(STATEMENT | {"statement": "it is smaller"}, Interval(0.5, 0.2, 0.8, 7), "")
+    folder = finished(claims=[CLAIMS[1], refuted, *[CLAIMS[0]] * 7])
+    page = Page(write_report(folder, Report("T", "Q", "A")).read_text())
+    places = [page.text.index(words) for words in ("Jump to:", "it is larger", "it is smaller", "1 of 9 claims")]
+    assert places == sorted(places)
+    jumps = [a["href"] for tag, a in page.elements if tag == "a"]
+    assert jumps == ["#supported", "#refuted", "#not-run"]
+    assert {name[1:] for name in jumps} <= {a.get("id") for _, a in page.elements}
+    few = finished("few", claims=[CLAIMS[1], refuted])
+    assert "Jump to:" not in write_report(few, Report("T", "Q", "A")).read_text()
+
+
+def test_a_report_without_claims_says_so_and_code_in_notes_is_set_as_code(finished):
+    folder = finished(claims=[])
+    page = write_report(folder, Report("T", "Q", "A", notes=["Run `make it` <b>."])).read_text()
+    assert "<li>Run <code>make it</code> &lt;b&gt;.</li>" in page
+    for text in (page, (folder / "report.md").read_text()):
+        assert "Nothing is claimed of these runs" in text
+    folder = finished("other")
+    assert "Nothing is claimed" not in write_report(folder, Report("T", "Q", "A")).read_text()
+
+
+def test_a_picture_is_named_by_its_caption(finished):
+    folder = finished()
+    elements = Page(write_report(folder, full(folder)).read_text()).elements
+    captions = {a["id"] for tag, a in elements if tag == "figcaption"}
+    assert len(captions) == 3
+    assert {a["aria-labelledby"] for tag, a in elements if tag in ("svg", "img") and "aria-labelledby" in a} == captions
 
 
 def test_claims_for_a_terminal():

@@ -219,7 +219,7 @@ def test_training_and_questions_are_drawn_from_their_columns(axes, tmp_path):
         "adapter, held-out types": [0.6, 0.7], "linear inverse, held-out types": [0.75],
     }  # fmt: skip
     asked_here = [{"error": e / 10, "f1": 1 - e / 10} for e in (9, 1, 0, 8, 2, 3, 7, 4, 5, 6)]
-    figures.plot_questions({"linear": asked_here}, tmp_path / "x")
+    figures.plot_questions({("linear", "8x"): asked_here}, tmp_path / "x")
     (line,) = axes[-1].lines
     assert line.get_xdata() == pytest.approx([0.05, 0.25, 0.45, 0.65, 0.85])
     assert line.get_ydata() == pytest.approx([95, 75, 55, 35, 15])

@@ -7,6 +7,7 @@ import pytest
 from latentwire_adapter.claims import (
     claims,
     columns,
+    cosine,
     difference,
     f1_of,
     lead_on_trained_types,
@@ -55,6 +56,20 @@ def verdict(measure, of, **threshold):
     claim = Claim("x", "x", "x", "x", "x", measure, **threshold)
     (judged,) = judge_all([claim], of, [as_stored(claim)])
     return judged
+
+
+def test_a_measure_names_the_runs_that_it_reads():
+    of = pd.DataFrame({
+        "run": ["raw", "p8", "p4", "l8", "q", "s"], "arm": ["raw", "adapter", "adapter", "linear", "question_only", "shuffled"],
+        "ratio": [None, "8x", "4x", "8x", None, None],
+    })  # fmt: skip
+    for measure, runs, metric in (
+        (retention("adapter", "8x"), ["raw", "p8", "q", "s"], "f1"), (f1_of("raw"), ["raw"], "f1"),
+        (difference(("adapter", "4x"), ("linear", "8x")), ["p4", "l8"], "f1"), (cosine("4x"), ["p4"], "recon_cosine_sim"),
+        (unexplained("linear", "held_out", "8x"), ["p8"], "linear_held_out_nmse"),
+        (unexplained("adapter", "seen", "8x", less="linear"), ["p8"], "nmse"),
+    ):  # fmt: skip
+        assert (list(measure.read(of)["run"]), measure.metric) == (runs, metric), measure.text
 
 
 def test_f1_by_hand():

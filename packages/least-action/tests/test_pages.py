@@ -2,6 +2,7 @@
 
 import shutil
 
+import pandas as pd
 import pytest
 from conftest import SWEEP
 from in_browser import LACKS, browser
@@ -16,8 +17,8 @@ VERDICTS = {"supported": (2.0, 1.5, 2.5), "refuted": (0.4, 0.2, 0.7), "inconclus
 WHY = "Over 7 seeds of `a rather long name of a measure` whose runs are all there."
 
 
-def claims():
-    """A claim of each verdict, with the names as long as real ones."""
+def claims(runs):
+    """A claim of each verdict, with the names as long as real ones, each of the first of these runs."""
 
     def of(verdict, found):
         def compute(table):
@@ -28,11 +29,11 @@ def claims():
         unit = "times, time to generalise without weight decay over the time with it"
         return Claim(
             verdict, f"The claim that is {verdict}, in a sentence of the length that claims have", "Power et al. 2022, arXiv:2201.02177",
-            "critical, by the original study", unit, Measure("none", compute), above=1.0,
+            "critical, by the original study", unit, Measure("none", compute, "seeds", "time", lambda table: table[:1]), above=1.0,
         )  # fmt: skip
 
     made = [of(verdict, found) for verdict, found in VERDICTS.items()]
-    return judge_all(made, None, [as_stored(claim) for claim in made])
+    return judge_all(made, pd.DataFrame({"run": runs, "time": 150.0}), [as_stored(claim) for claim in made])
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def index(made, tmp_path_factory):
     shutil.copytree(made, root / "runs" / "least-action")
     sweep = root / "runs" / "least-action" / SWEEP
     results = read_json(sweep / "results.json")
-    write_json(sweep / "results.json", results | {"claims": claims()})
+    write_json(sweep / "results.json", results | {"claims": claims(list(read_json(sweep / "manifest.json")["jobs"]))})
     wide = Table("Numbers", [f"column {i}" for i in range(14)], [[0.123456 * i for i in range(14)]] * 3)
     about = read_json(sweep / "report.json")
     write_report(sweep, Report("T", about["question"], about["answer"], [wide], []))
@@ -132,7 +133,8 @@ CONTRAST = """() => {
     found.push([(a + 0.05) / (b + 0.05), e.className + ': ' + text.slice(0, 40)]);
   }
   return found; }"""
-"""(WCAG 2.1 contrast ratio, text) of every text that is seen; of figures' own text not, which has white behind it."""
+"""(WCAG 2.1 contrast ratio, text) of every text that is seen; of figures' own text not, which is black on white or the
+reverse."""
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -174,6 +176,6 @@ def test_from_the_index_two_clicks_say_why_a_claim_is_refuted_and_a_third_shows_
     opened = page.locator(".claim[open]")
     assert "Threshold: above 1" in opened.inner_text()
     assert "refuted" in opened.inner_text()
-    opened.get_by_role("link", name="The runs behind it").click()
-    assert page.url.endswith(f"{PAGES[1]}#runs")
-    page.get_by_role("link", name="p7_lr3e-4_wd1.0_s42").wait_for()  # its fold has opened
+    assert "with time: p7_lr3e-4_wd1.0_s42 150." in opened.inner_text()
+    opened.get_by_role("link").click()
+    assert page.url.endswith(f"least-action/{SWEEP}/p7_lr3e-4_wd1.0_s42/")

@@ -1,5 +1,6 @@
 """Claims as data: a statement, a threshold that stands in the run's folder before the run, and how it is measured."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -24,6 +25,12 @@ class Measure:
     """Stands in claims.json: another text is another measure."""
     compute: Callable[["DataFrame"], tuple[Interval, str]]
     """(the figure, how it was made), from one row per finished run. NotRun where an input is missing."""
+    units: str = ""
+    """What n counts, in the plural; "" where `compute` alone knows it."""
+    metric: str = ""
+    """The column whose values a report shows, run by run, beside the figure; "" for none."""
+    read: Callable[["DataFrame"], "DataFrame"] = lambda table: table
+    """Those of the table's rows that the figure is made from."""
 
     def given(self, **constants: Any) -> "Measure":
         """The same measure, whose text also gives the study's constants by which its columns are made.
@@ -43,7 +50,7 @@ class Measure:
                 raise NotRun(f"Needs {least} or more units; there are {interval.n}. {how}")
             return interval, how
 
-        return Measure(f"{self.text}, from {least} units", compute)
+        return replace(self, text=f"{self.text}, from {least} units", compute=compute)
 
 
 @dataclass(frozen=True)
@@ -174,9 +181,26 @@ def judge_all(
         else:
             if (now := as_stored(claim)["threshold"]) != facts["threshold"]:
                 how += f" Judged by the threshold that was registered; in this version it is {now:g}."
+            facts |= _behind(claim.measure, table)
             judged.append(judge(facts, interval, _joined(how, unregistered)))
     gone = "This version no longer has the claim; the version that made the run judges it."
     return judged + [_verdict({**entry, "registered": True}, None, "not run", gone) for entry in stored.values()]
+
+
+def _behind(measure: Measure, table: "DataFrame") -> dict[str, Any]:
+    """What n counts, the metric, and its value in each of the runs that were read."""
+    about: dict[str, Any] = {"units": measure.units} if measure.units else {}
+    if measure.metric and {"run", measure.metric} <= set(table):
+        own = measure.read(table)
+        values = own[measure.metric].astype(object).where(own[measure.metric].notna(), None)
+        about |= {"metric": measure.metric, "runs": dict(zip(own["run"], map(_plain, values), strict=True))}
+    return about
+
+
+def _plain(value: Any) -> Any:
+    """A cell of a table as JSON has it."""
+    value = value.item() if hasattr(value, "item") else value
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _joined(*parts: str) -> str:
@@ -222,7 +246,7 @@ def _verdict(
     facts: Mapping[str, Any], measured: Interval | None, verdict: Verdict, why: str, command: str = ""
 ) -> dict[str, Any]:
     """A claim as results.json has it; one that is not run carries no number, and the command that would run it."""
-    names = ("id", "statement", "source", "predicted", "unit", "threshold", "direction", "registered")
+    names = ("id", "statement", "source", "predicted", "unit", "threshold", "direction", "measure", "registered")
     return {name: facts[name] for name in names} | {
         "measured": None if measured is None else measured.estimate,
         "interval95": None if measured is None else [measured.low, measured.high],
@@ -230,6 +254,6 @@ def _verdict(
         "bound": None if measured is None else measured.bound,
         "verdict": verdict,
         "why": why.strip(),
-        **({"of_every_unit": True} if facts.get("of_every_unit") else {}),
+        **{name: facts[name] for name in ("when", "of_every_unit", "units", "metric", "runs") if facts.get(name)},
         **({"command": command} if command else {}),
     }

@@ -9,7 +9,7 @@ often those that would have decided it.
 """
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from studycore.claims import Condition, Measure, NotRun
@@ -31,7 +31,7 @@ def mean(metric: str, arm: Hashable = None, of: str = "arm") -> Measure:
             raise NotRun(f"{metric} is infinite for {infinite} of {len(means)} seeds{_of(arm)}, which have no mean.")
         return mean_interval(list(means)), f"Mean over seeds{_of(arm)}, Student's t.{_lacking(table, metric, arm, of)}"
 
-    return Measure(f"mean({metric}{_args(arm, of)})", compute)
+    return Measure(f"mean({metric}{_args(arm, of)})", compute, "seeds", metric, of_arms(of, arm))
 
 
 def share(metric: str, arm: Hashable = None, of: str = "arm", by: str = "run") -> Measure:
@@ -71,7 +71,7 @@ def share(metric: str, arm: Hashable = None, of: str = "arm", by: str = "run") -
             how += f" Not finished, which counts either way: {_names(unfinished)}."
         return Interval(k / n, low, high, n, unknown=len(lost) + len(still_open)), how
 
-    return Measure(f"share({metric}{_args(arm, of)}, by {by})", compute)
+    return Measure(f"share({metric}{_args(arm, of)}, by {by})", compute, f"{by}s", metric, of_arms(of, arm))
 
 
 def geometric_mean(
@@ -105,7 +105,7 @@ def geometric_mean(
 
     more = f"{f', censored by {censored}' if censored else ''}{f', over {over}' if over else ''}"
     more += f"{f', on a grid of {grid}' if grid else ''}{f', capped by {capped}' if capped else ''}{'' if by == 'run' else f', by {by}'}"
-    return Measure(f"geometric_mean({metric}{_args(arm, of)}{more})", compute)
+    return Measure(f"geometric_mean({metric}{_args(arm, of)}{more})", compute, f"{by}s", metric, of_arms(of, arm))
 
 
 def paired_difference(
@@ -123,7 +123,8 @@ def paired_difference(
         interval = mean_interval(list(both["treated"] - both["control"]))
         return interval, f"{treated} minus {control}, paired by {by}, Student's t.{both.attrs['left_out']}"
 
-    return Measure(f"paired_difference({metric}, {treated!r} - {control!r}{_by(of, by)})", compute)
+    text = f"paired_difference({metric}, {treated!r} - {control!r}{_by(of, by)})"
+    return Measure(text, compute, "pairs", metric, of_arms(of, treated, control))
 
 
 def paired_ratio(
@@ -168,7 +169,8 @@ def paired_ratio(
 
     more = f"{', percent' if percent else ''}{f', censored by {censored}' if censored else ''}"
     more += f", on a grid of {grid}" if grid else ""
-    return Measure(f"paired_ratio({metric}, {treated!r} / {control!r}{_by(of, by)}{more})", compute)
+    text = f"paired_ratio({metric}, {treated!r} / {control!r}{_by(of, by)}{more})"
+    return Measure(text, compute, "pairs", metric, of_arms(of, treated, control))
 
 
 def at_least(metric: str, value: float, arm: Hashable = None, of: str = "arm") -> Condition:
@@ -197,6 +199,11 @@ def rows(table: "DataFrame", metric: str, arm: Hashable = None, of: str = "arm")
     if chosen.empty:
         raise NotRun(f"The value of {metric} exists for no finished run{_of(arm)}.")
     return chosen
+
+
+def of_arms(of: str, *arms: Hashable) -> Callable[["DataFrame"], "DataFrame"]:
+    """Those of a table's rows that are of one of the arms; all of them where the only arm is None."""
+    return lambda table: table if arms == (None,) else table[table[of].isin(arms)] if of in table else table[:0]
 
 
 def missing_runs(table: "DataFrame", arm: Hashable = None, of: str = "arm") -> list[Mapping[str, Any]]:

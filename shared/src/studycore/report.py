@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import metadata, resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
+from studycore.claims import Verdict, listed
 from studycore.errors import UserError
 from studycore.files import read_json, read_text, write_atomic, write_json
 from studycore.run_folder import list_runs, read_results, state_of
@@ -87,14 +88,15 @@ def write_report(folder: Path, report: Report, missing: Mapping[str, str] | None
     claims = _claims_of(results)
     context = {
         "report": report,
+        "title": f"{report.title}: {name}" if (name := configuration_name(manifest["argv"])) else report.title,
         "claims": claims,
         "verdicts": verdict_counts(claims),
         "exploratory": EXPLORATORY,
         "manifest": manifest,
         "config": (folder / "config.yaml").read_text(encoding="utf-8"),
-        "jobs": [(name, entry["folder"]) for name, entry in manifest.get("jobs", {}).items()],
+        "jobs": {name: entry["folder"] for name, entry in manifest.get("jobs", {}).items()},
         "pictures": [
-            (_inline(picture.path, f"picture{i}"), picture.caption, picture.table)
+            (_inline(picture.path, f"picture{i}"), picture.caption, f"picture{i}", picture.table)
             for i, picture in enumerate(report.pictures)
         ],
     }
@@ -111,7 +113,8 @@ def write_report(folder: Path, report: Report, missing: Mapping[str, str] | None
 
 def _claims_of(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The claims of a results.json, which earlier versions wrote with fewer fields."""
-    defaults = {"bound": None, "registered": False, "of_every_unit": False, "command": ""}
+    texts = dict.fromkeys(("command", "measure", "when", "units", "metric"), "")
+    defaults = {"bound": None, "registered": False, "of_every_unit": False, "runs": {}, **texts}
     return [{**defaults, **claim} for claim in results["claims"]]
 
 
@@ -119,13 +122,16 @@ def verdict_counts(claims: Sequence[Mapping[str, Any]]) -> str:
     """One sentence: how many claims got which verdict; "" without claims."""
     if not claims:
         return ""
-    verdicts = ("supported", "refuted", "inconclusive", "not run")
-    counts = {verdict: sum(claim["verdict"] == verdict for claim in claims) for verdict in verdicts}
-    parts = [f"{count} {verdict}" for verdict, count in counts.items() if count]
-    listed = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
-    return (
-        f"Of {len(claims)} claims: {listed}." if len(claims) > 1 else f"Its one claim: {parts[0].removeprefix('1 ')}."
-    )
+    parts = [f"{len(group)} {verdict}" for verdict, group in by_verdict(claims)]
+    if len(claims) == 1:
+        return f"Its one claim: {parts[0].removeprefix('1 ')}."
+    return f"Of {len(claims)} claims: {listed(parts)}."
+
+
+def by_verdict(claims: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Mapping[str, Any]]]]:
+    """Each verdict that some claims got, with these claims in their order."""
+    groups = [(verdict, [claim for claim in claims if claim["verdict"] == verdict]) for verdict in get_args(Verdict)]
+    return [(verdict, group) for verdict, group in groups if group]
 
 
 def placed(claim: Mapping[str, Any]) -> dict[str, Any]:
@@ -163,13 +169,13 @@ def write_index(root: Path) -> Path:
     for folder in sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []:
         runs = list_runs(root, folder.name)
         newest: dict[Any, dict[str, Any]] = {}
-        listed = []
+        table = []
         for path, manifest in runs:
             state, place = state_of(path, manifest), path.relative_to(root).as_posix()
-            listed.append((place, manifest, state, (path / "report.html").exists()))
+            table.append((place, manifest, state, (path / "report.html").exists()))
             if state == "done" and (path / "results.json").exists():
                 try:
-                    entry = _index_entry(path, place, manifest, f"{folder.name}{len(listed)}")
+                    entry = _index_entry(path, place, manifest, re.sub(r"\W", "", f"{folder.name}{len(table)}"))
                 except UserError as error:
                     print(f"passed over: {error}", file=sys.stderr)
                 else:
@@ -177,7 +183,7 @@ def write_index(root: Path) -> Path:
                     newest.pop(key, None)  # so that the newest stands last
                     newest[key] = entry
         if runs:
-            studies.append((folder.name, _by_verb(list(newest.values())), listed[::-1]))
+            studies.append((folder.name, _by_verb(list(newest.values())), table[::-1]))
     root.mkdir(parents=True, exist_ok=True)
     if (root / "index.html").exists() and GENERATOR not in read_text(root / "index.html"):
         raise UserError(f"--runs: {root} holds an index.html of somebody else's; move it, or name another folder")
@@ -209,8 +215,9 @@ def configuration_name(argv: Sequence[str]) -> str:
     return ""
 
 
-def _index_entry(folder: Path, place: str, manifest: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """What the index shows of one run. Pages of earlier versions have no report.json: then the claims stand alone."""
+def _index_entry(folder: Path, place: str, manifest: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """What the index shows of one run, with `name` before its identifiers. Pages of earlier versions have no report.json: then
+    the claims stand alone."""
     claims = _claims_of(read_results(folder))
     about = read_json(folder / "report.json") if (folder / "report.json").exists() else {}
     place_of_figure, caption = about.get("figure") or ("", "")
@@ -219,8 +226,9 @@ def _index_entry(folder: Path, place: str, manifest: Mapping[str, Any], prefix: 
         "path": place, "verb": manifest["verb"], "configuration": configuration_name(manifest["argv"]),
         "claims": claims, "verdicts": verdict_counts(claims),
         "question": about.get("question", ""), "answer": about.get("answer", ""),
-        "has_report": (folder / "report.html").exists(), "has_jobs": bool(read_json(folder / "manifest.json").get("jobs")),
-        "figure": (_inline(folder / place_of_figure, re.sub(r"\W", "", prefix)), caption) if shown else None,
+        "has_report": (folder / "report.html").exists(), "name": name,
+        "jobs": {job: f"{place}/{entry['folder']}" for job, entry in manifest.get("jobs", {}).items()},
+        "figure": (_inline(folder / place_of_figure, name), caption, name) if shown else None,
     }  # fmt: skip
 
 
@@ -233,8 +241,10 @@ def number(value: Any) -> str:
     """Three significant digits; None is "not run"."""
     if value is None:
         return "not run"
-    if isinstance(value, bool) or not isinstance(value, float):
-        return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if not isinstance(value, float):
+        return f"{value:,}" if isinstance(value, int) else str(value)
     if not math.isfinite(value):
         return str(value)
     if value == int(value) and abs(value) < 1e6:
@@ -245,14 +255,21 @@ def number(value: Any) -> str:
 def figure_of(of: "Mapping[str, Any] | Interval") -> str:
     """A figure with its interval, of a judged claim or as it is, such as "0.01 [-0.28, 0.30]".
 
-    All three have the decimals of two significant digits of the interval's half-width. Where runs were censored the
-    interval has no end on that side.
+    All three have the decimals of two significant digits of the interval's half-width, and more where an end would be rounded
+    onto the claim's threshold. Where runs were censored the interval has no end on that side.
     """
+    threshold = None
     if isinstance(of, Mapping):
-        bound, point, (low, high) = of.get("bound"), of["measured"], of["interval95"]
+        bound, point, (low, high), threshold = of.get("bound"), of["measured"], of["interval95"], of["threshold"]
     else:
         bound, point, low, high = of.bound, of.estimate, of.low, of.high
     decimals = _decimals(low, high)
+    if decimals is not None and threshold is not None:
+        ends = [end for end in (low, high) if end != threshold]
+        finer = range(decimals, decimals + 4)
+        decimals = next(
+            (d for d in finer if _rounded(threshold, d) not in [_rounded(end, d) for end in ends]), decimals
+        )
     point, low, high = (_rounded(value, decimals) for value in (point, low, high))
     low = "not reached" if bound in ("at most", "unknown") else low
     high = "not reached" if bound in ("at least", "unknown") else high
@@ -296,6 +313,11 @@ def print_report(folder: Path) -> None:
     print(f"report: {folder / 'report.html'}")
 
 
+def n_of(claim: Mapping[str, Any]) -> str:
+    """How many of what the figure is made from."""
+    return f"{number(claim['n'])} {claim.get('units', '')}".strip()
+
+
 def every_unit(claim: Mapping[str, Any]) -> str:
     """What stands behind the figure of a share that must be 1."""
     return ", and every one must pass" if claim.get("of_every_unit") else ""
@@ -307,7 +329,7 @@ def claims_text(claims: Sequence[Mapping[str, Any]]) -> str:
     for claim in _claims_of({"claims": claims}):
         lines.append(f"  {claim['verdict'].upper():<13}{claim['statement']}")
         if claim["measured"] is not None:
-            figure = f"{figure_of(claim)} {claim['unit']}, n = {number(claim['n'])}{every_unit(claim)}"
+            figure = f"{figure_of(claim)} {claim['unit']}, n = {n_of(claim)}{every_unit(claim)}"
             lines.append(f"{'':<15}measured {figure}; predicted {claim['predicted']}")
         else:
             lines.append(f"{'':<15}{claim['why']}")
@@ -333,20 +355,34 @@ def _environment(escape: bool = True) -> Any:
     environment.filters["placed"] = placed
     environment.filters["figure_of"] = figure_of
     environment.filters["every_unit"] = every_unit
+    environment.filters["n_of"] = n_of
+    environment.filters["by_verdict"] = by_verdict
+    environment.filters["marked"] = _marked
     environment.filters["cell"] = lambda value: " ".join(number(value).replace("|", "\\|").split())
     return environment
 
 
+def _marked(text: str) -> Any:
+    """What stands between backticks as code."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
 def _inline(path: Path, prefix: str) -> Any:
-    """The picture as markup: SVG as it is, its identifiers distinguished by `prefix`; PNG as a data address."""
+    """The picture as markup that is named by its caption, whose identifier is `prefix`: SVG as it is, its own identifiers
+    distinguished by the same; PNG as a data address."""
     import base64
 
     from markupsafe import Markup
 
     if path.suffix == ".png":
-        return Markup(f'<img alt="" src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}">')
+        return Markup(
+            f'<img aria-labelledby="{prefix}" src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}">'
+        )
     svg = path.read_text(encoding="utf-8")
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
     svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}-", svg)
+    svg = svg.replace("<svg ", f'<svg role="img" aria-labelledby="{prefix}" ', 1)
     return Markup(svg)

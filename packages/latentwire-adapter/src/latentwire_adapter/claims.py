@@ -53,13 +53,20 @@ def questions(table: "DataFrame", arm: str, ratio: str = "") -> list[dict[str, A
 
 def f1_of(arm: str, ratio: str = "") -> Measure:
     """F1 of an arm."""
-    return _measure(f"f1({arm}{_at(ratio)})", lambda table: retained.mean_f1(questions(table, arm, ratio)))
+    return _measure(
+        f"f1({arm}{_at(ratio)})", lambda table: retained.mean_f1(questions(table, arm, ratio)), (arm, ratio)
+    )
 
 
 def difference(treated: tuple[str, str], control: tuple[str, str]) -> Measure:
     """F1 of one (arm, ratio) minus that of another, on the same questions."""
     text = f"f1_difference({treated[0]}{_at(treated[1])} - {control[0]}{_at(control[1])})"
-    return _measure(text, lambda table: retained.difference(questions(table, *treated), questions(table, *control)))
+    return _measure(
+        text,
+        lambda table: retained.difference(questions(table, *treated), questions(table, *control)),
+        treated,
+        control,
+    )
 
 
 def retention(arm: str, ratio: str) -> Measure:
@@ -69,7 +76,8 @@ def retention(arm: str, ratio: str) -> Measure:
         controls = [questions(table, name) for name in ("question_only", "shuffled")]
         return retained.retention(questions(table, arm, ratio), questions(table, "raw"), controls)
 
-    return _measure(f"retention({arm}{_at(ratio)}, of raw, over the better of question_only and shuffled)", compute)
+    text = f"retention({arm}{_at(ratio)}, of raw, over the better of question_only and shuffled)"
+    return _measure(text, compute, (arm, ratio), ("raw", ""), ("question_only", ""), ("shuffled", ""))
 
 
 def rank_correlation(arm: str, ratio: str, quality: str = "error") -> Measure:
@@ -77,6 +85,7 @@ def rank_correlation(arm: str, ratio: str, quality: str = "error") -> Measure:
     return _measure(
         f"rank_correlation(-{quality}, f1, {arm}{_at(ratio)})",
         lambda table: retained.rank_correlation(questions(table, arm, ratio), quality),
+        (arm, ratio),
     )
 
 
@@ -96,7 +105,8 @@ def unexplained(decoder: str, kind: str, ratio: str, less: str = "") -> Measure:
         return token_types.unexplained(arrays_of(table, ratio, f"{kind}_count")[0], kind, decoder, less)
 
     text = f"unexplained({decoder}{f' - {less}' if less else ''}, {kind} types{_at(ratio)})"
-    return Measure(text, lambda table: (compute(table), OVER_TYPES))
+    metric = f"{'' if decoder == 'adapter' else 'linear_'}{'' if kind == 'seen' else 'held_out_'}nmse"
+    return Measure(text, lambda table: (compute(table), OVER_TYPES), "token types", metric, _of(("adapter", ratio)))
 
 
 def lead_on_trained_types(ratio: str) -> Measure:
@@ -108,7 +118,7 @@ def lead_on_trained_types(ratio: str) -> Measure:
 
     bands = ", ".join(token_types.BANDS)
     text = f"unexplained(adapter - linear, seen types - held_out types, by counts {bands}{_at(ratio)})"
-    return Measure(text, compute)
+    return Measure(text, compute, "token types", "held_out_nmse", _of(("adapter", ratio)))
 
 
 def cosine(ratio: str) -> Measure:
@@ -120,11 +130,24 @@ def cosine(ratio: str) -> Measure:
         interval = ratio_of_sums(count_U * cosine_U, count_U, token_types.RESAMPLES)
         return interval, f"{OVER_TYPES.removesuffix('.')}; mean over {adapters} adapter(s)."
 
-    return Measure(f"cosine(adapter, seen types{_at(ratio)}), {token_types.RESAMPLES} resamples", compute)
+    text = f"cosine(adapter, seen types{_at(ratio)}), {token_types.RESAMPLES} resamples"
+    return Measure(text, compute, "token types", "recon_cosine_sim", _of(("adapter", ratio)))
 
 
-def _measure(text: str, compute: Callable[["DataFrame"], Interval]) -> Measure:
-    return Measure(f"{text}, {retained.RESAMPLES} resamples", lambda table: (compute(table), HOW))
+def _measure(text: str, compute: Callable[["DataFrame"], Interval], *arms: tuple[str, str]) -> Measure:
+    """Of the questions of these arms, each with its ratio, "" where it has none."""
+    text = f"{text}, {retained.RESAMPLES} resamples"
+    return Measure(text, lambda table: (compute(table), HOW), "paragraphs", "f1", _of(*arms))
+
+
+def _of(*arms: tuple[str, str]) -> Callable[["DataFrame"], "DataFrame"]:
+    """The runs of these arms."""
+
+    def read(table: "DataFrame") -> "DataFrame":
+        ratios = table["ratio"].fillna("") if "ratio" in table else [""] * len(table)
+        return table[[pair in arms for pair in zip(table["arm"], ratios, strict=True)]]
+
+    return read
 
 
 def _at(ratio: str) -> str:
@@ -147,7 +170,7 @@ CONTROL = Claim(
 )  # fmt: skip
 SAME = Claim(
     "embeddings_are_ids", "The F1 of prompts given as embeddings and of the same prompts given as token ids differ by less than 1 point", OWN, "0", "F1 points, size",
-    _measure("size_of_difference(raw - ids)", lambda table: _size(retained.difference(questions(table, "raw"), questions(table, "ids")))),
+    _measure("size_of_difference(raw - ids)", lambda table: _size(retained.difference(questions(table, "raw"), questions(table, "ids"))), ("raw", ""), ("ids", "")),
     below=1.0,
 )  # fmt: skip
 
@@ -270,7 +293,7 @@ def _failing() -> Measure:
         failing = float(table["failing"].iloc[0])
         return Interval(failing, failing, failing, int(table["checks"].iloc[0])), "Counted."
 
-    return Measure("failing checks", compute)
+    return Measure("failing checks", compute, "checks")
 
 
 def _kept() -> Measure:
@@ -280,7 +303,7 @@ def _kept() -> Measure:
         kept = float(table["kept_8x"].iloc[0])
         return Interval(kept, kept, kept, int(table["types_seen"].iloc[0])), "Exact, of the token types counted."
 
-    return Measure("kept_8x", compute)
+    return Measure("kept_8x", compute, "token types")
 
 
 # ---------------------------------------------------------------------------------------------- what a run's folder says

@@ -70,23 +70,25 @@ def plot_training(rows: Rows, linear: Mapping[str, float], path: Path) -> Path:
     return save_figure(figure, path)
 
 
-def plot_questions(arms: Mapping[str, Rows], path: Path) -> Path:
-    """F1 of questions in five groups of equal size by their paragraph's reconstruction error, one line an arm."""
-    figure, axes = new_figure()
-    for i, (arm, questions) in enumerate(arms.items()):
+def plot_questions(arms: Mapping[tuple[str, str], Rows], path: Path) -> Path:
+    """F1 of questions in five groups of equal size by their paragraph's reconstruction error, one line of each (arm, ratio):
+    a colour an arm, a marker a ratio."""
+    figure, axes = new_figure(8.5, 3.8)
+    names, ratios = (list(dict.fromkeys(keys)) for keys in zip(*arms, strict=True))
+    for (arm, ratio), questions in arms.items():
         pairs = np.array(sorted((q["error"], 100 * q["f1"]) for q in questions if "error" in q))
         if len(pairs) >= 5:
             parts = np.array_split(pairs, 5)
             axes.plot(
                 [p[:, 0].mean() for p in parts],
                 [p[:, 1].mean() for p in parts],
-                marker="o",
+                marker=MARKERS[ratios.index(ratio) % len(MARKERS)],
                 markersize=4,
-                label=arm,
-                color=COLOURS[i % len(COLOURS)],
+                label=f"{ARMS[arm]}, {ratio}",
+                color=COLOURS[names.index(arm) % len(COLOURS)],
             )
     axes.set(xlabel="squared error of the paragraph's rows over their squared norm", ylabel="F1", ylim=(-3, 103))
-    figure.legend(fontsize=7, loc="outside right upper")
+    figure.legend(fontsize=7.5, loc="outside right upper")
     return save_figure(figure, path)
 
 

@@ -202,7 +202,7 @@ def report_suite(record: Record) -> Report:
     pictures = [
         Picture(
             plot_curve(curves, levels, record.folder / "figures" / "curve.svg"),
-            "How well questions are answered (F1, 100: every answer right) after each token's embedding was compressed, by how many times smaller its code is, with 95 % intervals over paragraphs. Dashed: the uncompressed prompt; dotted: without the paragraph, and with another one.",
+            "How well questions are answered (F1, 100: every answer right) after each token's embedding was compressed, by how many times smaller its code is, with 95 % intervals over paragraphs. Dashed: the uncompressed prompt; dotted: without the paragraph; dots and dashes: with another one.",
         ),
         Picture(
             plot_arms(
@@ -216,7 +216,7 @@ def report_suite(record: Record) -> Report:
         ),
     ]
     by_error = {
-        f"{arm} {ratio}": questions(table, arm, ratio)
+        (arm, ratio): questions(table, arm, ratio)
         for arm, ratio in arms
         if f"{arm}_{ratio}" in metrics and arm in ("linear", "adapter", *THROUGH_MODEL)
     }
@@ -224,7 +224,7 @@ def report_suite(record: Record) -> Report:
         pictures.append(
             Picture(
                 plot_questions(by_error, record.folder / "figures" / "questions.svg"),
-                "F1 of questions grouped by how well their paragraph came back.",
+                "F1 of questions in five groups of equal size, by how well their paragraph came back; a colour an arm, a mark a ratio.",
             )
         )
     if by_ratio := types_of(record, ratios):

@@ -27,7 +27,7 @@ from least_action.events import (
 from least_action.plan import plan
 from studycore.claims import Claim, Condition, Measure, NotRun
 from studycore.configuration import config_hash, to_dict
-from studycore.measures import all_done, geometric_mean, paired_ratio, rows as rows_of, share
+from studycore.measures import all_done, geometric_mean, of_arms, paired_ratio, rows as rows_of, share
 from studycore.statistics import Interval, median_interval, ratio_interval
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def _stable_runs() -> Measure:
         reasons = {f"never had {GROKKED:g}": never, "had it too late to tell": len(untold) - never}
         return interval, how + _left_out(len(own), reasons)
 
-    return Measure(plain.text, compute)
+    return replace(plain, compute=compute)
 
 
 def _left_out(runs: int, reasons: Mapping[str, int]) -> str:
@@ -137,7 +137,7 @@ def _share_of_known(metric: str, of: str = "") -> Measure:
         )
         return interval, how + left_out
 
-    return Measure(f"{plain.text}, each known{f', of {of}' if of else ''}", compute)
+    return replace(plain, text=f"{plain.text}, each known{f', of {of}' if of else ''}", compute=compute)
 
 
 def _time_ratio(treated: str, control: str, of: str, by: str = "seed", alike: str = "") -> Measure:
@@ -194,9 +194,9 @@ def _from_memorising_to_grokking(column: str) -> Measure:
         how = f"{signless} of {len(pairs)} runs have a value of 0 or less and no ratio: median of 1 + difference over the larger magnitude, interval of the sign test."
         return median_interval([_relative_change(*pair) for pair in pairs], -1.0, 3.0), how + left_out
 
-    return Measure(f"from_memorising_to_grokking({column}, kind = {DENSE!r}, by {TRAINING})", compute).given(
-        MEMORISED=MEMORISED, GROKKED=GROKKED, least=LEAST_UNITS
-    )
+    text = f"from_memorising_to_grokking({column}, kind = {DENSE!r}, by {TRAINING})"
+    measure = Measure(text, compute, f"{TRAINING}s", f"{column}_grokked", of_arms("kind", DENSE))
+    return measure.given(MEMORISED=MEMORISED, GROKKED=GROKKED, least=LEAST_UNITS)
 
 
 def _relative_change(after: float, before: float) -> float:
@@ -340,7 +340,7 @@ def _of_one_split(measure: Measure, data_seed: int | None) -> Measure:
             f"{how} All runs have one split of the pairs, that of data_seed {data_seed}: n counts initial weights, and of other splits the figure says nothing.",
         )
 
-    return Measure(measure.text, compute)
+    return replace(measure, compute=compute)
 
 
 def _runs_of(claim: str, runs: Sequence[TrainerConfig]) -> list[TrainerConfig]:

@@ -6,6 +6,7 @@ unembedding. Of autoencoders: paired differences over seeds. `random` trains eve
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +37,7 @@ def of_geometry(name: str) -> Measure:
         interval = Interval(float(middle), float(low), float(high), int(n))
         return interval, "Median over concepts; bootstrap over parents, each with all its children."
 
-    return Measure(f"median({name}) over concepts, parents drawn", compute)
+    return Measure(f"median({name}) over concepts, parents drawn", compute, "parents")
 
 
 def beside(measure: Measure, note: Callable[["DataFrame"], str]) -> Measure:
@@ -46,7 +47,7 @@ def beside(measure: Measure, note: Callable[["DataFrame"], str]) -> Measure:
         interval, how = measure.compute(table)
         return interval, f"{how} {note(table)}"
 
-    return Measure(measure.text, compute)
+    return replace(measure, compute=compute)
 
 
 LEAST_LEAKAGE = 1e-3
@@ -66,7 +67,7 @@ def leakage_ratio(metric: str, control: str) -> Measure:
         fewer = int((rows(table[table["arm"].isin(["teacher", control])], metric)[metric] < LEAST_LEAKAGE).sum())
         return interval, f"{how} {fewer} values below {LEAST_LEAKAGE:g} count as that." if fewer else how
 
-    return Measure(f"{measure.text}, each {LEAST_LEAKAGE:g} at the least", compute)
+    return replace(measure, text=f"{measure.text}, each {LEAST_LEAKAGE:g} at the least", compute=compute)
 
 
 def room(metric: str, gain: float, arm: str = "random") -> Callable[["DataFrame"], str]:

@@ -19,7 +19,7 @@ from retrofit.metrics.matrix_rows import MatrixRow, read_csv
 from retrofit.metrics.summaries import gaussian_kappa, transport_move, update_means
 from retrofit.metrics.windows import RESAMPLES, log_differences, read_windows
 from studycore.claims import Claim, Condition, Measure, NotRun
-from studycore.measures import all_done, enough, mean, paired_ratio, pairs, rows
+from studycore.measures import all_done, enough, mean, of_arms, paired_ratio, pairs, rows
 from studycore.metrics_log import read_rows
 from studycore.report import figure_of
 from studycore.statistics import Interval, joined_interval, mean_interval, ratio_interval, resampled_ratios
@@ -57,7 +57,8 @@ def conditioning_from_start(metric: str, arm: str) -> Measure:
         how = f" {left_out} of {len(chosen)} seeds have no positive value and are left out." if left_out else ""
         return ratio_interval(values).as_percent(), f"Geometric mean over seeds, Student's t.{how}"
 
-    return Measure(f"conditioning_from_start({metric}, {arm!r}), percent", compute)
+    text = f"conditioning_from_start({metric}, {arm!r}), percent"
+    return Measure(text, compute, "seeds", metric, of_arms("arm", arm))
 
 
 def perplexity_from_start(arm: str) -> Measure:
@@ -69,7 +70,8 @@ def perplexity_from_start(arm: str) -> Measure:
         enough(len(runs), f"seeds of {arm}")
         return _perplexity_change(runs["documents"], runs["initial_documents"])
 
-    return Measure(f"perplexity_from_start({arm!r}), percent, {RESAMPLES} resamples", compute)
+    text = f"perplexity_from_start({arm!r}), percent, {RESAMPLES} resamples"
+    return Measure(text, compute, "seeds", "val_loss", of_arms("arm", arm))
 
 
 def perplexity_beside(treated: str, control: str) -> Measure:
@@ -79,7 +81,8 @@ def perplexity_beside(treated: str, control: str) -> Measure:
         one, other = _both(table, treated, control, _runs_of(table, treated), _runs_of(table, control))
         return _perplexity_change(one["documents"], other["documents"])
 
-    return Measure(f"perplexity_beside({treated!r}, {control!r}), percent, {RESAMPLES} resamples", compute)
+    text = f"perplexity_beside({treated!r}, {control!r}), percent, {RESAMPLES} resamples"
+    return Measure(text, compute, "seeds", "val_loss", of_arms("arm", treated, control))
 
 
 def ff_gram_beside(treated: str, control: str) -> Measure:
@@ -99,7 +102,8 @@ def ff_gram_beside(treated: str, control: str) -> Measure:
         tokens = int(one["ff_gram_tokens"].min())
         return change, f"Bootstrap over {windows} windows of {tokens:,} tokens, plus the variance between seeds."
 
-    return Measure(f"ff_gram_beside({treated!r}, {control!r}), percent, {RESAMPLES} resamples of windows", compute)
+    text = f"ff_gram_beside({treated!r}, {control!r}), percent, {RESAMPLES} resamples of windows"
+    return Measure(text, compute, "seeds", "ff_gram", of_arms("arm", treated, control))
 
 
 def _both(
@@ -172,8 +176,8 @@ def front(penalty: str) -> Measure:
     return Measure(
         f"front({penalty!r}: up_kappa_median where perplexity is within {FRONT_PERPLEXITY:g} % of standard), percent, "
         f"{FRONT_WEIGHTS} or more weights",
-        compute,
-    )
+        compute, "seeds", "up_kappa_median", of_arms("arm", "standard", penalty),
+    )  # fmt: skip
 
 
 def budget_moves_kappa(penalty: str) -> Condition:
@@ -236,7 +240,8 @@ def size_of_difference(treated: str, control: str) -> Measure:
         sizes = 100 * np.abs(np.expm1(both["treated"] - both["control"]))
         return mean_interval(list(sizes)), "Mean over seeds, Student's t."
 
-    return Measure(f"size_of_difference(perplexity, {treated!r} - {control!r}), percent", compute)
+    text = f"size_of_difference(perplexity, {treated!r} - {control!r}), percent"
+    return Measure(text, compute, "seeds", "val_loss", of_arms("arm", treated, control))
 
 
 def over_gaussian() -> Measure:
@@ -250,7 +255,7 @@ def over_gaussian() -> Measure:
         left_out = f" {others} up projections of lower rank, or square, are left out." if others else ""
         return ratio_interval(ratios), f"Geometric mean over layers, Student's t.{left_out}"
 
-    return Measure("over_gaussian(kappa of up projections), by layer", compute)
+    return Measure("over_gaussian(kappa of up projections), by layer", compute, "layers")
 
 
 def unpublished(why: str) -> Measure:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from studycore.claims import Claim, Condition, Measure
+from studycore.claims import Claim, Condition
 from studycore.configuration import to_dict
 from studycore.measures import at_least, mean, paired_difference
 from studycore.statistics import Interval
@@ -391,7 +391,7 @@ def _of_its_runs(claim: Claim) -> Claim:
             claim.id in OF_ALL_ARMS,
         ),
     )
-    return replace(claim, measure=of_seeds(Measure(claim.measure.text, compute)), when=when)
+    return replace(claim, measure=of_seeds(replace(claim.measure, compute=compute)), when=when)
 
 
 ANY_RIM, SAME_RIM = _of_its_runs(ANY_RIM), _of_its_runs(SAME_RIM)

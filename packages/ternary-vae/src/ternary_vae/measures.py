@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from studycore.claims import Condition, Measure, NotRun
-from studycore.measures import all_done, at_least, mean, missing_runs, pairs, rows, share
+from studycore.measures import all_done, at_least, mean, missing_runs, of_arms, pairs, rows, share
 from studycore.statistics import Interval, fisher_interval, mean_interval, unbiased_z
 from ternary_vae.columns import AT_CEILING, COVERS, DRAWS, LARGEST_PART, TARGETS, TARGETS_ARE_OF, TIES
 from ternary_vae.config import SCRATCH
@@ -33,7 +33,7 @@ def with_note(measure: Measure, note: str) -> Measure:
         interval, how = measure.compute(table)
         return interval, f"{how} {note}"
 
-    return Measure(measure.text, compute)
+    return replace(measure, compute=compute)
 
 
 def every_seed(target: str) -> Measure:
@@ -55,7 +55,7 @@ def every_seed(target: str) -> Measure:
         length = f"Trained for at most {' or '.join(budgets)}."
         return interval, f"{how} If every seed passes, the claim is supported from six seeds on. {length} {whose}"
 
-    return Measure(passing.text, compute).given(target=TARGETS[target])
+    return replace(passing, compute=compute).given(target=TARGETS[target])
 
 
 def from_scratch(table: "DataFrame") -> "DataFrame":
@@ -90,7 +90,8 @@ def largest_coverage(arm: str) -> Measure:
         why = f"Only {PLATEAU_EPOCHS} epochs, as in the original study, can show that coverage stays below; these had {epochs}."
         return replace(interval, at_least=True), f"{how} {why}"
 
-    return Measure(f"{plain.text}, at least where coverage_epochs < {PLATEAU_EPOCHS}", compute)
+    text = f"{plain.text}, at least where coverage_epochs < {PLATEAU_EPOCHS}"
+    return replace(plain, text=text, compute=compute)
 
 
 BEST_ARMS = ("sweep2_baseline", "sweep3_early_stop_p5", "sweep4_lr_1e3")
@@ -111,7 +112,8 @@ def best_of_three_arms() -> Measure:
         how = "The best of all evaluations of these arms in a seed, picked after the fact as the original study did; mean over seeds, Student's t."
         return mean_interval(list(best)), how
 
-    return Measure(f"mean over seeds of the least best_hierarchy of {', '.join(BEST_ARMS)}", compute)
+    text = f"mean over seeds of the least best_hierarchy of {', '.join(BEST_ARMS)}"
+    return Measure(text, compute, "seeds", "best_hierarchy", of_arms("arm", *BEST_ARMS))
 
 
 def _curves(table: "DataFrame", arm: str) -> "DataFrame":
@@ -144,8 +146,8 @@ def worsening(arm: str) -> Measure:
 
     return Measure(
         f"mean over seeds of the end minus the best epoch of the other seeds (hierarchy, {arm!r}), not of a start",
-        compute,
-    )
+        compute, "seeds", "final_hierarchy", of_arms("arm", arm),
+    )  # fmt: skip
 
 
 def best_in_common_epochs(treated: str, control: str) -> Measure:
@@ -163,7 +165,8 @@ def best_in_common_epochs(treated: str, control: str) -> Measure:
         )
         return mean_interval(apart), how
 
-    return Measure(f"paired_difference(best_hierarchy of common epochs, {treated!r} - {control!r})", compute)
+    text = f"paired_difference(best_hierarchy of common epochs, {treated!r} - {control!r})"
+    return Measure(text, compute, "pairs", "best_hierarchy", of_arms("arm", treated, control))
 
 
 def latest_peak(arm: str, of: str = "arm") -> Measure:
@@ -181,7 +184,8 @@ def latest_peak(arm: str, of: str = "arm") -> Measure:
         _after_the_start(arm, latest)
         return mean_interval(list(latest)), f"The latest of {arm} within a seed; mean over seeds, Student's t."
 
-    return Measure(f"mean over seeds of the largest best_epoch of {of} = {arm!r}, not of a start", compute)
+    text = f"mean over seeds of the largest best_epoch of {of} = {arm!r}, not of a start"
+    return Measure(text, compute, "seeds", "best_epoch", of_arms(of, arm))
 
 
 def _after_the_start(arm: str, epochs: Iterable[int]) -> None:
@@ -216,8 +220,8 @@ def spread_of_draws() -> Measure:
 
     return Measure(
         f"spread(best_hierarchy, group = {DRAWS!r}, within phase and seed, {LEAST_DRAWS} different ones or more, over c4)",
-        compute,
-    )
+        compute, "seeds", "best_hierarchy", of_arms("group", DRAWS),
+    )  # fmt: skip
 
 
 def c4(freedom: int) -> float:
@@ -243,8 +247,8 @@ def correlation_of_draws() -> Measure:
 
     return Measure(
         f"correlation(initial_hierarchy, best_hierarchy, group = {DRAWS!r}, within phase and seed, {LEAST_DRAWS} different ones or more, z less its bias)",
-        compute,
-    )
+        compute, "seeds", "best_hierarchy", of_arms("group", DRAWS),
+    )  # fmt: skip
 
 
 def mean_correlation(correlations: Sequence[tuple[float, int]]) -> float:
@@ -265,7 +269,7 @@ def of_seeds(measure: Measure) -> Measure:
         _enough_seeds(interval.n)
         return interval, how
 
-    return Measure(f"{measure.text}, {LEAST_SEEDS} seeds or more", compute)
+    return replace(measure, text=f"{measure.text}, {LEAST_SEEDS} seeds or more", compute=compute)
 
 
 def ordered_minus_best_arm() -> Measure:
@@ -292,8 +296,8 @@ def ordered_minus_best_arm() -> Measure:
 
     return Measure(
         "mean over seeds of final_hierarchy, 'sweep7_ordered' - the arm of the loss rich_hierarchy that ends best in the other seeds",
-        compute,
-    )
+        compute, "seeds", "final_hierarchy", lambda table: table[table["phase_loss"].eq("rich_hierarchy") | table["arm_without_draw"].eq("sweep7_ordered")],
+    )  # fmt: skip
 
 
 FOLLOWED = 0.5
@@ -325,8 +329,8 @@ def order_of_controls(shuffled: str) -> Measure:
     return Measure(
         f"mean(size_of_order, {shuffled!r}), of those with fewer than {TIES:g} tied, and coverage {COVERS:g} or more or "
         f"size_of_order {FOLLOWED:g} or more",
-        compute,
-    )
+        compute, "seeds", "size_of_order", of_arms("arm", shuffled),
+    )  # fmt: skip
 
 
 # -------------------------------------------------------------------------------------------------------- conditions

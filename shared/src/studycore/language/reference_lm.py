@@ -167,7 +167,9 @@ CLAIMS = (
         source="requirement on the reference model",
         predicted="at most 0.667",
         unit="ratio",
-        measure=Measure("perplexity_ratio(model / bigram model), bootstrap over held-out documents", _perplexity_ratio),
+        measure=Measure(
+            "perplexity_ratio(model / bigram model), bootstrap over held-out documents", _perplexity_ratio, "documents"
+        ),
         below=2 / 3,
     ),
 )
