@@ -466,3 +466,17 @@ def test_more_seeds_or_layers_than_a_plan_can_hold_are_refused():
                 kind(value)
     with pytest.raises(ValueError, match=r"^seeds: 1000000 does not fit; give an int from 1 to 10000$"):
         TrainOptions(seeds=1_000_000)
+
+
+def test_a_value_is_itself_whatever_equal_ones_came_before():
+    """What is remembered of a value is of its type, and nobody else's."""
+    assert check_types(Training, {"fast": True, "epochs": 1, "learning_rate": 1.0}) == {
+        "fast": True, "epochs": 1, "learning_rate": 1.0
+    }  # fmt: skip
+    for changed in ({"fast": 1}, {"fast": 1.0}, {"epochs": True}):
+        with pytest.raises(UserError, match="does not fit"):
+            check_types(Training, changed)
+    assert [str(check_types(Training, {"learning_rate": x})["learning_rate"]) for x in (0.0, -0.0)] == ["0.0", "-0.0"]
+    first = check_types(Training, {"base": "{a: [1]}"})["base"]
+    first["a"].append(2)
+    assert check_types(Training, {"base": "{a: [1]}"})["base"] == {"a": [1]}

@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from importlib import resources
 from pathlib import Path
 from types import UnionType
@@ -65,30 +65,43 @@ def check(classes: Sequence[type], name: str, value: Any, source: str = "") -> A
         near = difflib.get_close_matches(str(name), names, n=1)
         mend = f"did you mean '{near[0]}'?" if near else "see --help for those there are"
         raise UserError(f"{source}'{name}' is no field here; {mend}")
-    hint, parser = _hints(owner)[name], _parser((owner,), "")
-    shown = "null" if value is None else value if value != "" else "''"
-    wrong = UserError(f"{source}{name}: {shown} does not fit; give {_words(hint)}")
+    is_plain = isinstance(value, str | int | None) or (isinstance(value, float) and value != 0)  # -0.0 is equal to 0.0
+    try:
+        checked = copy.deepcopy((_one_of_field if is_plain else _of_field)(owner, name, value))
+    except ValueError:
+        shown = "null" if value is None else value if value != "" else "''"
+        raise UserError(f"{source}{name}: {shown} does not fit; give {_words(_hints(owner)[name])}") from None
+    if isinstance(checked, float) and not math.isfinite(checked):
+        raise UserError(f"{source}{name}: {checked} does not fit; give a finite number")
+    return checked
+
+
+def _of_field(owner: type, name: str, value: Any) -> Any:
+    """The value as the field has it. ValueError if it does not fit."""
+    hint = _hints(owner)[name]
     if isinstance(value, str):
         value = _value_of(value, hint)
     # What jsonargparse lets pass: null where there must be a value.
     if value is None and type(None) not in (*get_args(hint), hint) and hint is not Any:
-        raise wrong
+        raise ValueError
     if isinstance(value, str) and not _takes_text(hint):
-        raise wrong
+        raise ValueError
     try:
-        values = parser.parse_object({name: copy.deepcopy(value)}, defaults=False)
-    except (argparse.ArgumentError, TypeError, ValueError, KeyError):
-        raise wrong from None
+        values = _parser((owner,), "").parse_object({name: copy.deepcopy(value)}, defaults=False)  # which changes it
+    except (argparse.ArgumentError, TypeError, KeyError):
+        raise ValueError from None
     checked = values.as_dict()[name]
     if not _same_texts(value, checked):
         if not _takes_text(hint):
-            raise wrong
+            raise ValueError
         checked = value
-    if isinstance(checked, float) and not math.isfinite(checked):
-        raise UserError(f"{source}{name}: {checked} does not fit; give a finite number")
     # The restricted types are subclasses; a configuration holds plain numbers.
     plain = next((kind for kind in (bool, int, float) if isinstance(checked, kind)), None)
     return plain(checked) if plain else checked
+
+
+_one_of_field = lru_cache(maxsize=4096, typed=True)(_of_field)
+"""The same, for what has no parts: of many runs most settings are alike, and jsonargparse takes a millisecond for each."""
 
 
 def _takes_text(hint: Any) -> bool:
