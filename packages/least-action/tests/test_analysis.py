@@ -37,9 +37,9 @@ from least_action.analysis import (
     time_to_grok,
 )
 from least_action.analysis.checkpoints import checkpoint_steps, nearest_checkpoint
-from least_action.analysis.loader import BOOKKEEPING, SEEDS
+from least_action.analysis.loader import SEEDS
 from least_action.cli import main
-from least_action.config import TrainerConfig
+from least_action.config import MEASURING, TrainerConfig
 from studycore.errors import UserError
 from studycore.metrics_log import read_rows, write_parquet
 from studycore.statistics import mean_interval
@@ -454,7 +454,7 @@ def test_fields_that_tell_settings_apart(tmp_path):
     assert len(telling_fields(runs)) == 3  # the routed model's other field, the modulus of S5 and epochs go along
     assert telling_fields(runs, beyond=["operation", "lr"]) in (["model_type"], ["lambda_routing"])
     assert telling_fields(runs[:3]) == telling_fields([]) == []
-    assert {*BOOKKEEPING, *SEEDS} <= set(TrainerConfig.__dataclass_fields__)
+    assert {*MEASURING, *SEEDS} <= set(TrainerConfig.__dataclass_fields__)
 
 
 def test_time_to_grok_is_censored(three):

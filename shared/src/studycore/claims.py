@@ -41,6 +41,15 @@ class Measure:
         values = ", ".join(f"{name} {value!r}" for name, value in constants.items())
         return replace(self, text=f"{self.text}, given {values}")
 
+    def noted(self, note: "str | Callable[[DataFrame], str]") -> "Measure":
+        """The same figure, whose reason also says the note, or what it makes of the table. The verdict does not hang on it."""
+
+        def compute(table: "DataFrame") -> tuple[Interval, str]:
+            interval, how = self.compute(table)
+            return interval, f"{how} {note if isinstance(note, str) else note(table)}"
+
+        return replace(self, compute=compute)
+
     def from_units(self, least: int) -> "Measure":
         """The same measure, which is not run with fewer independent units: two of a few values on a grid are often tied."""
 

@@ -3,6 +3,7 @@
 import os
 import platform
 import sys
+import time
 from importlib import metadata
 from typing import Any
 
@@ -47,6 +48,15 @@ def check_memory(size: int, what: str, mend: str, device: str = "cpu") -> None:
         free = psutil.virtual_memory().available
     if size > free:
         raise UserError(f"{what} take {size / 2**30:,.0f} GiB of memory and {free / 2**30:,.0f} GiB are free; {mend}")
+
+
+def clock(device: str) -> float:
+    """The clock, once the device has done what it was given."""
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def cores() -> int:

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,15 +24,19 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def write_atomic(path: Path, data: bytes | str) -> None:
-    """Replaces `path` as a whole, durably."""
+def write_atomic(path: Path, data: bytes | str | Iterable[bytes]) -> None:
+    """Replaces `path` as a whole, durably; of parts, once all are there."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        # A name in another encoding than UTF-8 holds what UTF-8 cannot: it is written as an escape.
-        file.write(data.encode(errors="backslashreplace") if isinstance(data, str) else data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    # A name in another encoding than UTF-8 holds what UTF-8 cannot: it is written as an escape.
+    encoded = data.encode(errors="backslashreplace") if isinstance(data, str) else data
+    try:
+        with open(temporary, "wb") as file:
+            file.writelines([encoded] if isinstance(encoded, bytes) else encoded)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
 
 

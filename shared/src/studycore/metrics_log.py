@@ -101,6 +101,11 @@ def write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
     write_atomic(path, buffer.getvalue().to_pybytes())
 
 
+def evaluation_epochs(every: int, last: int) -> list[int]:
+    """The epochs at which a run that ends after `last` of them is evaluated."""
+    return sorted({*range(0, last, every), last})
+
+
 def rows_table(rows: list[dict[str, Any]]) -> "pa.Table":
     """Typed columns: the union of the rows' keys in order of appearance; what a row lacks is null."""
     import pyarrow as pa

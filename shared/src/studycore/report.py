@@ -114,7 +114,7 @@ def write_report(folder: Path, report: Report, missing: Mapping[str, str] | None
 def _claims_of(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The claims of a results.json, which earlier versions wrote with fewer fields."""
     texts = dict.fromkeys(("command", "measure", "when", "units", "metric"), "")
-    defaults = {"bound": None, "registered": False, "of_every_unit": False, "runs": {}, **texts}
+    defaults: dict[str, Any] = {"bound": None, "registered": False, "of_every_unit": False, "runs": {}, **texts}
     return [{**defaults, **claim} for claim in results["claims"]]
 
 

@@ -33,6 +33,7 @@ from latentwire_adapter.model.adapter import Adapter
 from latentwire_adapter.model.codecs import Codec, Rows, Table
 from latentwire_adapter.model.language_model import LanguageModel, load_language_model
 from latentwire_adapter.model.reader import Reader, batches, text_of
+from studycore.devices import clock
 from studycore.files import write_json
 from studycore.language.pretrained import check_tokens, vocabulary_of
 from studycore.run import Run
@@ -310,19 +311,12 @@ def seconds_per_1000(codec: Codec, lm: LanguageModel, repeats: int = 3, seconds:
     ids = torch.arange(min(1000, len(lm.table_VD)), device=lm.device)
     codec(ids)
     taken: dict[str, list[float]] = {"encode": [], "decode": []}
-    until = _now(lm.device) + seconds
-    while len(taken["encode"]) < repeats or _now(lm.device) < until:
-        began = _now(lm.device)
+    until = clock(lm.device.type) + seconds
+    while len(taken["encode"]) < repeats or clock(lm.device.type) < until:
+        began = clock(lm.device.type)
         sent = codec.encode(ids)
-        coded = _now(lm.device)
+        coded = clock(lm.device.type)
         codec.decode(sent)
         taken["encode"].append(coded - began)
-        taken["decode"].append(_now(lm.device) - coded)
+        taken["decode"].append(clock(lm.device.type) - coded)
     return {f"{name}_seconds_per_1000_types": min(values) * 1000 / len(ids) for name, values in taken.items()}
-
-
-def _now(device: torch.device) -> float:
-    """Seconds, once the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

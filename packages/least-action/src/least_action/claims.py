@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from least_action.config import TrainerConfig
+from least_action.config import MEASURING, TrainerConfig
 from least_action.events import (
     GROKKED,
     MEMORISED,
@@ -326,21 +326,9 @@ def _of_runs(claim: Claim, runs: Sequence[TrainerConfig]) -> Claim:
         statement = claim.statement.replace("a window of evaluations", f"{window} evaluations, {every} epochs apart")
         claim = replace(claim, statement=statement, measure=claim.measure.given(event_window=window, eval_every=every))
     if all(run.data_seed is not None for run in own):
-        claim = replace(claim, measure=_of_one_split(claim.measure, own[0].data_seed))
+        note = f"All runs have one split of the pairs, that of data_seed {own[0].data_seed}: n counts initial weights, and of other splits the figure says nothing."
+        claim = replace(claim, measure=claim.measure.noted(note))
     return claim
-
-
-def _of_one_split(measure: Measure, data_seed: int | None) -> Measure:
-    """The same figure, which says that the seeds differ in the weights alone."""
-
-    def compute(table: "DataFrame") -> tuple[Interval, str]:
-        interval, how = measure.compute(table)
-        return (
-            interval,
-            f"{how} All runs have one split of the pairs, that of data_seed {data_seed}: n counts initial weights, and of other splits the figure says nothing.",
-        )
-
-    return replace(measure, compute=compute)
 
 
 def _runs_of(claim: str, runs: Sequence[TrainerConfig]) -> list[TrainerConfig]:
@@ -521,11 +509,6 @@ AT_EVENTS = (
     "restricted_acc", "excluded_acc",
 )  # fmt: skip
 """Columns of the history that claims read at memorisation or grokking."""
-MEASURING = (
-    "epochs", "stop_after_grok", "log_every", "sensitivity_every", "checkpoint_every", "compute_weight_curvature",
-    "weight_curvature_interval", "curvature_probes", "metric_samples", "compute_optimizer_metrics",
-)  # fmt: skip
-"""Fields that say what is measured when and for how long, and leave the path of the training alone."""
 ROUTING = ("routing_regularizer", "lambda_routing", "routing_heads", "decay_gates")
 """Fields that leave a dense run's path alone, and in which a routed run differs from the dense one it is matched to."""
 

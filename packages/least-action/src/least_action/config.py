@@ -25,6 +25,11 @@ OPERATIONS = {
 }  # fmt: skip
 """In words."""
 SPECTRA_LEFT_OUT = "Spectra of S5 are left out: its group does not commute, so that its irreducible representations have more than one dimension, and a power by frequency is not defined."
+MEASURING = (
+    "epochs", "stop_after_grok", "log_every", "sensitivity_every", "checkpoint_every", "compute_weight_curvature",
+    "weight_curvature_interval", "curvature_probes", "metric_samples", "compute_optimizer_metrics",
+)  # fmt: skip
+"""Fields of a run that say what is measured when and for how long, and leave the path of its training alone."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 from least_action.config import TrainerConfig
 from studycore.errors import DamagedRun
-from studycore.metrics_log import read_evaluations
+from studycore.metrics_log import evaluation_epochs, read_evaluations
 
 MEMORISED = 0.99
 GROKKED = 0.99
@@ -150,7 +150,7 @@ def read_history(folder: Path, config: TrainerConfig) -> list[dict[str, Any]]:
             raise DamagedRun(f"{place}: line {number} lacks {', '.join(lacks)}; {mend}")
     end = last_epoch(rows, config)
     last = max(end, rows[-1]["epoch"])
-    if off := sorted({*range(0, last, config.eval_every), last} ^ {row["epoch"] for row in rows}):
+    if off := sorted({*evaluation_epochs(config.eval_every, last)} ^ {row["epoch"] for row in rows}):
         due = f"every {config.eval_every} epochs up to {last}"
         raise DamagedRun(f"{place}: evaluations are {due}, and they differ from that at epoch {off[0]}; {mend}")
     return [row for row in rows if row["epoch"] <= end]

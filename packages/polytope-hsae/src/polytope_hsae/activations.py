@@ -14,7 +14,6 @@ Shapes: N activations, D width, T tokens of a window.
 
 import hashlib
 import itertools
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,6 @@ from polytope_hsae.concepts import Hierarchy, load_hierarchy, prompts
 from polytope_hsae.config import SYNTHETIC, ActivationConfig
 from polytope_hsae.data import CHOOSE, TEST, TRAIN, check_budget, fault_of, folder_of, recorded, sum_of
 from polytope_hsae.language import (
-    beginning,
     check_capture,
     check_known,
     final_activations,
@@ -36,10 +34,10 @@ from polytope_hsae.language import (
     pad,
 )
 from studycore.errors import UserError
-from studycore.files import check_local, sync_folder, write_atomic, write_json
+from studycore.files import check_local, write_atomic, write_json
 from studycore.hashes import share_of
 from studycore.language.documents import as_read, document, read_documents
-from studycore.language.pretrained import hub_rows, weights_fingerprint
+from studycore.language.pretrained import beginning, hub_rows, weights_fingerprint
 from studycore.run import Run
 from studycore.streams import generator
 
@@ -257,19 +255,15 @@ def _write(path: Path, model: Any, shard: Sequences, batch: int, fill: int, run:
 
 def _keep(path: Path, parts: Iterable[Any]) -> None:
     """A shard of these bytes, durably: its checksum first, then the file, which appears whole."""
-    temporary, digest = path.with_suffix(f".{os.getpid()}.tmp"), hashlib.sha256()
-    try:
-        with open(temporary, "wb") as file:
-            for part in parts:
-                digest.update(part)
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-        write_atomic(sum_of(path), digest.hexdigest())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    digest = hashlib.sha256()
+
+    def summed() -> Iterator[bytes]:
+        for part in parts:
+            digest.update(part)
+            yield part
+        write_atomic(sum_of(path), digest.hexdigest())  # before the shard has its name
+
+    write_atomic(path, summed())
 
 
 def _plant(config: ActivationConfig, run: Run) -> None:

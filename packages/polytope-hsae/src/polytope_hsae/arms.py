@@ -79,11 +79,15 @@ def check_room(config: TrainConfig, width: int, device: str) -> None:
     check_fits(lambda: build_sae(shape), what, "lower them", device, dense)
 
 
+def _sample(store: Store, indices: np.ndarray) -> Tensor:
+    """[N, D] the training activations that give scale and mean; the same at every call."""
+    drawn = torch.randperm(len(indices), generator=generator(0, "scale")).numpy()[:SCALE_SAMPLE]
+    return store.rows(np.sort(indices[drawn]))
+
+
 def start_values(config: TrainConfig, store: Store, indices: np.ndarray) -> dict[str, Any]:
     """The model's configuration: its scale is that of the training activations."""
-    x_ND = store.rows(
-        np.sort(indices[torch.randperm(len(indices), generator=generator(0, "scale")).numpy()[:SCALE_SAMPLE]])
-    )
+    x_ND = _sample(store, indices)
     scale = float((x_ND - x_ND.mean(0)).square().sum(1).mean().rsqrt())
     shape = shape_of(config, store.width, scale)
     return {**vars(shape), "inner_widths": list(shape.inner_widths)}
@@ -95,9 +99,8 @@ def start_model(
     """A new model: its bias is the mean, its decoder the teacher's where there is one."""
     shape = SAEConfig.from_stored(values)
     model = build_sae(shape, generator(config.seed, "weights"))
-    sample = np.sort(indices[torch.randperm(len(indices), generator=generator(0, "scale")).numpy()[:SCALE_SAMPLE]])
     with torch.no_grad():
-        model.bias.copy_(store.rows(sample).mean(0) * shape.input_scale)
+        model.bias.copy_(_sample(store, indices).mean(0) * shape.input_scale)
     if teacher is not None and config.taught:
         assert isinstance(model, HierarchicalSAE)
         initialise(model, teacher, config)

@@ -40,16 +40,6 @@ def of_geometry(name: str) -> Measure:
     return Measure(f"median({name}) over concepts, parents drawn", compute, "parents")
 
 
-def beside(measure: Measure, note: Callable[["DataFrame"], str]) -> Measure:
-    """The same figure, whose reason also says what it stands beside. The verdict does not hang on it."""
-
-    def compute(table: "DataFrame") -> tuple[Interval, str]:
-        interval, how = measure.compute(table)
-        return interval, f"{how} {note(table)}"
-
-    return replace(measure, compute=compute)
-
-
 LEAST_LEAKAGE = 1e-3
 """What a smaller share counts as: a ratio leaves out pairs with 0, which is the best that there is."""
 
@@ -174,7 +164,7 @@ def soft_absorption(treated: str, control: str) -> Measure:
         "soft_absorption", control, "below 0: its parents rise with their children, and there is no fall to lower"
     )
     may_lack = "which has a value only where a parent and its child fire together often enough"
-    return beside(paired_difference("soft_absorption", treated, control, may_lack=may_lack), note)
+    return paired_difference("soft_absorption", treated, control, may_lack=may_lack).noted(note)
 
 
 SAME_SCHEDULE = {
@@ -200,7 +190,7 @@ def beside_the_same_schedule(
 
 TRAINED: tuple[tuple[set[str], Claim], ...] = (
     (set(), Claim("purity", "At least 10 points more of a parent latent's activation fall on its own concept where the decoder starts from the concept vectors than where it starts at random", ORIGINAL, ">= +0.10", "share of activation",
-                  beside(paired_difference("purity", "teacher", "random"), room("purity", 0.10)), above=0.10)),
+                  paired_difference("purity", "teacher", "random").noted(room("purity", 0.10)), above=0.10)),
     (set(), Claim("leakage", "Parent latents fire at least a fifth less often on activations of other concepts where the decoder starts from the concept vectors than where it starts at random", ORIGINAL, "<= -20 %", "% change",
                   leakage_ratio("leakage", "random"), below=-20.0)),
     (set(), Claim("reconstruction_parity", "An autoencoder whose decoder starts from the concept vectors explains at most 2 points of variance less than one that starts at random", ORIGINAL, "similar",
@@ -232,7 +222,7 @@ TRAINED: tuple[tuple[set[str], Claim], ...] = (
 )  # fmt: skip
 IN_PROMPTS: tuple[tuple[set[str], Claim], ...] = (
     (set(), Claim("purity_prompts", "On prompts that end in a concept's word, at least 10 points more of a parent latent's activation fall on its own concept where the decoder starts from the concept vectors than where it starts at random",
-                  ORIGINAL, ">= +0.10", "share of activation", beside(paired_difference("purity_prompts", "teacher", "random"), room("purity_prompts", 0.10)), above=0.10)),
+                  ORIGINAL, ">= +0.10", "share of activation", paired_difference("purity_prompts", "teacher", "random").noted(room("purity_prompts", 0.10)), above=0.10)),
     (set(), Claim("leakage_prompts", "On prompts that end in a concept's word, parent latents fire at least a fifth less often on activations of other concepts where the decoder starts from the concept vectors than where it starts at random",
                   ORIGINAL, "<= -20 %", "% change", leakage_ratio("leakage_prompts", "random"), below=-20.0)),
     ({"random_teacher"}, Claim("purity_prompts_beside_random_teacher", "On prompts that end in a concept's word, more of a parent latent's activation falls on its own concept where the decoder starts from the concept vectors than where it starts from the same vectors rotated at random",

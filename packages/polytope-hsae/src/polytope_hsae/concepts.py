@@ -122,10 +122,7 @@ def irregular_plurals() -> dict[str, str]:
     """Base -> plural, from WordNet's own list of exceptions."""
     from studycore.language import wordnet
 
-    folder = wordnet.find()
-    if folder is None:
-        raise UserError("WordNet: not found on nltk's data path (NLTK_DATA) nor from Debian; `make setup` fetches it")
-    lines = read_text(folder / "noun.exc").splitlines()
+    lines = read_text(wordnet.folder_or_error() / "noun.exc").splitlines()
     return {parts[1]: parts[0] for parts in map(str.split, reversed(lines)) if len(parts) == 2}
 
 

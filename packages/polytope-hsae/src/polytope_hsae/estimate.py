@@ -3,7 +3,6 @@
 Nothing is fetched: a language model that is not on this machine is not timed.
 """
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from polytope_hsae.config import SYNTHETIC, ActivationConfig, StudyConfig, Train
 from polytope_hsae.data import check_budget
 from polytope_hsae.models import build_sae
 from polytope_hsae.update import Learner, Objective, create_optimizer, update
+from studycore.devices import clock
 from studycore.language.embedded import locate
 from studycore.models import count_parameters
 from studycore.terminal import duration
@@ -90,9 +90,7 @@ def _seconds(act: Callable[[], object], device: str) -> float:
     """The faster of two calls, after a warm-up call."""
     times = []
     for _ in range(3):
-        start = time.perf_counter()
+        began = clock(device)
         act()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
+        times.append(clock(device) - began)
     return min(times[1:])

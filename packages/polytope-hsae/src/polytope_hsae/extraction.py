@@ -13,10 +13,10 @@ from polytope_hsae.concepts import Hierarchy, choose_hierarchy
 from polytope_hsae.config import SYNTHETIC, GeometryConfig
 from polytope_hsae.geometry import CausalGeometry, causal_geometry, euclidean_geometry
 from polytope_hsae.head import Head, head_of
-from polytope_hsae.language import beginning, check_known, final_activations, load_model, load_tokenizer, pad
+from polytope_hsae.language import check_known, final_activations, load_model, load_tokenizer, pad
 from polytope_hsae.validation import Vectors, estimate, family, validate
 from studycore.errors import UserError
-from studycore.language.pretrained import weights_fingerprint
+from studycore.language.pretrained import beginning, weights_fingerprint
 from studycore.run import Run
 from studycore.streams import generator
 

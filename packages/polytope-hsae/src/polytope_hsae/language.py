@@ -16,8 +16,6 @@ from studycore.errors import UserError
 from studycore.language import pretrained
 
 FLAG = "model.name"
-FIRST = "every window begins with '{}'"
-"""What the results say of a tokenizer that begins texts with a token; of one that does not, "none"."""
 
 
 def load_model(name: str, revision: str | None = None, dtype: str = "fp32") -> Any:
@@ -32,15 +30,6 @@ def load_model(name: str, revision: str | None = None, dtype: str = "fp32") -> A
 def load_tokenizer(name: str, revision: str | None = None) -> Any:
     """UserError when the model has none."""
     return pretrained.load_tokenizer(name, revision, FLAG)
-
-
-def beginning(tokenizer: Any) -> tuple[list[int], str]:
-    """([the token that every window begins with, where the tokenizer puts it there by itself], what the results say of it).
-
-    Without it each activation of such a model is one that it never has.
-    """
-    first = pretrained.bos_of(tokenizer)
-    return ([], "none") if first is None else ([first], FIRST.format(tokenizer.convert_ids_to_tokens(first)))
 
 
 def check_known(tokens: Iterable[int], model: Any, tokenizer: Any, where: str, name: str) -> None:

@@ -26,7 +26,7 @@ from studycore.files import check_local
 from studycore.foreign import reading
 from studycore.hashes import share_of, tensor_sha256
 from studycore.language.documents import SEPARATOR, as_read, document, read_documents
-from studycore.language.pretrained import bos_of, check_tokens
+from studycore.language.pretrained import beginning, check_tokens
 from studycore.streams import batch_indices, generator
 
 FILE_VALIDATION_SHARE = 0.05
@@ -245,10 +245,9 @@ def cut_blocks(
     rows = [[*ends, *row] for row in _tokens(name, documents, tokenizer, config)]
     stream = torch.from_numpy(np.concatenate([np.asarray(row, dtype=np.int64) for row in rows]))
     owner = torch.from_numpy(np.repeat(np.arange(len(rows)), [len(row) for row in rows]))
-    size, first = config.block_size, bos_of(tokenizer, config.bos)
-    used = [int(stream.max()), -1 if first is None else first]
-    check_tokens(used, tokenizer, vocabulary, f"{name} documents", f"--model: '{config.model}'")
-    overlap = first is None
+    size, (first, bos) = config.block_size, beginning(tokenizer, config.bos)
+    check_tokens([int(stream.max()), *first], tokenizer, vocabulary, f"{name} documents", f"--model: '{config.model}'")
+    overlap = not first
     count = (len(stream) - overlap) / size
     n = int(np.ceil(count)) if whole else int(count)
     if n < 1:
@@ -258,11 +257,10 @@ def cut_blocks(
     lacking = max(n * size + overlap - len(stream), 0)
     stream = torch.cat([stream, stream.new_zeros(lacking)])
     owner = torch.cat([owner, owner.new_full((lacking,), -1)])
-    if first is None:
-        ids_NT, bos = stream[: n * size + 1].unfold(0, size + 1, size), "none"
+    if first:
+        ids_NT = torch.cat([torch.tensor([first] * n), stream[: n * size].view(n, size)], dim=1)
     else:
-        ids_NT = torch.cat([torch.full((n, 1), first), stream[: n * size].view(n, size)], dim=1)
-        bos = f"every window begins with '{tokenizer.convert_ids_to_tokens(first)}'"
+        ids_NT = stream[: n * size + 1].unfold(0, size + 1, size)
     document_NT = owner[overlap : n * size + overlap].view(n, size)
     return Blocks(name, ids_NT.contiguous(), document_NT, len(rows), bos)
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from studycore.claims import Claim, Condition
 from studycore.configuration import to_dict
 from studycore.measures import at_least, mean, paired_difference
-from studycore.statistics import Interval
 from ternary_vae.columns import COVERS, WEIGHTS, fits_targets, fits_unseen_targets, is_control, setting
 from ternary_vae.config import TrainConfig
 from ternary_vae.measures import (
@@ -33,7 +32,6 @@ from ternary_vae.measures import (
     settings_are,
     spread_of_draws,
     untied,
-    with_note,
     worsening,
 )  # fmt: skip
 
@@ -172,7 +170,7 @@ def _better(
     """That the best hierarchies of one arm are lower than those of another."""
     measure = paired_difference("best_hierarchy", treated, control)
     unit = f"{SPEARMAN}, difference of the best"
-    measure = with_note(measure, note) if note else measure
+    measure = measure.noted(note) if note else measure
     return Claim(name, statement, source, predicted, unit, measure, below=0.0, when=COMPARABLE)
 
 
@@ -191,7 +189,7 @@ def _sooner(name: str, schedule: str, predicted: str) -> Claim:
     """That a run that stops early has a better best than a schedule has had by then."""
     early, other = "sweep3_early_stop_p5", f"sweep3_{schedule}"
     statement = f"{STOPPING} reach a better one than runs with the {schedule.removesuffix('_decay')} schedule do in the same epochs"
-    measure = with_note(best_in_common_epochs(early, other), SAME_TRAJECTORY)
+    measure = best_in_common_epochs(early, other).noted(SAME_TRAJECTORY)
     return Claim(
         name, statement, ORIGINAL, predicted, f"{SPEARMAN}, difference of the best", measure, below=0.0, when=COMPARABLE
     )
@@ -369,8 +367,7 @@ def _settings_of(id_: str) -> Condition:
 def _of_its_runs(claim: Claim) -> Claim:
     """The claim of runs with its settings and of enough seeds, saying which start and which radii its verdict is of."""
 
-    def compute(table: "DataFrame") -> tuple[Interval, str]:
-        interval, how = claim.measure.compute(table)
+    def start_and_radii(table: "DataFrame") -> str:
         own = table[table["stages"] == "hierarchy"]
         if claim.id not in OF_ALL_ARMS:
             own = own[own["arm_without_draw"].isin(ABOUT[claim.id])]
@@ -378,7 +375,7 @@ def _of_its_runs(claim: Claim) -> Claim:
         starts = " or ".join(start[name] for name in sorted(own["start_projections"].unique()))
         kinds = {"hyperbolic": "hyperbolic distances", "euclidean": "Euclidean norms"}
         radii = " or ".join(kinds[name] for name in sorted(own["radius"].unique()))
-        return interval, f"{how} Of this start and radius: {starts}; {radii}."
+        return f"Of this start and radius: {starts}; {radii}."
 
     assert claim.when is not None
     when = all_of(
@@ -391,7 +388,7 @@ def _of_its_runs(claim: Claim) -> Claim:
             claim.id in OF_ALL_ARMS,
         ),
     )
-    return replace(claim, measure=of_seeds(replace(claim.measure, compute=compute)), when=when)
+    return replace(claim, measure=of_seeds(claim.measure.noted(start_and_radii)), when=when)
 
 
 ANY_RIM, SAME_RIM = _of_its_runs(ANY_RIM), _of_its_runs(SAME_RIM)

@@ -12,7 +12,7 @@ from typing import Any
 
 from studycore.configuration import to_dict
 from studycore.errors import DamagedRun
-from studycore.metrics_log import read_evaluations
+from studycore.metrics_log import evaluation_epochs, read_evaluations
 from studycore.run_folder import read_manifest, read_results
 from ternary_vae.config import TrainConfig
 from ternary_vae.history import HISTORY, Row, after_start, best_row, history_metrics, ordering_metrics, ordering_rows
@@ -111,7 +111,7 @@ def check_history(folder: Path, config: TrainConfig, evaluations: Sequence[Row],
         epochs = [row["epoch"] for row in evaluations if row["stage"] == stage.name]
         ends_early = stage.patience is not None or stage.covered_patience is not None
         last = epochs[-1] if epochs and ends_early else stage.epochs
-        if epochs != sorted({*range(0, last, config.eval_every), last}):
+        if epochs != evaluation_epochs(config.eval_every, last):
             due = f"every {config.eval_every} epochs up to {last}"
             raise DamagedRun(f"{place}: evaluations of the stage {stage.name} are not {due}; {mend}")
     said = history_metrics(evaluations)

@@ -1,12 +1,11 @@
 """How long the runs of a sweep take that are trained together, from some of its updates and an evaluation."""
 
-import time
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import torch
 
-from studycore.devices import cores
+from studycore.devices import clock, cores
 from studycore.jobs import MOST_TOGETHER
 from studycore.run import Run
 from studycore.terminal import duration
@@ -77,9 +76,9 @@ def time_a_stack(configs: Sequence[TrainConfig], device: str) -> tuple[float, fl
     stack = StackedRadii(lanes, operations)
     positions = [torch.arange(min(configs[0].batch_size, len(operations)))] * len(lanes)
     update(stack, lanes, positions, 0, per_epoch)
-    began = time.perf_counter()
+    began = clock(device)
     for index in range(1, UPDATES + 1):
         update(stack, lanes, positions, index, per_epoch)
-    trained = time.perf_counter()
+    trained = clock(device)
     stack.measure(0)
-    return (trained - began) / UPDATES / len(lanes), time.perf_counter() - trained
+    return (trained - began) / UPDATES / len(lanes), clock(device) - trained

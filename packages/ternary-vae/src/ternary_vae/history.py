@@ -58,3 +58,8 @@ def ordering_metrics(rows: Sequence[Row], starts_ordered: bool = False) -> dict[
         "initial_hierarchy": first, "starts_inverted": first > 0, "best_hierarchy": best["hierarchy"],
         "best_epoch": best["epoch"],
     }  # fmt: skip
+
+
+def without_none(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries that have a value."""
+    return {name: value for name, value in values.items() if value is not None}

@@ -26,16 +26,6 @@ LEAST_DRAWS = 4
 """Draws of the projections in a phase of a seed, below which it has no spread and no correlation."""
 
 
-def with_note(measure: Measure, note: str) -> Measure:
-    """The same measure, saying more of how the figure was made."""
-
-    def compute(table: "DataFrame") -> tuple[Interval, str]:
-        interval, how = measure.compute(table)
-        return interval, f"{how} {note}"
-
-    return replace(measure, compute=compute)
-
-
 def every_seed(target: str) -> Measure:
     """Share of the seeds of which every whole run passes, saying how long they were and whose code is measured.
 

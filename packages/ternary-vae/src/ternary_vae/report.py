@@ -32,6 +32,7 @@ from ternary_vae.figures import (
     plot_radius_by_level,
     plot_run_curves,
 )
+from ternary_vae.history import without_none
 from ternary_vae.metric_table import MEANINGS, Metrics, metric_table, shown
 
 if TYPE_CHECKING:
@@ -359,11 +360,6 @@ def flat_statistics(arm: ArmStatistics) -> dict[str, Any]:
         else:
             values[name] = value
     return without_none({**values, "indistinguishable": arm.indistinguishable})
-
-
-def without_none(values: Metrics) -> dict[str, Any]:
-    """The entries that have a value."""
-    return {name: value for name, value in values.items() if value is not None}
 
 
 def inert_table(factors: Sequence[InertFactor]) -> Table:

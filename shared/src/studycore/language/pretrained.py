@@ -290,6 +290,17 @@ def bos_of(tokenizer: Any, policy: str = "tokenizer", field: str = "bos") -> int
     return first if policy == "always" or (policy == "tokenizer" and by_itself) else None
 
 
+def beginning(tokenizer: Any, policy: str = "tokenizer") -> tuple[list[int], str]:
+    """([the token that every window begins with, if any, see bos_of], what results say of it).
+
+    Without it each activation of a model whose tokenizer puts it there by itself is one that the model never has.
+    """
+    first = bos_of(tokenizer, policy)
+    if first is None:
+        return [], "none"
+    return [first], f"every window begins with '{tokenizer.convert_ids_to_tokens(first)}'"
+
+
 def weights_fingerprint(model: Any) -> str:
     """SHA-256 of all weights, with their names."""
     digest = hashlib.sha256()

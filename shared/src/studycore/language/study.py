@@ -153,8 +153,7 @@ def language(argv: list[str]) -> None:
         help="of the stored weights: float32 is exact, float16 half as large",
     )  # fmt: skip
     options = parser.parse_args(argv)
-    if lacking := [library for library in ("gguf", "tokenizers", "transformers") if find_spec(library) is None]:
-        raise UserError(f"language: {', '.join(lacking)} not installed; `pip install 'studycore[lm]'`")
+    smollm2.check_libraries("language")
     if options.action == "fetch":
         folder, origin = smollm2.fetch()
         print(f"{smollm2.NAME} is in {folder} ({origin})")

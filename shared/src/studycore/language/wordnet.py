@@ -224,13 +224,13 @@ def corpus() -> Any:
     nltk = _nltk()
     from nltk.corpus.reader import WordNetCorpusReader
 
-    folder = _found()
+    folder = folder_or_error()
     with reading_it(), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that the multilingual wordnets are not there
         return WordNetCorpusReader(nltk.data.FileSystemPathPointer(str(folder)), None)
 
 
-def _found() -> Path:
+def folder_or_error() -> Path:
     """UserError when WordNet is not there."""
     folder = find()
     if folder is None:
@@ -252,7 +252,7 @@ def documents() -> tuple[Document, ...]:
     a synset's split does not depend on the others. (Where only the definition is the same, such as "attach to", splits
     may differ: 29 of the 5,893 validation documents. Definition and examples are as nltk parts them.)
     """
-    folder = _found()
+    folder = folder_or_error()
     with reading_it():
         digest = "".join(sha256(folder / name) for name in FILES)
     kept = cache_folder() / f"wordnet-{PARSING}-{hashlib.sha256(digest.encode()).hexdigest()[:16]}.json"

@@ -4,7 +4,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from least_action.analysis.loader import BOOKKEEPING, SEEDS, ExperimentData, arm_of, get_experiment_group
+from least_action.analysis.loader import SEEDS, ExperimentData, arm_of, get_experiment_group
+from least_action.config import MEASURING
 from least_action.survival import kaplan_meier
 from studycore.errors import UserError
 from studycore.statistics import mean_interval, t_factor
@@ -30,7 +31,7 @@ def telling_fields(experiments: Sequence[ExperimentData], beyond: Sequence[str] 
 
     A field is left out that goes with those before it, such as a routed model's regulariser, and so is bookkeeping.
     """
-    names = [name for name in differing_fields(experiments) if name not in (*beyond, *BOOKKEEPING)]
+    names = [name for name in differing_fields(experiments) if name not in (*beyond, *MEASURING)]
     chosen, parts = list(beyond), _parts(experiments, beyond)
     for name in [*(n for n in TASK if n in names), *(n for n in names if n not in TASK)]:
         if (more := _parts(experiments, [*chosen, name])) > parts:

@@ -10,7 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from least_action.config import SweepConfig
+from least_action.config import MEASURING, SweepConfig
 from least_action.events import Events, find_events
 from least_action.plan import plan
 from studycore.configuration import build, check_types, read_yaml
@@ -29,11 +29,6 @@ DEPTH = 4
 SINGLE = "single runs"
 """The group of an experiment that belongs to no sweep."""
 SEEDS = ("seed", "data_seed")
-BOOKKEEPING = (
-    "epochs", "stop_after_grok", "log_every", "sensitivity_every", "checkpoint_every", "compute_weight_curvature",
-    "weight_curvature_interval", "curvature_probes", "metric_samples", "compute_optimizer_metrics",
-)  # fmt: skip
-"""Fields that say how long a run goes on and what is looked at on the way: they change no step of its training."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +60,8 @@ class ExperimentData:
 
     @cached_property
     def setting(self) -> tuple[tuple[str, str], ...]:
-        """Its configuration without seeds and BOOKKEEPING: what the seeds of one experiment share."""
-        left_out = (*SEEDS, *BOOKKEEPING)
+        """Its configuration without seeds and MEASURING: what the seeds of one experiment share."""
+        left_out = (*SEEDS, *MEASURING)
         return tuple(sorted((name, repr(value)) for name, value in self.config.items() if name not in left_out))
 
     @property

@@ -22,8 +22,7 @@ from least_action.analysis import (
 from least_action.analysis.architecture import layer_group
 from least_action.analysis.checkpoints import Snapshot
 from least_action.analysis.comparison import TASK
-from least_action.analysis.loader import BOOKKEEPING
-from least_action.config import OPERATIONS
+from least_action.config import MEASURING, OPERATIONS
 from least_action.visualizer.view import BAND, LOGARITHMIC, View
 from studycore import figures
 from studycore.errors import UserError
@@ -325,7 +324,7 @@ def heat_map(experiments: Sequence[ExperimentData], view: View) -> tuple[go.Figu
 def heat_map_fields(experiments: Sequence[ExperimentData], view: View) -> tuple[str, str]:
     """(rows, columns): what the view names, else weight decay by fraction, else the first two fields that differ, those
     of the task last."""
-    fields = [name for name in differing_fields(experiments) if name not in BOOKKEEPING]
+    fields = [name for name in differing_fields(experiments) if name not in MEASURING]
     preferred = [name for name in ("weight_decay", "train_frac") if name in fields]
     order = [*(preferred if len(preferred) == 2 else ()), *(n for n in fields if n not in TASK), *TASK]
     order = [name for name in order if name in fields]

@@ -9,6 +9,7 @@ from torch import Tensor
 from studycore.streams import generator
 from ternary_vae.config import TrainConfig
 from ternary_vae.data import Operations
+from ternary_vae.history import without_none
 from ternary_vae.metrics.linear import linear_right
 from ternary_vae.metrics.radii import (
     depth_order,
@@ -179,7 +180,7 @@ def distance_metrics(z_ND: Tensor, operations: Operations, c: float, rank: float
     metrics = {"dist_corr_geodesic": by_geodesic, "dist_corr_levels": by_levels}
     if by_levels is not None and rank is not None:
         metrics |= {"q": q(by_levels, rank), "q_original": q_original(by_levels, rank)}
-    return {name: value for name, value in metrics.items() if value is not None}
+    return without_none(metrics)
 
 
 def untrained(config: TrainConfig, operations: Operations) -> dict[str, Any]:

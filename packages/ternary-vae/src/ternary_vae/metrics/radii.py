@@ -18,6 +18,7 @@ from torch import Tensor
 
 from studycore.streams import generator
 from ternary_vae.data import tree_distance
+from ternary_vae.history import without_none
 from ternary_vae.hyperbolic import distance
 
 Floats = NDArray[np.float64]
@@ -167,4 +168,4 @@ def radius_metrics(v_N: Ints, norm_N: Floats, rho_N: Floats) -> dict[str, Any]:
         "richness_largest_share": richness_largest_share(v_N, norm_N),
         "richness_hyperbolic": richness(v_N, rho_N),
     }
-    return {name: value for name, value in metrics.items() if value is not None}
+    return without_none(metrics)
