@@ -6,6 +6,8 @@ import time
 from pathlib import Path
 from urllib.parse import parse_qs
 
+import numpy as np
+import pandas as pd
 import pytest
 from conftest import SWEEP
 from in_browser import LACKS, browser, explorer, lines, titles, wait_for_figure
@@ -24,7 +26,7 @@ in_a_browser = pytest.mark.skipif(bool(LACKS), reason=f"the explorer is not look
 def test_a_view_survives_its_link():
     view = View(
         section="Routing", runs=("a/b c", "d&e"), metrics=("routing_entropy",), lines=EACH, smooth=7, first=10, last=200,
-        where="lr > 1e-3 AND weight_decay = 0", log_y=False, dark=True, rows="lr", percent=0, all_columns=True,
+        where="lr > 1e-3 AND weight_decay = 0", log_y=False, dark=True, rows="lr", percent=0, all_columns=True, group="p",
     )  # fmt: skip
     assert view_of(parse_qs(view.query())) == view
     none = View(runs=(), sweep="a")
@@ -164,6 +166,59 @@ def test_the_heat_map_tells_never_from_not_memorised(tmp_path):
     assert any("<b>10</b><br>1 of 1 reached 0.99" in text for text in texts)
     assert any("> 20</b><br>memorised" in text for text in texts)
     assert any("> 20</b><br>did not memorise" in text for text in texts)
+
+
+def test_every_panel_of_a_heat_map_has_the_same_grid_in_order(tmp_path):
+    """Of an atlas whose runs without weight decay have one fraction, and one operation a single cell."""
+    from least_action.visualizer.plots import heat_map, in_order
+
+    points = [("add", 0.3, 0.0), ("add", 0.15, 1.0), ("add", 0.3, 1.0), ("add", 0.5, 1.0), ("subtract", 0.5, 1.0)]
+    for number, (operation, fraction, decay) in enumerate(points):
+        rows = rows_of([0.1, 1, 1])
+        settings = {"operation": operation, "p": 5, "epochs": 99, "train_frac": fraction, "weight_decay": decay}
+        fabricated(tmp_path, f"r{number}", rows, **settings)
+    figure, _ = heat_map(list(ExperimentStore(tmp_path).experiments.values()), View())
+    panels = [trace for trace in figure.data if trace.showscale is not False or trace.text is not None]
+    assert len(panels) == 2
+    for panel in panels:
+        assert (list(panel.x), list(panel.y)) == (["0.15", "0.3", "0.5"], ["0.0", "1.0"])
+    assert in_order(["b", 10, None, 9.5, "a", 10]) == [9.5, 10, None, "a", "b"]
+
+
+def test_smoothing_begins_where_the_line_does_and_leaves_a_straight_one_alone():
+    from least_action.visualizer.plots import smoothed
+
+    straight = pd.DataFrame({"a": np.arange(20.0), "b": 3.0}, index=range(0, 200, 10))
+    pd.testing.assert_frame_equal(smoothed(straight, 7), straight)
+    noise = pd.DataFrame({"a": np.random.default_rng(0).normal(size=21)})
+    smooth = smoothed(noise, 5)["a"]
+    assert smooth.iloc[10] == pytest.approx(noise["a"].iloc[8:13].mean())
+    assert (smooth.iloc[0], smooth.iloc[-1]) == pytest.approx((noise["a"].iloc[0], noise["a"].iloc[-1]))
+    assert smooth.iloc[1] == pytest.approx(noise["a"].iloc[:3].mean())
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "step"), [(1e-3, 1e4, 2.0), (0.01, 1.0, "D2"), (0.6, 0.9, "L8e-02"), (2.0, 2.0, "D2")]
+)
+def test_labels_of_a_logarithmic_axis_stand_apart(low, high, step):
+    import plotly.graph_objects as go
+
+    from least_action.visualizer.plots import log_step
+
+    assert log_step([go.Scatter(y=[low, 0.0, None]), go.Scatter(y=[high, float("inf")])]) == step
+    assert log_step([go.Scatter(y=[0.0])]) == "D2"
+
+
+def test_the_table_has_a_row_for_each_value_of_a_field(tmp_path):
+    from least_action.visualizer.app import group_table
+
+    for name, accuracies, decay in (("a", [0.1, 1, 1], 1.0), ("b", [0.1, 0.1, 1], 1.0), ("c", [0.1, 0.1, 0.1], 0.0)):
+        fabricated(tmp_path, name, rows_of(accuracies), weight_decay=decay)
+    store = ExperimentStore(tmp_path)
+    frame = group_table(store, store.list_experiments(), "weight_decay")
+    assert frame.astype(object).where(frame.notna(), None).to_dict("list") == {
+        "weight_decay": ["0.0", "1.0"], "runs": [1, 2], "memorised": [1, 2], "reached 0.99": [0, 1], "epochs": [None, 10],
+    }  # fmt: skip
 
 
 def test_the_atlas_is_drawn_by_fraction_and_decay_one_operation_at_a_time(tmp_path):
@@ -419,6 +474,17 @@ def test_the_fields_that_differ_are_seen_in_a_narrow_window(chromium, served):
     page.locator("#all_columns input").click()
     until(lambda: query(page).get("all_columns") == ["1"], "the link says so")
     until(lambda: page.locator("#table th", has_text="last_epoch").count() > 0, "all columns")
+    page.close()
+
+
+@in_a_browser
+def test_a_group_of_the_table_is_chosen_by_a_click(chromium, served):
+    page = chromium.new_page(viewport={"width": 1280, "height": 1100})
+    open_page(page, served[0], "group=weight_decay")
+    until(lambda: page.locator("#table .virtual-row[data-index]", has_text="0.0").count() > 0, "the groups")
+    click_row(page, "0.0")
+    until(lambda: len(query(page).get("runs", [])) == 4, "the four runs of the first weight decay")
+    assert query(page)["group"] == ["weight_decay"]
     page.close()
 
 

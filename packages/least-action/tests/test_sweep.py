@@ -133,7 +133,7 @@ def test_the_atlas_tells_regions_and_smallest_fractions(tmp_path):
     runs = pd.DataFrame(
         {
             "operation": "add", "p": 59, "epochs": 500, "train_frac": fraction, "weight_decay": decay, "time": time or 500, "last_epoch": 500,
-            "grokked": time is not None, "has_memorised": memorised,
+            "grokked": time is not None, "has_memorised": memorised, "has_plateau": time == 100,
         }
         for (fraction, decay), (times, memorised) in cells.items()
         for time in times
@@ -141,8 +141,9 @@ def test_the_atlas_tells_regions_and_smallest_fractions(tmp_path):
     found = {key: cell_of(cell) for key, cell in runs.groupby(["train_frac", "weight_decay"])}
     assert found == {
         (0.2, 0.0): ("never memorised", "-"), (0.2, 1.0): ("memorised only", "-"),
-        (0.4, 0.0): ("memorised only", "-"), (0.4, 1.0): ("generalises", "100"),
+        (0.4, 0.0): ("memorised only", "-"), (0.4, 1.0): ("groks", "100"),
     }  # fmt: skip
+    assert cell_of(runs[8:].assign(has_plateau=False)) == ("generalises", "90")
     (table,) = smallest_fractions(runs)
     assert table.rows[0][:4] == ("addition mod 59", "none", "0.2 to 0.4", 500)  # one seed of three is not there
     every = runs.assign(grokked=runs["grokked"] | (runs["train_frac"] == 0.4) & (runs["weight_decay"] == 1.0))

@@ -578,8 +578,9 @@ def test_every_cell_of_the_table_of_arms(tmp_path, monkeypatch):
     drawn = {}
     monkeypatch.setattr(reporting, "plot_survival", lambda *given: drawn.update(survival=given[:3]) or given[-1])
     monkeypatch.setattr(reporting, "plot_arm_curves", lambda *given: drawn.update(curves=given[0]) or given[-1])
+    monkeypatch.setattr(reporting, "plot_arms", lambda *given: drawn.update(arms=given[:2]) or given[-1])
     made = reporting.report(sweep_record(tmp_path))
-    table, events = made.tables
+    (events,), table = made.tables, made.pictures[1].table
     x, y = (dict(zip(table.columns, row, strict=True)) for row in table.rows)
     assert x == {
         "arm": "x", "runs": 3, "reached it": 2,
@@ -608,6 +609,11 @@ def test_every_cell_of_the_table_of_arms(tmp_path, monkeypatch):
     assert (curves["x"].times, curves["x"].n, curves["x"].events) == ([100, 200], 3, 2)
     assert (censored, ends) == ({"x": [900], "y": [500, 600]}, {"x": 900, "y": 600})
     assert {arm: len(runs) for arm, runs in drawn["curves"].items()} == {"x": 3, "y": 2}
+    names, panels = drawn["arms"]
+    (medians,), (shares,) = (list(series.values()) for series in panels.values())
+    assert names == ["x", "y"] and medians[1] is None
+    assert (medians[0].estimate, medians[0].high) == (200, 900)  # open, so that it ends where the runs do
+    assert [(share.estimate, share.n) for share in shares] == [(2 / 3, 3), (0, 2)]
 
 
 def test_a_sweep_says_who_had_a_plateau_and_who_stayed(tmp_path):
@@ -767,7 +773,7 @@ def test_spectra_and_heads_are_drawn_from_their_arrays(axes, tmp_path):
 def test_the_atlas_has_fractions_across_and_decay_up(axes, tmp_path):
     cells = {(0.2, 0.0): (None, False), (0.2, 1.0): (None, True), (0.4, 0.0): (300, True), (0.4, 1.0): (100, True), (0.6, 1.0): (50, True)}  # fmt: skip
     table = pd.DataFrame(
-        {"operation": "add", "p": 7, "epochs": 500, "train_frac": f, "weight_decay": d, "time": t or 500, "grokked": t is not None, "has_memorised": m}
+        {"operation": "add", "p": 7, "epochs": 500, "train_frac": f, "weight_decay": d, "time": t or 500, "grokked": t is not None, "has_memorised": m, "has_plateau": t == 300}
         for (f, d), (t, m) in cells.items()
     )  # fmt: skip
     figures.plot_atlas(table, tmp_path / "x")
@@ -779,6 +785,8 @@ def test_the_atlas_has_fractions_across_and_decay_up(axes, tmp_path):
     greys = {patch.get_xy(): patch.get_facecolor() for patch in axis.patches}
     assert greys[(-0.5, -0.5)] == colors.to_rgba(figures.REGIONS["never memorised"])
     assert greys[(-0.5, 0.5)] == colors.to_rgba(figures.REGIONS["memorised only"])
+    frames = [patch for patch in axis.patches if not patch.get_fill()]
+    assert [frame.get_xy() for frame in frames] == [pytest.approx((0.58, -0.42))]  # of the one that groks
 
 
 def test_a_series_is_a_columns_values_where_it_was_measured():

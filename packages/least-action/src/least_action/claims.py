@@ -214,10 +214,16 @@ def _event_ratio(id_: str, statement: str, source: str, column: str, unit: str, 
     )  # fmt: skip
 
 
+def _reaches(of: str, which: str) -> Measure:
+    """Share of the trainings that reach 0.99."""
+    measure = share("grokked", which, of=of, by=TRAINING).given(GROKKED=GROKKED)
+    return replace(measure, metric="reached_99")
+
+
 def _operation(name: str, noun: str) -> Claim:
     return Claim(
         f"generalises_{name}", f"More than half of the runs on {noun} reach 0.99 test accuracy", OWN, "9 of 10 runs", "share of runs",
-        share("grokked", name, of="operation", by=TRAINING).given(GROKKED=GROKKED), above=HALF,
+        _reaches("operation", name), above=HALF,
         decided_by="sweep --config operations",
     )  # fmt: skip
 
@@ -225,7 +231,7 @@ def _operation(name: str, noun: str) -> Claim:
 CLAIMS = (
     Claim(
         "generalises", "More than half of the runs with weight decay reach 0.99 test accuracy", POWER, "every run", "share of runs",
-        share("grokked", DENSE, of="kind", by=TRAINING).given(GROKKED=GROKKED), above=HALF,
+        _reaches("kind", DENSE), above=HALF,
     ),
     Claim(
         "plateau",
@@ -455,6 +461,7 @@ def columns(folder: Path, config: TrainerConfig) -> dict[str, Any]:
         **events.as_dict(),
         "time": time,
         "grokked": grokked,
+        "reached_99": grokked,  # as a reader of claims sees it: a run groks where it has a plateau too
         "censored": not grokked,
         "has_memorised": events.memorised is not None,
         "memorises_first": grokked and events.memorised is not None and events.delay is not None and events.delay > 0,

@@ -200,6 +200,7 @@ def plot_arm_curves(arms: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], p
             axis.plot(epochs, [row["train_acc"] for row in evaluations], color=COLOURS[0], alpha=0.5, linewidth=0.8)
             axis.plot(epochs, [row["test_acc"] for row in evaluations], color=COLOURS[1], alpha=0.8, linewidth=1)
         axis.set_title(name, fontsize=8.5)
+        axis.tick_params(labelbottom=True)  # also above a panel that is not there
     axes[0, 0].plot([], [], color=COLOURS[0], label="training pairs")
     axes[0, 0].plot([], [], color=COLOURS[1], label="held-out pairs")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=7.5, loc="outside upper center", ncols=2)
@@ -210,6 +211,8 @@ def plot_arm_curves(arms: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], p
 
 REGIONS = {"never memorised": "0.55", "memorised only": "0.85"}
 """Greys of the cells in which fewer than half of the seeds generalise."""
+GENERALISES, GROKS = "generalises", "groks"
+"""Regions of the cells in which half or more do; of the second, half or more of those after a plateau."""
 
 
 def plot_atlas(table: "pd.DataFrame", path: Path) -> Path:
@@ -240,6 +243,10 @@ def plot_atlas(table: "pd.DataFrame", path: Path) -> Path:
             colour = REGIONS[region] if region in REGIONS else colours(scale(float(text)))
             dark = region not in REGIONS and scale(float(text)) > 0.5
             axis.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=colour, edgecolor="white"))
+            if region == GROKS:
+                axis.add_patch(
+                    Rectangle((x - 0.42, y - 0.42), 0.84, 0.84, fill=False, edgecolor="#D55E00", linewidth=1.6)
+                )
             reached = int(cell["grokked"].sum())
             some = f"\n{reached} of {len(cell)}" if 0 < reached < len(cell) else ""
             axis.annotate(text + some, (x, y), ha="center", va="center", fontsize=8, color="white" if dark else "black")
@@ -253,7 +260,11 @@ def plot_atlas(table: "pd.DataFrame", path: Path) -> Path:
     figure.supxlabel("fraction of the pairs for training", fontsize=9)
     figure.supylabel("weight decay", fontsize=9)
     names = [Patch(facecolor=colour, label=name) for name, colour in REGIONS.items() if name in there]
-    figure.legend(handles=names, fontsize=7.5, ncols=2, loc="outside upper center")  # no cell lies under it
+    if GROKS in there:
+        names.append(
+            Patch(facecolor="white", edgecolor="#D55E00", label="half or more of these after a plateau (they grok)")
+        )
+    figure.legend(handles=names, fontsize=7.5, ncols=3, loc="outside upper center")  # no cell lies under it
     image = matplotlib.cm.ScalarMappable(scale, colours)
     bar = figure.colorbar(
         image, ax=axes.ravel().tolist(), label="median epochs to 0.99", shrink=0.8, ticks=LogLocator(subs=(1, 2, 5)), format="%d",
@@ -272,12 +283,14 @@ def title_of(operation: Any, runs: "pd.DataFrame") -> str:
 
 
 def cell_of(runs: "pd.DataFrame") -> tuple[str, str]:
-    """(region, text) of a cell's seeds: "generalises" with the median time, where half or more do; else how far they got.
+    """(region, text) of a cell's seeds: "generalises" or "groks" with the median time, where half or more do; else how far
+    they got.
 
     The median is of times that are censored: with half or more observed it is one of those.
     """
     median = sorted(runs["time"].where(runs["grokked"], float("inf")))[(len(runs) - 1) // 2]
     if median != float("inf"):
-        return "generalises", f"{median:.0f}"
+        after_plateau = runs["has_plateau"][runs["grokked"].astype(bool)].mean()
+        return GROKS if after_plateau >= 0.5 else GENERALISES, f"{median:.0f}"
     memorised = runs["has_memorised"].mean() >= 0.5
     return ("memorised only" if memorised else "never memorised"), "-"

@@ -12,9 +12,11 @@ from least_action.figures import plot_arm_curves, plot_atlas, plot_survival, sav
 from least_action.plan import plan
 from least_action.survival import Survival, kaplan_meier
 from studycore.claims import Wording, listed, said, said_of, sentences
+from studycore.figures import plot_arms
 from studycore.metrics_log import read_rows
 from studycore.record import Record
 from studycore.report import NOT_APPLICABLE, Picture, Report, Table
+from studycore.statistics import Interval, share_interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -140,13 +142,16 @@ def report_sweep(record: Record) -> Report:
         )
         for arm, curve in curves.items()
     ]  # fmt: skip
-    tables = [
-        Table("Time to 0.99 test accuracy by arm (epochs)", ("arm", "runs", "reached it", "held: median [95 % interval]", "first touch: median", "test accuracy at memorisation", "on new pairs", "highest of the window", "stable", *(("gate entropy over log heads", "largest use of a head") if routed else ())), arm_rows,
-              f"Held: in the evaluations of a window. Highest of the window: on new pairs, from memorisation on; below {PLATEAU:g} it is a plateau. Stable: runs with 0.99 in {STABLE:.0%} of the evaluations after the first touch, of those with {LEAST_EVALUATIONS} of them beyond a window. Kaplan-Meier median with the interval of Brookmeyer and Crowley; runs that did not reach it are censored at their end. An upper bound \"not reached\": the curve's upper band stays above one half.", folded=is_atlas(table)),
-        event_table(table.to_dict("records"), folded=len(table) > 8),
-    ]  # fmt: skip
-    pictures = atlas_pictures(table, record.folder / "figures") or arm_pictures(record, arms, curves)
-    tables = [*smallest_fractions(table), *tables]
+    by_arm = Table("Time to 0.99 test accuracy by arm (epochs)", ("arm", "runs", "reached it", "held: median [95 % interval]", "first touch: median", "test accuracy at memorisation", "on new pairs", "highest of the window", "stable", *(("gate entropy over log heads", "largest use of a head") if routed else ())), arm_rows,
+              f"Held: in the evaluations of a window. Highest of the window: on new pairs, from memorisation on; below {PLATEAU:g} it is a plateau. Stable: runs with 0.99 in {STABLE:.0%} of the evaluations after the first touch, of those with {LEAST_EVALUATIONS} of them beyond a window. Kaplan-Meier median with the interval of Brookmeyer and Crowley; runs that did not reach it are censored at their end. An upper bound \"not reached\": the curve's upper band stays above one half.", folded=True)  # fmt: skip
+    events = event_table(table.to_dict("records"), folded=len(table) > 8)
+    if is_atlas(table):
+        pictures, tables = (
+            atlas_pictures(table, record.folder / "figures"),
+            [*smallest_fractions(table), by_arm, events],
+        )
+    else:
+        pictures, tables = arm_pictures(record, arms, curves, by_arm), [events]
     shared = notes(record.first_config)[1:5]
     counts = {"runs": len(table), "failed": len(record.missing), "arms": metrics}
     missing = {job.config.operation for job in plan(record.config) if job.name in record.missing}
@@ -155,8 +160,10 @@ def report_sweep(record: Record) -> Report:
     return Report("least-action sweep", QUESTION, answer, tables, pictures, [*said_more, *shared], counts)
 
 
-def arm_pictures(record: Record, arms: Mapping[str, "pd.DataFrame"], curves: Mapping[str, Survival]) -> list[Picture]:
-    """Times to 0.99 and accuracies, by arm."""
+def arm_pictures(
+    record: Record, arms: Mapping[str, "pd.DataFrame"], curves: Mapping[str, Survival], by_arm: Table
+) -> list[Picture]:
+    """Times to 0.99 and accuracies, by arm; `by_arm` has the numbers of the times."""
     rows_of = {
         arm: [read_rows(Path(folder) / "metrics.jsonl") for folder in runs["folder"]] for arm, runs in arms.items()
     }
@@ -168,6 +175,18 @@ def arm_pictures(record: Record, arms: Mapping[str, "pd.DataFrame"], curves: Map
             "Share of runs that have not reached 0.99 test accuracy over training (Kaplan-Meier, 95 % band); ticks: runs that ended without it.",
         ),
         Picture(
+            plot_arms(
+                list(arms),
+                {
+                    "epochs to 0.99, median": {"": [median_of(curve, ends[arm]) for arm, curve in curves.items()]},
+                    "share of runs that reach it": {"": [share_interval(c.events, c.n) for c in curves.values()]},
+                },
+                record.folder / "figures" / "arms.svg",
+            ),
+            "Kaplan-Meier median of the epochs to 0.99 (none where fewer than half of the runs reach it; an interval that is open ends at the last epoch) and share of the runs that reach it, with 95 % intervals.",
+            by_arm,
+        ),
+        Picture(
             plot_arm_curves(rows_of, record.folder / "figures" / "accuracy_by_arm.svg"),
             "Accuracy over training, every run of each arm.",
         ),
@@ -177,6 +196,12 @@ def arm_pictures(record: Record, arms: Mapping[str, "pd.DataFrame"], curves: Map
 def arm_survival(runs: "pd.DataFrame") -> Survival:
     """Kaplan-Meier curve of the time to grok at 0.99."""
     return kaplan_meier(runs["time"].tolist(), runs["grokked"].tolist())
+
+
+def median_of(curve: Survival, end: float) -> Interval | None:
+    """The median with its interval, which ends at `end` where it is open; None where it was not reached."""
+    median, (low, high) = curve.quantile(), curve.median_interval()
+    return None if median is None else Interval(median, low or 0.0, end if high is None else high, curve.n)
 
 
 def median_text(curve: Survival) -> str:
@@ -313,7 +338,7 @@ def atlas_pictures(table: "pd.DataFrame", folder: Path) -> list[Picture]:
         return []
     caption = (
         "What becomes of a run: number and colour give the median epochs to 0.99 test accuracy where half of the seeds or more get there, and how many "
-        f"did where not all; grey: fewer than half; blank: not run. {tasks_of(table)}"
+        f"did where not all; framed: half or more of those after a plateau, so that they grok; grey: fewer than half; blank: not run. {tasks_of(table)}"
     )
     return [Picture(plot_atlas(table, folder / "atlas.svg"), caption)]
 

@@ -23,6 +23,7 @@ from least_action.analysis import (
     seed_groups,
     snapshot,
     telling_fields,
+    time_to_grok,
 )
 from least_action.analysis.checkpoints import Snapshot, checkpoint_steps
 from least_action.config import SPECTRA_LEFT_OUT
@@ -161,6 +162,19 @@ def table(store: ExperimentStore, names: Sequence[str], all_columns: bool = Fals
     return frame.astype(dict.fromkeys(epochs, "Int64"))  # whole numbers beside gaps
 
 
+def group_table(store: ExperimentStore, names: Sequence[str], by: str) -> pd.DataFrame:
+    """A row per value of a field: how many runs have it, how many memorised and reached 0.99, and their median epochs to it."""
+    groups = time_to_grok([store.experiments[name] for name in names], [by])
+    medians = groups["median"].round().astype("Int64")
+    columns = {
+        by: groups[by].map(str),
+        "runs": groups["n"],
+        "memorised": groups["memorised"],
+        "reached 0.99": groups["grokked"],
+    }
+    return pd.DataFrame(columns | {"epochs": medians})
+
+
 def widths(frame: pd.DataFrame) -> list[str]:
     """Of the table's columns, by the longest text of each, so that as many as can be stand side by side: a name whole, up
     to a limit, a long value cut off."""
@@ -208,7 +222,7 @@ def draw(store: ExperimentStore, view: View) -> tuple[Any, str, Callable[[], pd.
         return plots.message(str(error), view), f"{error}.", pd.DataFrame
     note = f"Shaded: the phases of {runs[0].name}." if view.shade else ""
     if view.lines == BAND:
-        note += " Lines: means over seeds, in a band from the lowest to the highest"
+        note += " Lines: means over seeds, up to where the first of them ends, in a band from the lowest to the highest"
         few = len(seed_groups(runs)) <= len(plots.COLOURS)
         note += "; each seed thinly behind." if few else "."
     return figure, note, lambda: curves_data(runs, view)
@@ -252,9 +266,11 @@ def build(store: ExperimentStore) -> gr.Blocks:
         names = [f.name for f in fields(View)]
         inputs = [c[name] for name in names]
         shown = [c["figure"], c["note"], c["link"]]
-        of_table_outputs = [c[name] for name in ("table", "status", "runs", "sweep", "rows", "columns", "listed")]
+        of_table_outputs = [
+            c[name] for name in ("table", "status", "runs", "sweep", "group", "rows", "columns", "listed")
+        ]
         of_section = [c["metrics"], c["of_curves"], c["of_heat_map"], c["of_checkpoints"]]
-        plain = [n for n in names if n not in ("runs", "sweep", "rows", "columns", "metrics")]
+        plain = [n for n in names if n not in ("runs", "sweep", "group", "rows", "columns", "metrics")]
         kept: dict[tuple[int, View], tuple[Any, str]] = {}
 
         def view_from(*values: Any) -> View:
@@ -263,7 +279,7 @@ def build(store: ExperimentStore) -> gr.Blocks:
                 given[name] = tuple(given[name] or ())
             for name in ("first", "last"):
                 given[name] = int(given[name]) if str(given[name]).strip().isdecimal() else None
-            for name in ("rows", "columns", "where"):
+            for name in ("group", "rows", "columns", "where"):
                 given[name] = given[name] or ""
             given["sweep"] = given["sweep"] or ALL
             return View(**{**given, "percent": int(given["percent"]), "smooth": int(given["smooth"])})
@@ -288,12 +304,13 @@ def build(store: ExperimentStore) -> gr.Blocks:
             groups = dict.fromkeys(map(get_experiment_group, store.list_experiments()))
             label_of = plots.labels(list(store.experiments.values()))
             there = ["", *differing_fields(runs)]
-            rows, columns = (name if name in there else "" for name in (view.rows, view.columns))
-            frame = table(store, listed_names, view.all_columns)
+            group, rows, columns = (name if name in there else "" for name in (view.group, view.rows, view.columns))
+            frame = group_table(store, listed_names, group) if group else table(store, listed_names, view.all_columns)
             return [
                 gr.update(value=frame, column_widths=widths(frame)), status(store) + problem,
                 gr.update(choices=[(label, name) for name, label in label_of.items()], value=list(view.runs or ())),
-                gr.update(choices=[ALL, *groups], value=view.sweep), gr.update(choices=there, value=rows),
+                gr.update(choices=[ALL, *groups], value=view.sweep), gr.update(choices=there, value=group),
+                gr.update(choices=there, value=rows),
                 gr.update(choices=there, value=columns), (store.version, tuple(listed_names)),
             ]  # fmt: skip
 
@@ -335,9 +352,12 @@ def build(store: ExperimentStore) -> gr.Blocks:
                 view = replace(view, runs=tuple(listed(store, view))) if view.runs == seen[1] else view
             return [*of_table(view), *drawn(view)]
 
-        def pick(event: gr.SelectData, seen: tuple[int, tuple[str, ...]], runs: list[str]) -> list[str]:
-            """A click on a row of the table adds the run to those shown, or takes it out."""
-            label_of = plots.labels([store.experiments[name] for name in seen[1] if name in store.experiments])
+        def pick(event: gr.SelectData, seen: tuple[int, tuple[str, ...]], runs: list[str], group: str) -> list[str]:
+            """A click on a row of the table adds the run to those shown, or takes it out; on a group it shows that one's runs."""
+            listed_runs = [store.experiments[name] for name in seen[1] if name in store.experiments]
+            if group:
+                return [run.name for run in listed_runs if str(run.config.get(group)) == event.row_value[0]] or runs
+            label_of = plots.labels(listed_runs)
             name = next((name for name, label in label_of.items() if label == event.row_value[0]), None)
             if name is None:
                 return runs
@@ -375,10 +395,13 @@ def build(store: ExperimentStore) -> gr.Blocks:
             c[name].change(redraw, inputs, shown, **quiet)
         c["section"].input(section, inputs, [*of_section, *shown], **quiet)
         c["sweep"].input(filtered, inputs, [*of_table_outputs, *shown], **quiet)
-        c["all_columns"].input(tabled, inputs, [*of_table_outputs, c["link"]], **quiet)
+        for name in ("all_columns", "group"):
+            c[name].input(tabled, inputs, [*of_table_outputs, c["link"]], **quiet)
         c["where"].submit(filtered, inputs, [*of_table_outputs, *shown], **quiet)
         at_once = {"show_progress": "hidden", "queue": False, "trigger_mode": "multiple"}
-        c["table"].select(pick, [c["listed"], c["runs"]], c["runs"], **at_once).then(redraw, inputs, shown, **quiet)
+        c["table"].select(pick, [c["listed"], c["runs"], c["group"]], c["runs"], **at_once).then(
+            redraw, inputs, shown, **quiet
+        )
         c["none"].click(lambda: [], None, c["runs"], **at_once).then(redraw, inputs, shown, **quiet)
         c["link"].change(None, c["link"], None, js=LINK)
         c["dark"].change(None, c["dark"], None, js=DARK)
@@ -403,7 +426,7 @@ def controls() -> dict[str, Any]:
             c["dark"] = gr.Checkbox(False, label="dark", elem_id="dark", container=False, min_width=60)
             c["export"] = gr.Button("Export figure and data", size="sm", elem_id="export", min_width=160)
     with gr.Row():
-        left, right = gr.Column(scale=4, min_width=340), gr.Column(scale=8, min_width=560)
+        left, right = gr.Column(scale=5, min_width=340), gr.Column(scale=8, min_width=560)
     with left:
         with gr.Column():
             c["sweep"] = gr.Dropdown([ALL], value=ALL, label="sweep", elem_id="sweep", scale=1)
@@ -414,7 +437,11 @@ def controls() -> dict[str, Any]:
         c["table"] = gr.Dataframe(
             interactive=False, max_height=420, show_search="search", elem_id="table", show_label=False, pinned_columns=1,
         )  # fmt: skip
-        c["all_columns"] = gr.Checkbox(False, label="all columns", elem_id="all_columns", container=False)
+        with gr.Row(equal_height=True):
+            c["group"] = gr.Dropdown([""], value="", label="a row for each", elem_id="group", scale=2, **stale)
+            c["all_columns"] = gr.Checkbox(
+                False, label="all columns", elem_id="all_columns", container=False, min_width=120
+            )
         label = "shown (a click on a row adds or removes it)"
         c["runs"] = gr.Dropdown([], multiselect=True, label=label, elem_id="runs", **stale)
         c["none"] = gr.Button("Show none", size="sm", elem_id="none")

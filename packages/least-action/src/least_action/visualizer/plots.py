@@ -1,6 +1,6 @@
 """Figures of the explorer: functions of experiments and a view."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -121,7 +121,7 @@ def curves(experiments: Sequence[ExperimentData], view: View) -> go.Figure:
         figure.add_traces(traces, rows=[place["row"]] * len(traces), cols=[place["col"]] * len(traces))
         figure.update_yaxes(type="log" if view.log_y and metric in LOGARITHMIC else "linear", **place)
         if metric in LOGARITHMIC and view.log_y:
-            figure.update_yaxes(tickformat="~g", nticks=6, **place)
+            figure.update_yaxes(tickformat="~g", dtick=log_step(traces), **place)
     if view.shade:
         shade(figure, experiments[0], len(metrics), view)
     for column in range(columns):  # below the last panel of each column, which may be one row up
@@ -134,6 +134,18 @@ def curves(experiments: Sequence[ExperimentData], view: View) -> go.Figure:
         ends = [view.first or 0, end if view.last is None else view.last]
         figure.update_xaxes(range=[np.log10(max(1, x)) for x in ends] if view.log_x else ends)
     return styled(figure, view, 60 + 290 * rows + 22 * (len(experiments) // 6 if view.lines != BAND else 1))
+
+
+def log_step(traces: Sequence[go.Scatter]) -> float | str:
+    """The step between the labels of a logarithmic axis, as Plotly writes it, so that none covers another: whole decades, or 1,
+    2 and 5 of each, or equal parts of less than that."""
+    values = np.concatenate([np.asarray(trace.y, dtype="float64") for trace in traces] or [np.ones(1)])
+    values = values[np.isfinite(values) & (values > 0)]
+    low, high = (values.min(), values.max()) if len(values) else (1.0, 1.0)
+    decades = np.log10(high / low)
+    if decades > 2:
+        return float(np.ceil(decades / 5))
+    return "D2" if decades > 0.7 or low == high else f"L{(high - low) / 4:.0e}"
 
 
 def has(experiment: ExperimentData, metric: str) -> bool:
@@ -184,9 +196,19 @@ def lines(experiments: Sequence[ExperimentData], metric: str, view: View, legend
         if view.smooth > 1:
             line = style | {"width": 1}
             traces.append(go.Scatter(**common, y=values, line=line, opacity=0.3, showlegend=False, hoverinfo="skip"))
-            values = values.rolling(view.smooth, min_periods=1, center=True).mean()
+            values = smoothed(values.to_frame(), view.smooth).iloc[:, 0]
         traces.append(go.Scatter(**common, y=values, line=style | {"width": 1.6}, showlegend=legend))
     return traces
+
+
+def smoothed(table: pd.DataFrame, window: int) -> pd.DataFrame:
+    """Centred moving averages. Near the ends the window shrinks on both sides alike: an average of what comes later alone
+    would begin where no run began."""
+    sums = np.vstack([np.zeros(table.shape[1]), table.to_numpy(dtype="float64").cumsum(axis=0)])
+    places = np.arange(len(table))
+    half = np.minimum(window // 2, np.minimum(places, places[::-1]))
+    means = (sums[places + half + 1] - sums[places - half]) / (2 * half + 1)[:, None]
+    return pd.DataFrame(means, index=table.index, columns=table.columns)
 
 
 def bands(groups: Mapping[str, Sequence[ExperimentData]], metric: str, view: View, legend: bool) -> list[go.Scatter]:
@@ -204,7 +226,7 @@ def bands(groups: Mapping[str, Sequence[ExperimentData]], metric: str, view: Vie
             aligned = np.log(aligned.where(aligned > 0))
         band = seed_bands(aligned)
         if view.smooth > 1:
-            band = band.rolling(view.smooth, min_periods=1, center=True).mean()
+            band = smoothed(band, view.smooth)
         if logarithmic:
             band[["mean", "min", "max"]], aligned = np.exp(band[["mean", "min", "max"]]), np.exp(aligned)
         common = {"legendgroup": group, "name": label, "mode": "lines"}
@@ -300,10 +322,12 @@ def heat_map(experiments: Sequence[ExperimentData], view: View) -> tuple[go.Figu
             f"choose runs, or rows and columns, that leave {PANELS}"
         )
     tables = {setting: time_to_grok(runs, by) for setting, runs in panels.items()}
-    medians = pd.concat([table["median"] for table in tables.values()]).dropna()
+    every = pd.concat(tables.values())
+    medians = every["median"].dropna()
     ends = (float(medians.min()), float(medians.max())) if len(medians) else (0.0, 1.0)
     alone = len(tables) == 1
-    heights = [(90 if alone else 62) * (table[rows].nunique() if rows else 1) for table in tables.values()]
+    down, across = (in_order(every[name]) if name else [""] for name in (rows, columns))  # one grid for all panels
+    heights = [(90 if alone else 62) * len(down)] * len(tables)
     gaps = PANEL_GAP * (len(tables) - 1)
     figure = make_subplots(
         len(tables), 1, subplot_titles=[panel_title(runs, others) for runs in panels.values()] if others else None,
@@ -311,7 +335,7 @@ def heat_map(experiments: Sequence[ExperimentData], view: View) -> tuple[go.Figu
     )  # fmt: skip
     colours: list[str | None] = [None] * len(figure.layout.annotations)
     for number, table in enumerate(tables.values(), start=1):
-        colours += _cells(figure, table, rows, columns, ends, view, number)
+        colours += _cells(figure, table, (rows, down), (columns, across), ends, view, number)
     styled(figure, view, (140 if alone else 78) + sum(heights) + gaps)
     for annotation, colour in zip(figure.layout.annotations, colours, strict=True):
         if colour:
@@ -332,6 +356,12 @@ def heat_map_fields(experiments: Sequence[ExperimentData], view: View) -> tuple[
     return rows, view.columns or next((name for name in order if name != rows), "")
 
 
+def in_order(values: Iterable[Any]) -> list[Any]:
+    """The different ones: numbers by size, before all else."""
+    is_number = (int, float)
+    return sorted(dict.fromkeys(values), key=lambda v: (0, v, "") if isinstance(v, is_number) else (1, 0, str(v)))
+
+
 def panel_title(runs: Sequence[ExperimentData], others: Sequence[str]) -> str:
     """Of a panel: its setting of the other fields, the task in words, and the longest of its runs."""
     config = runs[0].config
@@ -344,11 +374,12 @@ def panel_title(runs: Sequence[ExperimentData], others: Sequence[str]) -> str:
 
 
 def _cells(
-    figure: go.Figure, table: pd.DataFrame, rows: str, columns: str, ends: tuple[float, float], view: View, number: int
-) -> list[str]:
-    """The cells of one panel with their text. Returns the texts' colours."""
-    down = [str(v) for v in dict.fromkeys(table[rows])] if rows else [""]
-    across = [str(v) for v in dict.fromkeys(table[columns])] if columns else [""]
+    figure: go.Figure, table: pd.DataFrame, of_rows: tuple[str, list[Any]], of_columns: tuple[str, list[Any]],
+    ends: tuple[float, float], view: View, number: int,
+) -> list[str]:  # fmt: skip
+    """The cells of one panel with their text, on the grid of the fields with their values. Returns the texts' colours."""
+    rows, columns = of_rows[0], of_columns[0]
+    down, across = (list(map(str, values)) for _, values in (of_rows, of_columns))
     values = np.full((len(down), len(across)), np.nan)
     state = values.copy()
     texts = np.full(values.shape, "", dtype=object)

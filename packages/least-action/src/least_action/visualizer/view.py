@@ -57,6 +57,8 @@ class View:
     """None: all that sweep and condition leave. An empty tuple is a choice as well: none."""
     all_columns: bool = False
     """Of the table; else those that tell the runs apart and their events."""
+    group: str = ""
+    """Field by whose values the table's runs are summarised; empty: a row per run."""
     metrics: tuple[str, ...] = ()
     """Empty: the section's first four."""
     lines: str = BAND
