@@ -305,6 +305,7 @@ def test_an_end_that_is_not_at_the_threshold_is_not_rounded_onto_it():
     def shown(low, high):
         return figure_of(judge(STATEMENT | {"threshold": 0.0}, Interval(0.08, low, high, 5), ""))
 
+    assert figure_of({"measured": 0.08, "interval95": [-0.0002, 0.143]}) == "0.080 [0.000, 0.143]"  # of no claim
     assert shown(-0.0002, 0.143) == "0.0800 [-0.0002, 0.1430]"
     assert shown(0.0, 0.143) == "0.080 [0.000, 0.143]"
     assert shown(-1e-12, 0.143) == "0.080 [0.000, 0.143]"  # which no four digits more would show

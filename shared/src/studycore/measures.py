@@ -136,9 +136,9 @@ def paired_ratio(
 
     `censored` names the column that is true where the metric, a time, was not reached and is the run's length: a
     censored treated run makes the ratio a lower bound, a censored control an upper bound. `alike` says in words what the
-    runs of a pair have in common, where the name of the column `by` does not. `grid` names the column with the step at
-    which the metric, a time, was looked for: it may have been up to a step earlier, in all runs, and the interval holds that
-    (see studycore.statistics.ratio_interval).
+    runs of a pair have in common, where the name of the column `by` does not. `grid` names the column with the number
+    of steps between evaluations: the metric, a time, may have come up to that many steps before it was seen, in all runs
+    alike, and the interval reaches as far (see studycore.statistics.ratio_interval).
     """
 
     def compute(table: "DataFrame") -> tuple[Interval, str]:

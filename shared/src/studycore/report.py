@@ -260,7 +260,7 @@ def figure_of(of: "Mapping[str, Any] | Interval") -> str:
     """
     threshold = None
     if isinstance(of, Mapping):
-        bound, point, (low, high), threshold = of.get("bound"), of["measured"], of["interval95"], of["threshold"]
+        bound, point, (low, high), threshold = of.get("bound"), of["measured"], of["interval95"], of.get("threshold")
     else:
         bound, point, low, high = of.bound, of.estimate, of.low, of.high
     decimals = _decimals(low, high)

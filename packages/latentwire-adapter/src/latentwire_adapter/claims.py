@@ -286,24 +286,25 @@ def claims(verb: str, config: Any) -> Sequence[Claim]:
     ]
 
 
-def _failing() -> Measure:
-    def compute(table: "DataFrame") -> tuple[Interval, str]:
-        if table.empty or "failing" not in table:
-            raise NotRun("The checks have not run.")
-        failing = float(table["failing"].iloc[0])
-        return Interval(failing, failing, failing, int(table["checks"].iloc[0])), "Counted."
+def _of_one_run(text: str, column: str, n: str, units: str, how: str, lacking: str) -> Measure:
+    """A figure that has no error: it was counted."""
 
-    return Measure("failing checks", compute, "checks")
+    def compute(table: "DataFrame") -> tuple[Interval, str]:
+        if table.empty or column not in table:
+            raise NotRun(lacking)
+        value = float(table[column].iloc[0])
+        return Interval(value, value, value, int(table[n].iloc[0])), how
+
+    return Measure(text, compute, units)
+
+
+def _failing() -> Measure:
+    return _of_one_run("failing checks", "failing", "checks", "checks", "Counted.", "The checks have not run.")
 
 
 def _kept() -> Measure:
-    def compute(table: "DataFrame") -> tuple[Interval, str]:
-        if table.empty or "kept_8x" not in table:
-            raise NotRun("No fit is finished.")
-        kept = float(table["kept_8x"].iloc[0])
-        return Interval(kept, kept, kept, int(table["types_seen"].iloc[0])), "Exact, of the token types counted."
-
-    return Measure("kept_8x", compute, "token types")
+    how = "Exact, of the token types counted."
+    return _of_one_run("kept_8x", "kept_8x", "types_seen", "token types", how, "No fit is finished.")
 
 
 # ---------------------------------------------------------------------------------------------- what a run's folder says

@@ -49,8 +49,8 @@ ENTROPY_SHARE, MAX_USE = 0.5, 0.9
 """Gates are selective when their mean entropy is below this share of log heads, no head has more than this use, and the
 heaviest heads of different inputs differ: gates that are the same for every input route nothing."""
 KEPT, REMOVED = 0.95, 0.05
-"""Accuracy of the key frequencies alone, and without them, that counts as kept and as removed: chance is below 0.01 at p = 113. Nothing is asked of accuracies
-without them where chance, 1 / p, is more than half of that, and nothing of the plateau where it is more than half of its."""
+"""Accuracy of the key frequencies alone, and without them, that counts as kept and as removed: chance is below 0.01 at p = 113. Accuracy without
+them, and the plateau, are not asked about where chance, 1 / p, is more than half of their bound."""
 UNITS_OF_A_SHARE = 6
 """Trainings with which the exact interval of a share can lie above or below one half; also the pairs that a
 ratio of times needs: where 15 in 100 seeds behave otherwise, three seeds show none of these in 61 of 100 trials."""
@@ -118,8 +118,8 @@ def _left_out(runs: int, reasons: Mapping[str, int]) -> str:
 def _share_of_known(metric: str, of: str = "") -> Measure:
     """Share of the dense trainings in which `metric` is true; with `of`, only among those in which `of` is true.
 
-    What has an exact interval, where a mean of bounded values has Student's: that has no width when the few runs seen are
-    alike, however many others are not. A run of these without a value leaves it not run.
+    A share has an exact interval. Student's interval of a mean of bounded values would have no width when the few runs that
+    were made are alike, however many others are not. One of these runs without a value leaves the claim not run.
     """
     plain = share(metric, DENSE, of="kind", by=TRAINING)
 

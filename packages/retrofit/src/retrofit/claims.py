@@ -204,32 +204,25 @@ def budget_moves_kappa(penalty: str) -> Condition:
 def after_the_originals_updates(measure: Measure, *arms: str) -> Condition:
     """That all runs of the arms made as many updates as the original study's; else the sentence tells what was found."""
 
-    def unmet(table: "DataFrame") -> str:
-        chosen = table[table["arm"].isin(arms)] if "updates" in table.columns else table[:0]
-        if chosen.empty or int(chosen["updates"].min()) >= ORIGINAL_UPDATES:
-            return ""
-        change, _ = measure.compute(table)
-        return (
-            f"Not run at {ORIGINAL_UPDATES:,} updates; after {int(chosen['updates'].min()):,} updates: "
-            f"{figure_of(change)} %."
-        )
-
-    return Condition(f"updates of {', '.join(arms)} are {ORIGINAL_UPDATES} or more", unmet)
+    return _of_enough("updates", ORIGINAL_UPDATES, ("at {:,} updates", "after {:,} updates"), measure, arms)
 
 
 def on_enough_tokens(measure: Measure, *arms: str) -> Condition:
     """That ff_gram was measured on HEADLINE_TOKENS or more; else the sentence tells what was found."""
 
+    return _of_enough("ff_gram_tokens", HEADLINE_TOKENS, ("on {:,} tokens", "on {:,}"), measure, arms)
+
+
+def _of_enough(column: str, least: int, words: tuple[str, str], measure: Measure, arms: Sequence[str]) -> Condition:
     def unmet(table: "DataFrame") -> str:
-        chosen = table[table["arm"].isin(arms)].dropna(subset=["windows"]) if "windows" in table.columns else table[:0]
-        if chosen.empty or int(chosen["ff_gram_tokens"].min()) >= HEADLINE_TOKENS:
+        chosen = table[table["arm"].isin(arms)].dropna(subset=[column]) if column in table.columns else table[:0]
+        if chosen.empty or (there := int(chosen[column].min())) >= least:
             return ""
         change, _ = measure.compute(table)
-        return (
-            f"Not run on {HEADLINE_TOKENS:,} tokens; on {int(chosen['ff_gram_tokens'].min()):,}: {figure_of(change)} %."
-        )
+        asked, seen = words[0].format(least), words[1].format(there)
+        return f"Not run {asked}; {seen}: {figure_of(change)} %."
 
-    return Condition(f"ff_gram_tokens of {', '.join(arms)} are {HEADLINE_TOKENS} or more", unmet)
+    return Condition(f"{column} of {', '.join(arms)} are {least} or more", unmet)
 
 
 def size_of_difference(treated: str, control: str) -> Measure:

@@ -417,8 +417,8 @@ def claims(verb: str, config: Any) -> Sequence[Claim]:
         for arm in (*phase.get("arms", {}), *([phase["name"]] if "name" in phase else []))
     }
     findings = [claim for claim in (ANY_RIM, SAME_RIM, *FINDINGS) if set(ABOUT[claim.id]) <= arms_without_draw]
-    # Where radii are Euclidean norms the curvature reaches nothing, and runs that start in order need reach nothing: they
-    # could not tell.
+    # Two kinds of sweep cannot decide these: where radii are Euclidean norms the curvature does not enter, and runs that start
+    # in order have reached their hierarchy before any training.
     untold = set() if config.base.get("radius", TrainConfig.radius) == "hyperbolic" else {ANY_RIM.id, SAME_RIM.id}
     untold |= {"best_achieved"} if config.base.get("start_projections") == "loaded" else set()
     weightings = sorted(arm for arm in arms_without_draw if arm.startswith(WEIGHTS.removesuffix("*")))

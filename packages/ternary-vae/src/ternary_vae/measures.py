@@ -297,7 +297,7 @@ FOLLOWED = 0.5
 def order_of_controls(shuffled: str) -> Measure:
     """Mean size of the order over the runs of this arm, but for those that have learnt nothing: such a run is in no order either.
 
-    A run that lacks operations and has followed its valuations all the same contradicts the claim, and counts.
+    A run that follows its valuations without covering the operations contradicts the claim, so that it counts.
     """
 
     def compute(table: "DataFrame") -> tuple[Interval, str]:
