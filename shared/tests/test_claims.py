@@ -171,6 +171,15 @@ def test_an_unmet_precondition_is_said():
     assert verdicts([claim], pd.concat([TABLE] * 3), [as_stored(claim)])["a"]["verdict"] == "supported"
 
 
+def test_a_condition_that_does_not_hold_names_a_command_only_where_the_claim_does():
+    """What runs are like, the study's own command would find again."""
+    claim = dataclasses.replace(CLAIM, when=Condition("never", lambda table: "Noise passes too."))
+    for decided_by, command in (("", None), (None, None), ("all --config large", "toy all --config large")):
+        asked = dataclasses.replace(claim, decided_by=decided_by)
+        (judged,) = judge_all([asked], TABLE, [as_stored(claim)], lambda claim: f"toy {claim.decided_by}")
+        assert (judged["verdict"], judged["why"], judged.get("command")) == ("not run", "Noise passes too.", command)
+
+
 def test_without_inputs_there_is_no_number():
     claim = verdicts([CLAIM], pd.DataFrame({"y": [1.0]}), [as_stored(CLAIM)])["a"]
     assert (claim["measured"], claim["interval95"], claim["n"], claim["bound"], claim["verdict"], claim["why"]) == (

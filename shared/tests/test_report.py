@@ -362,6 +362,13 @@ def test_a_report_without_claims_says_so_and_code_in_notes_is_set_as_code(finish
     assert "Nothing is claimed" not in write_report(folder, Report("T", "Q", "A")).read_text()
 
 
+def test_a_page_beside_the_report_is_linked(finished):
+    folder = finished()
+    page = write_report(folder, Report("T", "Q", "A", pages={"the tree": folder / "a tree.html"})).read_text()
+    assert '<a href="a%20tree.html">the tree</a>' in page
+    assert "[the tree](a tree.html)" in (folder / "report.md").read_text()
+
+
 def test_a_picture_is_named_by_its_caption(finished):
     folder = finished()
     elements = Page(write_report(folder, full(folder)).read_text()).elements

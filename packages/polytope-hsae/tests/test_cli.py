@@ -57,6 +57,7 @@ def test_all_phases_then_one_that_finds_them_done(place, capsys):
     assert "<svg" in opened, "the first screen has the figure, no table"
     assert "Arms</h2>" not in page
     assert "<details>" in (place / "whole" / "feature_tree.html").read_text()
+    assert 'href="feature_tree.html"' in page
     # Phase 2 finds all that it needs.
     assert main(["phase2", "--config", "mini.yaml", *FLAGS, "--output-dir", "second"]) == 0
     said = capsys.readouterr().out

@@ -69,6 +69,12 @@ def test_ablations_are_arms():
     [
         ({"hsae": {"m_tpo": 3}}, r"hsae.m_tpo: is no key here; did you mean 'hsae.m_top'\?"),
         ({"data": {"qqqqqqqqqqqqqqqqqqqqq": 3}}, "data.q+: is no key here; the README's table lists those there are"),
+        (
+            {"model": {"name": "synthetic-tree"}, "concepts": {"parents": 7}},
+            "concepts.parents: the planted tree has no such thing",
+        ),
+        ({"model": {"name": "synthetic-tree", "dtype": "bf16"}}, "model.dtype: the planted tree has no such thing"),
+        ({"synthetic": {"parents": 7}}, "synthetic.parents: is read with model.name synthetic-tree alone"),
         ({"run": {"budget_hours": 30}}, "run.budget_hours: is no key here: --dry-run tells the time"),
         ({"hsae": {"router_temp": {"start": 1.5}}}, "hsae.router_temp: is no key here: codes keep their magnitude"),
         (

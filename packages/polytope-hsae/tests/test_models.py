@@ -143,6 +143,7 @@ def test_the_flat_export_takes_sequences_and_says_where_it_reads(tmp_path):
     import json
 
     flat, x_BD = model_of().to_flat("some/model", "ln_final.hook_normalized", 29), inputs()
+    assert (flat.device, flat.dtype) == (x_BD.device, x_BD.dtype)
     count = len(x_BD) // 3 * 3
     x_BTD = x_BD[:count].view(3, -1, x_BD.shape[1])
     codes_BTF = flat.encode(x_BTD)

@@ -170,7 +170,7 @@ def judge_all(
 
     A claim that was not registered is judged by the code's threshold and marked, with the sentence `unregistered` where
     there is one; one that the code no longer has, or measures otherwise, is not run. `command(claim)` is what would run one
-    that is not run; "" for none.
+    that is not run for want of a run; "" for none. Where a condition does not hold, only a command that the claim itself names.
     """
     stored = {entry["id"]: entry for entry in registered}
     judged = []
@@ -183,7 +183,10 @@ def judge_all(
             continue
         try:
             if claim.when and (unmet := claim.when.unmet(table)):
-                raise NotRun(unmet)
+                # What the runs are like is no lack of runs: the study's own command would find it again.
+                again = command(claim) if claim.decided_by else ""
+                judged.append(_verdict(facts, None, "not run", _joined(unmet, unregistered), again))
+                continue
             interval, how = claim.measure.compute(table)
         except NotRun as missing:
             judged.append(_verdict(facts, None, "not run", _joined(str(missing), unregistered), command(claim)))

@@ -63,6 +63,8 @@ class Report:
     """Deviations, limits, decisions."""
     metrics: Mapping[str, Any] = field(default_factory=dict)
     """What results.json says besides what the training wrote: of many runs, everything."""
+    pages: Mapping[str, Path] = field(default_factory=dict)
+    """What a page shows -> the page, in the run folder: it is linked under the main figure."""
 
 
 def write_results(
@@ -94,6 +96,7 @@ def write_report(folder: Path, report: Report, missing: Mapping[str, str] | None
         "exploratory": EXPLORATORY,
         "manifest": manifest,
         "config": (folder / "config.yaml").read_text(encoding="utf-8"),
+        "pages": {text: path.relative_to(folder).as_posix() for text, path in report.pages.items()},
         "jobs": {name: entry["folder"] for name, entry in manifest.get("jobs", {}).items()},
         "pictures": [
             (_inline(picture.path, f"picture{i}"), picture.caption, f"picture{i}", picture.table)

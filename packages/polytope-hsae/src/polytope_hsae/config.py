@@ -369,6 +369,12 @@ FIXED: dict[str, Any] = {
     "eval.layers": ["last"],
 }
 """Keys of the original study with the one value that this study implements."""
+OF_LANGUAGE = (
+    "model.revision", "model.dtype", "data.source", "data.window_length", "data.shard_size_tokens", "data.batch_size",
+    "concepts.parents", "concepts.max_children_per_parent", "concepts.prompts_per_concept", "concepts.senses",
+    "geometry.estimator.min_vocab_count",
+)  # fmt: skip
+"""Keys that a language model alone gives a meaning."""
 REFUSED: dict[str, str] = {
     "run.budget_hours": "--dry-run tells the time; leave it out",
     "geometry.estimator.class_balance": "a concept's vector is estimated from its own words alone (Park et al.); leave it out",
@@ -448,6 +454,11 @@ class StudyConfig:
                 near = get_close_matches(path, [*PATHS, *FIXED, *OF_STUDY], n=1)
                 mend = f"did you mean '{near[0]}'?" if near else "the README's table lists those there are"
                 raise ValueError(f"{path}: is no key here; {mend}")
+            planted = self.model.get("name") == SYNTHETIC
+            if path in OF_LANGUAGE and planted:
+                raise ValueError(f"{path}: the planted tree has no such thing; leave it out, or name a language model")
+            if path.startswith("synthetic.") and not planted:
+                raise ValueError(f"{path}: is read with model.name {SYNTHETIC} alone; leave it out, or name that model")
         for name in self.ablate:
             if name not in ABLATIONS:
                 raise ValueError(f"ablate: '{name}' is none of {', '.join(ABLATIONS)}; give some of these")

@@ -378,6 +378,16 @@ class FlatExport(nn.Module):
         self.b_enc = nn.Parameter(offset * self.norm_F, requires_grad=False)
         self.b_dec = nn.Parameter(model.bias / scale, requires_grad=False)
 
+    @property
+    def device(self) -> torch.device:
+        """As SAEBench asks for it."""
+        return self.W_dec.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """As SAEBench asks for it."""
+        return self.W_dec.dtype
+
     def encode(self, x: Tensor) -> Tensor:
         """[..., F] codes of activations [..., D] as they are."""
         codes_NF = dense_codes(self.model, x.reshape(-1, x.shape[-1])) * self.norm_F / self.model.config.input_scale

@@ -5,7 +5,13 @@ from typing import Any
 
 from polytope_hsae.claims import room
 from polytope_hsae.config import QUESTION, StudyConfig
-from polytope_hsae.visualization import geometry_pictures, pictures_of, plot_explained_variance, plot_purity_leakage
+from polytope_hsae.visualization import (
+    geometry_pictures,
+    pictures_of,
+    plot_explained_variance,
+    plot_purity_leakage,
+    tree_page,
+)
 from studycore.claims import Wording, said, sentences
 from studycore.figures import plot_arms
 from studycore.record import Record
@@ -41,7 +47,7 @@ def report(record: Record) -> Report:
         tables.append(arm_table(record, arms, "Training and usage", TRAINING_COLUMNS, note))
         tables[-1].folded = True
     metrics = {arm: _means(record, arm) for arm in arms}
-    return Report("polytope-hsae", QUESTION, answer(record.claims), tables, pictures, [*figures_in_words(record), *notes(record)], {"arms": metrics, "jobs": len(table)})  # fmt: skip
+    return Report("polytope-hsae", QUESTION, answer(record.claims), tables, pictures, [*figures_in_words(record), *notes(record)], {"arms": metrics, "jobs": len(table)}, tree_page(record))  # fmt: skip
 
 
 ONE_JOB = {

@@ -15,7 +15,7 @@ from studycore.report import Picture, Table
 
 def pictures_of(record: Record, geometry: Table | None = None) -> list[Picture]:
     """Of the geometry, over its table, and of steering: every figure whose data are there."""
-    folders = {str(row["run"]): Path(row["folder"]) for _, row in record.table.iterrows()}
+    folders = _folders_of(record)
     place, pictures = record.folder / "figures", []
     if (folder := folders.get("geometry")) is not None:
         pictures += geometry_pictures(folder, place, geometry)
@@ -29,12 +29,23 @@ def pictures_of(record: Record, geometry: Table | None = None) -> list[Picture]:
                 "Steering: what a parent's latent adds to its own words' logits and to others' by strength, and to the log-probability of its words.",
             )
         )
-        pages = [(name, path) for name, path in folders.items() if (path / "tree.json").exists()]
-        for name, path in pages:
-            if name.startswith("evaluate_teacher"):
-                write_tree_page(read_json(path / "tree.json"), record.folder / "feature_tree.html", name)
-                break
     return pictures
+
+
+def _folders_of(record: Record) -> dict[str, Path]:
+    return {str(row["run"]): Path(row["folder"]) for _, row in record.table.iterrows()}
+
+
+def tree_page(record: Record) -> dict[str, Path]:
+    """The page of the feature tree of the teacher's first seed, by what it shows; none before it is evaluated."""
+    for name, folder in _folders_of(record).items():
+        if name.startswith("evaluate_teacher") and (folder / "tree.json").exists():
+            write_tree_page(read_json(folder / "tree.json"), record.folder / "feature_tree.html", name)
+            return {
+                "the learned tree of features, with the contexts in which each fires most": record.folder
+                / "feature_tree.html"
+            }
+    return {}
 
 
 def geometry_pictures(folder: Path, place: Path, table: Table | None = None) -> list[Picture]:
