@@ -301,3 +301,54 @@ def test_what_decides_a_claim_is_a_verb_with_a_configuration_that_is_there(study
         for verb, config in re.findall(r'"(\w+) --config ([\w-]+)[" ]', path.read_text()):
             assert re.search(rf'"{verb}": (ManyRuns|OneRun)\(', (source / "cli.py").read_text()), (path, verb)
             assert (source / "configs" / f"{config}.yaml").is_file(), (path, config)
+
+
+def names_of(source: Path) -> set[str]:
+    """What a module defines or imports at its top level."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source.read_text())):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+    return names
+
+
+def lacking_imports(script: Path) -> list[str]:
+    """What a script imports of this project's packages and they do not have."""
+    lacking = []
+    for node in ast.walk(ast.parse(script.read_text())):
+        if not isinstance(node, ast.ImportFrom) or not node.module:
+            continue
+        roots = [
+            *ROOT.glob(f"packages/*/src/{node.module.split('.')[0]}"),
+            ROOT / "shared" / "src" / node.module.split(".")[0],
+        ]
+        if not (root := next((root for root in roots if root.is_dir()), None)):
+            continue
+        place = root.parent.joinpath(*node.module.split("."))
+        source = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+        there = names_of(source) if source.is_file() else set()
+        there |= {path.stem for path in place.glob("*")} if place.is_dir() else set()
+        lacking += [f"{node.module}.{alias.name}" for alias in node.names if alias.name not in there]
+    return lacking
+
+
+@pytest.mark.parametrize(
+    "script",
+    sorted([*ROOT.glob("packages/*/benchmarks/*.py"), *ROOT.glob("shared/benchmarks/*.py")]),
+    ids=lambda path: path.name,
+)
+def test_a_benchmark_imports_what_is_there(script):
+    """Nothing runs the benchmarks but a reader who checks a figure."""
+    assert lacking_imports(script) == []
+
+
+def test_an_import_of_what_has_gone_is_seen(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from studycore.files import read_json, gone\nfrom studycore.nowhere import x\nfrom os import y\n"
+    )
+    assert lacking_imports(script) == ["studycore.files.gone", "studycore.nowhere.x"]

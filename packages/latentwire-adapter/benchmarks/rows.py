@@ -10,12 +10,11 @@ the same function of the adapter, so its optimum is the same.
 import time
 
 import torch
-from latentwire_adapter.phases import adapter_values, start_adapter
 from torch import Tensor
 
 from latentwire_adapter.config import Phase1Config
 from latentwire_adapter.data import training_prompts
-from latentwire_adapter.fitting import TypeRows, code_dimensions, make_fit
+from latentwire_adapter.fitting import TypeRows, adapter_values, code_dimensions, make_fit, start_adapter
 from latentwire_adapter.losses import reconstruction_loss
 from latentwire_adapter.model.adapter import Adapter
 from latentwire_adapter.model.language_model import load_language_model

@@ -201,7 +201,7 @@ def test_a_shard_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     activations._keep(path, [b"1234", b"5678"])
     names = [name.removeprefix(f"{tmp_path}/").replace(f".{os.getpid()}", "") for name in said]
     assert names == [
-        "key.tmp", ".key.sha256.tmp", f"= {tmp_path}/key.sha256", str(tmp_path), f"= {tmp_path}/key.f32", str(tmp_path),
+        ".key.sha256.tmp", f"= {tmp_path}/key.sha256", str(tmp_path), ".key.f32.tmp", f"= {tmp_path}/key.f32", str(tmp_path),
     ]  # fmt: skip
     assert path.read_bytes() == b"12345678"
 

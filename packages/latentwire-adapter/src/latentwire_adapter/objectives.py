@@ -1,7 +1,8 @@
 """What a phase minimises, and what an evaluation of it logs: one class a phase, which the loop in `train.py` is given.
 
 Both train on token types weighted by how often they stand in the text, since a token's code is the same wherever it stands:
-the same optimum as on positions, with fewer rows.
+the same optimum as on positions, with fewer rows, where the weight is the count. (By default it is the count's square root, and
+further text counts at a share: another optimum, which is meant.)
 
 Shapes: B questions, T tokens, V token types of the table, D dimensions.
 """
