@@ -126,7 +126,7 @@ def test_seeds_without_a_positive_conditioning_are_left_out_and_counted():
     next(row for row in runs if row["run"] == "gram_s0")["ff_gram_original"] = -2.5e6
     claim = judged(runs)["gram_conditioning"]
     assert claim["n"] == 3
-    assert "1 of 4 seeds have no positive value and are left out" in claim["why"]
+    assert "Left out: 1 of 4 runs without a positive ff_gram_original." in claim["why"]
 
 
 def test_a_single_run_reports_the_claims_on_its_own_method():

@@ -76,17 +76,19 @@ def share(metric: str, arm: Hashable = None, of: str = "arm", by: str = "run") -
 
 def geometric_mean(
     metric: str, arm: Hashable = None, of: str = "arm", censored: str = "", by: str = "run", capped: str = "", over: str = "",
-    grid: str = "",
+    grid: str = "", percent: bool = False,
 ) -> Measure:  # fmt: skip
     """Geometric mean over runs (or over another unit, `by`) of a positive metric, or of its ratio to the positive one in the column
     `over`; `censored` names the column that is true where the value is only a lower bound, `capped` the one that is true where
-    it is only an upper bound. `grid` is that of paired_ratio, for a ratio of two times.
+    it is only an upper bound. `grid` is that of paired_ratio, for a ratio of two times; `percent`: a ratio as a change.
     """
 
     def compute(table: "DataFrame") -> tuple[Interval, str]:
         all_done(table, arm, of)
         measured = rows(table, metric, arm, of)
-        chosen, lost = measured[measured[metric] > 0], _lacking(table, metric, arm, of)
+        _has_columns(measured, over or metric)
+        positive = (measured[[metric, over] if over else [metric]] > 0).all(axis=1)
+        chosen, lost = measured[positive], _lacking(table, metric, arm, of)
         if len(measured) > len(chosen):
             lost += f" Left out: {len(measured) - len(chosen)} of {len(measured)} runs without a positive {metric}."
         enough(len(chosen), f"runs{_of(arm)} with a positive {metric}")
@@ -98,6 +100,7 @@ def geometric_mean(
         interval = ratio_interval(
             list(units.itertuples(index=False)), at_least=count > 0, at_most=above > 0, steps=steps
         )
+        interval = interval.as_percent() if percent else interval
         bounds = _censored(count, len(chosen))
         if above:
             bounds += f" Of {above} of {len(chosen)} the value is only an upper bound ({capped})."
@@ -105,6 +108,7 @@ def geometric_mean(
 
     more = f"{f', censored by {censored}' if censored else ''}{f', over {over}' if over else ''}"
     more += f"{f', on a grid of {grid}' if grid else ''}{f', capped by {capped}' if capped else ''}{'' if by == 'run' else f', by {by}'}"
+    more += ", percent" if percent else ""
     return Measure(f"geometric_mean({metric}{_args(arm, of)}{more})", compute, f"{by}s", metric, of_arms(of, arm))
 
 

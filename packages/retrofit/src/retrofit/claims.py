@@ -6,7 +6,7 @@ Student's t over seeds on its logarithm.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from retrofit.metrics.matrix_rows import MatrixRow, read_csv
 from retrofit.metrics.summaries import gaussian_kappa, transport_move, update_means
 from retrofit.metrics.windows import RESAMPLES, log_differences, read_windows
 from studycore.claims import Claim, Condition, Measure, NotRun
-from studycore.measures import all_done, enough, mean, of_arms, paired_ratio, pairs, rows
+from studycore.measures import all_done, enough, geometric_mean, mean, of_arms, paired_ratio, pairs, rows
 from studycore.metrics_log import read_rows
 from studycore.report import figure_of
 from studycore.statistics import Interval, joined_interval, mean_interval, ratio_interval, resampled_ratios
@@ -44,21 +44,9 @@ ORIGINAL, OWN = "the original study's Expected Results", "this study"
 
 # ---------------------------------------------------------------------------------------------- this study's measures
 def conditioning_from_start(metric: str, arm: str) -> Measure:
-    """Percent from step 0 to the end: geometric mean over seeds, Student's t on logarithms."""
-
-    def compute(table: "DataFrame") -> tuple[Interval, str]:
-        all_done(table, arm)
-        chosen = rows(rows(table, metric, arm), f"initial_{metric}", arm)
-        ends = zip(chosen[metric], chosen[f"initial_{metric}"], strict=True)
-        # A ratio of float32 eigenvalues may be negative.
-        values = [(last, first) for last, first in ends if min(last, first) > 0]
-        enough(len(values), f"seeds of {arm}")
-        left_out = len(chosen) - len(values)
-        how = f" {left_out} of {len(chosen)} seeds have no positive value and are left out." if left_out else ""
-        return ratio_interval(values).as_percent(), f"Geometric mean over seeds, Student's t.{how}"
-
-    text = f"conditioning_from_start({metric}, {arm!r}), percent"
-    return Measure(text, compute, "seeds", metric, of_arms("arm", arm))
+    """Percent from step 0 to the end, of the seeds in which both are positive: a ratio of float32 eigenvalues may not be."""
+    change = geometric_mean(metric, arm, by="seed", over=f"initial_{metric}", percent=True)
+    return replace(change, text=f"conditioning_from_start({metric}, {arm!r}), percent")
 
 
 def perplexity_from_start(arm: str) -> Measure:
