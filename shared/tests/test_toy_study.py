@@ -475,7 +475,7 @@ def test_a_sweep_and_its_report_judge_the_claims(tmp_path, here, capsys):
         (tmp_path / "s" / written).unlink()
     assert toy.main(["report", str(tmp_path / "s")]) == 0
     said = capsys.readouterr().out
-    assert said.startswith("# A sum\nDoes momentum fit a sum sooner?\n6 fits.")
+    assert said.startswith("# A sum: arms\nDoes momentum fit a sum sooner?\n6 fits.")
     assert said.count("SUPPORTED") == 2
     judged = {claim["id"]: claim for claim in json.loads((tmp_path / "s" / "results.json").read_text())["claims"]}
     assert {name: (claim["verdict"], claim["n"]) for name, claim in judged.items()} == {

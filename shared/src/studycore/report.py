@@ -212,7 +212,7 @@ def _by_verb(entries: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
 
 def configuration_name(argv: Sequence[str]) -> str:
     """What --config named, without a file's suffix; "" where the command had none."""
-    for item, following in zip(argv, [*argv[1:], ""], strict=True):
+    for item, following in zip(argv, [*argv[1:], ""], strict=False):
         if item == "--config" or item.startswith("--config="):
             return re.sub(r"\.ya?ml$", "", item.removeprefix("--config").removeprefix("=") or following)
     return ""
