@@ -479,7 +479,12 @@ def test_a_configuration_without_claims_does_not_hide_the_one_that_has_them(fini
     assert places == sorted(places)
     assert "Older answer." not in page.text
     assert {"one/b/report.html", "one/c/report.html"} <= {a.get("href") for tag, a in page.elements if tag == "a"}
-    assert [configuration_name(a) for a in (["--config", "x/y.yml"], ["--config"], ["--lr", "1"], [])] == ["x/y", "", "", ""]
+    assert [configuration_name(a) for a in (["--config", "x/y.yml"], ["--config"], ["--lr", "1"], [])] == [
+        "x/y",
+        "",
+        "",
+        "",
+    ]
 
 
 @pytest.mark.parametrize(

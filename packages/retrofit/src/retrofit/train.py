@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from retrofit.arms import get_arm
 from retrofit.arms.base import StepState
-from retrofit.blocks import FeedForward, Part, find_blocks, left_out, up_norms, weights_by_role
+from retrofit.blocks import FeedForward, LeftOut, Part, find_blocks, left_out, up_norms, weights_by_role
 from retrofit.config import ROLES, START, RunConfig
 from retrofit.data import Data, load_data, micro_batches
 from retrofit.legacy.original_json import write_original
@@ -99,15 +99,7 @@ def train(config: RunConfig, run: Run) -> None:
         )
     )  # fmt: skip
     stepper, prepared = run.accelerator.prepare(NextTokenLoss(model), optimizer)
-    about = {
-        **data.about, "hub_commit": commit, "parameters": count_parameters(model),
-        "ffn_width": max((b.down.weight_OI.shape[1] for b in blocks if b.has_features), default=0),
-        "lr": lr, "warmup_steps": config.warmup_steps, "validate_on": config.validate_on,
-        "left_out": lacking.sentences, "left_out_share": lacking.share,
-        "training_tokens": last_step * config.batch_size * config.block_size,
-        "validation_set": data.validation.first(config.validation_blocks).name,
-        "trajectory_set": data.validation.first(config.trajectory_blocks).name,
-    }  # fmt: skip
+    about = what_the_run_is(config, data, model, lacking, lr, last_step) | {"hub_commit": commit}
     seen = [block.name for block in blocks if block.has_features]
     run.about(about=about, layers=[block.name for block in blocks], layers_with_activations=seen, began=began)
 
@@ -178,6 +170,21 @@ def train(config: RunConfig, run: Run) -> None:
 
 
 # ------------------------------------------------------------------------------------------------- the start of a run
+def what_the_run_is(
+    config: RunConfig, data: Data, model: Any, lacking: LeftOut, lr: float, last_step: int
+) -> dict[str, Any]:
+    """What the results say of a run besides its measurements: texts, sizes, rate, and what of the model is not measured."""
+    widths = [block.down.weight_OI.shape[1] for block in find_blocks(model) if block.has_features]
+    return {
+        **data.about, "parameters": count_parameters(model), "ffn_width": max(widths, default=0),
+        "lr": lr, "warmup_steps": config.warmup_steps, "validate_on": config.validate_on,
+        "left_out": lacking.sentences, "left_out_share": lacking.share,
+        "training_tokens": last_step * config.batch_size * config.block_size,
+        "validation_set": data.validation.first(config.validation_blocks).name,
+        "trajectory_set": data.validation.first(config.trajectory_blocks).name,
+    }  # fmt: skip
+
+
 def check_where_it_began(run: Run, paths: Mapping[str, str | None]) -> dict[str, Any]:
     """The folder that relative paths are meant from, and which of these are. UserError for a path that is not there."""
     if run.resume and (began := run.manifest.get("began")):
