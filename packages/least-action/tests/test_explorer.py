@@ -219,6 +219,11 @@ def test_the_table_has_a_row_for_each_value_of_a_field(tmp_path):
     assert frame.astype(object).where(frame.notna(), None).to_dict("list") == {
         "weight_decay": ["0.0", "1.0"], "runs": [1, 2], "memorised": [1, 2], "reached 0.99": [0, 1], "epochs": [None, 10],
     }  # fmt: skip
+    assert (
+        group_table(store, [n for n in store.list_experiments() if n.endswith("c")], "weight_decay")["epochs"]
+        .isna()
+        .all()
+    )
 
 
 def test_the_atlas_is_drawn_by_fraction_and_decay_one_operation_at_a_time(tmp_path):

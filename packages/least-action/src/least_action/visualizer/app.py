@@ -165,7 +165,7 @@ def table(store: ExperimentStore, names: Sequence[str], all_columns: bool = Fals
 def group_table(store: ExperimentStore, names: Sequence[str], by: str) -> pd.DataFrame:
     """A row per value of a field: how many runs have it, how many memorised and reached 0.99, and their median epochs to it."""
     groups = time_to_grok([store.experiments[name] for name in names], [by])
-    medians = groups["median"].round().astype("Int64")
+    medians = groups["median"].astype("Float64").round().astype("Int64")
     columns = {
         by: groups[by].map(str),
         "runs": groups["n"],
