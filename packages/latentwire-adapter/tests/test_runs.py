@@ -251,7 +251,7 @@ def test_rows_of_an_arm_are_made_once(trained, small, make, tmp_path, monkeypatc
     monkeypatch.setattr(codecs, "nearest_types", counted)
     seconds = itertools.count()
     monkeypatch.setattr(
-        evaluation, "_now", lambda device: next(seconds)
+        evaluation, "clock", lambda device: next(seconds)
     )  # so slow that nothing is timed more often than it must
     config = of(EvaluateConfig, small(), arm="nearest", phase1=str(trained))
     make("evaluate", config, tmp_path / "nearest")

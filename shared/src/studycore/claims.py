@@ -202,7 +202,8 @@ def judge_all(
 def _behind(measure: Measure, table: "DataFrame") -> dict[str, Any]:
     """What n counts, the metric, and its value in each of the runs that were read."""
     about: dict[str, Any] = {"units": measure.units} if measure.units else {}
-    if measure.metric and {"run", measure.metric} <= set(table):
+    # Of a run by itself there is nothing to point at, and its name is that of a folder, which may be moved.
+    if measure.metric and {"run", measure.metric} <= set(table) and len(table) > 1:
         own = measure.read(table)
         values = own[measure.metric].astype(object).where(own[measure.metric].notna(), None)
         about |= {"metric": measure.metric, "runs": dict(zip(own["run"], map(_plain, values), strict=True))}

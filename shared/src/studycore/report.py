@@ -9,7 +9,6 @@ from importlib import metadata, resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from studycore.claims import Verdict, listed
 from studycore.errors import UserError
 from studycore.files import read_json, read_text, write_atomic, write_json
 from studycore.run_folder import list_runs, read_results, state_of
@@ -125,6 +124,8 @@ def verdict_counts(claims: Sequence[Mapping[str, Any]]) -> str:
     """One sentence: how many claims got which verdict; "" without claims."""
     if not claims:
         return ""
+    from studycore.claims import listed
+
     parts = [f"{len(group)} {verdict}" for verdict, group in by_verdict(claims)]
     if len(claims) == 1:
         return f"Its one claim: {parts[0].removeprefix('1 ')}."
@@ -133,6 +134,8 @@ def verdict_counts(claims: Sequence[Mapping[str, Any]]) -> str:
 
 def by_verdict(claims: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Mapping[str, Any]]]]:
     """Each verdict that some claims got, with these claims in their order."""
+    from studycore.claims import Verdict  # which imports numpy, and a command's help need not
+
     groups = [(verdict, [claim for claim in claims if claim["verdict"] == verdict]) for verdict in get_args(Verdict)]
     return [(verdict, group) for verdict, group in groups if group]
 
